@@ -1,0 +1,242 @@
+//! How a job learns that it is to stop, and how it can ask for it.
+
+use std::{
+    fmt,
+    future::{self, Future},
+    sync::{Arc, OnceLock},
+    task::Waker,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio_util::sync::CancellationToken;
+
+tokio::task_local! {
+    static CURRENT: Arc<Signal>;
+}
+
+/// Why a job was [`Cancelled`](crate::Cancelled).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CancelReason {
+    /// The caller dropped the response future, under [`OnDrop::Abort`](crate::OnDrop::Abort).
+    CallerDropped,
+    /// The token given to [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown) was
+    /// cancelled.
+    Shutdown,
+    /// The broker gave the job to somebody else.
+    LeaseLost,
+    /// The runtime that the job ran on, or was to run on, has ended.
+    RuntimeGone,
+    /// [`Cancellation::cancel`] was called for no other reason.
+    Requested,
+}
+
+impl CancelReason {
+    /// Returns the name of the reason in snake case, as for a log field.
+    ///
+    /// ```
+    /// assert_eq!(tower_sentinel::CancelReason::LeaseLost.as_str(), "lease_lost");
+    /// ```
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CancelReason::CallerDropped => "caller_dropped",
+            CancelReason::Shutdown => "shutdown",
+            CancelReason::LeaseLost => "lease_lost",
+            CancelReason::RuntimeGone => "runtime_gone",
+            CancelReason::Requested => "requested",
+        }
+    }
+}
+
+impl fmt::Display for CancelReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CancelReason::CallerDropped => "the caller dropped the response future",
+            CancelReason::Shutdown => "shutdown",
+            CancelReason::LeaseLost => "the lease on the job was lost",
+            CancelReason::RuntimeGone => "the runtime of the job is gone",
+            CancelReason::Requested => "requested",
+        })
+    }
+}
+
+/// Waits until the current job is told to stop.
+///
+/// Shorthand for [`Cancellation::current()`]`.cancelled()`: the job is looked up when the
+/// function is *called*, so the future may be moved to a child task. Outside a job it is pending
+/// for ever.
+///
+/// A job is told when its time limit passes, when its caller is gone, at shutdown, and when
+/// [`Cancellation::cancel`] is called. It then has the layer's
+/// [`grace`](crate::SentinelLayer::grace) (none by default) before it is aborted. A job that
+/// returns within its grace has completed.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+/// use tower::{Service, ServiceExt, service_fn};
+/// use tower_layer::Layer;
+/// use tower_sentinel::{Outcome, Report, SentinelLayer};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let job = service_fn(|_id: std::sync::Arc<u64>| async {
+///     tower_sentinel::cancelled().await; // the limit has passed: tidy up and say how far it got
+///     Ok::<_, Infallible>("half of it")
+/// });
+/// let policy = service_fn(|report: Report<_, &'static str, Infallible>| async move {
+///     Ok::<_, Infallible>(report.outcome)
+/// });
+/// let mut sentinel = SentinelLayer::new(policy)
+///     .timeout(Duration::from_secs(1))
+///     .grace(Duration::from_secs(5))
+///     .layer(job);
+///
+/// let outcome = sentinel.ready().await.unwrap().call(1.into()).await.unwrap();
+/// assert!(matches!(outcome, Outcome::Completed("half of it")));
+/// # }
+/// ```
+///
+/// # Cancel safety
+///
+/// Cancel safe: once told, every later call resolves at once.
+pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
+    Cancellation::current().into_cancelled()
+}
+
+/// A handle on the stopping of one job, to be cloned and handed to its child tasks.
+///
+/// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before
+/// `tokio::spawn`. The handle says that the job *is told to stop*, not that it has ended: a job
+/// that simply returns leaves its handles pending.
+///
+/// # Examples
+///
+/// ```
+/// use std::convert::Infallible;
+/// use tower::{Service, ServiceExt, service_fn};
+/// use tower_layer::Layer;
+/// use tower_sentinel::{CancelReason, Cancellation, Outcome, Report, SentinelLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let job = service_fn(|_id: std::sync::Arc<u64>| async {
+///     let cancellation = Cancellation::current();
+///     tokio::spawn(async move { cancellation.cancel(CancelReason::LeaseLost) });
+///     std::future::pending::<Result<(), Infallible>>().await
+/// });
+/// let policy = service_fn(|report: Report<_, (), Infallible>| async move {
+///     let Outcome::Cancelled(cancelled) = report.outcome else { panic!("{report:?}") };
+///     Ok::<_, Infallible>(cancelled.reason())
+/// });
+/// let mut sentinel = SentinelLayer::new(policy).layer(job);
+///
+/// let reason = sentinel.ready().await.unwrap().call(1.into()).await.unwrap();
+/// assert_eq!(reason, CancelReason::LeaseLost);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Cancellation {
+    signal: Option<Arc<Signal>>,
+}
+
+impl Cancellation {
+    /// Returns the handle of the job that is running here.
+    ///
+    /// Outside a job the handle is inert: [`cancelled`](Self::cancelled) is pending for ever and
+    /// [`cancel`](Self::cancel) does nothing.
+    pub fn current() -> Self {
+        Self {
+            signal: CURRENT.try_with(Arc::clone).ok(),
+        }
+    }
+
+    /// Waits until the job is told to stop; see [`cancelled`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: once told, every later call resolves at once.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.clone().into_cancelled()
+    }
+
+    /// Returns whether the job was told to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.signal.as_ref().is_some_and(|signal| signal.is_told())
+    }
+
+    /// Asks the sentinel to stop the job, for `reason`.
+    ///
+    /// The job goes down the same ladder as at its time limit: told, grace, abort. The first
+    /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
+    /// returns on the way down, is not affected.
+    pub fn cancel(&self, reason: CancelReason) {
+        if let Some(signal) = &self.signal
+            && signal.request.set(reason).is_ok()
+        {
+            signal.supervisor.wake();
+        }
+    }
+
+    async fn into_cancelled(self) {
+        match &self.signal {
+            Some(signal) => signal.token().cancelled().await,
+            None => future::pending().await,
+        }
+    }
+}
+
+impl fmt::Debug for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cancellation")
+            .field("in_job", &self.signal.is_some())
+            .field("is_cancelled", &self.is_cancelled())
+            .finish()
+    }
+}
+
+/// What a job and its supervisor share. One is allocated for every job, so it stays small.
+#[derive(Default)]
+pub(crate) struct Signal {
+    /// The first `cancel`; later ones are ignored.
+    request: OnceLock<CancelReason>,
+    /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
+    /// beside it that could disagree: told *is* a cancelled token.
+    token: OnceLock<CancellationToken>,
+    supervisor: AtomicWaker,
+}
+
+impl Signal {
+    /// Makes this the current job of `future`, in each poll and in its destructor.
+    pub(crate) fn scope<F: Future>(
+        self: &Arc<Self>,
+        future: F,
+    ) -> tokio::task::futures::TaskLocalFuture<Arc<Self>, F> {
+        CURRENT.scope(Arc::clone(self), future)
+    }
+
+    /// Returns the reason of the first `cancel`; wakes `supervisor` when it comes later.
+    pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<CancelReason> {
+        self.supervisor.register(supervisor);
+        self.request()
+    }
+
+    pub(crate) fn request(&self) -> Option<CancelReason> {
+        self.request.get().copied()
+    }
+
+    pub(crate) fn tell(&self) {
+        self.token().cancel();
+    }
+
+    fn is_told(&self) -> bool {
+        self.token
+            .get()
+            .is_some_and(CancellationToken::is_cancelled)
+    }
+
+    fn token(&self) -> &CancellationToken {
+        self.token.get_or_init(CancellationToken::new)
+    }
+}

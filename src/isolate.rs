@@ -1,0 +1,371 @@
+//! Runs one call of a service on a task of its own: the only place that spawns, times and stops.
+//!
+//! Every stop goes down one ladder: the job is told, it has its grace, it is aborted, and for a
+//! while it is waited for. What the sentinel makes of that is an [`Outcome`], exactly one.
+
+use std::{
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinHandle},
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tower_service::Service;
+use tracing::{Instrument, Span};
+
+use crate::{
+    cancel::{CancelReason, Signal},
+    outcome::{Outcome, Panic, Stop, catch, drop_quietly},
+};
+
+/// How a job's task ends, unless it is aborted.
+type Exit<T, E> = Result<Result<T, E>, Panic>;
+
+/// The durations of the ladder by which a job is stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ladder {
+    /// From telling the job to aborting it.
+    pub(crate) grace: Duration,
+    /// From aborting the job to giving up on its end.
+    pub(crate) stop_wait: Duration,
+}
+
+/// Why a job is being stopped.
+#[derive(Clone, Copy)]
+enum Cause {
+    TimeLimit(Duration),
+    Cancelled(CancelReason),
+}
+
+impl Cause {
+    fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
+        match self {
+            Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
+            Cause::Cancelled(reason) => Outcome::Cancelled(stop.into_cancelled(reason)),
+        }
+    }
+}
+
+/// How far down the ladder a job is.
+#[derive(Clone, Copy)]
+enum Step {
+    Running,
+    /// The job was told to stop.
+    Grace(Cause),
+    /// The job was told and aborted.
+    Stopping(Cause),
+}
+
+/// A job on a task of its own, seen from its supervisor.
+///
+/// `Unpin`, so that it can move to another supervisor half-way; the [`Clock`] stays behind.
+pub(crate) struct Isolated<T, E> {
+    join: JoinHandle<Exit<T, E>>,
+    signal: Arc<Signal>,
+    /// Boxed, since it is absent where no shutdown token is set.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    started: Instant,
+    step: Step,
+    /// When the next step is taken, if time alone takes it.
+    due: Option<Instant>,
+}
+
+impl<T, E> Isolated<T, E> {
+    /// Calls `service` on a new task of `runtime`. The time limit counts from `started`.
+    pub(crate) fn spawn<S, J>(
+        runtime: &Handle,
+        span: &Span,
+        (service, job): (S, J),
+        started: Instant,
+        due: Option<Instant>,
+        shutdown: Option<&CancellationToken>,
+    ) -> Self
+    where
+        S: Service<J, Response = T, Error = E> + Send + 'static,
+        S::Future: Send + 'static,
+        J: Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let signal = Arc::new(Signal::default());
+        let task = Task::Calling {
+            call: Some((service, job)),
+        };
+        Self {
+            join: runtime.spawn(signal.scope(task).instrument(span.clone())),
+            signal,
+            shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
+            started,
+            step: Step::Running,
+            due,
+        }
+    }
+
+    /// Returns the time since the call.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Returns the outcome, and takes the steps of the ladder that lead to it.
+    pub(crate) fn poll_outcome(
+        &mut self,
+        mut clock: Pin<&mut Clock>,
+        ladder: Ladder,
+        cx: &mut Context<'_>,
+    ) -> Poll<Outcome<T, E>> {
+        // First of all, and after every wake-up: a job that returned has returned.
+        if let Poll::Ready(exit) = Pin::new(&mut self.join).poll(cx) {
+            return Poll::Ready(self.conclude(exit));
+        }
+        loop {
+            match self.step {
+                Step::Running => {
+                    let cause = ready!(self.poll_cause(clock.as_mut(), cx));
+                    self.stop(cause, ladder);
+                }
+                Step::Grace(cause) => {
+                    ready!(clock.as_mut().poll(self.due, cx));
+                    self.abort(cause, ladder);
+                }
+                Step::Stopping(cause) => {
+                    ready!(clock.as_mut().poll(self.due, cx));
+                    let (stopped, panic) = (false, None);
+                    return Poll::Ready(cause.into_outcome(Stop { stopped, panic }));
+                }
+            }
+        }
+    }
+
+    fn poll_cause(&mut self, clock: Pin<&mut Clock>, cx: &mut Context<'_>) -> Poll<Cause> {
+        if let Some(reason) = self.signal.poll_request(cx.waker()) {
+            return Poll::Ready(Cause::Cancelled(reason));
+        }
+        if let Some(due) = self.due
+            && clock.poll(self.due, cx).is_ready()
+        {
+            return Poll::Ready(Cause::TimeLimit(due - self.started));
+        }
+        match &mut self.shutdown {
+            Some(shutdown) => shutdown
+                .as_mut()
+                .poll(cx)
+                .map(|()| Cause::Cancelled(CancelReason::Shutdown)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Begins to stop the job because its caller is gone, unless it is already being stopped.
+    ///
+    /// A cause that came first but was not seen yet, for want of a poll, keeps its place.
+    pub(crate) fn stop_without_caller(&mut self, ladder: Ladder) {
+        let Step::Running = self.step else { return };
+        let cause = match (self.signal.request(), self.due) {
+            (Some(reason), _) => Cause::Cancelled(reason),
+            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
+            (None, _) => Cause::Cancelled(CancelReason::CallerDropped),
+        };
+        self.stop(cause, ladder);
+    }
+
+    fn stop(&mut self, cause: Cause, ladder: Ladder) {
+        self.signal.tell();
+        if ladder.grace.is_zero() {
+            self.abort(cause, ladder);
+        } else {
+            self.step = Step::Grace(cause);
+            self.due = Instant::now().checked_add(ladder.grace);
+        }
+    }
+
+    fn abort(&mut self, cause: Cause, ladder: Ladder) {
+        self.join.abort();
+        self.step = Step::Stopping(cause);
+        self.due = Instant::now().checked_add(ladder.stop_wait);
+    }
+
+    fn conclude(&self, exit: Result<Exit<T, E>, JoinError>) -> Outcome<T, E> {
+        let cause = match self.step {
+            Step::Running => self.signal.request().map(Cause::Cancelled),
+            Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
+        };
+        let panic = match (exit, cause) {
+            (Ok(Ok(result)), _) => return result.into(),
+            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), Some(_)) => Some(panic),
+            // A destructor that panics makes an aborted task look like one that panicked.
+            (Err(error), _) => error.try_into_panic().ok().map(Panic::from_payload),
+        };
+        // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
+        let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::RuntimeGone));
+        let stopped = true;
+        cause.into_outcome(Stop { stopped, panic })
+    }
+
+    /// Returns the task, if it is still running.
+    pub(crate) fn into_running(self) -> Option<JoinHandle<Exit<T, E>>> {
+        (!self.join.is_finished()).then_some(self.join)
+    }
+}
+
+pin_project! {
+    /// The job's side: the call, then its future, with every panic caught where it happens.
+    ///
+    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
+    /// panics in `Drop` as well, the process aborts.
+    #[project = TaskProj]
+    enum Task<S, J, F> {
+        Calling { call: Option<(S, J)> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<S, J> Future for Task<S, J, S::Future>
+where
+    S: Service<J>,
+{
+    type Output = Exit<S::Response, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let TaskProj::Calling { call } = self.as_mut().project() {
+            // Invariant: a task is not polled again once `call` has panicked.
+            let (mut service, job) = call.take().expect("the service is called once");
+            let future = catch(|| service.call(job));
+            drop_quietly(service);
+            match future {
+                Ok(future) => self.set(Task::Running { future }),
+                Err(panic) => return Poll::Ready(Err(panic)),
+            }
+        }
+        let TaskProj::Running { future } = self.as_mut().project() else {
+            unreachable!("a call that did not panic left a future");
+        };
+        let exit = match catch(|| future.poll(cx)) {
+            Ok(result) => Ok(ready!(result)),
+            Err(panic) => Err(panic),
+        };
+        // A destructor that panics cannot take back what the job returned. `set` writes the new
+        // value though the drop of the old one unwinds.
+        if let Err(panic) = catch(|| self.set(Task::Calling { call: None })) {
+            drop(panic);
+        }
+        Poll::Ready(exit)
+    }
+}
+
+pin_project! {
+    /// The one timer of a supervisor: it serves the limit, then each step in its turn.
+    pub(crate) struct Clock {
+        #[pin]
+        sleep: Option<Sleep>,
+        home: Handle,
+    }
+}
+
+impl Clock {
+    /// Creates a clock that makes its timers on `home`.
+    pub(crate) fn new(home: Handle, due: Option<Instant>) -> Self {
+        let sleep = due.map(|due| {
+            let _context = home.enter();
+            sleep_until(due)
+        });
+        Self { sleep, home }
+    }
+
+    pub(crate) fn home(&self) -> &Handle {
+        &self.home
+    }
+
+    /// Waits until `due`, or for ever.
+    pub(crate) fn poll(
+        self: Pin<&mut Self>,
+        due: Option<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(due) = due else {
+            return Poll::Pending;
+        };
+        let mut this = self.project();
+        match this.sleep.as_mut().as_pin_mut() {
+            Some(sleep) if sleep.deadline() == due => {}
+            Some(sleep) => sleep.reset(due),
+            None => {
+                let _context = this.home.enter();
+                this.sleep.set(Some(sleep_until(due)));
+            }
+        }
+        // Invariant: each arm above leaves a timer.
+        let sleep = this.sleep.as_pin_mut().expect("the timer is set");
+        sleep.poll(cx)
+    }
+}
+
+/// Counts the jobs that still run though their outcome is given.
+#[derive(Debug)]
+pub(crate) struct Abandoned {
+    max: usize,
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    running: usize,
+    waiting: Vec<Waker>,
+}
+
+impl Abandoned {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            max,
+            jobs: Mutex::default(),
+        }
+    }
+
+    /// Waits until fewer than `max` abandoned jobs run.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut jobs = self.lock();
+        if jobs.running < self.max {
+            return Poll::Ready(());
+        }
+        if !jobs.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            jobs.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Counts `task` until it ends.
+    pub(crate) fn watch<R: Send + 'static>(self: &Arc<Self>, home: &Handle, task: JoinHandle<R>) {
+        self.lock().running += 1;
+        let place = Place(Arc::clone(self));
+        home.spawn(async move {
+            drop_quietly(task.await);
+            drop(place);
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        // Nothing panics while the lock is held.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One abandoned job. Counted down in `Drop`, as the watching task may die with its runtime.
+struct Place(Arc<Abandoned>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut jobs = self.0.lock();
+        jobs.running -= 1;
+        let waiting = mem::take(&mut jobs.waiting);
+        drop(jobs);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,444 @@
+//! What became of a job: [`Outcome`] and the three ways in which it can fail to return.
+
+use std::{
+    any::Any,
+    borrow::Cow,
+    error::Error,
+    fmt, mem,
+    panic::{self, AssertUnwindSafe},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::CancelReason;
+
+/// What became of a job.
+///
+/// The enum is exhaustive on purpose: a policy that forgets one of the five does not compile.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sentinel::Outcome;
+///
+/// fn acks(outcome: &Outcome<(), std::io::Error>) -> bool {
+///     match outcome {
+///         Outcome::Completed(()) => true,
+///         Outcome::Failed(_) | Outcome::TimedOut(_) | Outcome::Cancelled(_) => false,
+///         // A job that panics will panic again: do not give it back.
+///         Outcome::Panicked(_) => true,
+///     }
+/// }
+///
+/// assert!(acks(&Outcome::Completed(())));
+/// assert!(!acks(&Outcome::Failed(std::io::ErrorKind::TimedOut.into())));
+/// ```
+#[derive(Debug)]
+pub enum Outcome<T, E> {
+    /// The job returned a value.
+    Completed(T),
+    /// The job returned an error.
+    Failed(E),
+    /// The job panicked, in the service's `call` or in the future that it returned.
+    Panicked(Panic),
+    /// The job passed its time limit.
+    TimedOut(TimedOut),
+    /// The job was told to stop, for another reason than its time limit.
+    Cancelled(Cancelled),
+}
+
+impl<T, E> Outcome<T, E> {
+    /// Returns which of the five outcomes this is.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Outcome::Completed(_) => OutcomeKind::Completed,
+            Outcome::Failed(_) => OutcomeKind::Failed,
+            Outcome::Panicked(_) => OutcomeKind::Panicked,
+            Outcome::TimedOut(_) => OutcomeKind::TimedOut,
+            Outcome::Cancelled(_) => OutcomeKind::Cancelled,
+        }
+    }
+
+    /// Returns whether the job returned a value.
+    pub fn is_completed(&self) -> bool {
+        matches!(self, Outcome::Completed(_))
+    }
+
+    /// Returns whether the job returned an error.
+    pub fn is_failed(&self) -> bool {
+        matches!(self, Outcome::Failed(_))
+    }
+
+    /// Returns whether the job panicked.
+    pub fn is_panicked(&self) -> bool {
+        matches!(self, Outcome::Panicked(_))
+    }
+
+    /// Returns whether the job passed its time limit.
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self, Outcome::TimedOut(_))
+    }
+
+    /// Returns whether the job was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Outcome::Cancelled(_))
+    }
+
+    /// Turns the outcome into a `Result`, for `?` and for code that wants an [`Error`].
+    ///
+    /// ```
+    /// use tower_sentinel::{Outcome, Panic};
+    ///
+    /// let outcome: Outcome<(), std::io::Error> = Outcome::Panicked(Panic::new("index 7"));
+    /// assert_eq!(outcome.into_result().unwrap_err().to_string(), "the job panicked: index 7");
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Every outcome but [`Completed`](Outcome::Completed) is a [`Failure`].
+    pub fn into_result(self) -> Result<T, Failure<E>> {
+        match self {
+            Outcome::Completed(value) => Ok(value),
+            Outcome::Failed(error) => Err(Failure::Failed(error)),
+            Outcome::Panicked(panic) => Err(Failure::Panicked(panic)),
+            Outcome::TimedOut(timed_out) => Err(Failure::TimedOut(timed_out)),
+            Outcome::Cancelled(cancelled) => Err(Failure::Cancelled(cancelled)),
+        }
+    }
+}
+
+impl<T, E> From<Result<T, E>> for Outcome<T, E> {
+    fn from(result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Outcome::Completed(value),
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+}
+
+/// The name of an [`Outcome`], without its content: for counters and log fields.
+///
+/// ```
+/// use tower_sentinel::{Outcome, OutcomeKind};
+///
+/// let outcome = Outcome::<_, ()>::Completed(42);
+/// assert_eq!(outcome.kind(), OutcomeKind::Completed);
+/// assert_eq!(outcome.kind().as_str(), "completed");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OutcomeKind {
+    /// See [`Outcome::Completed`].
+    Completed,
+    /// See [`Outcome::Failed`].
+    Failed,
+    /// See [`Outcome::Panicked`].
+    Panicked,
+    /// See [`Outcome::TimedOut`].
+    TimedOut,
+    /// See [`Outcome::Cancelled`].
+    Cancelled,
+}
+
+impl OutcomeKind {
+    /// Returns the name in snake case, as for a log field.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OutcomeKind::Completed => "completed",
+            OutcomeKind::Failed => "failed",
+            OutcomeKind::Panicked => "panicked",
+            OutcomeKind::TimedOut => "timed_out",
+            OutcomeKind::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for OutcomeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// An [`Outcome`] that is not [`Completed`](Outcome::Completed), as an error.
+#[derive(Debug)]
+pub enum Failure<E> {
+    /// See [`Outcome::Failed`].
+    Failed(E),
+    /// See [`Outcome::Panicked`].
+    Panicked(Panic),
+    /// See [`Outcome::TimedOut`].
+    TimedOut(TimedOut),
+    /// See [`Outcome::Cancelled`].
+    Cancelled(Cancelled),
+}
+
+impl<E: fmt::Display> fmt::Display for Failure<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Failed(error) => write!(f, "the job failed: {error}"),
+            Failure::Panicked(panic) => panic.fmt(f),
+            Failure::TimedOut(timed_out) => timed_out.fmt(f),
+            Failure::Cancelled(cancelled) => cancelled.fmt(f),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display + 'static> Error for Failure<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Failure::Failed(error) => boxed_source(error),
+            Failure::Panicked(_) => None,
+            Failure::TimedOut(timed_out) => timed_out.source(),
+            Failure::Cancelled(cancelled) => cancelled.source(),
+        }
+    }
+}
+
+/// Returns what a `BoxError` holds, and nothing for any other error.
+///
+/// `E: Error` cannot be asked for, since `BoxError` is not `Error` itself; the inner error is
+/// always part of the `Display` of what wraps it.
+pub(crate) fn boxed_source<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
+    let error: &dyn Any = error;
+    let boxed = error.downcast_ref::<Box<dyn Error + Send + Sync>>()?;
+    Some(&**boxed)
+}
+
+/// A caught panic.
+///
+/// Unlike the bare payload, which is `Send` only, it is `Sync` too, and dropping it is safe when
+/// the destructor of the payload panics in its turn.
+///
+/// ```
+/// use tower_sentinel::Panic;
+///
+/// let payload = std::panic::catch_unwind(|| panic!("no such user: {}", 7)).unwrap_err();
+/// let panic = Panic::from_payload(payload);
+/// assert_eq!(panic.message(), "no such user: 7");
+/// assert_eq!(*panic.into_payload().downcast::<String>().unwrap(), "no such user: 7");
+/// ```
+// Boxed, so that the rarest of outcomes does not set the size of all others.
+pub struct Panic(Box<Caught>);
+
+struct Caught {
+    message: Cow<'static, str>,
+    /// Empty only while it is moved out. The lock is never taken: it lends its `Sync`.
+    payload: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Panic {
+    /// Creates a panic with `payload`, as [`std::panic::panic_any`] would raise it.
+    ///
+    /// For tests of a policy.
+    pub fn new(payload: impl Any + Send) -> Self {
+        Self::from_payload(Box::new(payload))
+    }
+
+    /// Creates a panic from what [`std::panic::catch_unwind`] or a `JoinError` gives.
+    pub fn from_payload(payload: Box<dyn Any + Send>) -> Self {
+        let message = if let Some(message) = payload.downcast_ref::<&'static str>() {
+            Cow::Borrowed(*message)
+        } else if let Some(message) = payload.downcast_ref::<String>() {
+            Cow::Owned(message.clone())
+        } else {
+            Cow::Borrowed("Box<dyn Any>")
+        };
+        Self(Box::new(Caught {
+            message,
+            payload: Mutex::new(Some(payload)),
+        }))
+    }
+
+    /// Returns the message, if the payload is a `&'static str` or a `String`; otherwise
+    /// `Box<dyn Any>`, as the standard library's panic hook prints it.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Returns the payload that the panic was raised with.
+    pub fn into_payload(mut self) -> Box<dyn Any + Send> {
+        // Invariant: only this method empties the slot, and it consumes the panic.
+        self.take().expect("the payload is taken once")
+    }
+
+    /// Lets the panic go on in the current thread, without calling the panic hook again.
+    pub fn resume(self) -> ! {
+        panic::resume_unwind(self.into_payload())
+    }
+
+    fn take(&mut self) -> Option<Box<dyn Any + Send>> {
+        let slot = self.0.payload.get_mut();
+        slot.unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Panic {
+    fn drop(&mut self) {
+        if let Some(payload) = self.take() {
+            drop_quietly(payload);
+        }
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Panic").field(&self.message()).finish()
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the job panicked: {}", self.message())
+    }
+}
+
+impl Error for Panic {}
+
+/// Runs `f` and catches its panic.
+///
+/// `AssertUnwindSafe` holds because callers drop whatever `f` touched, unused, once it panicked.
+pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
+    panic::catch_unwind(AssertUnwindSafe(f)).map_err(Panic::from_payload)
+}
+
+/// Drops a value of the user's where an unwinding destructor would take the sentinel with it.
+///
+/// The panic hook has told of that panic. Its payload is leaked: to drop it could panic again,
+/// without end.
+pub(crate) fn drop_quietly<T>(value: T) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        mem::forget(payload);
+    }
+}
+
+/// A job passed its time limit.
+///
+/// "Timed out" is not "stopped": see [`stopped`](TimedOut::stopped).
+#[derive(Debug)]
+pub struct TimedOut {
+    limit: Duration,
+    stop: Stop,
+}
+
+impl TimedOut {
+    /// Creates the outcome of a job that passed `limit`, and of which `stopped` says whether it
+    /// was gone when the policy was called.
+    ///
+    /// For tests of a policy.
+    pub fn new(limit: Duration, stopped: bool) -> Self {
+        let panic = None;
+        let stop = Stop { stopped, panic };
+        Self { limit, stop }
+    }
+
+    /// Returns the limit that was passed, counted from the sentinel's `call`.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Returns whether the job was really gone when the policy was called.
+    ///
+    /// `false` means that it was still running, because it blocks its thread: an abort acts at
+    /// an `.await` only. Whatever it does from now on happens beside the next delivery of the
+    /// same job.
+    pub fn stopped(&self) -> bool {
+        self.stop.stopped
+    }
+
+    /// Returns the panic with which the job went down, if it panicked after it was told to stop:
+    /// in its grace or in a destructor.
+    pub fn panic(&self) -> Option<&Panic> {
+        self.stop.panic.as_ref()
+    }
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the job passed its time limit of {:?}", self.limit)?;
+        self.stop.fmt(f)
+    }
+}
+
+impl Error for TimedOut {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.stop.source()
+    }
+}
+
+/// A job was stopped for another reason than its time limit.
+#[derive(Debug)]
+pub struct Cancelled {
+    reason: CancelReason,
+    stop: Stop,
+}
+
+impl Cancelled {
+    /// Creates the outcome of a job that was cancelled for `reason`, and of which `stopped` says
+    /// whether it was gone when the policy was called.
+    ///
+    /// For tests of a policy.
+    pub fn new(reason: CancelReason, stopped: bool) -> Self {
+        let panic = None;
+        let stop = Stop { stopped, panic };
+        Self { reason, stop }
+    }
+
+    /// Returns why the job was cancelled.
+    pub fn reason(&self) -> CancelReason {
+        self.reason
+    }
+
+    /// Returns whether the job was really gone when the policy was called; see
+    /// [`TimedOut::stopped`].
+    pub fn stopped(&self) -> bool {
+        self.stop.stopped
+    }
+
+    /// Returns the panic with which the job went down, if it panicked after it was told to stop:
+    /// in its grace or in a destructor.
+    pub fn panic(&self) -> Option<&Panic> {
+        self.stop.panic.as_ref()
+    }
+}
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the job was cancelled: {}", self.reason)?;
+        self.stop.fmt(f)
+    }
+}
+
+impl Error for Cancelled {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.stop.source()
+    }
+}
+
+/// How a job that was told to stop went down.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub(crate) stopped: bool,
+    pub(crate) panic: Option<Panic>,
+}
+
+impl Stop {
+    pub(crate) fn into_timed_out(self, limit: Duration) -> TimedOut {
+        TimedOut { limit, stop: self }
+    }
+
+    pub(crate) fn into_cancelled(self, reason: CancelReason) -> Cancelled {
+        Cancelled { reason, stop: self }
+    }
+
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.panic.as_ref().map(|panic| panic as _)
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stopped {
+            true => Ok(()),
+            false => f.write_str("; it is still running"),
+        }
+    }
+}
