@@ -7,7 +7,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -82,7 +82,7 @@ pub(crate) struct Isolated<T, E> {
 impl<T, E> Isolated<T, E> {
     /// Calls `service` on a new task of `runtime`. The time limit counts from `started`.
     pub(crate) fn spawn<S, J>(
-        runtime: &Handle,
+        home: &Home,
         span: &Span,
         (service, job): (S, J),
         started: Instant,
@@ -100,8 +100,12 @@ impl<T, E> Isolated<T, E> {
         let task = Task::Calling {
             call: Some((service, job)),
         };
+        let task = signal.scope(task).instrument(span.clone());
         Self {
-            join: runtime.spawn(signal.scope(task).instrument(span.clone())),
+            join: match &home.jobs {
+                Some(runtime) => runtime.spawn(task),
+                None => tokio::spawn(task),
+            },
             signal,
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
             started,
@@ -120,6 +124,7 @@ impl<T, E> Isolated<T, E> {
         &mut self,
         mut clock: Pin<&mut Clock>,
         ladder: Ladder,
+        home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         // First of all, and after every wake-up: a job that returned has returned.
@@ -129,15 +134,15 @@ impl<T, E> Isolated<T, E> {
         loop {
             match self.step {
                 Step::Running => {
-                    let cause = ready!(self.poll_cause(clock.as_mut(), cx));
+                    let cause = ready!(self.poll_cause(clock.as_mut(), home, cx));
                     self.stop(cause, ladder);
                 }
                 Step::Grace(cause) => {
-                    ready!(clock.as_mut().poll(self.due, cx));
+                    ready!(clock.as_mut().poll(self.due, home, cx));
                     self.abort(cause, ladder);
                 }
                 Step::Stopping(cause) => {
-                    ready!(clock.as_mut().poll(self.due, cx));
+                    ready!(clock.as_mut().poll(self.due, home, cx));
                     let (stopped, panic) = (false, None);
                     return Poll::Ready(cause.into_outcome(Stop { stopped, panic }));
                 }
@@ -145,12 +150,17 @@ impl<T, E> Isolated<T, E> {
         }
     }
 
-    fn poll_cause(&mut self, clock: Pin<&mut Clock>, cx: &mut Context<'_>) -> Poll<Cause> {
+    fn poll_cause(
+        &mut self,
+        clock: Pin<&mut Clock>,
+        home: &Home,
+        cx: &mut Context<'_>,
+    ) -> Poll<Cause> {
         if let Some(reason) = self.signal.poll_request(cx.waker()) {
             return Poll::Ready(Cause::Cancelled(reason));
         }
         if let Some(due) = self.due
-            && clock.poll(self.due, cx).is_ready()
+            && clock.poll(self.due, home, cx).is_ready()
         {
             return Poll::Ready(Cause::TimeLimit(due - self.started));
         }
@@ -261,33 +271,78 @@ where
     }
 }
 
+/// Where supervisions go on: the runtime that is current, or else the best one known.
+#[derive(Debug)]
+pub(crate) struct Home {
+    /// The runtime of the jobs, if they have one of their own.
+    jobs: Option<Handle>,
+    /// The runtime of the first call. Kept once for all jobs, since counting references to a
+    /// handle for each of them costs more than all the rest of their supervision.
+    first: OnceLock<Handle>,
+}
+
+impl Home {
+    pub(crate) fn new(jobs: Option<Handle>) -> Self {
+        Self {
+            jobs,
+            first: OnceLock::new(),
+        }
+    }
+
+    /// Learns of the runtime in which a call is made.
+    #[track_caller]
+    pub(crate) fn arrive(&self) {
+        if self.first.get().is_none() {
+            match (Handle::try_current(), &self.jobs) {
+                (Ok(current), _) => drop(self.first.set(current)),
+                (Err(_), Some(_)) => {}
+                (Err(_), None) => panic!(
+                    "`Sentinel::call` outside of a tokio runtime: call it inside one, or give \
+                     the layer a `runtime(handle)`"
+                ),
+            }
+        }
+    }
+
+    /// Returns a clock that is set to `due`.
+    pub(crate) fn clock(&self, due: Option<Instant>) -> Clock {
+        Clock {
+            sleep: due.map(sleep_until),
+        }
+    }
+
+    /// Returns the runtime to go on on: a future can be dropped, or polled, anywhere.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::try_current()
+            .ok()
+            .or_else(|| self.jobs.clone())
+            .or_else(|| self.first.get().cloned())
+            .expect("a call was made, so a runtime is known")
+    }
+}
+
 pin_project! {
     /// The one timer of a supervisor: it serves the limit, then each step in its turn.
+    #[derive(Default)]
     pub(crate) struct Clock {
         #[pin]
         sleep: Option<Sleep>,
-        home: Handle,
     }
 }
 
 impl Clock {
-    /// Creates a clock that makes its timers on `home`.
-    pub(crate) fn new(home: Handle, due: Option<Instant>) -> Self {
-        let sleep = due.map(|due| {
-            let _context = home.enter();
-            sleep_until(due)
-        });
-        Self { sleep, home }
-    }
-
-    pub(crate) fn home(&self) -> &Handle {
-        &self.home
+    /// Creates a clock with a timer of the current runtime.
+    pub(crate) fn new(due: Option<Instant>) -> Self {
+        Self {
+            sleep: due.map(sleep_until),
+        }
     }
 
     /// Waits until `due`, or for ever.
     pub(crate) fn poll(
         self: Pin<&mut Self>,
         due: Option<Instant>,
+        home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let Some(due) = due else {
@@ -298,7 +353,8 @@ impl Clock {
             Some(sleep) if sleep.deadline() == due => {}
             Some(sleep) => sleep.reset(due),
             None => {
-                let _context = this.home.enter();
+                let handle = home.handle();
+                let _context = handle.enter();
                 this.sleep.set(Some(sleep_until(due)));
             }
         }

@@ -1,9 +1,8 @@
 //! [`AckPolicy`]: the service that answers the broker, and the [`Report`] it answers for.
 
 use std::{
-    mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -101,52 +100,59 @@ impl<P, Tag, T, E> AckPolicy<Tag, T, E> for P where P: Service<Report<Tag, T, E>
 pub(crate) enum Settlement<P, F, Tag, T, E> {
     Readying(P, Report<Tag, T, E>),
     Calling(Pin<Box<F>>),
-    Settled,
 }
+
+/// What a policy answered, or how it panicked.
+pub(crate) type Settled<R, E> = Result<Result<R, E>, Panic>;
 
 impl<P, F, Tag, T, E> Settlement<P, F, Tag, T, E>
 where
     P: Service<Report<Tag, T, E>, Future = F>,
     F: Future<Output = Result<P::Response, P::Error>>,
 {
-    /// Returns what the policy answered, or how it panicked.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
-        let settled = ready!(self.poll_settled(cx));
-        self.end();
-        Poll::Ready(settled)
-    }
-
-    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
-        if let Settlement::Readying(policy, _) = self {
-            match catch(|| policy.poll_ready(cx)) {
-                Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(Ok(()))) => {}
-                Ok(Poll::Ready(Err(error))) => return Poll::Ready(Ok(Err(error))),
-                Err(panic) => return Poll::Ready(Err(panic)),
+    /// Begins a settlement; there is nothing to store if it ends at once, as most do.
+    pub(crate) fn begin(
+        mut policy: P,
+        report: Report<Tag, T, E>,
+        cx: &mut Context<'_>,
+    ) -> Result<Settled<P::Response, P::Error>, Self> {
+        let future = match catch(|| policy.poll_ready(cx)) {
+            Ok(Poll::Pending) => return Err(Settlement::Readying(policy, report)),
+            Ok(Poll::Ready(Ok(()))) => catch(|| Box::pin(policy.call(report))),
+            Ok(Poll::Ready(Err(error))) => {
+                drop_quietly(report);
+                return Ok(Ok(Err(error)));
             }
-        }
-        *self = match mem::replace(self, Self::Settled) {
-            Settlement::Readying(mut policy, report) => {
-                let future = catch(|| Box::pin(policy.call(report)));
-                drop_quietly(policy);
-                match future {
-                    Ok(future) => Settlement::Calling(future),
-                    Err(panic) => return Poll::Ready(Err(panic)),
-                }
+            Err(panic) => {
+                drop_quietly(report);
+                Err(panic)
             }
-            other => other,
         };
-        match self {
-            Settlement::Calling(future) => match catch(|| future.as_mut().poll(cx)) {
-                Ok(answer) => answer.map(Ok),
-                Err(panic) => Poll::Ready(Err(panic)),
-            },
-            _ => unreachable!("a settlement is not polled after its end"),
+        drop_quietly(policy);
+        match future {
+            Ok(future) => Self::go_on(future, cx),
+            Err(panic) => Ok(Err(panic)),
         }
     }
 
-    /// Drops whatever is left of the policy and the report.
-    pub(crate) fn end(&mut self) {
-        drop_quietly(mem::replace(self, Self::Settled));
+    /// Polls a settlement that was stored.
+    pub(crate) fn poll(self, cx: &mut Context<'_>) -> Result<Settled<P::Response, P::Error>, Self> {
+        match self {
+            Settlement::Readying(policy, report) => Self::begin(policy, report, cx),
+            Settlement::Calling(future) => Self::go_on(future, cx),
+        }
+    }
+
+    fn go_on(
+        mut future: Pin<Box<F>>,
+        cx: &mut Context<'_>,
+    ) -> Result<Settled<P::Response, P::Error>, Self> {
+        let settled = match catch(|| future.as_mut().poll(cx)) {
+            Ok(Poll::Pending) => return Err(Settlement::Calling(future)),
+            Ok(Poll::Ready(answer)) => Ok(answer),
+            Err(panic) => Err(panic),
+        };
+        drop_quietly(future);
+        Ok(settled)
     }
 }

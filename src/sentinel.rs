@@ -24,7 +24,7 @@ use tracing::Span;
 use crate::{
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
-    isolate::{Abandoned, Clock, Isolated, Ladder},
+    isolate::{Abandoned, Clock, Home, Isolated, Ladder},
     job::{Tagging, TimeLimit},
     outcome::catch,
     policy::{AckPolicy, Report},
@@ -36,6 +36,7 @@ use crate::{
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,
     settings: Settings,
+    runtime: Option<Handle>,
     hooks: H,
     // Keeps a layer from being `Unpin`, and so from being taken for a bare policy by the `From`
     // below: `ServiceBuilderExt::sentinel` could not tell the two apart.
@@ -73,13 +74,13 @@ impl<P, H> SentinelLayer<P, H> {
             ladder,
             settle_timeout: Duration::from_secs(30),
             on_drop: OnDrop::Abort,
-            runtime: None,
             shutdown: None,
             max_abandoned: None,
         };
         Self {
             policy,
             settings,
+            runtime: None,
             hooks,
             _not_a_policy: PhantomPinned,
         }
@@ -116,7 +117,7 @@ impl<P, H> SentinelLayer<P, H> {
     }
 
     pub fn runtime(mut self, runtime: Handle) -> Self {
-        self.settings.runtime = Some(runtime);
+        self.runtime = Some(runtime);
         self
     }
 
@@ -136,6 +137,7 @@ impl<P, H> SentinelLayer<P, H> {
         SentinelLayer {
             policy: self.policy,
             settings: self.settings,
+            runtime: self.runtime,
             hooks: map(self.hooks),
             _not_a_policy: PhantomPinned,
         }
@@ -183,6 +185,7 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
             policy: self.policy.clone(),
             shared: Arc::new(Shared {
                 settings: self.settings.clone(),
+                home: Home::new(self.runtime.clone()),
                 abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
                 hooks: self.hooks.clone(),
             }),
@@ -195,6 +198,7 @@ impl<P: Clone, H: Clone> Clone for SentinelLayer<P, H> {
         Self {
             policy: self.policy.clone(),
             settings: self.settings.clone(),
+            runtime: self.runtime.clone(),
             hooks: self.hooks.clone(),
             _not_a_policy: PhantomPinned,
         }
@@ -286,17 +290,12 @@ where
     fn call(&mut self, job: J) -> Self::Future {
         let started = Instant::now();
         let Shared {
-            settings, hooks, ..
+            settings,
+            home,
+            hooks,
+            ..
         } = &*self.shared;
-        let home = match (Handle::try_current(), &settings.runtime) {
-            (Ok(current), _) => current,
-            (Err(_), Some(runtime)) => runtime.clone(),
-            (Err(_), None) => panic!(
-                "`Sentinel::call` outside of a tokio runtime: call it inside one, or give the \
-                 layer a `runtime(handle)`"
-            ),
-        };
-        let runtime = settings.runtime.as_ref().unwrap_or(&home);
+        home.arrive();
 
         // All that is the user's and may panic comes before the spawn.
         let tag = hooks.tag.tag(&job);
@@ -314,14 +313,15 @@ where
 
         let shutdown = settings.shutdown.as_ref();
         // Before the spawn as well: it panics if the runtime has no timers.
-        let clock = Clock::new(home.clone(), due);
-        let isolated = Isolated::spawn(runtime, &span, (service, job), started, due, shutdown);
+        let clock = home.clock(due);
+        let isolated = Isolated::spawn(home, &span, (service, job), started, due, shutdown);
         let supervision = Supervision {
             stage: Stage::Running {
                 isolated,
                 tag,
                 policy,
             },
+            settle_by: None,
             span,
             origin: Arc::clone(&self.shared) as _,
         };
@@ -366,9 +366,8 @@ pin_project! {
 
     impl<P, F, Tag, T, E> PinnedDrop for ResponseFuture<P, F, Tag, T, E> {
         fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            if let Some(supervision) = this.supervision.take() {
-                supervision.hand_over(this.clock.home());
+            if let Some(supervision) = this.project().supervision.take() {
+                supervision.hand_over();
             }
         }
     }

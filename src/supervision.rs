@@ -10,7 +10,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 use tracing::Span;
@@ -18,7 +18,8 @@ use tracing::Span;
 use crate::{
     error::SentinelError,
     hooks::{Hooks, OnUnsettled},
-    isolate::{Abandoned, Clock, Isolated, Ladder},
+    isolate::{Abandoned, Clock, Home, Isolated, Ladder},
+    outcome::drop_quietly,
     policy::{AckPolicy, Report, Settlement},
 };
 
@@ -42,7 +43,6 @@ pub(crate) struct Settings {
     pub(crate) ladder: Ladder,
     pub(crate) settle_timeout: Duration,
     pub(crate) on_drop: OnDrop,
-    pub(crate) runtime: Option<Handle>,
     pub(crate) shutdown: Option<CancellationToken>,
     pub(crate) max_abandoned: Option<usize>,
 }
@@ -50,6 +50,7 @@ pub(crate) struct Settings {
 /// What all clones of a sentinel and their response futures share.
 pub(crate) struct Shared<H> {
     pub(crate) settings: Settings,
+    pub(crate) home: Home,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
     pub(crate) hooks: H,
 }
@@ -61,11 +62,13 @@ pub(crate) struct Shared<H> {
 pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     fn settings(&self) -> &Settings;
 
-    /// Counts a job whose outcome is given while `task` still runs.
-    fn abandon(&self, isolated: Isolated<T, E>, home: &Handle);
+    fn home(&self) -> &Home;
 
-    /// Takes a supervision over from a response future that is dropped, to go on on `home`.
-    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, home: &Handle);
+    /// Counts a job whose outcome is given while `task` still runs.
+    fn abandon(&self, isolated: Isolated<T, E>);
+
+    /// Takes a supervision over from a response future that is dropped.
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>);
 }
 
 impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
@@ -83,15 +86,19 @@ where
         &self.settings
     }
 
-    fn abandon(&self, isolated: Isolated<T, E>, home: &Handle) {
+    fn home(&self) -> &Home {
+        &self.home
+    }
+
+    fn abandon(&self, isolated: Isolated<T, E>) {
         if let (Some(abandoned), Some(task)) = (&self.abandoned, isolated.into_running()) {
-            abandoned.watch(home, task);
+            abandoned.watch(&self.home.handle(), task);
         }
     }
 
-    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, home: &Handle) {
-        home.spawn(Orphan {
-            clock: Clock::new(home.clone(), None),
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>) {
+        self.home.handle().spawn(Orphan {
+            clock: Clock::default(),
             supervision: Some(supervision),
             origin: self,
         });
@@ -103,6 +110,8 @@ where
 /// `Unpin`, so that it can move from the response future to a task of its own half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
+    /// When the settlement is given up; set when it first has to be waited for.
+    pub(crate) settle_by: Option<Instant>,
     pub(crate) span: Span,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
 }
@@ -113,11 +122,7 @@ pub(crate) enum Stage<P, F, Tag, T, E> {
         tag: Tag,
         policy: P,
     },
-    Settling {
-        settlement: Settlement<P, F, Tag, T, E>,
-        /// Set when the policy first lets us wait.
-        due: Option<Instant>,
-    },
+    Settling(Settlement<P, F, Tag, T, E>),
     Settled,
 }
 
@@ -133,13 +138,14 @@ where
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
         let Self {
             stage,
+            settle_by,
             span,
             origin,
         } = self;
         let _entered = span.enter();
-        if let Stage::Running { isolated, .. } = stage {
+        let settled = if let Stage::Running { isolated, .. } = stage {
             let ladder = origin.settings().ladder;
-            let outcome = ready!(isolated.poll_outcome(clock.as_mut(), ladder, cx));
+            let outcome = ready!(isolated.poll_outcome(clock.as_mut(), ladder, origin.home(), cx));
             let Stage::Running {
                 isolated,
                 tag,
@@ -149,36 +155,35 @@ where
                 unreachable!("the stage was matched above");
             };
             let report = Report::new(tag, outcome, isolated.elapsed());
-            origin.abandon(isolated, clock.home());
-            *stage = Stage::Settling {
-                settlement: Settlement::Readying(policy, report),
-                due: None,
+            origin.abandon(isolated);
+            Settlement::begin(policy, report, cx)
+        } else {
+            let Stage::Settling(settlement) = mem::replace(stage, Stage::Settled) else {
+                unreachable!("a settled supervision is not polled");
             };
-        }
-        let Stage::Settling { settlement, due } = stage else {
-            unreachable!("a settled supervision is dropped");
+            settlement.poll(cx)
         };
-        match settlement.poll(cx) {
-            Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(SentinelError::Policy)),
-            Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
-            Poll::Pending => {
-                let limit = origin.settings().settle_timeout;
-                if due.is_none() {
-                    *due = Instant::now().checked_add(limit);
-                }
-                ready!(clock.poll(*due, cx));
-                settlement.end();
-                Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
-            }
+        let settlement = match settled {
+            Ok(Ok(answer)) => return Poll::Ready(answer.map_err(SentinelError::Policy)),
+            Ok(Err(panic)) => return Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
+            Err(settlement) => settlement,
+        };
+        let limit = origin.settings().settle_timeout;
+        *settle_by = settle_by.or_else(|| Instant::now().checked_add(limit));
+        if clock.poll(*settle_by, origin.home(), cx).is_ready() {
+            drop_quietly(settlement);
+            return Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)));
         }
+        *stage = Stage::Settling(settlement);
+        Poll::Pending
     }
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
-    /// Goes on in the background, on `home`, because the caller is gone.
+    /// Goes on in the background, because the caller is gone.
     ///
     /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
-    pub(crate) fn hand_over(mut self, home: &Handle) {
+    pub(crate) fn hand_over(mut self) {
         let origin = Arc::clone(&self.origin);
         let Settings {
             ladder, on_drop, ..
@@ -186,7 +191,7 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
             isolated.stop_without_caller(ladder);
         }
-        origin.take_over(self, home);
+        origin.take_over(self);
     }
 }
 
