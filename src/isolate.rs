@@ -69,7 +69,8 @@ enum Step {
 ///
 /// `Unpin`, so that it can move to another supervisor half-way; the [`Clock`] stays behind.
 pub(crate) struct Isolated<T, E> {
-    join: JoinHandle<Exit<T, E>>,
+    // `None` once `take_running` took it, after which nothing is asked of this job.
+    join: Option<JoinHandle<Exit<T, E>>>,
     signal: Arc<Signal>,
     /// Boxed, since it is absent where no shutdown token is set.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -102,10 +103,10 @@ impl<T, E> Isolated<T, E> {
         };
         let task = signal.scope(task).instrument(span.clone());
         Self {
-            join: match &home.jobs {
+            join: Some(match &home.jobs {
                 Some(runtime) => runtime.spawn(task),
                 None => tokio::spawn(task),
-            },
+            }),
             signal,
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
             started,
@@ -128,7 +129,9 @@ impl<T, E> Isolated<T, E> {
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         // First of all, and after every wake-up: a job that returned has returned.
-        if let Poll::Ready(exit) = Pin::new(&mut self.join).poll(cx) {
+        if let Some(join) = &mut self.join
+            && let Poll::Ready(exit) = Pin::new(join).poll(cx)
+        {
             return Poll::Ready(self.conclude(exit));
         }
         loop {
@@ -197,7 +200,9 @@ impl<T, E> Isolated<T, E> {
     }
 
     fn abort(&mut self, cause: Cause, ladder: Ladder) {
-        self.join.abort();
+        if let Some(join) = &self.join {
+            join.abort();
+        }
         self.step = Step::Stopping(cause);
         self.due = Instant::now().checked_add(ladder.stop_wait);
     }
@@ -220,9 +225,9 @@ impl<T, E> Isolated<T, E> {
         cause.into_outcome(Stop { stopped, panic })
     }
 
-    /// Returns the task, if it is still running.
-    pub(crate) fn into_running(self) -> Option<JoinHandle<Exit<T, E>>> {
-        (!self.join.is_finished()).then_some(self.join)
+    /// Takes the task away, if it is still running though the outcome is given.
+    pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Exit<T, E>>> {
+        self.join.take_if(|join| !join.is_finished())
     }
 }
 
@@ -255,19 +260,25 @@ where
                 Err(panic) => return Poll::Ready(Err(panic)),
             }
         }
-        let TaskProj::Running { future } = self.as_mut().project() else {
-            unreachable!("a call that did not panic left a future");
-        };
-        let exit = match catch(|| future.poll(cx)) {
-            Ok(result) => Ok(ready!(result)),
-            Err(panic) => Err(panic),
-        };
-        // A destructor that panics cannot take back what the job returned. `set` writes the new
-        // value though the drop of the old one unwinds.
-        if let Err(panic) = catch(|| self.set(Task::Calling { call: None })) {
-            drop(panic);
+        let mut returned = None;
+        let polled = catch(|| {
+            if let TaskProj::Running { future } = self.as_mut().project() {
+                returned = Some(ready!(future.poll(cx)));
+            }
+            self.set(Task::Calling { call: None });
+            Poll::Ready(())
+        });
+        match (polled, returned) {
+            (Ok(Poll::Pending), _) => Poll::Pending,
+            // A destructor that panics cannot take back what the job returned.
+            (_, Some(result)) => Poll::Ready(Ok(result)),
+            (Err(panic), None) => {
+                // `set` writes the new value though the drop of the old one unwinds.
+                drop(catch(|| self.set(Task::Calling { call: None })));
+                Poll::Ready(Err(panic))
+            }
+            (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),
         }
-        Poll::Ready(exit)
     }
 }
 
@@ -331,13 +342,6 @@ pin_project! {
 }
 
 impl Clock {
-    /// Creates a clock with a timer of the current runtime.
-    pub(crate) fn new(due: Option<Instant>) -> Self {
-        Self {
-            sleep: due.map(sleep_until),
-        }
-    }
-
     /// Waits until `due`, or for ever.
     pub(crate) fn poll(
         self: Pin<&mut Self>,

@@ -305,6 +305,9 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
 /// The panic hook has told of that panic. Its payload is leaked: to drop it could panic again,
 /// without end.
 pub(crate) fn drop_quietly<T>(value: T) {
+    if !mem::needs_drop::<T>() {
+        return;
+    }
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
         mem::forget(payload);
     }

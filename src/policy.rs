@@ -1,8 +1,9 @@
 //! [`AckPolicy`]: the service that answers the broker, and the [`Report`] it answers for.
 
 use std::{
+    mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -98,61 +99,55 @@ impl<P, Tag, T, E> AckPolicy<Tag, T, E> for P where P: Service<Report<Tag, T, E>
 ///
 /// `Unpin`, so that it can move to another task half-way: hence the box around the future.
 pub(crate) enum Settlement<P, F, Tag, T, E> {
-    Readying(P, Report<Tag, T, E>),
+    // `None` once the report is with the policy.
+    Readying(P, Option<Report<Tag, T, E>>),
     Calling(Pin<Box<F>>),
+    Ended,
 }
-
-/// What a policy answered, or how it panicked.
-pub(crate) type Settled<R, E> = Result<Result<R, E>, Panic>;
 
 impl<P, F, Tag, T, E> Settlement<P, F, Tag, T, E>
 where
     P: Service<Report<Tag, T, E>, Future = F>,
     F: Future<Output = Result<P::Response, P::Error>>,
 {
-    /// Begins a settlement; there is nothing to store if it ends at once, as most do.
-    pub(crate) fn begin(
-        mut policy: P,
-        report: Report<Tag, T, E>,
-        cx: &mut Context<'_>,
-    ) -> Result<Settled<P::Response, P::Error>, Self> {
-        let future = match catch(|| policy.poll_ready(cx)) {
-            Ok(Poll::Pending) => return Err(Settlement::Readying(policy, report)),
-            Ok(Poll::Ready(Ok(()))) => catch(|| Box::pin(policy.call(report))),
-            Ok(Poll::Ready(Err(error))) => {
-                drop_quietly(report);
-                return Ok(Ok(Err(error)));
+    /// Returns what the policy answered, or how it panicked.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
+        let mut answer = None;
+        // All of it in one `catch`, for each has its price on the path of every job.
+        let polled = catch(|| {
+            answer = Some(ready!(self.poll_answer(cx)));
+            *self = Settlement::Ended;
+            Poll::Ready(())
+        });
+        match (polled, answer) {
+            (Ok(Poll::Pending), _) => return Poll::Pending,
+            // A destructor that panics cannot take back an answer.
+            (_, Some(answer)) => Poll::Ready(Ok(answer)),
+            (Err(panic), None) => {
+                self.end();
+                Poll::Ready(Err(panic))
             }
-            Err(panic) => {
-                drop_quietly(report);
-                Err(panic)
-            }
-        };
-        drop_quietly(policy);
-        match future {
-            Ok(future) => Self::go_on(future, cx),
-            Err(panic) => Ok(Err(panic)),
+            (Ok(Poll::Ready(())), None) => unreachable!("ready with an answer"),
         }
     }
 
-    /// Polls a settlement that was stored.
-    pub(crate) fn poll(self, cx: &mut Context<'_>) -> Result<Settled<P::Response, P::Error>, Self> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        if let Settlement::Readying(policy, report) = self {
+            if let Err(error) = ready!(policy.poll_ready(cx)) {
+                return Poll::Ready(Err(error));
+            }
+            // Invariant: the call below leaves this state, also by unwinding.
+            let report = report.take().expect("the policy is called once");
+            *self = Settlement::Calling(Box::pin(policy.call(report)));
+        }
         match self {
-            Settlement::Readying(policy, report) => Self::begin(policy, report, cx),
-            Settlement::Calling(future) => Self::go_on(future, cx),
+            Settlement::Calling(future) => future.as_mut().poll(cx),
+            _ => unreachable!("a settlement is not polled after its end"),
         }
     }
 
-    fn go_on(
-        mut future: Pin<Box<F>>,
-        cx: &mut Context<'_>,
-    ) -> Result<Settled<P::Response, P::Error>, Self> {
-        let settled = match catch(|| future.as_mut().poll(cx)) {
-            Ok(Poll::Pending) => return Err(Settlement::Calling(future)),
-            Ok(Poll::Ready(answer)) => Ok(answer),
-            Err(panic) => Err(panic),
-        };
-        drop_quietly(future);
-        Ok(settled)
+    /// Drops whatever is left of the policy and the report.
+    pub(crate) fn end(&mut self) {
+        drop_quietly(mem::replace(self, Settlement::Ended));
     }
 }

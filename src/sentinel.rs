@@ -28,7 +28,7 @@ use crate::{
     job::{Tagging, TimeLimit},
     outcome::catch,
     policy::{AckPolicy, Report},
-    supervision::{OnDrop, Settings, Shared, Stage, Supervision},
+    supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
 };
 
 // === impl SentinelLayer ===
@@ -184,9 +184,11 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
             service,
             policy: self.policy.clone(),
             shared: Arc::new(Shared {
-                settings: self.settings.clone(),
-                home: Home::new(self.runtime.clone()),
-                abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
+                base: Base {
+                    settings: self.settings.clone(),
+                    home: Home::new(self.runtime.clone()),
+                    abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
+                },
                 hooks: self.hooks.clone(),
             }),
         }
@@ -277,7 +279,7 @@ where
     type Future = ResponseFuture<P, P::Future, G::Tag, S::Response, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if let Some(abandoned) = &self.shared.abandoned {
+        if let Some(abandoned) = &self.shared.base.abandoned {
             ready!(abandoned.poll_ready(cx));
         }
         match catch(|| self.service.poll_ready(cx)) {
@@ -289,12 +291,8 @@ where
     #[track_caller]
     fn call(&mut self, job: J) -> Self::Future {
         let started = Instant::now();
-        let Shared {
-            settings,
-            home,
-            hooks,
-            ..
-        } = &*self.shared;
+        let Shared { base, hooks } = &*self.shared;
+        let Base { settings, home, .. } = base;
         home.arrive();
 
         // All that is the user's and may panic comes before the spawn.
@@ -318,10 +316,8 @@ where
         let supervision = Supervision {
             stage: Stage::Running {
                 isolated,
-                tag,
-                policy,
+                answerable: Some((tag, policy)),
             },
-            settle_by: None,
             span,
             origin: Arc::clone(&self.shared) as _,
         };
@@ -347,7 +343,7 @@ impl<S: fmt::Debug, P: fmt::Debug, H> fmt::Debug for Sentinel<S, P, H> {
         f.debug_struct("Sentinel")
             .field("service", &self.service)
             .field("policy", &self.policy)
-            .field("settings", &self.shared.settings)
+            .field("settings", &self.shared.base.settings)
             .finish_non_exhaustive()
     }
 }

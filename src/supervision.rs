@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -19,7 +18,6 @@ use crate::{
     error::SentinelError,
     hooks::{Hooks, OnUnsettled},
     isolate::{Abandoned, Clock, Home, Isolated, Ladder},
-    outcome::drop_quietly,
     policy::{AckPolicy, Report, Settlement},
 };
 
@@ -49,23 +47,26 @@ pub(crate) struct Settings {
 
 /// What all clones of a sentinel and their response futures share.
 pub(crate) struct Shared<H> {
-    pub(crate) settings: Settings,
-    pub(crate) home: Home,
-    pub(crate) abandoned: Option<Arc<Abandoned>>,
+    pub(crate) base: Base,
     pub(crate) hooks: H,
 }
 
-/// What a supervision needs of the sentinel that began it.
+/// The part of [`Shared`] that has no type parameters.
+pub(crate) struct Base {
+    pub(crate) settings: Settings,
+    pub(crate) home: Home,
+    pub(crate) abandoned: Option<Arc<Abandoned>>,
+}
+
+/// The sentinel that a supervision began in.
 ///
 /// Behind a `dyn`, because a `Drop` impl can have no bounds that its struct lacks, and a spawn
 /// needs `Send + 'static`: those bounds hold where the trait object is made.
 pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
-    fn settings(&self) -> &Settings;
+    fn base(&self) -> &Base;
 
-    fn home(&self) -> &Home;
-
-    /// Counts a job whose outcome is given while `task` still runs.
-    fn abandon(&self, isolated: Isolated<T, E>);
+    /// Counts a job whose outcome is given, if its task still runs.
+    fn abandon(&self, isolated: &mut Isolated<T, E>);
 
     /// Takes a supervision over from a response future that is dropped.
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>);
@@ -82,22 +83,18 @@ where
     M: Send + Sync + 'static,
     U: OnUnsettled<E, P::Error> + Send + Sync + 'static,
 {
-    fn settings(&self) -> &Settings {
-        &self.settings
+    fn base(&self) -> &Base {
+        &self.base
     }
 
-    fn home(&self) -> &Home {
-        &self.home
-    }
-
-    fn abandon(&self, isolated: Isolated<T, E>) {
-        if let (Some(abandoned), Some(task)) = (&self.abandoned, isolated.into_running()) {
-            abandoned.watch(&self.home.handle(), task);
+    fn abandon(&self, isolated: &mut Isolated<T, E>) {
+        if let (Some(abandoned), Some(task)) = (&self.base.abandoned, isolated.take_running()) {
+            abandoned.watch(&self.base.home.handle(), task);
         }
     }
 
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>) {
-        self.home.handle().spawn(Orphan {
+        self.base.home.handle().spawn(Orphan {
             clock: Clock::default(),
             supervision: Some(supervision),
             origin: self,
@@ -110,8 +107,6 @@ where
 /// `Unpin`, so that it can move from the response future to a task of its own half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
-    /// When the settlement is given up; set when it first has to be waited for.
-    pub(crate) settle_by: Option<Instant>,
     pub(crate) span: Span,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
 }
@@ -119,11 +114,14 @@ pub(crate) struct Supervision<P, F, Tag, T, E> {
 pub(crate) enum Stage<P, F, Tag, T, E> {
     Running {
         isolated: Isolated<T, E>,
-        tag: Tag,
-        policy: P,
+        // `None` once it is reported.
+        answerable: Option<(Tag, P)>,
     },
-    Settling(Settlement<P, F, Tag, T, E>),
-    Settled,
+    Settling {
+        settlement: Settlement<P, F, Tag, T, E>,
+        /// Set when the policy first lets us wait.
+        due: Option<Instant>,
+    },
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E>
@@ -136,46 +134,44 @@ where
         mut clock: Pin<&mut Clock>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
-        let Self {
-            stage,
-            settle_by,
-            span,
-            origin,
-        } = self;
-        let _entered = span.enter();
-        let settled = if let Stage::Running { isolated, .. } = stage {
-            let ladder = origin.settings().ladder;
-            let outcome = ready!(isolated.poll_outcome(clock.as_mut(), ladder, origin.home(), cx));
-            let Stage::Running {
-                isolated,
-                tag,
-                policy,
-            } = mem::replace(stage, Stage::Settled)
-            else {
-                unreachable!("the stage was matched above");
-            };
+        let _entered = self.span.enter();
+        let Base {
+            settings,
+            home,
+            abandoned,
+        } = self.origin.base();
+        if let Stage::Running {
+            isolated,
+            answerable,
+        } = &mut self.stage
+        {
+            let outcome = isolated.poll_outcome(clock.as_mut(), settings.ladder, home, cx);
+            let outcome = ready!(outcome);
+            // Invariant: the stage is left below.
+            let (tag, policy) = answerable.take().expect("a job has one outcome");
             let report = Report::new(tag, outcome, isolated.elapsed());
-            origin.abandon(isolated);
-            Settlement::begin(policy, report, cx)
-        } else {
-            let Stage::Settling(settlement) = mem::replace(stage, Stage::Settled) else {
-                unreachable!("a settled supervision is not polled");
+            if abandoned.is_some() {
+                self.origin.abandon(isolated);
+            }
+            self.stage = Stage::Settling {
+                settlement: Settlement::Readying(policy, Some(report)),
+                due: None,
             };
-            settlement.poll(cx)
-        };
-        let settlement = match settled {
-            Ok(Ok(answer)) => return Poll::Ready(answer.map_err(SentinelError::Policy)),
-            Ok(Err(panic)) => return Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
-            Err(settlement) => settlement,
-        };
-        let limit = origin.settings().settle_timeout;
-        *settle_by = settle_by.or_else(|| Instant::now().checked_add(limit));
-        if clock.poll(*settle_by, origin.home(), cx).is_ready() {
-            drop_quietly(settlement);
-            return Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)));
         }
-        *stage = Stage::Settling(settlement);
-        Poll::Pending
+        let Stage::Settling { settlement, due } = &mut self.stage else {
+            unreachable!("the stage was left above");
+        };
+        match settlement.poll(cx) {
+            Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(SentinelError::Policy)),
+            Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
+            Poll::Pending => {
+                let limit = settings.settle_timeout;
+                *due = due.or_else(|| Instant::now().checked_add(limit));
+                ready!(clock.poll(*due, home, cx));
+                settlement.end();
+                Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
+            }
+        }
     }
 }
 
@@ -187,7 +183,7 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         let origin = Arc::clone(&self.origin);
         let Settings {
             ladder, on_drop, ..
-        } = *origin.settings();
+        } = origin.base().settings;
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
             isolated.stop_without_caller(ladder);
         }
