@@ -172,10 +172,10 @@ impl Cancellation {
     /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
     /// returns on the way down, is not affected.
     pub fn cancel(&self, reason: CancelReason) {
-        if let Some(signal) = &self.signal
-            && signal.request.set(reason).is_ok()
-        {
-            signal.supervisor.wake();
+        if let Some(signal) = &self.signal {
+            if signal.request.set(reason).is_ok() {
+                signal.supervisor.wake();
+            }
         }
     }
 

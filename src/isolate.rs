@@ -129,10 +129,10 @@ impl<T, E> Isolated<T, E> {
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         // First of all, and after every wake-up: a job that returned has returned.
-        if let Some(join) = &mut self.join
-            && let Poll::Ready(exit) = Pin::new(join).poll(cx)
-        {
-            return Poll::Ready(self.conclude(exit));
+        if let Some(join) = &mut self.join {
+            if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
+                return Poll::Ready(self.conclude(exit));
+            }
         }
         loop {
             match self.step {
@@ -162,10 +162,10 @@ impl<T, E> Isolated<T, E> {
         if let Some(reason) = self.signal.poll_request(cx.waker()) {
             return Poll::Ready(Cause::Cancelled(reason));
         }
-        if let Some(due) = self.due
-            && clock.poll(self.due, home, cx).is_ready()
-        {
-            return Poll::Ready(Cause::TimeLimit(due - self.started));
+        if let Some(due) = self.due {
+            if clock.poll(self.due, home, cx).is_ready() {
+                return Poll::Ready(Cause::TimeLimit(due - self.started));
+            }
         }
         match &mut self.shutdown {
             Some(shutdown) => shutdown
