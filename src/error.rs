@@ -25,7 +25,7 @@ use crate::outcome::{Panic, boxed_source};
 /// assert_eq!(error.to_string(), "the policy failed: channel closed");
 ///
 /// let error = PublishError::PolicyPanicked(Panic::new("no channel"));
-/// assert_eq!(error.source().unwrap().to_string(), "no channel");
+/// assert_eq!(error.source().unwrap().to_string(), "panicked: no channel");
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]

@@ -1,22 +1,20 @@
-//! Runs one call of a service on a task of its own: the only place that spawns, times and stops.
+//! Runs one call of a service on a task of its own: the only place that stops a job.
 //!
 //! Every stop goes down one ladder: the job is told, it has its grace, it is aborted, and for a
 //! while it is waited for. What the sentinel makes of that is an [`Outcome`], exactly one.
 
 use std::{
     future::Future,
-    mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
     task::{JoinError, JoinHandle},
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
@@ -24,6 +22,7 @@ use tracing::{Instrument, Span};
 
 use crate::{
     cancel::{CancelReason, Signal},
+    home::{Clock, Home},
     outcome::{Outcome, Panic, Stop, catch, drop_quietly},
 };
 
@@ -81,7 +80,8 @@ pub(crate) struct Isolated<T, E> {
 }
 
 impl<T, E> Isolated<T, E> {
-    /// Calls `service` on a new task of `runtime`. The time limit counts from `started`.
+    /// Calls `service` on a new task. The time limit counts from `started`.
+    #[track_caller]
     pub(crate) fn spawn<S, J>(
         home: &Home,
         span: &Span,
@@ -103,10 +103,7 @@ impl<T, E> Isolated<T, E> {
         };
         let task = signal.scope(task).instrument(span.clone());
         Self {
-            join: Some(match &home.jobs {
-                Some(runtime) => runtime.spawn(task),
-                None => tokio::spawn(task),
-            }),
+            join: Some(home.spawn(task)),
             signal,
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
             started,
@@ -279,153 +276,5 @@ where
             }
             (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),
         }
-    }
-}
-
-/// Where supervisions go on: the runtime that is current, or else the best one known.
-#[derive(Debug)]
-pub(crate) struct Home {
-    /// The runtime of the jobs, if they have one of their own.
-    jobs: Option<Handle>,
-    /// The runtime of the first call. Kept once for all jobs, since counting references to a
-    /// handle for each of them costs more than all the rest of their supervision.
-    first: OnceLock<Handle>,
-}
-
-impl Home {
-    pub(crate) fn new(jobs: Option<Handle>) -> Self {
-        Self {
-            jobs,
-            first: OnceLock::new(),
-        }
-    }
-
-    /// Learns of the runtime in which a call is made.
-    #[track_caller]
-    pub(crate) fn arrive(&self) {
-        if self.first.get().is_none() {
-            match (Handle::try_current(), &self.jobs) {
-                (Ok(current), _) => drop(self.first.set(current)),
-                (Err(_), Some(_)) => {}
-                (Err(_), None) => panic!(
-                    "`Sentinel::call` outside of a tokio runtime: call it inside one, or give \
-                     the layer a `runtime(handle)`"
-                ),
-            }
-        }
-    }
-
-    /// Returns a clock that is set to `due`.
-    pub(crate) fn clock(&self, due: Option<Instant>) -> Clock {
-        Clock {
-            sleep: due.map(sleep_until),
-        }
-    }
-
-    /// Returns the runtime to go on on: a future can be dropped, or polled, anywhere.
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::try_current()
-            .ok()
-            .or_else(|| self.jobs.clone())
-            .or_else(|| self.first.get().cloned())
-            .expect("a call was made, so a runtime is known")
-    }
-}
-
-pin_project! {
-    /// The one timer of a supervisor: it serves the limit, then each step in its turn.
-    #[derive(Default)]
-    pub(crate) struct Clock {
-        #[pin]
-        sleep: Option<Sleep>,
-    }
-}
-
-impl Clock {
-    /// Waits until `due`, or for ever.
-    pub(crate) fn poll(
-        self: Pin<&mut Self>,
-        due: Option<Instant>,
-        home: &Home,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
-        let Some(due) = due else {
-            return Poll::Pending;
-        };
-        let mut this = self.project();
-        match this.sleep.as_mut().as_pin_mut() {
-            Some(sleep) if sleep.deadline() == due => {}
-            Some(sleep) => sleep.reset(due),
-            None => {
-                let handle = home.handle();
-                let _context = handle.enter();
-                this.sleep.set(Some(sleep_until(due)));
-            }
-        }
-        // Invariant: each arm above leaves a timer.
-        let sleep = this.sleep.as_pin_mut().expect("the timer is set");
-        sleep.poll(cx)
-    }
-}
-
-/// Counts the jobs that still run though their outcome is given.
-#[derive(Debug)]
-pub(crate) struct Abandoned {
-    max: usize,
-    jobs: Mutex<Jobs>,
-}
-
-#[derive(Debug, Default)]
-struct Jobs {
-    running: usize,
-    waiting: Vec<Waker>,
-}
-
-impl Abandoned {
-    pub(crate) fn new(max: usize) -> Self {
-        Self {
-            max,
-            jobs: Mutex::default(),
-        }
-    }
-
-    /// Waits until fewer than `max` abandoned jobs run.
-    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut jobs = self.lock();
-        if jobs.running < self.max {
-            return Poll::Ready(());
-        }
-        if !jobs.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            jobs.waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    /// Counts `task` until it ends.
-    pub(crate) fn watch<R: Send + 'static>(self: &Arc<Self>, home: &Handle, task: JoinHandle<R>) {
-        self.lock().running += 1;
-        let place = Place(Arc::clone(self));
-        home.spawn(async move {
-            drop_quietly(task.await);
-            drop(place);
-        });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Jobs> {
-        // Nothing panics while the lock is held.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One abandoned job. Counted down in `Drop`, as the watching task may die with its runtime.
-struct Place(Arc<Abandoned>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut jobs = self.0.lock();
-        jobs.running -= 1;
-        let waiting = mem::take(&mut jobs.waiting);
-        drop(jobs);
-        waiting.into_iter().for_each(Waker::wake);
     }
 }

@@ -175,7 +175,7 @@ impl<E: fmt::Display> fmt::Display for Failure<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Failed(error) => write!(f, "the job failed: {error}"),
-            Failure::Panicked(panic) => panic.fmt(f),
+            Failure::Panicked(panic) => write!(f, "the job panicked: {}", panic.message()),
             Failure::TimedOut(timed_out) => timed_out.fmt(f),
             Failure::Cancelled(cancelled) => cancelled.fmt(f),
         }
@@ -211,7 +211,8 @@ pub(crate) fn boxed_source<E: 'static>(error: &E) -> Option<&(dyn Error + 'stati
 /// ```
 /// use tower_sentinel::Panic;
 ///
-/// let payload = std::panic::catch_unwind(|| panic!("no such user: {}", 7)).unwrap_err();
+/// let user = 7;
+/// let payload = std::panic::catch_unwind(|| panic!("no such user: {user}")).unwrap_err();
 /// let panic = Panic::from_payload(payload);
 /// assert_eq!(panic.message(), "no such user: 7");
 /// assert_eq!(*panic.into_payload().downcast::<String>().unwrap(), "no such user: 7");
@@ -287,7 +288,7 @@ impl fmt::Debug for Panic {
 
 impl fmt::Display for Panic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the job panicked: {}", self.message())
+        write!(f, "panicked: {}", self.message())
     }
 }
 

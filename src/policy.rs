@@ -120,7 +120,7 @@ where
             Poll::Ready(())
         });
         match (polled, answer) {
-            (Ok(Poll::Pending), _) => return Poll::Pending,
+            (Ok(Poll::Pending), _) => Poll::Pending,
             // A destructor that panics cannot take back an answer.
             (_, Some(answer)) => Poll::Ready(Ok(answer)),
             (Err(panic), None) => {

@@ -16,15 +16,16 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceBuilder;
-use tower_layer::{Layer, Stack};
+use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Span;
 
 use crate::{
+    abandoned::Abandoned,
     error::SentinelError,
+    home::{Clock, Home},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
-    isolate::{Abandoned, Clock, Home, Isolated, Ladder},
+    isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
     outcome::catch,
     policy::{AckPolicy, Report},
@@ -33,6 +34,77 @@ use crate::{
 
 // === impl SentinelLayer ===
 
+/// Supervises each call of a service, and settles its outcome with the policy `P`.
+///
+/// `H` holds the functions that the layer was given; see [`make_span`](Self::make_span),
+/// [`on_unsettled`](Self::on_unsettled) and [`with_tag`](SentinelLayer::with_tag).
+///
+/// # How a job is stopped
+///
+/// There is one ladder, for a time limit, a dropped caller, a shutdown, a lost lease and a
+/// requested cancellation:
+///
+/// 1. the job is *told*: [`cancelled()`](crate::cancelled) resolves;
+/// 2. it has its [`grace`](Self::grace) to finish, none by default;
+/// 3. it is *aborted*, which acts at its next `.await`;
+/// 4. up to [`stop_wait`](Self::stop_wait) is spent waiting for it to be really gone;
+/// 5. the policy is called, and told by [`stopped`](crate::TimedOut::stopped) whether it is.
+///
+/// The first cause wins. A job that *returns* on the way down has completed (or failed), as
+/// `Task.shutdown` of Elixir answers: to give finished work back would run it twice. A panic on
+/// the way down, in the grace or in a destructor, does not replace the cause; it is attached.
+///
+/// # What a time limit can promise
+///
+/// An abort acts at an `.await`. And a thread that a job blocks may be the very worker that
+/// drives the timers of its runtime, so with jobs and supervision on one runtime the outcome of a
+/// blocking job may come only when its thread comes back. The limit is punctual for jobs that
+/// block if they run on a [`runtime`](Self::runtime) of their own. Work that blocks or computes
+/// for long belongs in `tokio::task::spawn_blocking`, whose handle the job awaits: then the job
+/// can be stopped, though the closure itself runs to its end.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// use tower_sentinel::{Job, Outcome, Report, SentinelLayer};
+///
+/// struct Delivery(u64);
+///
+/// impl Job for Delivery {
+///     type Tag = u64;
+///     fn tag(&self) -> u64 { self.0 }
+/// }
+///
+/// async fn process(delivery: Delivery) -> Result<(), std::io::Error> {
+///     match delivery.0 {
+///         1 => Ok(()),
+///         2 => panic!("a poison message"),
+///         _ => std::future::pending().await,
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let policy = service_fn(|report: Report<u64, (), std::io::Error>| async move {
+///     Ok::<_, Infallible>(match report.outcome {
+///         Outcome::Completed(()) => "ack",
+///         Outcome::Failed(_) | Outcome::TimedOut(_) | Outcome::Cancelled(_) => "requeue",
+///         Outcome::Panicked(_) => "dead-letter",
+///     })
+/// });
+///
+/// let mut handler = ServiceBuilder::new()
+///     .concurrency_limit(64) // the prefetch gate: covers the run and the acknowledgement
+///     .layer(SentinelLayer::new(policy).timeout(Duration::from_secs(30)))
+///     .service_fn(process);
+///
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(1)).await.unwrap(), "ack");
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(2)).await.unwrap(), "dead-letter");
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(3)).await.unwrap(), "requeue");
+/// # }
+/// ```
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,
     settings: Settings,
@@ -44,12 +116,41 @@ pub struct SentinelLayer<P, H = Hooks> {
 }
 
 impl<P> SentinelLayer<P> {
+    /// Creates a layer that answers with `policy` for every [`Job`](crate::Job).
     pub fn new(policy: P) -> Self {
         Self::from_hooks(policy, Hooks::default())
     }
 }
 
 impl<P, J, Tag> SentinelLayer<P, Hooks<fn(&J) -> Tag>> {
+    /// Creates a layer for requests that are no [`Job`](crate::Job): `tag` reads the tag.
+    ///
+    /// The time limit of such a job is the layer's.
+    ///
+    /// ```
+    /// use std::{collections::HashMap, convert::Infallible};
+    /// use tower::{Service, ServiceExt, service_fn};
+    /// use tower_layer::Layer;
+    /// use tower_sentinel::{Report, SentinelLayer};
+    ///
+    /// type Headers = HashMap<&'static str, String>; // stands for an `http::Request`
+    ///
+    /// fn message_id(headers: &Headers) -> String {
+    ///     headers["message-id"].clone()
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let policy = service_fn(|report: Report<String, usize, Infallible>| async move {
+    ///     Ok::<_, Infallible>(format!("ack {}", report.tag))
+    /// });
+    /// let mut sentinel = SentinelLayer::with_tag(policy, message_id as fn(&_) -> _)
+    ///     .layer(service_fn(|headers: Headers| async move { Ok(headers.len()) }));
+    ///
+    /// let request = Headers::from([("message-id", "m-7".to_owned())]);
+    /// assert_eq!(sentinel.ready().await.unwrap().call(request).await.unwrap(), "ack m-7");
+    /// # }
+    /// ```
     pub fn with_tag(policy: P, tag: fn(&J) -> Tag) -> Self {
         let (span, unsettled) = (CallerSpan, EventOnly);
         Self::from_hooks(
@@ -86,46 +187,86 @@ impl<P, H> SentinelLayer<P, H> {
         }
     }
 
+    /// Sets how long a job may run, from `call` on; 30 s by default, as GenTask's.
+    ///
+    /// A job's own [`time_limit`](crate::Job::time_limit) goes before it. `Duration::ZERO` stops
+    /// every job at once that is not found completed in its first poll. A limit too far in the
+    /// future for the clock, such as `Duration::MAX`, is none.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.settings.timeout = Some(limit);
         self
     }
 
+    /// Lets jobs run without a limit, unless they have [their own](crate::Job::time_limit).
     pub fn no_timeout(mut self) -> Self {
         self.settings.timeout = None;
         self
     }
 
+    /// Sets how long a job that was told to stop may go on before it is aborted; 0 by default.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.ladder.grace = grace;
         self
     }
 
+    /// Sets how long to wait for an aborted job to be really gone before the policy is called
+    /// without it; 5 s by default, as for `Task.shutdown` of Elixir.
+    ///
+    /// It is spent only on jobs that block their thread.
     pub fn stop_wait(mut self, wait: Duration) -> Self {
         self.settings.ladder.stop_wait = wait;
         self
     }
 
+    /// Sets how long the policy may take, its readiness and its call together; 30 s by default.
+    ///
+    /// A policy that takes longer is dropped, and the call answers
+    /// [`SentinelError::PolicyTimedOut`].
     pub fn settle_timeout(mut self, limit: Duration) -> Self {
         self.settings.settle_timeout = limit;
         self
     }
 
+    /// Sets what happens to a job whose caller drops the response future; [`OnDrop::Abort`] by
+    /// default.
     pub fn on_drop(mut self, on_drop: OnDrop) -> Self {
         self.settings.on_drop = on_drop;
         self
     }
 
+    /// Runs jobs on a runtime of their own, while their supervision and the policy stay on the
+    /// caller's; by default both run on the caller's.
+    ///
+    /// With it a time limit is punctual for jobs that block their thread; see
+    /// [What a time limit can promise](Self#what-a-time-limit-can-promise). If that runtime is
+    /// gone, its jobs are [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`RuntimeGone`](crate::CancelReason::RuntimeGone).
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
+    /// Stops all jobs once `token` is cancelled, with [`Shutdown`](crate::CancelReason::Shutdown)
+    /// as the reason; without a token by default.
+    ///
+    /// Jobs that are called later are stopped at once. Settling goes on. It costs each job one
+    /// allocation.
     pub fn shutdown(mut self, token: CancellationToken) -> Self {
         self.settings.shutdown = Some(token);
         self
     }
 
+    /// Keeps the service unready while `max` jobs still run whose outcome is given; without a
+    /// bound by default.
+    ///
+    /// Those are the jobs that blocked their thread for longer than their limit and
+    /// [`stop_wait`](Self::stop_wait): they hold no permit of a concurrency limit any more, but
+    /// they hold a thread. The bound is on what is let *in*: jobs that run when it is reached may
+    /// be abandoned too. It is common to all clones of a service.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max` is 0, which would never let a job in.
     #[track_caller]
     pub fn max_abandoned(mut self, max: usize) -> Self {
         assert!(max > 0, "`max_abandoned(0)` would never let a job in");
@@ -145,6 +286,18 @@ impl<P, H> SentinelLayer<P, H> {
 }
 
 impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
+    /// Sets how the span of a job is made; by default it is the caller's own span.
+    ///
+    /// The function runs in the caller's span, which is so the parent of what it makes. The span
+    /// is current in the job and in the policy.
+    ///
+    /// ```
+    /// use tower_sentinel::SentinelLayer;
+    ///
+    /// # let policy = ();
+    /// let layer = SentinelLayer::new(policy)
+    ///     .make_span(|tag: &u64| tracing::info_span!("process", delivery_tag = tag));
+    /// ```
     pub fn make_span<Tag>(
         self,
         span: fn(&Tag) -> Span,
@@ -156,6 +309,24 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         })
     }
 
+    /// Sets who takes a policy's error when no caller waits for it any more.
+    ///
+    /// It is called after an `error!` event, in the job's span, for a settlement that fails after
+    /// the response future was dropped. The broker may then have no answer: give up the channel,
+    /// so that it takes the job back.
+    ///
+    /// ```
+    /// use std::{convert::Infallible, io};
+    /// use tower_sentinel::{SentinelError, SentinelLayer};
+    ///
+    /// # let policy = ();
+    /// let (lost, mut is_lost) = tokio::sync::watch::channel(false);
+    /// let layer = SentinelLayer::new(policy)
+    ///     .on_unsettled(move |_: SentinelError<Infallible, io::Error>| {
+    ///         lost.send_replace(true);
+    ///     });
+    /// # drop((layer, is_lost.borrow_and_update()));
+    /// ```
     pub fn on_unsettled<E, R, F>(self, unsettled: F) -> SentinelLayer<P, Hooks<G, M, F>>
     where
         F: Fn(SentinelError<E, R>),
@@ -216,27 +387,42 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
     }
 }
 
-/// Adds [`sentinel`](ServiceBuilderExt::sentinel) to [`tower::ServiceBuilder`].
-pub trait ServiceBuilderExt<L> {
-    /// Supervises each call; see [`SentinelLayer`]. A bare policy stands for
-    /// [`SentinelLayer::new`]`(policy)`.
-    fn sentinel<P, H>(
-        self,
-        layer: impl Into<SentinelLayer<P, H>>,
-    ) -> ServiceBuilder<Stack<SentinelLayer<P, H>, L>>;
-}
-
-impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
-    fn sentinel<P, H>(
-        self,
-        layer: impl Into<SentinelLayer<P, H>>,
-    ) -> ServiceBuilder<Stack<SentinelLayer<P, H>, L>> {
-        self.layer(layer.into())
-    }
-}
-
 // === impl Sentinel ===
 
+/// The service of a [`SentinelLayer`]: runs each call of `S` on a task of its own, and answers
+/// with what the policy `P` answers.
+///
+/// # Contract
+///
+/// - *Outcome*: for a response future that is polled to its end or dropped, the policy is called
+///   once, or never if it cannot become ready. This holds for a value, an error, a panic in
+///   `call`, in the future and in its destructor, a job that hangs or blocks its thread, and a
+///   caller who drops the future at any point, before its first poll too.
+/// - *Readiness*: `poll_ready` is that of the inner service, and the instance that became ready is
+///   the one that is called; a clone takes its place. An error or a panic in the inner
+///   `poll_ready` comes back as an error of `poll_ready` and never becomes an outcome, so a
+///   service that is down does not drain the queue. After such an error discard the service.
+/// - *Cancellation*: a dropped response future hands its job over to a task in the background,
+///   which ends it as [`OnDrop`] says and settles. That task runs on the runtime in which the
+///   future is dropped, or else on the [`runtime`](SentinelLayer::runtime) of the jobs, or that
+///   of the sentinel's first call.
+/// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
+///
+/// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
+/// a panic while another unwinds, the end of the process or of the supervising runtime. The broker
+/// redelivers then.
+///
+/// # Panics
+///
+/// `call` panics before anything is spawned
+///
+/// - outside of a tokio runtime, unless the layer has a [`runtime`](SentinelLayer::runtime);
+/// - in a runtime without timers, if there is a time limit;
+/// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
+///   panics: those are the caller's.
+///
+/// `call` without `poll_ready` is the caller's mistake, as everywhere in tower: the inner service
+/// may panic, which then is the job's outcome.
 pub struct Sentinel<S, P, H = Hooks> {
     service: S,
     policy: P,
@@ -351,7 +537,19 @@ impl<S: fmt::Debug, P: fmt::Debug, H> fmt::Debug for Sentinel<S, P, H> {
 // === impl ResponseFuture ===
 
 pin_project! {
-    /// The future of a [`Sentinel`]: resolves when the job's outcome is settled.
+    /// The future of a [`Sentinel`]: resolves to the policy's answer.
+    ///
+    /// # Errors
+    ///
+    /// Resolves to a [`SentinelError`] if the policy fails, panics or takes too long.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is polled after it resolved.
+    ///
+    /// # Cancel safety
+    ///
+    /// To drop it is safe at any point: the job is ended as [`OnDrop`] says and still settled.
     #[must_use = "a response future that is never polled has no time limit"]
     pub struct ResponseFuture<P, F, Tag, T, E> {
         #[pin]

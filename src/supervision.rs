@@ -15,9 +15,11 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
+    abandoned::Abandoned,
     error::SentinelError,
+    home::{Clock, Home},
     hooks::{Hooks, OnUnsettled},
-    isolate::{Abandoned, Clock, Home, Isolated, Ladder},
+    isolate::{Isolated, Ladder},
     policy::{AckPolicy, Report, Settlement},
 };
 

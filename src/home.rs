@@ -1,0 +1,119 @@
+//! Where jobs and their supervision run, and the one timer of a supervision.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::OnceLock,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    runtime::Handle,
+    task::JoinHandle,
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// The runtimes of one sentinel: that of its jobs, and that of their supervision.
+#[derive(Debug)]
+pub(crate) struct Home {
+    /// The runtime of the jobs, if they have one of their own.
+    jobs: Option<Handle>,
+    /// The runtime of the first call, for a response future that is dropped outside of any. One
+    /// for all calls, since a handle of its own costs each job two counts on a contended cache
+    /// line.
+    first: OnceLock<Handle>,
+}
+
+impl Home {
+    pub(crate) fn new(jobs: Option<Handle>) -> Self {
+        Self {
+            jobs,
+            first: OnceLock::new(),
+        }
+    }
+
+    /// Learns of the runtime in which a call is made.
+    #[track_caller]
+    pub(crate) fn arrive(&self) {
+        if self.first.get().is_none() {
+            match (Handle::try_current(), &self.jobs) {
+                (Ok(current), _) => drop(self.first.set(current)),
+                (Err(_), Some(_)) => {}
+                (Err(_), None) => panic!(
+                    "`Sentinel::call` outside of a tokio runtime: call it inside one, or give \
+                     the layer a `runtime(handle)`"
+                ),
+            }
+        }
+    }
+
+    /// Returns the clock of a call.
+    ///
+    /// Where jobs have a runtime of their own there may be no other, and it is the poll that
+    /// knows: the timer is made then.
+    #[track_caller]
+    pub(crate) fn clock(&self, due: Option<Instant>) -> Clock {
+        let due = due.filter(|_| self.jobs.is_none());
+        Clock {
+            sleep: due.map(sleep_until),
+        }
+    }
+
+    /// Spawns the task of a job.
+    #[track_caller]
+    pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        match &self.jobs {
+            Some(runtime) => runtime.spawn(task),
+            None => tokio::spawn(task),
+        }
+    }
+
+    /// Returns the runtime to supervise on: a future can be polled, or dropped, anywhere.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::try_current()
+            .ok()
+            .or_else(|| self.jobs.clone())
+            .or_else(|| self.first.get().cloned())
+            .expect("a call was made, so a runtime is known")
+    }
+}
+
+pin_project! {
+    /// The one timer of a supervisor: it serves the limit, then each step in its turn.
+    #[derive(Default)]
+    pub(crate) struct Clock {
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Clock {
+    /// Waits until `due`, or for ever.
+    pub(crate) fn poll(
+        self: Pin<&mut Self>,
+        due: Option<Instant>,
+        home: &Home,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(due) = due else {
+            return Poll::Pending;
+        };
+        let mut this = self.project();
+        match this.sleep.as_mut().as_pin_mut() {
+            Some(sleep) if sleep.deadline() == due => {}
+            Some(sleep) => sleep.reset(due),
+            None => {
+                let handle = home.handle();
+                let _context = handle.enter();
+                this.sleep.set(Some(sleep_until(due)));
+            }
+        }
+        // Invariant: each arm above leaves a timer.
+        let sleep = this.sleep.as_pin_mut().expect("the timer is set");
+        sleep.poll(cx)
+    }
+}
