@@ -8,10 +8,12 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use tokio::{task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 tokio::task_local! {
-    static CURRENT: Arc<Signal>;
+    static CURRENT: Arc<JobContext>;
 }
 
 /// Why a job was [`Cancelled`](crate::Cancelled).
@@ -109,7 +111,7 @@ pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
 ///
 /// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before
 /// `tokio::spawn`. The handle says that the job *is told to stop*, not that it has ended: a job
-/// that simply returns leaves its handles pending.
+/// that simply returns leaves its handles pending. A handle keeps the job's span open.
 ///
 /// # Examples
 ///
@@ -138,7 +140,7 @@ pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
 /// ```
 #[derive(Clone)]
 pub struct Cancellation {
-    signal: Option<Arc<Signal>>,
+    context: Option<Arc<JobContext>>,
 }
 
 impl Cancellation {
@@ -148,7 +150,7 @@ impl Cancellation {
     /// [`cancel`](Self::cancel) does nothing.
     pub fn current() -> Self {
         Self {
-            signal: CURRENT.try_with(Arc::clone).ok(),
+            context: CURRENT.try_with(Arc::clone).ok(),
         }
     }
 
@@ -163,7 +165,7 @@ impl Cancellation {
 
     /// Returns whether the job was told to stop.
     pub fn is_cancelled(&self) -> bool {
-        self.signal.as_ref().is_some_and(|signal| signal.is_told())
+        self.context.as_ref().is_some_and(|job| job.is_told())
     }
 
     /// Asks the sentinel to stop the job, for `reason`.
@@ -172,16 +174,16 @@ impl Cancellation {
     /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
     /// returns on the way down, is not affected.
     pub fn cancel(&self, reason: CancelReason) {
-        if let Some(signal) = &self.signal {
-            if signal.request.set(reason).is_ok() {
-                signal.supervisor.wake();
+        if let Some(job) = &self.context {
+            if job.request.set(reason).is_ok() {
+                job.supervisor.wake();
             }
         }
     }
 
     async fn into_cancelled(self) {
-        match &self.signal {
-            Some(signal) => signal.token().cancelled().await,
+        match &self.context {
+            Some(job) => job.token().cancelled().await,
             None => future::pending().await,
         }
     }
@@ -190,15 +192,17 @@ impl Cancellation {
 impl fmt::Debug for Cancellation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cancellation")
-            .field("in_job", &self.signal.is_some())
+            .field("in_job", &self.context.is_some())
             .field("is_cancelled", &self.is_cancelled())
             .finish()
     }
 }
 
 /// What a job and its supervisor share. One is allocated for every job, so it stays small.
-#[derive(Default)]
-pub(crate) struct Signal {
+pub(crate) struct JobContext {
+    pub(crate) started: Instant,
+    /// Current in the job and in the policy.
+    pub(crate) span: Span,
     /// The first `cancel`; later ones are ignored.
     request: OnceLock<CancelReason>,
     /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
@@ -207,13 +211,20 @@ pub(crate) struct Signal {
     supervisor: AtomicWaker,
 }
 
-impl Signal {
+impl JobContext {
+    pub(crate) fn new(started: Instant, span: Span) -> Self {
+        Self {
+            started,
+            span,
+            request: OnceLock::new(),
+            token: OnceLock::new(),
+            supervisor: AtomicWaker::new(),
+        }
+    }
+
     /// Makes this the current job of `future`, in each poll and in its destructor.
-    pub(crate) fn scope<F: Future>(
-        self: &Arc<Self>,
-        future: F,
-    ) -> tokio::task::futures::TaskLocalFuture<Arc<Self>, F> {
-        CURRENT.scope(Arc::clone(self), future)
+    pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
+        CURRENT.scope(self, future)
     }
 
     /// Returns the reason of the first `cancel`; wakes `supervisor` when it comes later.

@@ -13,21 +13,25 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{
-    task::{JoinError, JoinHandle},
+    task::{JoinError, JoinHandle, futures::TaskLocalFuture},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::{
-    cancel::{CancelReason, Signal},
+    cancel::{CancelReason, JobContext},
     home::{Clock, Home},
     outcome::{Outcome, Panic, Stop, catch, drop_quietly},
 };
 
-/// How a job's task ends, unless it is aborted.
+/// How a job ends, unless it is aborted.
 type Exit<T, E> = Result<Result<T, E>, Panic>;
+
+/// What the task of a job ends with. The context comes back with the exit, since to release it
+/// where the job ran would cost a trip of its cache line between two cores.
+type Output<T, E> = (Exit<T, E>, Option<Arc<JobContext>>);
 
 /// The durations of the ladder by which a job is stopped.
 #[derive(Clone, Copy, Debug)]
@@ -69,24 +73,21 @@ enum Step {
 /// `Unpin`, so that it can move to another supervisor half-way; the [`Clock`] stays behind.
 pub(crate) struct Isolated<T, E> {
     // `None` once `take_running` took it, after which nothing is asked of this job.
-    join: Option<JoinHandle<Exit<T, E>>>,
-    signal: Arc<Signal>,
+    join: Option<JoinHandle<Output<T, E>>>,
     /// Boxed, since it is absent where no shutdown token is set.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    started: Instant,
     step: Step,
     /// When the next step is taken, if time alone takes it.
     due: Option<Instant>,
 }
 
 impl<T, E> Isolated<T, E> {
-    /// Calls `service` on a new task. The time limit counts from `started`.
+    /// Calls `service` on a new task. The time limit counts from the start of the context.
     #[track_caller]
     pub(crate) fn spawn<S, J>(
         home: &Home,
-        span: &Span,
+        context: &Arc<JobContext>,
         (service, job): (S, J),
-        started: Instant,
         due: Option<Instant>,
         shutdown: Option<&CancellationToken>,
     ) -> Self
@@ -97,29 +98,21 @@ impl<T, E> Isolated<T, E> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let signal = Arc::new(Signal::default());
-        let task = Task::Calling {
-            call: Some((service, job)),
-        };
-        let task = signal.scope(task).instrument(span.clone());
+        let call = Some((service, job));
+        let call = Arc::clone(context).scope(Call::Calling { call });
+        let task = Task { call }.instrument(context.span.clone());
         Self {
             join: Some(home.spawn(task)),
-            signal,
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
-            started,
             step: Step::Running,
             due,
         }
     }
 
-    /// Returns the time since the call.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     /// Returns the outcome, and takes the steps of the ladder that lead to it.
     pub(crate) fn poll_outcome(
         &mut self,
+        context: &JobContext,
         mut clock: Pin<&mut Clock>,
         ladder: Ladder,
         home: &Home,
@@ -128,14 +121,14 @@ impl<T, E> Isolated<T, E> {
         // First of all, and after every wake-up: a job that returned has returned.
         if let Some(join) = &mut self.join {
             if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
-                return Poll::Ready(self.conclude(exit));
+                return Poll::Ready(self.conclude(context, exit));
             }
         }
         loop {
             match self.step {
                 Step::Running => {
-                    let cause = ready!(self.poll_cause(clock.as_mut(), home, cx));
-                    self.stop(cause, ladder);
+                    let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
+                    self.stop(context, cause, ladder);
                 }
                 Step::Grace(cause) => {
                     ready!(clock.as_mut().poll(self.due, home, cx));
@@ -152,16 +145,17 @@ impl<T, E> Isolated<T, E> {
 
     fn poll_cause(
         &mut self,
+        context: &JobContext,
         clock: Pin<&mut Clock>,
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
-        if let Some(reason) = self.signal.poll_request(cx.waker()) {
+        if let Some(reason) = context.poll_request(cx.waker()) {
             return Poll::Ready(Cause::Cancelled(reason));
         }
         if let Some(due) = self.due {
             if clock.poll(self.due, home, cx).is_ready() {
-                return Poll::Ready(Cause::TimeLimit(due - self.started));
+                return Poll::Ready(Cause::TimeLimit(due - context.started));
             }
         }
         match &mut self.shutdown {
@@ -176,18 +170,18 @@ impl<T, E> Isolated<T, E> {
     /// Begins to stop the job because its caller is gone, unless it is already being stopped.
     ///
     /// A cause that came first but was not seen yet, for want of a poll, keeps its place.
-    pub(crate) fn stop_without_caller(&mut self, ladder: Ladder) {
+    pub(crate) fn stop_without_caller(&mut self, context: &JobContext, ladder: Ladder) {
         let Step::Running = self.step else { return };
-        let cause = match (self.signal.request(), self.due) {
+        let cause = match (context.request(), self.due) {
             (Some(reason), _) => Cause::Cancelled(reason),
-            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
+            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - context.started),
             (None, _) => Cause::Cancelled(CancelReason::CallerDropped),
         };
-        self.stop(cause, ladder);
+        self.stop(context, cause, ladder);
     }
 
-    fn stop(&mut self, cause: Cause, ladder: Ladder) {
-        self.signal.tell();
+    fn stop(&mut self, context: &JobContext, cause: Cause, ladder: Ladder) {
+        context.tell();
         if ladder.grace.is_zero() {
             self.abort(cause, ladder);
         } else {
@@ -204,12 +198,16 @@ impl<T, E> Isolated<T, E> {
         self.due = Instant::now().checked_add(ladder.stop_wait);
     }
 
-    fn conclude(&self, exit: Result<Exit<T, E>, JoinError>) -> Outcome<T, E> {
+    fn conclude(
+        &self,
+        context: &JobContext,
+        exit: Result<Output<T, E>, JoinError>,
+    ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running => self.signal.request().map(Cause::Cancelled),
+            Step::Running => context.request().map(Cause::Cancelled),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
-        let panic = match (exit, cause) {
+        let panic = match (exit.map(|(exit, _)| exit), cause) {
             (Ok(Ok(result)), _) => return result.into(),
             (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
             (Ok(Err(panic)), Some(_)) => Some(panic),
@@ -223,20 +221,16 @@ impl<T, E> Isolated<T, E> {
     }
 
     /// Takes the task away, if it is still running though the outcome is given.
-    pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Exit<T, E>>> {
+    pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Output<T, E>>> {
         self.join.take_if(|join| !join.is_finished())
     }
 }
 
 pin_project! {
-    /// The job's side: the call, then its future, with every panic caught where it happens.
-    ///
-    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
-    /// panics in `Drop` as well, the process aborts.
-    #[project = TaskProj]
-    enum Task<S, J, F> {
-        Calling { call: Option<(S, J)> },
-        Running { #[pin] future: F },
+    /// The task of a job.
+    struct Task<S, J, F> {
+        #[pin]
+        call: TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>,
     }
 }
 
@@ -244,25 +238,50 @@ impl<S, J> Future for Task<S, J, S::Future>
 where
     S: Service<J>,
 {
+    type Output = Output<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut call = self.project().call;
+        let exit = ready!(call.as_mut().poll(cx));
+        Poll::Ready((exit, call.take_value()))
+    }
+}
+
+pin_project! {
+    /// The call, then its future, with every panic caught where it happens.
+    ///
+    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
+    /// panics in `Drop` as well, the process aborts.
+    #[project = CallProj]
+    enum Call<S, J, F> {
+        Calling { call: Option<(S, J)> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<S, J> Future for Call<S, J, S::Future>
+where
+    S: Service<J>,
+{
     type Output = Exit<S::Response, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let TaskProj::Calling { call } = self.as_mut().project() {
+        if let CallProj::Calling { call } = self.as_mut().project() {
             // Invariant: a task is not polled again once `call` has panicked.
             let (mut service, job) = call.take().expect("the service is called once");
             let future = catch(|| service.call(job));
             drop_quietly(service);
             match future {
-                Ok(future) => self.set(Task::Running { future }),
+                Ok(future) => self.set(Call::Running { future }),
                 Err(panic) => return Poll::Ready(Err(panic)),
             }
         }
         let mut returned = None;
         let polled = catch(|| {
-            if let TaskProj::Running { future } = self.as_mut().project() {
+            if let CallProj::Running { future } = self.as_mut().project() {
                 returned = Some(ready!(future.poll(cx)));
             }
-            self.set(Task::Calling { call: None });
+            self.set(Call::Calling { call: None });
             Poll::Ready(())
         });
         match (polled, returned) {
@@ -271,7 +290,7 @@ where
             (_, Some(result)) => Poll::Ready(Ok(result)),
             (Err(panic), None) => {
                 // `set` writes the new value though the drop of the old one unwinds.
-                drop(catch(|| self.set(Task::Calling { call: None })));
+                drop(catch(|| self.set(Call::Calling { call: None })));
                 Poll::Ready(Err(panic))
             }
             (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),

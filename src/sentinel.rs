@@ -22,6 +22,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
+    cancel::JobContext,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
@@ -144,7 +145,7 @@ impl<P, J, Tag> SentinelLayer<P, Hooks<fn(&J) -> Tag>> {
     /// let policy = service_fn(|report: Report<String, usize, Infallible>| async move {
     ///     Ok::<_, Infallible>(format!("ack {}", report.tag))
     /// });
-    /// let mut sentinel = SentinelLayer::with_tag(policy, message_id as fn(&_) -> _)
+    /// let mut sentinel = SentinelLayer::with_tag(policy, message_id)
     ///     .layer(service_fn(|headers: Headers| async move { Ok(headers.len()) }));
     ///
     /// let request = Headers::from([("message-id", "m-7".to_owned())]);
@@ -498,13 +499,14 @@ where
         let shutdown = settings.shutdown.as_ref();
         // Before the spawn as well: it panics if the runtime has no timers.
         let clock = home.clock(due);
-        let isolated = Isolated::spawn(home, &span, (service, job), started, due, shutdown);
+        let context = Arc::new(JobContext::new(started, span));
+        let isolated = Isolated::spawn(home, &context, (service, job), due, shutdown);
         let supervision = Supervision {
             stage: Stage::Running {
                 isolated,
                 answerable: Some((tag, policy)),
             },
-            span,
+            context,
             origin: Arc::clone(&self.shared) as _,
         };
         ResponseFuture {

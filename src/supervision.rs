@@ -12,10 +12,10 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
-use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
+    cancel::JobContext,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{Hooks, OnUnsettled},
@@ -109,7 +109,7 @@ where
 /// `Unpin`, so that it can move from the response future to a task of its own half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
-    pub(crate) span: Span,
+    pub(crate) context: Arc<JobContext>,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
 }
 
@@ -136,7 +136,8 @@ where
         mut clock: Pin<&mut Clock>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
-        let _entered = self.span.enter();
+        let context = &*self.context;
+        let _entered = context.span.enter();
         let Base {
             settings,
             home,
@@ -147,11 +148,11 @@ where
             answerable,
         } = &mut self.stage
         {
-            let outcome = isolated.poll_outcome(clock.as_mut(), settings.ladder, home, cx);
+            let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
-            let report = Report::new(tag, outcome, isolated.elapsed());
+            let report = Report::new(tag, outcome, context.started.elapsed());
             if abandoned.is_some() {
                 self.origin.abandon(isolated);
             }
@@ -187,7 +188,7 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
             ladder, on_drop, ..
         } = origin.base().settings;
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
-            isolated.stop_without_caller(ladder);
+            isolated.stop_without_caller(&self.context, ladder);
         }
         origin.take_over(self);
     }
@@ -207,7 +208,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             if let Some(supervision) = this.project().supervision.take() {
                 // There is no runtime left to settle on; the broker will redeliver.
-                let _entered = supervision.span.enter();
+                let _entered = supervision.context.span.enter();
                 tracing::error!("the runtime ended before a job was settled");
             }
         }
@@ -229,7 +230,7 @@ where
         };
         let result = ready!(supervision.poll(this.clock, cx));
         if let Err(error) = result {
-            let _entered = supervision.span.enter();
+            let _entered = supervision.context.span.enter();
             tracing::error!(
                 error = error.brief(),
                 "nobody waits for a failed settlement"
