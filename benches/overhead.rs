@@ -1,141 +1,239 @@
-//! quick prototype
-use futures_util::{StreamExt, stream::FuturesUnordered};
+//! What does supervision cost, per job, against the same thing written by hand?
+//!
+//! Five ways to run a job and to answer for it, each with jobs that complete, fail and panic, with
+//! 64 jobs in flight on a runtime of two workers. `cargo bench --bench overhead` prints criterion's
+//! figures for each, and at the end the ratios that matter: medians over pairs of rounds that ran
+//! right after each other, since a machine's speed drifts more than these differ.
+
 use std::{
     convert::Infallible,
-    sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
+    fmt,
+    future::Future,
+    hint::black_box,
+    panic,
     time::{Duration, Instant},
 };
-use tower::{Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
-use tower_layer::Layer;
-use tower_sentinel::*;
+
+use criterion::{Criterion, Throughput};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::runtime::{Builder, Runtime};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_sentinel::{Job, Outcome, Report, SentinelLayer};
+
+const IN_FLIGHT: usize = 64;
+const LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy)]
-struct Work(u64);
-impl Job for Work {
+enum Fate {
+    Completes,
+    Fails,
+    Panics,
+}
+
+#[derive(Clone, Copy)]
+struct Delivery {
+    tag: u64,
+    fate: Fate,
+}
+
+impl Job for Delivery {
     type Tag = u64;
+
     fn tag(&self) -> u64 {
-        self.0
+        self.tag
     }
 }
 
-async fn job(w: Work) -> Result<u64, &'static str> {
+/// Waits once, as a job that does I/O: its first poll never finds it done.
+async fn process(delivery: Delivery) -> Result<u64, &'static str> {
     tokio::task::yield_now().await;
-    Ok(w.0)
+    match delivery.fate {
+        Fate::Completes => Ok(delivery.tag),
+        Fate::Fails => Err("no"),
+        Fate::Panics => panic!("no"),
+    }
 }
 
-static ACKS: AtomicU64 = AtomicU64::new(0);
-async fn ack(tag: u64) -> Result<(), Infallible> {
-    ACKS.fetch_add(tag & 1, Ordering::Relaxed);
+async fn answer(tag: u64, ack: bool) -> Result<(), Infallible> {
+    black_box((tag, ack));
     Ok(())
 }
 
-const FLIGHT: usize = 64;
-async fn drive<F, Fut>(n: u64, mut start: F)
-where
-    F: FnMut(u64) -> Fut,
-    Fut: Future,
-{
-    let mut set = FuturesUnordered::new();
-    for i in 0..n {
-        if set.len() == FLIGHT {
-            set.next().await;
-        }
-        set.push(start(i));
-    }
-    while set.next().await.is_some() {}
+#[derive(Clone, Copy)]
+enum Contender {
+    BareSpawn,
+    TimeoutSpawn,
+    SentinelWithoutLimit,
+    Sentinel,
+    SentinelGated,
 }
-fn main() {
-    let rt = tokio::runtime::Builder::new_multi_thread()
+
+impl Contender {
+    const ALL: [Self; 5] = [
+        Self::BareSpawn,
+        Self::TimeoutSpawn,
+        Self::SentinelWithoutLimit,
+        Self::Sentinel,
+        Self::SentinelGated,
+    ];
+
+    /// Runs `jobs` jobs and returns the time they took.
+    fn run(self, runtime: &Runtime, jobs: u64, fate: Fate) -> Duration {
+        let policy = service_fn(|report: Report<u64, u64, &'static str>| {
+            answer(report.tag, matches!(report.outcome, Outcome::Completed(_)))
+        });
+        let sentinel = SentinelLayer::new(policy).timeout(LIMIT);
+        match self {
+            Self::BareSpawn => time(runtime, jobs, fate, |delivery| async move {
+                let joined = tokio::spawn(process(delivery)).await;
+                answer(delivery.tag, matches!(joined, Ok(Ok(_)))).await
+            }),
+            Self::TimeoutSpawn => time(runtime, jobs, fate, |delivery| async move {
+                let job = tokio::spawn(process(delivery));
+                let joined = tokio::time::timeout(LIMIT, job).await;
+                answer(delivery.tag, matches!(joined, Ok(Ok(Ok(_))))).await
+            }),
+            Self::SentinelWithoutLimit => {
+                let mut service = ServiceBuilder::new()
+                    .layer(sentinel.no_timeout())
+                    .service_fn(process);
+                time(runtime, jobs, fate, move |delivery| service.call(delivery))
+            }
+            Self::Sentinel => {
+                let mut service = ServiceBuilder::new().layer(sentinel).service_fn(process);
+                time(runtime, jobs, fate, move |delivery| service.call(delivery))
+            }
+            Self::SentinelGated => {
+                let mut service = ServiceBuilder::new()
+                    .concurrency_limit(IN_FLIGHT)
+                    .layer(sentinel)
+                    .service_fn(process);
+                wait_for(runtime, async move {
+                    let mut running = FuturesUnordered::new();
+                    for tag in 0..jobs {
+                        if running.len() == IN_FLIGHT {
+                            running.next().await;
+                        }
+                        let ready = service.ready().await.expect("a function is ready");
+                        running.push(ready.call(Delivery { tag, fate }));
+                    }
+                    while running.next().await.is_some() {}
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BareSpawn => "spawn",
+            Self::TimeoutSpawn => "timeout(spawn)",
+            Self::SentinelWithoutLimit => "sentinel, no limit",
+            Self::Sentinel => "sentinel, 30 s limit",
+            Self::SentinelGated => "concurrency_limit(sentinel)",
+        })
+    }
+}
+
+fn time<F, Fut>(runtime: &Runtime, jobs: u64, fate: Fate, mut start: F) -> Duration
+where
+    F: FnMut(Delivery) -> Fut + Send + 'static,
+    Fut: Future + Send + 'static,
+    Fut::Output: Send,
+{
+    wait_for(runtime, async move {
+        let mut running = FuturesUnordered::new();
+        for tag in 0..jobs {
+            if running.len() == IN_FLIGHT {
+                running.next().await;
+            }
+            running.push(start(Delivery { tag, fate }));
+        }
+        while running.next().await.is_some() {}
+    })
+}
+
+// The wall clock, not tokio's: this is a benchmark.
+#[allow(clippy::disallowed_methods)]
+fn wait_for(runtime: &Runtime, work: impl Future<Output = ()> + Send + 'static) -> Duration {
+    let started = Instant::now();
+    runtime
+        .block_on(runtime.spawn(work))
+        .expect("a driver does not panic");
+    started.elapsed()
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .unwrap();
-    let n: u64 = std::env::var("JOBS")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(200_000);
-    let d = Duration::from_secs(30);
-    let mk = |limit: bool| {
-        let l = SentinelLayer::new(service_fn(|r: Report<u64, u64, &'static str>| async move {
-            ack(r.tag).await
-        }));
-        let l = if limit { l.timeout(d) } else { l.no_timeout() };
-        l.layer(service_fn(job))
-    };
-    let mut t: Vec<Vec<f64>> = vec![vec![]; 5];
-    for _ in 0..std::env::var("ROUNDS")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(15)
-    {
-        let only: Option<usize> = std::env::var("ONLY").ok().and_then(|s| s.parse().ok());
-        let mut time = |k: usize, f: &mut dyn FnMut() -> tokio::task::JoinHandle<()>| {
-            if only.is_some_and(|o| o != k) {
-                t[k].push(1.0);
-                return;
-            }
-            let s = Instant::now();
-            rt.block_on(f()).unwrap();
-            t[k].push(s.elapsed().as_nanos() as f64 / n as f64);
-        };
-        time(0, &mut || {
-            rt.spawn(drive(n, |i| async move {
-                let r = tokio::spawn(job(Work(i))).await;
-                if let Ok(Ok(x)) = r {
-                    ack(x).await.unwrap();
-                }
-            }))
-        });
-        time(1, &mut || {
-            rt.spawn(drive(n, move |i| async move {
-                let r = tokio::time::timeout(d, tokio::spawn(job(Work(i)))).await;
-                if let Ok(Ok(Ok(x))) = r {
-                    ack(x).await.unwrap();
-                }
-            }))
-        });
-        let mut s = mk(false);
-        time(2, &mut || {
-            let mut s = s.clone();
-            rt.spawn(drive(n, move |i| s.call(Work(i))))
-        });
-        s = mk(true);
-        time(3, &mut || {
-            let mut s = s.clone();
-            rt.spawn(drive(n, move |i| s.call(Work(i))))
-        });
-        time(4, &mut || {
-            let mut s = ConcurrencyLimit::new(s.clone(), 64);
-            rt.spawn(async move {
-                let mut set = FuturesUnordered::new();
-                for i in 0..n {
-                    if set.len() == FLIGHT {
-                        set.next().await;
-                    }
-                    set.push(s.ready().await.unwrap().call(Work(i)));
-                }
-                while set.next().await.is_some() {}
-            })
-        });
+        .expect("a runtime starts")
+}
+
+fn figures(criterion: &mut Criterion) {
+    let runtime = runtime();
+    for (name, fate) in [
+        ("completing", Fate::Completes),
+        ("failing", Fate::Fails),
+        ("panicking", Fate::Panics),
+    ] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Elements(1));
+        group.measurement_time(Duration::from_secs(2));
+        group.warm_up_time(Duration::from_millis(500));
+        group.sample_size(30);
+        for contender in Contender::ALL {
+            group.bench_function(contender.to_string(), |bencher| {
+                bencher.iter_custom(|jobs| contender.run(&runtime, jobs, fate));
+            });
+        }
     }
-    let med = |mut v: Vec<f64>| {
-        v.sort_by(f64::total_cmp);
-        v[v.len() / 2]
-    };
-    let ratio = |a: usize, b: usize| med(t[a].iter().zip(&t[b]).map(|(x, y)| x / y).collect());
-    println!(
-        "bare {:.0} timeout {:.0} sentinel-nolimit {:.0} sentinel {:.0} +cl {:.0}",
-        med(t[0].clone()),
-        med(t[1].clone()),
-        med(t[2].clone()),
-        med(t[3].clone()),
-        med(t[4].clone())
-    );
-    println!(
-        "nolimit/bare {:.3}  limit/timeout {:.3} cl/timeout {:.3}",
-        ratio(2, 0),
-        ratio(3, 1),
-        ratio(4, 1)
-    );
+}
+
+fn ratios() {
+    const ROUNDS: usize = 201;
+    let runtime = runtime();
+    println!("\nmedians of {ROUNDS} paired rounds, and their quartiles");
+    for (name, fate, jobs) in [
+        ("completing", Fate::Completes, 20_000),
+        ("failing", Fate::Fails, 20_000),
+        ("panicking", Fate::Panics, 2_000),
+    ] {
+        for (ours, theirs) in [
+            (Contender::Sentinel, Contender::TimeoutSpawn),
+            (Contender::SentinelWithoutLimit, Contender::BareSpawn),
+            (Contender::SentinelGated, Contender::TimeoutSpawn),
+        ] {
+            let mut ratios: Vec<f64> = (0..ROUNDS)
+                .map(|round| {
+                    // Who goes first alternates, so that neither always has the warmer caches.
+                    let (a, b) = if round % 2 == 0 {
+                        let a = ours.run(&runtime, jobs, fate);
+                        (a, theirs.run(&runtime, jobs, fate))
+                    } else {
+                        let b = theirs.run(&runtime, jobs, fate);
+                        (ours.run(&runtime, jobs, fate), b)
+                    };
+                    a.as_secs_f64() / b.as_secs_f64()
+                })
+                .collect();
+            ratios.sort_by(f64::total_cmp);
+            let [low, median, high] = [1, 2, 3].map(|quarter| ratios[ROUNDS * quarter / 4]);
+            println!("{name:<11} {ours:<28} / {theirs:<15} {median:.3}  ({low:.3} to {high:.3})");
+        }
+    }
+}
+
+fn main() {
+    // Unwinding is part of the cost, printing is not.
+    panic::set_hook(Box::new(|_| {}));
+    let mut criterion = Criterion::default().configure_from_args();
+    figures(&mut criterion);
+    criterion.final_summary();
+    // `cargo test --benches` only wants to know whether this runs.
+    if std::env::args().any(|argument| argument == "--bench") {
+        ratios();
+    }
 }
