@@ -150,8 +150,5 @@ fn main() {
                 show(&ours)
             );
         }
-        let theirs = allocations_of_a_life(by_hand).await;
-        let ours = allocations_of_a_life(|delivery| sentinel.call(delivery)).await;
-        println!("allocations from call to answer: {theirs:.2} by hand, {ours:.2} with a sentinel");
     });
 }

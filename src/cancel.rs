@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::{self, Future},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     task::Waker,
 };
 
@@ -212,7 +212,7 @@ pub(crate) struct JobContext {
 }
 
 impl JobContext {
-    pub(crate) fn new(started: Instant, span: Span) -> Self {
+    fn new(started: Instant, span: Span) -> Self {
         Self {
             started,
             span,
@@ -249,5 +249,43 @@ impl JobContext {
 
     fn token(&self) -> &CancellationToken {
         self.token.get_or_init(CancellationToken::new)
+    }
+}
+
+/// The contexts of jobs that are over, to serve again: a steady flow of jobs allocates none.
+#[derive(Default)]
+pub(crate) struct Contexts {
+    spare: Mutex<Vec<Arc<JobContext>>>,
+}
+
+impl Contexts {
+    /// Enough for the jobs that end between two calls; more would only hold memory.
+    const MOST: usize = 16;
+
+    pub(crate) fn take(&self, started: Instant, span: Span) -> Arc<JobContext> {
+        // Never waits: an allocation is cheaper than a contended lock.
+        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
+        let Some(mut context) = spare else {
+            return Arc::new(JobContext::new(started, span));
+        };
+        // Invariant: `give_back` keeps none that is shared.
+        let unique = Arc::get_mut(&mut context).expect("a spare context is unique");
+        unique.started = started;
+        unique.span = span;
+        context
+    }
+
+    /// Keeps `context`, unless a [`Cancellation`] still holds it.
+    pub(crate) fn give_back(&self, mut context: Arc<JobContext>) {
+        let Some(unique) = Arc::get_mut(&mut context) else {
+            return;
+        };
+        // Now, and not with the next job: the span closes, and the caller's waker is let go.
+        *unique = JobContext::new(unique.started, Span::none());
+        if let Ok(mut spare) = self.spare.try_lock() {
+            if spare.len() < Self::MOST {
+                spare.push(context);
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::JobContext,
+    cancel::Contexts,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
@@ -359,6 +359,7 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
                 base: Base {
                     settings: self.settings.clone(),
                     home: Home::new(self.runtime.clone()),
+                    contexts: Contexts::default(),
                     abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
                 },
                 hooks: self.hooks.clone(),
@@ -499,7 +500,7 @@ where
         let shutdown = settings.shutdown.as_ref();
         // Before the spawn as well: it panics if the runtime has no timers.
         let clock = home.clock(due);
-        let context = Arc::new(JobContext::new(started, span));
+        let context = base.contexts.take(started, span);
         let isolated = Isolated::spawn(home, &context, (service, job), due, shutdown);
         let supervision = Supervision {
             stage: Stage::Running {
@@ -581,7 +582,7 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        *this.supervision = None;
+        this.supervision.take().map(Supervision::end);
         Poll::Ready(result)
     }
 }

@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::JobContext,
+    cancel::{Contexts, JobContext},
     error::SentinelError,
     home::{Clock, Home},
     hooks::{Hooks, OnUnsettled},
@@ -57,6 +57,7 @@ pub(crate) struct Shared<H> {
 pub(crate) struct Base {
     pub(crate) settings: Settings,
     pub(crate) home: Home,
+    pub(crate) contexts: Contexts,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
 }
 
@@ -142,6 +143,7 @@ where
             settings,
             home,
             abandoned,
+            ..
         } = self.origin.base();
         if let Stage::Running {
             isolated,
@@ -179,6 +181,11 @@ where
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
+    /// Ends the supervision of a job that is settled.
+    pub(crate) fn end(self) {
+        self.origin.base().contexts.give_back(self.context);
+    }
+
     /// Goes on in the background, because the caller is gone.
     ///
     /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
