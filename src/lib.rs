@@ -92,3 +92,8 @@ pub use self::{
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     supervision::OnDrop,
 };
+
+/// The README's code is compiled and run, as the tests that it promises.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
