@@ -14,6 +14,8 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use crate::outcome::catch;
+
 /// The runtimes of one sentinel: that of its jobs, and that of their supervision.
 #[derive(Debug)]
 pub(crate) struct Home {
@@ -36,16 +38,20 @@ impl Home {
     /// Learns of the runtime in which a call is made.
     #[track_caller]
     pub(crate) fn arrive(&self) {
-        if self.first.get().is_none() {
-            match (Handle::try_current(), &self.jobs) {
-                (Ok(current), _) => drop(self.first.set(current)),
-                (Err(_), Some(_)) => {}
-                (Err(_), None) => panic!(
-                    "`Sentinel::call` outside of a tokio runtime: call it inside one, or give \
-                     the layer a `runtime(handle)`"
-                ),
-            }
+        if self.first.get().is_some() {
+            return;
         }
+        let Some(handle) = Handle::try_current().ok().or_else(|| self.jobs.clone()) else {
+            panic!(
+                "`Sentinel::call` outside of a tokio runtime: call it inside one, or give the \
+                 layer a `runtime(handle)`"
+            )
+        };
+        // A supervision needs timers even without a limit. To panic for want of them is for the
+        // first call, which has nothing to lose yet.
+        let _context = handle.enter();
+        drop(sleep_until(Instant::now()));
+        drop(self.first.set(handle.clone()));
     }
 
     /// Returns the clock of a call.
@@ -113,7 +119,12 @@ impl Clock {
             }
         }
         // Invariant: each arm above leaves a timer.
-        let sleep = this.sleep.as_pin_mut().expect("the timer is set");
-        sleep.poll(cx)
+        let sleep = this.sleep.as_mut().as_pin_mut().expect("the timer is set");
+        // A timer panics once its runtime is gone. There is nothing more to wait for, and the
+        // caller's task is not to die of it.
+        catch(|| sleep.poll(cx)).unwrap_or_else(|_gone| {
+            this.sleep.set(None);
+            Poll::Ready(())
+        })
     }
 }

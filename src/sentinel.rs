@@ -419,7 +419,7 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 /// `call` panics before anything is spawned
 ///
 /// - outside of a tokio runtime, unless the layer has a [`runtime`](SentinelLayer::runtime);
-/// - in a runtime without timers, if there is a time limit;
+/// - in a runtime without timers;
 /// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
 ///   panics: those are the caller's.
 ///
