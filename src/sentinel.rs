@@ -582,7 +582,9 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        this.supervision.take().map(Supervision::end);
+        if let Some(supervision) = this.supervision.take() {
+            supervision.end();
+        }
         Poll::Ready(result)
     }
 }
