@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Handle, Runtime},
     task::yield_now,
     time::sleep,
 };
@@ -21,7 +21,8 @@ use tower::{Layer, Service, ServiceExt};
 use tower_sentinel::{CancelReason, OnDrop, SentinelLayer, TimeLimit};
 
 use crate::support::{
-    Answer, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, idle, until,
+    Answer, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, current_thread, idle, turn,
+    until,
 };
 
 /// What the caller of a job does.
@@ -321,22 +322,6 @@ impl World {
             thread.join().unwrap();
         }
     }
-}
-
-/// Lets each task of `runtime` run until it waits.
-fn turn(runtime: &Runtime) {
-    let turn = || {
-        runtime.block_on(async {
-            for _ in 0..8 {
-                yield_now().await;
-            }
-        });
-    };
-    thread::scope(|scope| scope.spawn(turn).join().unwrap());
-}
-
-fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 fn assert_cells(observed: impl IntoIterator<Item = (Cell, Observed)>) {

@@ -3,19 +3,21 @@
 use std::{
     fmt,
     future::{Future, pending},
-    pin::Pin,
+    panic::resume_unwind,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
-    thread,
+    task::{Context, Poll, Wake, ready},
+    thread::{self, Thread},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use tokio::{
-    runtime::Handle,
+    runtime::{Builder, Handle, Runtime},
+    task::yield_now,
     time::{Sleep, sleep},
 };
 use tower::{Service, ServiceExt};
@@ -109,12 +111,14 @@ impl Service<Work> for Worker {
     }
 
     fn call(&mut self, Work { fate, .. }: Work) -> Self::Future {
-        assert_ne!(fate, Fate::PanicInCall);
+        if fate == Fate::PanicInCall {
+            raise("in call");
+        }
         let thread = Arc::clone(&self.thread);
         Box::pin(async move {
             match fate {
                 Fate::PanicInCall => unreachable!(),
-                Fate::PanicFirst => panic!("before the first await"),
+                Fate::PanicFirst => raise("before the first await"),
                 Fate::PanicInDrop => {
                     let _bomb = Bomb;
                     pending().await
@@ -125,7 +129,7 @@ impl Service<Work> for Worker {
                     pending().await
                 }
                 Fate::BlockLater => {
-                    tokio::task::yield_now().await;
+                    yield_now().await;
                     thread.block();
                     Ok(())
                 }
@@ -134,7 +138,7 @@ impl Service<Work> for Worker {
                     match fate {
                         Fate::Value => Ok(()),
                         Fate::Error => Err(Refused),
-                        Fate::PanicLater => panic!("after an await"),
+                        Fate::PanicLater => raise("after an await"),
                         _ => {
                             Cancellation::current().cancel(CancelReason::Requested);
                             pending().await
@@ -187,34 +191,46 @@ impl Blocked {
     }
 }
 
+/// Panics, without a word on standard error: hundreds of them would bury the one that counts.
+pub(crate) fn raise(message: &'static str) -> ! {
+    resume_unwind(Box::new(message))
+}
+
 /// Panics when dropped.
 #[derive(Debug)]
 pub(crate) struct Bomb;
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        panic!("in a destructor");
+        raise("in a destructor");
     }
 }
 
-/// Counts how often it, or a clone, is dropped.
+/// Counts events, and the drops of its guards.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct DropCount(pub(crate) Arc<AtomicUsize>);
+pub(crate) struct Count(Arc<AtomicUsize>);
 
-impl DropCount {
+/// Adds one to a [`Count`] when dropped.
+#[derive(Debug)]
+pub(crate) struct Guard(Count);
+
+impl Count {
     pub(crate) fn get(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Returns a guard, whose drop is counted.
-    pub(crate) fn guard(&self) -> impl Send + Sync + use<> {
-        struct Guard(Arc<AtomicUsize>);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                self.0.fetch_add(1, Ordering::SeqCst);
-            }
-        }
-        Guard(Arc::clone(&self.0))
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn guard(&self) -> Guard {
+        Guard(self.clone())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.add();
     }
 }
 
@@ -291,17 +307,19 @@ where
             let sleep = self.readiness.get_or_insert_with(|| Box::pin(sleep(wait)));
             ready!(sleep.as_mut().poll(cx));
         }
-        assert_ne!(self.plan, Plan::PanicInReadiness);
-        Poll::Ready(match self.plan {
-            Plan::ReadinessError => Err(Refused),
-            _ => Ok(()),
-        })
+        match self.plan {
+            Plan::PanicInReadiness => raise("in the policy's readiness"),
+            Plan::ReadinessError => Poll::Ready(Err(Refused)),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     fn call(&mut self, report: Report<Tag, T, E>) -> Self::Future {
         let seen = Seen::from(&report.outcome);
         self.recorder.log(|log| log.reports.push(seen));
-        assert_ne!(self.plan, Plan::PanicInCall);
+        if self.plan == Plan::PanicInCall {
+            raise("in the policy's call");
+        }
         let Self { plan, pause, .. } = *self;
         Box::pin(async move {
             if !pause.is_zero() {
@@ -309,7 +327,7 @@ where
             }
             match plan {
                 Plan::Error => Err(Refused),
-                Plan::PanicInFuture => panic!("in the policy's future"),
+                Plan::PanicInFuture => raise("in the policy's future"),
                 Plan::Hang => pending().await,
                 _ => Ok(report),
             }
@@ -482,11 +500,49 @@ pub(crate) async fn idle(runtime: &Handle) {
 
 /// Waits, by the clock of this runtime, until `done`.
 pub(crate) async fn until(done: impl Fn() -> bool) {
-    for _ in 0..60_000 {
+    // Short steps at first, for real time; longer ones then, for hours of virtual time.
+    for step in 1..1_000 {
         if done() {
             return;
         }
-        sleep(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(step)).await;
     }
-    panic!("waited for a minute");
+    panic!("waited for minutes");
+}
+
+/// Lets each task of `runtime`, a current-thread one that nobody drives, run until it waits.
+pub(crate) fn turn(runtime: &Runtime) {
+    let turn = || {
+        runtime.block_on(async {
+            for _ in 0..8 {
+                yield_now().await;
+            }
+        });
+    };
+    thread::scope(|scope| scope.spawn(turn).join().unwrap());
+}
+
+pub(crate) fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Polls `future` on this thread alone, without a tokio runtime.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    assert!(Handle::try_current().is_err());
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
 }
