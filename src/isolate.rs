@@ -169,9 +169,13 @@ impl<T, E> Isolated<T, E> {
 
     /// Begins to stop the job because its caller is gone, unless it is already being stopped.
     ///
-    /// A cause that came first but was not seen yet, for want of a poll, keeps its place.
+    /// What came first but was not seen yet, for want of a poll, keeps its place: another cause,
+    /// or the end of the job.
     pub(crate) fn stop_without_caller(&mut self, context: &JobContext, ladder: Ladder) {
-        let Step::Running = self.step else { return };
+        let has_ended = self.join.as_ref().is_none_or(JoinHandle::is_finished);
+        if has_ended || !matches!(self.step, Step::Running) {
+            return;
+        }
         let cause = match (context.request(), self.due) {
             (Some(reason), _) => Cause::Cancelled(reason),
             (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - context.started),
