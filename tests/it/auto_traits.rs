@@ -1,1 +1,247 @@
+//! What the compiler promises of the public types. Most of it is checked by compiling.
 
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    error::Error,
+    fmt::Debug,
+    future::{self, Ready},
+    io,
+    marker::PhantomData,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    thread,
+    time::Duration,
+};
+
+use tokio::task::yield_now;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_sentinel::{
+    ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, EventOnly, Failure, Hooks, Job,
+    OnDrop, Outcome, OutcomeKind, Panic, Report, ResponseFuture, Sentinel, SentinelError,
+    SentinelLayer, ServiceBuilderExt, TimeLimit, TimedOut,
+};
+use tracing::Span;
+
+fn send<T: Send>() {}
+fn sync<T: Sync>() {}
+fn unpin<T: Unpin>() {}
+fn is_static<T: 'static>() {}
+fn clone<T: Clone>() {}
+fn copy<T: Copy>() {}
+fn debug<T: Debug>() {}
+fn error<T: Error>() {}
+
+/// Does not compile if `$type` has `$trait`: the `_` would be ambiguous.
+macro_rules! assert_not {
+    ($type:ty: $trait:path) => {{
+        trait AmbiguousIf<A> {
+            fn check() {}
+        }
+        impl<T: ?Sized> AmbiguousIf<()> for T {}
+        impl<T: ?Sized + $trait> AmbiguousIf<u8> for T {}
+        <$type as AmbiguousIf<_>>::check();
+    }};
+}
+
+/// `Send`, and nothing else: as a response or an error of a service may be.
+type SendOnly = Cell<u8>;
+/// No trait at all, to show that a bound does not leak.
+struct Nothing(#[expect(dead_code)] PhantomData<Rc<()>>);
+
+/// A service, as a job's or as a policy, that is not `Sync`, since tower asks nobody for it.
+#[derive(Clone, Debug)]
+struct Plain<E>(PhantomData<(SendOnly, fn() -> E)>);
+
+impl<R, E> Service<R> for Plain<E> {
+    type Response = SendOnly;
+    type Error = E;
+    type Future = Ready<Result<SendOnly, E>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: R) -> Self::Future {
+        future::ready(Ok(Cell::new(7)))
+    }
+}
+
+type PlainSentinel = Sentinel<Plain<&'static str>, Plain<Infallible>>;
+type PlainFuture = <PlainSentinel as Service<Arc<u64>>>::Future;
+
+#[test]
+fn what_is_moved_between_tasks_is_send() {
+    send::<Outcome<SendOnly, SendOnly>>();
+    send::<Report<SendOnly, SendOnly, SendOnly>>();
+    send::<SentinelError<SendOnly, SendOnly>>();
+    send::<Failure<SendOnly>>();
+    send::<SentinelLayer<SendOnly>>();
+    send::<PlainSentinel>();
+    send::<PlainFuture>();
+    is_static::<PlainFuture>();
+    send::<Panic>();
+    send::<TimedOut>();
+    send::<Cancelled>();
+    send::<Cancellation>();
+}
+
+#[test]
+fn what_may_be_shared_is_sync() {
+    sync::<Outcome<u8, io::Error>>();
+    sync::<Outcome<u8, BoxError>>();
+    sync::<Report<u8, u8, io::Error>>();
+    sync::<SentinelError<io::Error, BoxError>>();
+    sync::<Failure<io::Error>>();
+    sync::<SentinelLayer<u8>>();
+    sync::<Sentinel<u8, u8>>();
+    sync::<Panic>();
+    sync::<TimedOut>();
+    sync::<Cancelled>();
+    sync::<Cancellation>();
+    // And not more than that: the assertions above are not vacuous.
+    assert_not!(Outcome<SendOnly, u8>: Sync);
+    assert_not!(Outcome<u8, SendOnly>: Sync);
+    assert_not!(Outcome<Rc<u8>, u8>: Send);
+    assert_not!(Sentinel<SendOnly, u8>: Sync);
+}
+
+#[test]
+fn an_outcome_is_shared_between_threads_though_its_panic_carries_what_is_not_sync() {
+    let outcome: Arc<Outcome<u8, io::Error>> =
+        Arc::new(Outcome::Panicked(Panic::new(Cell::new(7_u8))));
+    let threads = [(); 2].map(|()| {
+        let outcome = Arc::clone(&outcome);
+        thread::spawn(move || format!("{outcome:?}"))
+    });
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), r#"Panicked(Panic("Box<dyn Any>"))"#);
+    }
+    let Some(Outcome::Panicked(panic)) = Arc::into_inner(outcome) else {
+        panic!("the threads have ended");
+    };
+    assert_eq!(
+        panic.into_payload().downcast::<Cell<u8>>().unwrap().get(),
+        7
+    );
+}
+
+#[test]
+fn the_public_types_are_debug_and_clone_without_bounds_that_leak() {
+    debug::<Outcome<u8, u8>>();
+    debug::<Report<u8, u8, u8>>();
+    debug::<SentinelError<u8, u8>>();
+    debug::<Failure<u8>>();
+    debug::<Panic>();
+    debug::<TimedOut>();
+    debug::<Cancelled>();
+    debug::<Cancellation>();
+    // The hooks are functions, which are not `Debug`, and a future's content is nobody's business.
+    debug::<SentinelLayer<u8, Nothing>>();
+    debug::<Sentinel<u8, u8, Nothing>>();
+    debug::<ResponseFuture<Nothing, Nothing, Nothing, Nothing, Nothing>>();
+
+    clone::<Cancellation>();
+    clone::<SentinelLayer<u8, u8>>();
+    clone::<SentinelLayer<Plain<u8>>>();
+    // A sentinel is cloned for every connection or worker: its hooks stay where they are.
+    clone::<Sentinel<u8, u8, Nothing>>();
+    assert_not!(Sentinel<Nothing, u8>: Clone);
+    assert_not!(Sentinel<u8, Nothing>: Clone);
+    // One outcome, one answer.
+    assert_not!(Outcome<u8, u8>: Clone);
+    assert_not!(Report<u8, u8, u8>: Clone);
+
+    copy::<OutcomeKind>();
+    copy::<CancelReason>();
+    copy::<OnDrop>();
+    copy::<TimeLimit>();
+    copy::<Hooks<ByJob, CallerSpan, EventOnly>>();
+}
+
+#[test]
+fn the_errors_are_errors() {
+    error::<Panic>();
+    error::<TimedOut>();
+    error::<Cancelled>();
+    error::<Failure<&'static str>>();
+    error::<Failure<BoxError>>();
+    error::<SentinelError<&'static str, Infallible>>();
+    error::<SentinelError<BoxError, BoxError>>();
+    assert_not!(SentinelError<Nothing, u8>: Error);
+}
+
+/// A tag of a policy that is taken for a bare one: see `ServiceBuilderExt::sentinel`.
+#[test]
+fn a_layer_is_not_unpin_so_that_it_is_not_taken_for_a_policy() {
+    assert_not!(SentinelLayer<()>: Unpin);
+    assert_not!(SentinelLayer<fn()>: Unpin);
+    // It alone: nothing else is pinned for it.
+    unpin::<Sentinel<u8, u8>>();
+    unpin::<SentinelError<u8, u8>>();
+    unpin::<Outcome<u8, u8>>();
+}
+
+struct Delivery(u64);
+
+impl Job for Delivery {
+    type Tag = u64;
+
+    fn tag(&self) -> u64 {
+        self.0
+    }
+}
+
+async fn answer<S, J>(mut service: S, job: J) -> S::Response
+where
+    S: Service<J, Error: Debug>,
+{
+    service.ready().await.unwrap().call(job).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_builder_takes_a_bare_policy_and_a_layer_of_every_make() {
+    let policy = service_fn(|report: Report<u64, u64, Infallible>| async move {
+        Ok::<_, Infallible>((report.tag, report.outcome.into_result().unwrap()))
+    });
+    let process = |job: Delivery| async move { Ok::<_, Infallible>(job.0 * 2) };
+
+    let bare = ServiceBuilder::new().sentinel(policy).service_fn(process);
+    assert_eq!(answer(bare, Delivery(7)).await, (7, 14));
+
+    let layer = SentinelLayer::new(policy).timeout(Duration::from_secs(1));
+    let layered = ServiceBuilder::new().sentinel(layer).service_fn(process);
+    assert_eq!(answer(layered, Delivery(7)).await, (7, 14));
+
+    let layer = SentinelLayer::new(policy)
+        .make_span(|_: &u64| Span::none())
+        .on_unsettled(|_: SentinelError<Infallible, Infallible>| {});
+    let hooked = ServiceBuilder::new().sentinel(layer).service_fn(process);
+    assert_eq!(answer(hooked, Delivery(7)).await, (7, 14));
+
+    // A type of somebody else's; here a tuple.
+    let tagged = ServiceBuilder::new()
+        .concurrency_limit(1)
+        .sentinel(SentinelLayer::with_tag(policy, |job: &(u64, u64)| job.0))
+        .service_fn(|job: (u64, u64)| async move { Ok::<_, Infallible>(job.1) });
+    assert_eq!(answer(tagged, (7, 9)).await, (7, 9));
+}
+
+#[tokio::test]
+async fn a_response_future_is_held_across_an_await_in_a_spawned_task() {
+    // With a bound on the struct that has a lifetime in it, rustc says of such a task that the
+    // "implementation of `Send` is not general enough" (rust-lang/rust#64552).
+    let service = Plain::<&'static str>(PhantomData);
+    let policy = Plain::<&'static str>(PhantomData);
+    let mut sentinel = ServiceBuilder::new().sentinel(policy).service(service);
+    let task = tokio::spawn(async move {
+        ServiceExt::<Arc<u64>>::ready(&mut sentinel).await.unwrap();
+        let response = sentinel.call(Arc::new(7_u64));
+        yield_now().await;
+        let answer = response.await.unwrap();
+        yield_now().await;
+        answer
+    });
+    assert_eq!(task.await.unwrap().get(), 7);
+}

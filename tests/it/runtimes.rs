@@ -1,1 +1,261 @@
+//! The runtimes that a sentinel works on, and without.
 
+use std::{
+    cell::RefCell,
+    future::{Future, pending, ready},
+    panic::{self, AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Context,
+    time::Duration,
+};
+
+use futures_util::{
+    future::{Either, select},
+    task::noop_waker,
+};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    task::JoinSet,
+    time::sleep,
+};
+use tower::{Layer, Service, service_fn};
+use tower_sentinel::{
+    CancelReason, Cancellation, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer,
+};
+
+use crate::support::{
+    Fate, Plan, Recorder, Refused, Seen, Unit, Work, Worker, block_on, call, current_thread, idle,
+    raise,
+};
+
+const SHORT: Duration = Duration::from_millis(20);
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+// === both flavours ===
+
+async fn jobs_of_all_fates_settle_once() {
+    const JOBS: usize = 1_000;
+    let calls: Arc<Vec<AtomicUsize>> = Arc::new((0..JOBS).map(|_| AtomicUsize::new(0)).collect());
+    let counted = Arc::clone(&calls);
+    let policy = service_fn(move |report: Report<Arc<usize>, (), Refused>| {
+        counted[*report.tag].fetch_add(1, Ordering::Relaxed);
+        async move { Ok::<_, Refused>(report) }
+    });
+    let service = service_fn(|n: Arc<usize>| async move {
+        sleep(Duration::from_millis(*n as u64 % 7)).await;
+        match *n % 4 {
+            0 => Ok(()),
+            1 => Err(Refused),
+            2 => raise("told to"),
+            _ => pending().await,
+        }
+    });
+    let sentinel = SentinelLayer::new(policy)
+        // Not so short that a busy machine lets another job run into it.
+        .timeout(Duration::from_secs(1))
+        .layer(service);
+    let mut callers = JoinSet::new();
+    for n in 0..JOBS {
+        let mut sentinel = sentinel.clone();
+        callers.spawn(async move { call(&mut sentinel, Arc::new(n)).await.unwrap() });
+    }
+    for report in callers.join_all().await {
+        let kind = match *report.tag % 4 {
+            0 => OutcomeKind::Completed,
+            1 => OutcomeKind::Failed,
+            2 => OutcomeKind::Panicked,
+            _ => OutcomeKind::TimedOut,
+        };
+        assert_eq!(report.outcome.kind(), kind, "job {}", report.tag);
+    }
+    for (n, calls) in calls.iter().enumerate() {
+        assert_eq!(calls.load(Ordering::Relaxed), 1, "job {n}");
+    }
+}
+
+#[test]
+fn g1_jobs_of_all_fates_settle_once_on_a_runtime_of_one_thread() {
+    current_thread().block_on(jobs_of_all_fates_settle_once());
+}
+
+#[test]
+fn g1_jobs_of_all_fates_settle_once_on_a_runtime_of_threads() {
+    multi_thread().block_on(jobs_of_all_fates_settle_once());
+}
+
+// === no runtime at all ===
+
+thread_local! {
+    static PANICKED_IN: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_call_outside_of_a_runtime_panics_where_it_is_made_and_says_why() {
+    let recorder = Recorder::default();
+    let service = service_fn(|_: Unit| ready(Ok::<_, Refused>(())));
+    let mut sentinel = SentinelLayer::new(recorder.policy()).layer(service);
+
+    // Beside the hook of the other tests, which may panic on their threads meanwhile.
+    let others = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let file = info.location().map(|location| location.file().to_owned());
+        PANICKED_IN.set(file);
+        others(info);
+    }));
+    let called = catch_unwind(AssertUnwindSafe(|| drop(sentinel.call(Unit::default()))));
+    let payload = called.unwrap_err();
+
+    let message = payload.downcast_ref::<&str>().unwrap();
+    assert!(message.contains("outside of a tokio runtime"), "{message}");
+    assert!(message.contains("runtime(handle)"), "{message}");
+    let file = PANICKED_IN.take().unwrap();
+    assert!(file.ends_with("runtimes.rs"), "{file}");
+    assert_eq!(recorder.asked(), 0);
+}
+
+#[test]
+fn a_call_outside_of_a_runtime_works_with_a_handle() {
+    let recorder = Recorder::default();
+    let jobs = multi_thread();
+    for (fate, seen) in [
+        (Fate::PanicInCall, Seen::panicked()),
+        // The limit needs a timer, of which there is none here.
+        (Fate::Hang, Seen::timed_out(true)),
+        (Fate::PanicInDrop, Seen::timed_out(true).with_panic(true)),
+    ] {
+        let mut sentinel = SentinelLayer::new(recorder.policy())
+            .timeout(SHORT)
+            .runtime(jobs.handle().clone())
+            .layer(Worker::default());
+        let report = block_on(call(&mut sentinel, Work::new(fate))).unwrap();
+        assert_eq!(Seen::from(&report.outcome), seen, "{fate:?}");
+    }
+    assert_eq!(recorder.reports().len(), 3);
+}
+
+#[test]
+fn each_timer_works_outside_of_a_runtime() {
+    let recorder = Recorder::default();
+    let jobs = multi_thread();
+    // Without a limit the first timer is that of the grace, then of the stop, then of the policy.
+    let service = service_fn(|_: Unit| async {
+        Cancellation::current().cancel(CancelReason::Requested);
+        pending::<Result<(), Refused>>().await
+    });
+    let mut sentinel = SentinelLayer::new(recorder.scripted(Plan::Hang, Duration::ZERO))
+        .no_timeout()
+        .grace(SHORT)
+        .settle_timeout(SHORT)
+        .runtime(jobs.handle().clone())
+        .layer(service);
+    let error = block_on(call(&mut sentinel, Unit::default())).unwrap_err();
+    assert!(matches!(error, SentinelError::PolicyTimedOut(SHORT)));
+    assert_eq!(recorder.reports()[0].kind, OutcomeKind::Cancelled);
+}
+
+#[test]
+fn a_response_may_be_polled_outside_of_the_runtime_that_it_was_made_in() {
+    for (limit, grace) in [(true, Duration::ZERO), (true, SHORT), (false, SHORT)] {
+        let recorder = Recorder::default();
+        let runtime = multi_thread();
+        let layer = SentinelLayer::new(recorder.policy()).grace(grace);
+        let layer = match limit {
+            true => layer.timeout(SHORT),
+            false => layer.no_timeout(),
+        };
+        let mut sentinel = layer.layer(service_fn(|_: Unit| async {
+            sleep(2 * SHORT).await;
+            Cancellation::current().cancel(CancelReason::LeaseLost);
+            pending::<Result<(), Refused>>().await
+        }));
+        let response = {
+            let _context = runtime.enter();
+            sentinel.call(Unit::default())
+        };
+        let report = block_on(response).unwrap();
+        let kind = match limit {
+            true => OutcomeKind::TimedOut,
+            false => OutcomeKind::Cancelled,
+        };
+        assert_eq!(report.outcome.kind(), kind, "{limit} {grace:?}");
+    }
+}
+
+#[test]
+fn a_caller_without_a_runtime_may_drop() {
+    let recorder = Recorder::default();
+    let jobs = multi_thread();
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .runtime(jobs.handle().clone())
+        .layer(Worker::default());
+    let mut response = Box::pin(sentinel.call(Work::new(Fate::Hang)));
+    let waker = noop_waker();
+    let polled = response.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    drop(response);
+    // It settles on the runtime of the jobs, the only one there is.
+    jobs.block_on(idle(jobs.handle()));
+    assert_eq!(recorder.reports().len(), 1);
+    assert_eq!(recorder.reports()[0].kind, OutcomeKind::Cancelled);
+}
+
+#[test]
+fn a_job_of_another_runtime_can_be_selected_against_on_this_one() {
+    let recorder = Recorder::default();
+    let jobs = multi_thread();
+    current_thread().block_on(async {
+        let mut sentinel = SentinelLayer::new(recorder.policy())
+            .runtime(jobs.handle().clone())
+            .layer(service_fn(|_: Unit| async {
+                Ok::<_, Refused>(Handle::current().id())
+            }));
+        let response = Box::pin(call(&mut sentinel, Unit::default()));
+        let late = Box::pin(sleep(Duration::from_secs(10)));
+        let Either::Left((report, _)) = select(response, late).await else {
+            panic!("no answer");
+        };
+        // The job ran there, though its caller is here.
+        let Outcome::Completed(id) = report.unwrap().outcome else {
+            panic!("not completed");
+        };
+        assert_eq!(id, jobs.handle().id());
+        assert_ne!(id, Handle::current().id());
+    });
+}
+
+// === a runtime without timers ===
+
+#[test]
+fn a_limit_on_a_runtime_without_timers_panics_before_anything_is_spawned() {
+    let recorder = Recorder::default();
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let service = service_fn(|_: Unit| ready(Ok::<_, Refused>(())));
+    let mut sentinel = SentinelLayer::new(recorder.policy()).layer(service);
+    let _context = runtime.enter();
+    let called = catch_unwind(AssertUnwindSafe(|| drop(sentinel.call(Unit::default()))));
+    assert!(called.is_err());
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+}
+
+#[test]
+fn a_runtime_without_timers_will_do_where_there_is_no_limit() {
+    let recorder = Recorder::default();
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let service = service_fn(|_: Unit| ready(Ok::<_, Refused>(())));
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .no_timeout()
+        .layer(service);
+    let report = runtime.block_on(call(&mut sentinel, Unit::default()));
+    assert!(report.unwrap().outcome.is_completed());
+    assert_eq!(recorder.reports(), [Seen::completed()]);
+}
