@@ -171,7 +171,12 @@ impl<T, E> Isolated<T, E> {
     ///
     /// What came first but was not seen yet, for want of a poll, keeps its place: another cause,
     /// or the end of the job.
-    pub(crate) fn stop_without_caller(&mut self, context: &JobContext, ladder: Ladder) {
+    pub(crate) fn stop_without_caller(
+        &mut self,
+        context: &JobContext,
+        ladder: Ladder,
+        shutdown: Option<&CancellationToken>,
+    ) {
         let has_ended = self.join.as_ref().is_none_or(JoinHandle::is_finished);
         if has_ended || !matches!(self.step, Step::Running) {
             return;
@@ -179,7 +184,10 @@ impl<T, E> Isolated<T, E> {
         let cause = match (context.request(), self.due) {
             (Some(reason), _) => Cause::Cancelled(reason),
             (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - context.started),
-            (None, _) => Cause::Cancelled(CancelReason::CallerDropped),
+            _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
+                Cause::Cancelled(CancelReason::Shutdown)
+            }
+            _ => Cause::Cancelled(CancelReason::CallerDropped),
         };
         self.stop(context, cause, ladder);
     }

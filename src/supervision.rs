@@ -192,10 +192,13 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     pub(crate) fn hand_over(mut self) {
         let origin = Arc::clone(&self.origin);
         let Settings {
-            ladder, on_drop, ..
+            ladder,
+            on_drop,
+            ref shutdown,
+            ..
         } = origin.base().settings;
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
-            isolated.stop_without_caller(&self.context, ladder);
+            isolated.stop_without_caller(&self.context, ladder, shutdown.as_ref());
         }
         origin.take_over(self);
     }
