@@ -48,7 +48,7 @@ macro_rules! assert_not {
 /// `Send`, and nothing else: as a response or an error of a service may be.
 type SendOnly = Cell<u8>;
 /// No trait at all, to show that a bound does not leak.
-struct Nothing(#[expect(dead_code)] PhantomData<Rc<()>>);
+struct Nothing(PhantomData<Rc<()>>);
 
 /// A service, as a job's or as a policy, that is not `Sync`, since tower asks nobody for it.
 #[derive(Clone, Debug)]
