@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::{self, Future},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
 };
 
@@ -181,6 +181,12 @@ impl Cancellation {
         }
     }
 
+    /// Returns the job, if there is one.
+    #[allow(dead_code)]
+    pub(crate) fn job(&self) -> Option<&Arc<JobContext>> {
+        self.context.as_ref()
+    }
+
     async fn into_cancelled(self) {
         match &self.context {
             Some(job) => job.token().cancelled().await,
@@ -209,6 +215,16 @@ pub(crate) struct JobContext {
     /// beside it that could disagree: told *is* a cancelled token.
     token: OnceLock<CancellationToken>,
     supervisor: AtomicWaker,
+    /// Made for the first companion. `None` in it: the job has its outcome.
+    companions: OnceLock<Mutex<Option<Companions>>>,
+}
+
+type Companions = Vec<Arc<dyn Companion>>;
+
+/// What runs beside a job and must be over before the job is settled.
+pub(crate) trait Companion: Send + Sync {
+    /// Ends it: once this returns it does nothing any more. Never waits for the job.
+    fn stop(&self);
 }
 
 impl JobContext {
@@ -219,6 +235,7 @@ impl JobContext {
             request: OnceLock::new(),
             token: OnceLock::new(),
             supervisor: AtomicWaker::new(),
+            companions: OnceLock::new(),
         }
     }
 
@@ -239,6 +256,31 @@ impl JobContext {
 
     pub(crate) fn tell(&self) {
         self.token().cancel();
+    }
+
+    /// Stops `companion` when this job has its outcome, or at once if it has.
+    #[allow(dead_code)]
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+        match &mut *self.companions() {
+            Some(companions) => companions.push(companion),
+            None => companion.stop(),
+        }
+    }
+
+    /// Stops all companions, because the job has its outcome.
+    pub(crate) fn dismiss(&self, stopped: bool) {
+        // Only a job that still runs can bring another one.
+        if stopped && self.companions.get().is_none() {
+            return;
+        }
+        let companions = self.companions().take();
+        companions.into_iter().flatten().for_each(|it| it.stop());
+    }
+
+    fn companions(&self) -> MutexGuard<'_, Option<Companions>> {
+        let companions = self.companions.get_or_init(|| Mutex::new(Some(Vec::new())));
+        // Nothing panics while the lock is held but a `stop`, which leaves nothing half-done.
+        companions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_told(&self) -> bool {

@@ -152,6 +152,7 @@ where
         {
             let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
+            context.dismiss(outcome.is_stopped());
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
             let report = Report::new(tag, outcome, context.started.elapsed());
