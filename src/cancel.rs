@@ -1,6 +1,7 @@
 //! How a job learns that it is to stop, and how it can ask for it.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::{self, Future},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -8,9 +9,8 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{task::futures::TaskLocalFuture, time::Instant};
+use tokio::task::futures::TaskLocalFuture;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 tokio::task_local! {
     static CURRENT: Arc<JobContext>;
@@ -111,7 +111,7 @@ pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
 ///
 /// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before
 /// `tokio::spawn`. The handle says that the job *is told to stop*, not that it has ended: a job
-/// that simply returns leaves its handles pending. A handle keeps the job's span open.
+/// that simply returns leaves its handles pending.
 ///
 /// # Examples
 ///
@@ -205,10 +205,8 @@ impl fmt::Debug for Cancellation {
 }
 
 /// What a job and its supervisor share. One is allocated for every job, so it stays small.
+#[derive(Default)]
 pub(crate) struct JobContext {
-    pub(crate) started: Instant,
-    /// Current in the job and in the policy.
-    pub(crate) span: Span,
     /// The first `cancel`; later ones are ignored.
     request: OnceLock<CancelReason>,
     /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
@@ -228,15 +226,27 @@ pub(crate) trait Companion: Send + Sync {
 }
 
 impl JobContext {
-    fn new(started: Instant, span: Span) -> Self {
-        Self {
-            started,
-            span,
-            request: OnceLock::new(),
-            token: OnceLock::new(),
-            supervisor: AtomicWaker::new(),
-            companions: OnceLock::new(),
-        }
+    /// Returns a context that no other job has, or has had to any effect.
+    pub(crate) fn take() -> Arc<Self> {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        spare.ok().flatten().unwrap_or_default()
+    }
+
+    /// Keeps a context to serve again, unless a [`Cancellation`] still holds it.
+    pub(crate) fn give_back(mut self: Arc<Self>) {
+        let Some(unique) = Arc::get_mut(&mut self) else {
+            return;
+        };
+        // Now, and not with the next job, so that the caller's waker is let go. And before the
+        // list is borrowed: a waker is foreign code.
+        *unique = Self::default();
+        // Without effect in a thread that is about to end.
+        let _ended = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < MOST_SPARE {
+                spare.push(self);
+            }
+        });
     }
 
     /// Makes this the current job of `future`, in each poll and in its destructor.
@@ -294,40 +304,10 @@ impl JobContext {
     }
 }
 
-/// The contexts of jobs that are over, to serve again: a steady flow of jobs allocates none.
-#[derive(Default)]
-pub(crate) struct Contexts {
-    spare: Mutex<Vec<Arc<JobContext>>>,
+thread_local! {
+    /// The contexts of jobs that are over, to serve again: a steady flow of jobs allocates none.
+    static SPARE: RefCell<Vec<Arc<JobContext>>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Contexts {
-    /// Enough for the jobs that end between two calls; more would only hold memory.
-    const MOST: usize = 16;
-
-    pub(crate) fn take(&self, started: Instant, span: Span) -> Arc<JobContext> {
-        // Never waits: an allocation is cheaper than a contended lock.
-        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
-        let Some(mut context) = spare else {
-            return Arc::new(JobContext::new(started, span));
-        };
-        // Invariant: `give_back` keeps none that is shared.
-        let unique = Arc::get_mut(&mut context).expect("a spare context is unique");
-        unique.started = started;
-        unique.span = span;
-        context
-    }
-
-    /// Keeps `context`, unless a [`Cancellation`] still holds it.
-    pub(crate) fn give_back(&self, mut context: Arc<JobContext>) {
-        let Some(unique) = Arc::get_mut(&mut context) else {
-            return;
-        };
-        // Now, and not with the next job: the span closes, and the caller's waker is let go.
-        *unique = JobContext::new(unique.started, Span::none());
-        if let Ok(mut spare) = self.spare.try_lock() {
-            if spare.len() < Self::MOST {
-                spare.push(context);
-            }
-        }
-    }
-}
+/// How many contexts a thread keeps: enough for the jobs that end between two calls.
+const MOST_SPARE: usize = 16;
