@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     fmt,
     future::{self, Future},
+    ops::Deref,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
 };
@@ -214,7 +215,7 @@ pub(crate) struct JobContext {
     token: OnceLock<CancellationToken>,
     supervisor: AtomicWaker,
     /// Made for the first companion. `None` in it: the job has its outcome.
-    companions: OnceLock<Mutex<Option<Companions>>>,
+    companions: OnceLock<Box<Mutex<Option<Companions>>>>,
 }
 
 type Companions = Vec<Arc<dyn Companion>>;
@@ -226,29 +227,6 @@ pub(crate) trait Companion: Send + Sync {
 }
 
 impl JobContext {
-    /// Returns a context that no other job has, or has had to any effect.
-    pub(crate) fn take() -> Arc<Self> {
-        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
-        spare.ok().flatten().unwrap_or_default()
-    }
-
-    /// Keeps a context to serve again, unless a [`Cancellation`] still holds it.
-    pub(crate) fn give_back(mut self: Arc<Self>) {
-        let Some(unique) = Arc::get_mut(&mut self) else {
-            return;
-        };
-        // Now, and not with the next job, so that the caller's waker is let go. And before the
-        // list is borrowed: a waker is foreign code.
-        *unique = Self::default();
-        // Without effect in a thread that is about to end.
-        let _ended = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() < MOST_SPARE {
-                spare.push(self);
-            }
-        });
-    }
-
     /// Makes this the current job of `future`, in each poll and in its destructor.
     pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
         CURRENT.scope(self, future)
@@ -288,7 +266,9 @@ impl JobContext {
     }
 
     fn companions(&self) -> MutexGuard<'_, Option<Companions>> {
-        let companions = self.companions.get_or_init(|| Mutex::new(Some(Vec::new())));
+        let companions = self
+            .companions
+            .get_or_init(|| Box::new(Mutex::new(Some(Vec::new()))));
         // Nothing panics while the lock is held but a `stop`, which leaves nothing half-done.
         companions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -304,10 +284,55 @@ impl JobContext {
     }
 }
 
+/// The supervisor's hold on the context of its job, which serves again afterwards.
+pub(crate) struct JobHandle(
+    // `None` only in the destructor.
+    Option<Arc<JobContext>>,
+);
+
 thread_local! {
-    /// The contexts of jobs that are over, to serve again: a steady flow of jobs allocates none.
+    /// The contexts of jobs that are over: a steady flow of jobs allocates none.
     static SPARE: RefCell<Vec<Arc<JobContext>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// How many contexts a thread keeps: enough for the jobs that end between two calls.
 const MOST_SPARE: usize = 16;
+
+impl JobHandle {
+    /// Takes a context that no other job has, or has had to any effect.
+    pub(crate) fn new() -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        Self(Some(spare.ok().flatten().unwrap_or_default()))
+    }
+}
+
+impl Deref for JobHandle {
+    type Target = Arc<JobContext>;
+
+    fn deref(&self) -> &Arc<JobContext> {
+        // Invariant: only the destructor empties it.
+        self.0.as_ref().expect("a handle has a context")
+    }
+}
+
+impl Drop for JobHandle {
+    /// Keeps the context, unless the job or a [`Cancellation`] still holds it.
+    fn drop(&mut self) {
+        let Some(mut context) = self.0.take() else {
+            return;
+        };
+        let Some(unique) = Arc::get_mut(&mut context) else {
+            return;
+        };
+        // Now, and not with the next job, so that the caller's waker is let go. And before the
+        // list is borrowed: a waker is foreign code.
+        *unique = JobContext::default();
+        // Without effect in a thread that is about to end.
+        let _ended = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < MOST_SPARE {
+                spare.push(context);
+            }
+        });
+    }
+}

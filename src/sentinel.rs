@@ -22,7 +22,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::JobContext,
+    cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
@@ -499,7 +499,7 @@ where
         let shutdown = settings.shutdown.as_ref();
         // Before the spawn as well: it panics if the runtime has no timers.
         let clock = home.clock(due);
-        let context = JobContext::take();
+        let context = JobHandle::new();
         let times = (started, due);
         let isolated = Isolated::spawn(home, &context, &span, (service, job), times, shutdown);
         let supervision = Supervision {
@@ -583,9 +583,7 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        if let Some(supervision) = this.supervision.take() {
-            supervision.end();
-        }
+        *this.supervision = None;
         Poll::Ready(result)
     }
 }

@@ -16,7 +16,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::JobContext,
+    cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{Hooks, OnUnsettled},
@@ -110,7 +110,7 @@ where
 /// `Unpin`, so that it can move from the response future to a task of its own half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
-    pub(crate) context: Arc<JobContext>,
+    pub(crate) context: JobHandle,
     /// Current in the job and in the policy.
     pub(crate) span: Span,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
@@ -184,11 +184,6 @@ where
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
-    /// Ends the supervision of a job that is settled.
-    pub(crate) fn end(self) {
-        self.context.give_back();
-    }
-
     /// Goes on in the background, because the caller is gone.
     ///
     /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
