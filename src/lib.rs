@@ -57,12 +57,22 @@
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
-//! # Where the limits belong
+//! # Which side of what
 //!
-//! tower's concurrency limit goes *outside* the sentinel, so that its permit is held until the
-//! answer is given; inside, unanswered jobs would exceed the prefetch. tower's timeout is not
-//! needed: outside the sentinel it would drop the response future, which is a cancelled job, and
-//! inside it would be a failure of the job, as an `Err`.
+//! *Outside* of the sentinel is the side of the consumer, *inside* that of the handler. Each row is
+//! a test in `tests/it/layer_order.rs`.
+//!
+//! | middleware | outside | inside |
+//! | --- | --- | --- |
+//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch | the permit is free when the job ends; unanswered jobs exceed it |
+//! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)` | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
+//! | `retry` | sees a failed *answer* only, and runs the job again for it | repeats the work under one tag, one limit and one answer |
+//! | `retry` on the policy | | repeats the answer and not the work |
+//! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
+//! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
+//! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
+//! | a handler that catches panics | | a panic looks like any error: `Failed` |
+//! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
 //!
 //! # Features
 //!

@@ -5,6 +5,7 @@ mod auto_traits;
 mod cancellation;
 mod drops;
 mod gate;
+mod layer_order;
 mod panics;
 mod policy;
 mod process;

@@ -1,0 +1,406 @@
+//! Which side of a sentinel a middleware belongs on: each row of the table in the crate docs, as
+//! the difference that can be observed.
+
+use std::{
+    convert::Infallible,
+    future::{self, Future, Ready, ready},
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tower::{
+    BoxError, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, filter::FilterLayer,
+    retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
+};
+use tower_sentinel::{OnDrop, Outcome, OutcomeKind, Report, SentinelLayer};
+
+use crate::support::{Count, raise};
+
+type Id = Arc<u64>;
+
+/// What the policy was told, in order: the job and the name of its outcome.
+type Told = Arc<Mutex<Vec<(u64, String)>>>;
+
+fn telling<E: Send + 'static>(
+    told: &Told,
+) -> impl Service<Report<Id, (), E>, Response = OutcomeKind, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ 'static
++ use<E> {
+    let told = Arc::clone(told);
+    service_fn(move |report: Report<Id, (), E>| {
+        let kind = report.outcome.kind();
+        let name = match &report.outcome {
+            Outcome::Cancelled(cancelled) => cancelled.reason().as_str(),
+            _ => kind.as_str(),
+        };
+        told.lock().unwrap().push((*report.tag, name.to_owned()));
+        ready(Ok::<_, Infallible>(kind))
+    })
+}
+
+fn told(told: &Told) -> Vec<(u64, String)> {
+    told.lock().unwrap().clone()
+}
+
+fn answers<const N: usize>(expected: [(u64, &str); N]) -> Vec<(u64, String)> {
+    expected.map(|(id, name)| (id, name.to_owned())).to_vec()
+}
+
+/// Takes a minute.
+async fn slow(_: Id) -> Result<(), io::Error> {
+    sleep(Duration::from_secs(60)).await;
+    Ok(())
+}
+
+async fn refuse(_: Id) -> Result<(), io::Error> {
+    Err(io::Error::other("no"))
+}
+
+async fn call<S: Service<J>, J>(service: &mut S, job: J) -> Result<S::Response, S::Error> {
+    service.ready().await?.call(job).await
+}
+
+/// Whether `service` becomes ready within a second of virtual time.
+async fn is_ready<S: Service<Id>>(service: &mut S) -> bool {
+    tokio::time::timeout(Duration::from_secs(1), service.ready())
+        .await
+        .is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_limit_outside_counts_what_is_not_answered_and_inside_it_does_not() {
+    // A policy that takes a minute to settle.
+    let policy = service_fn(|_: Report<Id, (), io::Error>| async {
+        sleep(Duration::from_secs(60)).await;
+        Ok::<_, Infallible>(())
+    });
+    let at_once = service_fn(|_: Id| ready(Ok::<_, io::Error>(())));
+
+    let mut outside = ServiceBuilder::new()
+        .concurrency_limit(1)
+        .layer(SentinelLayer::new(policy))
+        .service(at_once);
+    let _settling = tokio::spawn(outside.ready().await.unwrap().call(Id::new(1)));
+    assert!(!is_ready(&mut outside).await);
+
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(policy))
+        .concurrency_limit(1)
+        .service(at_once);
+    let _settling = tokio::spawn(inside.ready().await.unwrap().call(Id::new(1)));
+    // The job is done and its permit free, though the broker has no answer: two are unanswered.
+    assert!(is_ready(&mut inside).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_outside_cancels_the_job_and_inside_fails_it() {
+    let reports = Told::default();
+    let mut outside = ServiceBuilder::new()
+        .timeout(Duration::from_secs(1))
+        .layer(SentinelLayer::new(telling(&reports)))
+        .service_fn(slow);
+    let error = call(&mut outside, Id::new(1)).await.unwrap_err();
+    assert!(error.is::<Elapsed>());
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(told(&reports), answers([(1, "caller_dropped")]));
+
+    let reports = Told::default();
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .timeout(Duration::from_secs(1))
+        .service_fn(slow);
+    let kind = call(&mut inside, Id::new(2)).await.unwrap();
+    assert_eq!(kind, OutcomeKind::Failed);
+    assert_eq!(told(&reports), answers([(2, "failed")]));
+
+    let reports = Told::default();
+    let layer = SentinelLayer::new(telling(&reports)).timeout(Duration::from_secs(1));
+    let mut own = ServiceBuilder::new().layer(layer).service_fn(slow);
+    let kind = call(&mut own, Id::new(3)).await.unwrap();
+    assert_eq!(kind, OutcomeKind::TimedOut);
+}
+
+/// Tries three times in all.
+#[derive(Clone)]
+struct Thrice(usize);
+
+impl<J: Clone, T, E> RetryPolicy<J, T, E> for Thrice {
+    type Future = Ready<()>;
+
+    fn retry(&mut self, _: &mut J, result: &mut Result<T, E>) -> Option<Ready<()>> {
+        if result.is_ok() || self.0 == 0 {
+            return None;
+        }
+        self.0 -= 1;
+        Some(ready(()))
+    }
+
+    fn clone_request(&mut self, job: &J) -> Option<J> {
+        Some(job.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_inside_repeats_the_work_under_one_answer_and_outside_it_sees_no_failure() {
+    let (reports, tries) = (Told::default(), Count::default());
+    let counted = tries.clone();
+    let failing = service_fn(move |job: Id| {
+        counted.add();
+        refuse(job)
+    });
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .retry(Thrice(2))
+        .service(failing.clone());
+    assert_eq!(
+        call(&mut inside, Id::new(1)).await.unwrap(),
+        OutcomeKind::Failed
+    );
+    assert_eq!(tries.get(), 3);
+    assert_eq!(told(&reports), answers([(1, "failed")]));
+
+    let (reports, before) = (Told::default(), tries.get());
+    let mut outside = ServiceBuilder::new()
+        .retry(Thrice(2))
+        .layer(SentinelLayer::new(telling(&reports)))
+        .service(failing);
+    // The job failed and was answered for: to the caller that is a success.
+    assert_eq!(
+        call(&mut outside, Id::new(2)).await.unwrap(),
+        OutcomeKind::Failed
+    );
+    assert_eq!(tries.get() - before, 1);
+    assert_eq!(told(&reports), answers([(2, "failed")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_outside_runs_a_job_again_whose_answer_failed_and_on_the_policy_it_does_not() {
+    let runs = Count::default();
+    let counted = runs.clone();
+    let job = service_fn(move |_: Id| {
+        counted.add();
+        ready(Ok::<(), io::Error>(()))
+    });
+    let refusing = |acks: &Count| {
+        let acks = acks.clone();
+        move || {
+            acks.add();
+            ready(Err::<(), _>("the channel is closed"))
+        }
+    };
+
+    let acks = Count::default();
+    let ack = refusing(&acks);
+    let policy = service_fn(move |_: Report<Id, (), io::Error>| ack());
+    let mut outside = ServiceBuilder::new()
+        .retry(Thrice(2))
+        .layer(SentinelLayer::new(policy))
+        .service(job.clone());
+    call(&mut outside, Id::new(1)).await.unwrap_err();
+    assert_eq!((runs.get(), acks.get()), (3, 3));
+
+    let (acks, before) = (Count::default(), runs.get());
+    let ack = refusing(&acks);
+    let policy = ServiceBuilder::new()
+        .map_request(Arc::new)
+        .retry(Thrice(2))
+        .service_fn(move |_: Arc<Report<Id, (), io::Error>>| ack());
+    let mut around_the_policy = ServiceBuilder::new()
+        .layer(SentinelLayer::new(policy))
+        .service(job);
+    call(&mut around_the_policy, Id::new(2)).await.unwrap_err();
+    assert_eq!((runs.get() - before, acks.get()), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_shed_outside_takes_jobs_that_nobody_answers_for_and_inside_fails_them() {
+    let reports = Told::default();
+    let mut outside = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(1)
+        .layer(SentinelLayer::new(telling(&reports)))
+        .service_fn(slow);
+    let _running = tokio::spawn(outside.ready().await.unwrap().call(Id::new(1)));
+    call(&mut outside, Id::new(2)).await.unwrap_err();
+    assert_eq!(told(&reports), answers([]), "job 2 has no answer");
+
+    let reports = Told::default();
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .load_shed()
+        .concurrency_limit(1)
+        .service_fn(slow);
+    let _running = tokio::spawn(inside.ready().await.unwrap().call(Id::new(1)));
+    assert_eq!(
+        call(&mut inside, Id::new(2)).await.unwrap(),
+        OutcomeKind::Failed
+    );
+    assert_eq!(told(&reports), answers([(2, "failed")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_wait_in_a_buffer_outside_without_a_limit_and_inside_under_it() {
+    let waits = Duration::from_secs(40);
+    let first_takes = move |id: Id| async move {
+        if *id == 1 {
+            sleep(waits).await;
+        }
+        Ok::<_, io::Error>(())
+    };
+    let reports = Told::default();
+    let mut outside = ServiceBuilder::new()
+        .layer(BufferLayer::new(8))
+        .concurrency_limit(1)
+        .layer(SentinelLayer::new(telling(&reports)).timeout(waits * 2))
+        .service_fn(first_takes);
+    let first = outside.ready().await.unwrap().call(Id::new(1));
+    let second = outside.ready().await.unwrap().call(Id::new(2));
+    // Dropped while it waits: the sentinel never saw it, so nobody answers for it.
+    drop(second);
+    first.await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(told(&reports), answers([(1, "completed")]));
+
+    let reports = Told::default();
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling::<BoxError>(&reports)).timeout(waits / 2))
+        .layer(BufferLayer::new(8))
+        .concurrency_limit(1)
+        .service_fn(first_takes);
+    let first = tokio::spawn(inside.ready().await.unwrap().call(Id::new(1)));
+    let second = tokio::spawn(inside.ready().await.unwrap().call(Id::new(2)));
+    // Job 2 does nothing but wait in the buffer, and its limit passes there.
+    assert_eq!(first.await.unwrap().unwrap(), OutcomeKind::TimedOut);
+    assert_eq!(second.await.unwrap().unwrap(), OutcomeKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_outside_refuses_jobs_that_nobody_answers_for_and_inside_fails_them() {
+    let odd_only = |id: Id| match *id % 2 {
+        1 => Ok(id),
+        _ => Err(BoxError::from("even")),
+    };
+    let reports = Told::default();
+    let mut outside = ServiceBuilder::new()
+        .layer(FilterLayer::new(odd_only))
+        .layer(SentinelLayer::new(telling(&reports)))
+        .service_fn(refuse);
+    call(&mut outside, Id::new(2)).await.unwrap_err();
+    assert_eq!(told(&reports), answers([]));
+
+    let reports = Told::default();
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .layer(FilterLayer::new(odd_only))
+        .service_fn(refuse);
+    assert_eq!(
+        call(&mut inside, Id::new(2)).await.unwrap(),
+        OutcomeKind::Failed
+    );
+    assert_eq!(told(&reports), answers([(2, "failed")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spawn_inside_outlives_its_job_and_the_sentinels_own_does_not() {
+    let (reports, finished) = (Told::default(), Count::default());
+    let counted = finished.clone();
+    let work = move |job: Id| {
+        let finished = counted.clone();
+        async move {
+            slow(job).await?;
+            finished.add();
+            Ok::<_, io::Error>(())
+        }
+    };
+    let spawning = {
+        let work = work.clone();
+        move |job: Id| {
+            let task = tokio::spawn(work(job));
+            async move { task.await.unwrap_or_else(|error| Err(error.into())) }
+        }
+    };
+    let layer = SentinelLayer::new(telling(&reports)).timeout(Duration::from_secs(1));
+
+    let mut inside = ServiceBuilder::new()
+        .layer(layer.clone())
+        .service_fn(spawning);
+    call(&mut inside, Id::new(1)).await.unwrap();
+    sleep(Duration::from_secs(100)).await;
+    // Reported as timed out and stopped, and the effect came all the same.
+    assert_eq!(told(&reports), answers([(1, "timed_out")]));
+    assert_eq!(finished.get(), 1);
+
+    let mut own = ServiceBuilder::new().layer(layer).service_fn(work);
+    call(&mut own, Id::new(2)).await.unwrap();
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(finished.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caught_panic_inside_is_a_failure_and_one_that_the_sentinel_catches_is_a_panic() {
+    async fn panics(_: Id) -> Result<(), io::Error> {
+        raise("a bug")
+    }
+    /// What a middleware such as tower-http's `CatchPanic` does.
+    async fn catches(job: Id) -> Result<(), io::Error> {
+        let caught = tokio::spawn(panics(job)).await;
+        caught.unwrap_or_else(|error| Err(io::Error::other(error.to_string())))
+    }
+    let reports = Told::default();
+    let layer = SentinelLayer::new(telling(&reports));
+
+    let mut inside = ServiceBuilder::new()
+        .layer(layer.clone())
+        .service_fn(catches);
+    call(&mut inside, Id::new(1)).await.unwrap();
+    let mut own = ServiceBuilder::new().layer(layer).service_fn(panics);
+    call(&mut own, Id::new(2)).await.unwrap();
+    assert_eq!(told(&reports), answers([(1, "failed"), (2, "panicked")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outer_sentinel_holds_the_gate_though_its_caller_drops() {
+    fn dropping<S>(gate: &mut S, job: Id) -> impl Future<Output = ()> + use<S>
+    where
+        S: Service<Id, Future: Send + 'static>,
+    {
+        drop(gate.call(job));
+        future::ready(())
+    }
+    let reports = Told::default();
+    // Its destructor keeps the job from being gone at once.
+    let lingering = |_: Id| async {
+        tower_sentinel::cancelled().await;
+        sleep(Duration::from_secs(30)).await;
+        Ok::<_, io::Error>(())
+    };
+    let layer = SentinelLayer::new(telling(&reports)).grace(Duration::from_secs(60));
+    let gated = || {
+        ServiceBuilder::new()
+            .concurrency_limit(1)
+            .layer(layer.clone())
+            .service_fn(lingering)
+    };
+
+    let mut alone = gated();
+    alone.ready().await.unwrap();
+    dropping(&mut alone, Id::new(1)).await;
+    // The permit is free while the job still runs.
+    assert!(is_ready(&mut alone).await);
+
+    let forwarding =
+        service_fn(
+            |report: Report<Id, OutcomeKind, _>| async move { report.outcome.into_result() },
+        );
+    let outer = SentinelLayer::new(forwarding)
+        .no_timeout()
+        .on_drop(OnDrop::Detach);
+    let mut owned = ServiceBuilder::new().layer(outer).service(gated());
+    owned.ready().await.unwrap();
+    dropping(&mut owned, Id::new(2)).await;
+    assert!(!is_ready(&mut owned).await);
+}
