@@ -79,8 +79,10 @@
 //! None yet.
 
 mod abandoned;
+mod backoff;
 mod builder;
 mod cancel;
+mod decision;
 mod error;
 mod home;
 mod hooks;
@@ -96,6 +98,10 @@ mod supervision;
 pub use self::{
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
+    decision::{
+        AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
+        RetryOnce, Undecided, ack_on_success,
+    },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     job::{ByJob, Job, Tagging, TimeLimit},

@@ -3,6 +3,7 @@
 
 mod auto_traits;
 mod cancellation;
+mod decision;
 mod drops;
 mod gate;
 mod layer_order;
