@@ -1,4 +1,4 @@
-//! Growing delays; the sequence is that of the `backon` crate.
+//! Growing delays between tries; the sequence is that of the `backon` crate.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -30,6 +30,17 @@ impl Delays {
         self.delays().nth(index as usize).unwrap_or(self.max)
     }
 
+    /// Returns the first `n` delays together.
+    pub(crate) fn sum(self, n: u32) -> Duration {
+        let growing = self
+            .delays()
+            .take(n.min(LAST) as usize)
+            .fold(Duration::ZERO, Duration::saturating_add);
+        growing.saturating_add(self.max.saturating_mul(n.saturating_sub(LAST)))
+    }
+
+    /// Returns the sequence, in whole milliseconds between its bounds, as timers are: `backon`
+    /// counts in single precision, where twice 100 ms are 200.000003 ms.
     fn delays(self) -> impl Iterator<Item = Duration> {
         ExponentialBuilder::new()
             .with_min_delay(self.min)
@@ -38,13 +49,18 @@ impl Delays {
             // Never drawn from; it keeps the builder from asking the thread for a seed.
             .with_jitter_seed(0)
             .build()
+            .map(move |delay| round(delay).clamp(self.min, self.max))
     }
+}
+
+fn round(delay: Duration) -> Duration {
+    let millis = (delay.as_nanos() + 500_000) / 1_000_000;
+    u64::try_from(millis).map_or(delay, Duration::from_millis)
 }
 
 /// Returns the part `draw`, from 0 to 1, of `ceiling`: "full jitter".
 pub(crate) fn full_jitter(ceiling: Duration, draw: f64) -> Duration {
-    // `max` and `min` also turn a NaN into a 0, where `clamp` would keep it.
-    let draw = draw.max(0.0).min(1.0);
-    let seconds = ceiling.as_secs_f64() * draw;
+    let seconds = ceiling.as_secs_f64() * draw.clamp(0.0, 1.0);
+    // An error is an overflow by rounding, or a NaN.
     Duration::try_from_secs_f64(seconds).map_or(ceiling, |delay| delay.min(ceiling))
 }

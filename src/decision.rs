@@ -346,8 +346,8 @@ pub struct Backoff<D, R = fn() -> f64> {
 impl<D, R> Backoff<D, R> {
     /// Sets where the random numbers come from; by default a generator of each thread.
     ///
-    /// A number is from 0 to 1, and the delay is that part of the ceiling. What is outside, or is
-    /// no number, is taken for the nearest bound, or for 0.
+    /// A number is from 0 to 1, and the delay is that part of the ceiling. What is outside is taken
+    /// for the nearest bound, and a NaN for 1.
     ///
     /// ```
     /// use std::time::Duration;

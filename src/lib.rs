@@ -54,6 +54,8 @@
 //! - [`SentinelLayer`] is the middleware: its builder, how a job is stopped, and what a time limit
 //!   can promise. [`Sentinel`] states the contract.
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
+//! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
+//!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -92,6 +94,8 @@ mod outcome;
 mod policy;
 mod sentinel;
 mod settle;
+mod settle_error;
+mod settle_policy;
 mod subscription;
 mod supervision;
 
@@ -109,6 +113,8 @@ pub use self::{
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},
+    settle_error::SettleError,
+    settle_policy::{SettleFuture, SettlePolicy},
     subscription::Subscription,
     supervision::OnDrop,
 };

@@ -20,7 +20,7 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
     ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, EventOnly, Failure, Hooks, Job,
     OnDrop, Outcome, OutcomeKind, Panic, Report, ResponseFuture, Sentinel, SentinelError,
-    SentinelLayer, ServiceBuilderExt, TimeLimit, TimedOut,
+    SentinelLayer, ServiceBuilderExt, SettleError, SettleFuture, SettlePolicy, TimeLimit, TimedOut,
 };
 use tracing::Span;
 
@@ -85,6 +85,9 @@ fn what_is_moved_between_tasks_is_send() {
     send::<TimedOut>();
     send::<Cancelled>();
     send::<Cancellation>();
+    send::<SettlePolicy<SendOnly>>();
+    send::<SettleFuture<SendOnly, SendOnly, SendOnly>>();
+    send::<SettleError<SendOnly>>();
 }
 
 #[test]
@@ -96,6 +99,9 @@ fn what_may_be_shared_is_sync() {
     sync::<Failure<io::Error>>();
     sync::<SentinelLayer<u8>>();
     sync::<Sentinel<u8, u8>>();
+    sync::<SettlePolicy>();
+    sync::<SettleFuture<u8, u8, io::Error>>();
+    sync::<SettleError<io::Error>>();
     sync::<Panic>();
     sync::<TimedOut>();
     sync::<Cancelled>();

@@ -14,6 +14,7 @@ mod product;
 mod readiness;
 mod runtimes;
 mod seed;
+mod settle;
 mod spans;
 mod stacking;
 mod support;

@@ -1,0 +1,509 @@
+//! [`SettlePolicy`]: the [`AckPolicy`](crate::AckPolicy) that decides, and tells the broker.
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    runtime::Handle,
+    time::{Sleep, sleep},
+};
+use tower_service::Service;
+
+use crate::{
+    AckOnSuccess, Decision, Outcome, Reason, Report, Settle, SettleError, Settled, Unsettled,
+    Verdict,
+    backoff::Delays,
+    outcome::{catch, drop_quietly},
+};
+
+/// How long and how often a settlement is tried.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    limit: Duration,
+    retries: u32,
+    pauses: Delays,
+}
+
+// === impl SettlePolicy ===
+
+/// An [`AckPolicy`](crate::AckPolicy) made of a [`Decision`] and a tag that can [`Settle`].
+///
+/// The decision turns an outcome into a [`Verdict`], and the tag tells it to the broker. What the
+/// policy answers is [`Settled`].
+///
+/// # Settle under trouble
+///
+/// - A try that takes longer than [`try_timeout`](Self::try_timeout) is dropped, and with it its
+///   tag: the settlement has failed, and the broker may or may not have the answer.
+/// - A try that fails is made again, up to [`retries`](Self::retries) times and after a growing
+///   pause, if the broker's tag allows it: if [`Unsettled::tag`] gives it back.
+/// - Otherwise the error says so ([`SettleError::must_give_up_channel`]): the tag can't be
+///   settled any more, and what is left is to give up its channel, so that the broker redelivers.
+///
+/// By default all tries and pauses together take less than 21 s
+/// ([`longest`](Self::longest)), which fits into the sentinel's
+/// [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s. If you change one, check the
+/// other: the sentinel drops a settlement at its limit, between two tries too.
+///
+/// # Contract
+///
+/// - *Readiness*: always ready.
+/// - *Calls*: the tag is settled with one verdict, at once and in `call`. It is not settled at all
+///   if there is no verdict ([`SettleError::Undecided`]) or the broker can't carry it out
+///   ([`SettleError::Unsupported`]); no other verdict takes its place. [`Verdict::Abandon`] is the
+///   tag's to carry out like any other.
+/// - *Cancellation*: nothing here looks at the job's [`Cancellation`](crate::Cancellation) or at a
+///   shutdown. A settlement goes on while a drain is under way.
+/// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
+///   whose destructor panics, or an error that panics when it is printed, costs no answer.
+/// - *Events*: a `warn!` for each try that failed, with its verdict. None for a success.
+/// - *Runtime*: a settlement that is polled outside of a tokio runtime has no timer. Its tries
+///   have then no limit but the sentinel's, and no pause between them.
+///
+/// A settlement that is ready when it is first polled makes no timer and no allocation, apart
+/// from the message of a [`Reason`]; a completed job has none.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, future::{Ready, ready}, io, time::Duration};
+/// use tower::{Service, ServiceBuilder, ServiceExt};
+/// use tower_sentinel::{
+///     Capabilities, DecisionExt, Job, Lease, Reason, SentinelLayer, Settle, SettlePolicy,
+///     Unsettled, Verdict, ack_on_success,
+/// };
+///
+/// /// What a broker's client hands out with a delivery.
+/// #[derive(Clone, Debug)]
+/// struct Acker { deliveries: u32 }
+///
+/// impl Settle for Acker {
+///     type Error = Infallible;
+///     type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
+///
+///     fn settle(self, _: Verdict, _: Reason) -> Self::Future { ready(Ok(())) }
+///     async fn keep_alive(&self) -> Result<Lease, Infallible> { Ok(Lease::Held) }
+///     fn deliveries(&self) -> Option<u32> { Some(self.deliveries) }
+///     fn capabilities(&self) -> Capabilities { Capabilities::none().free_release() }
+/// }
+///
+/// struct Delivery { acker: Acker, body: &'static str }
+///
+/// impl Job for Delivery {
+///     type Tag = Acker;
+///     fn tag(&self) -> Acker { self.acker.clone() }
+/// }
+///
+/// async fn process(delivery: Delivery) -> Result<u32, std::num::ParseIntError> {
+///     delivery.body.parse()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let policy = SettlePolicy::new(ack_on_success().delivery_limit(3));
+/// let mut handler = ServiceBuilder::new()
+///     .concurrency_limit(64)
+///     .layer(SentinelLayer::new(policy).timeout(Duration::from_secs(30)))
+///     .service_fn(process);
+///
+/// for (deliveries, body, verdict) in [
+///     (1, "42", Verdict::Ack),
+///     (1, "not a number", Verdict::retry()),
+///     (3, "not a number", Verdict::Reject),
+/// ] {
+///     let job = Delivery { acker: Acker { deliveries }, body };
+///     let settled = handler.ready().await.unwrap().call(job).await.unwrap();
+///     assert_eq!(settled.verdict, verdict);
+///     assert_eq!(settled.charged, verdict == Verdict::retry());
+/// }
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SettlePolicy<D = AckOnSuccess> {
+    decision: D,
+    patience: Patience,
+}
+
+impl<D> SettlePolicy<D> {
+    /// Creates a policy that settles as `decision` says.
+    pub fn new(decision: D) -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            decision,
+            patience: Patience {
+                limit: Duration::from_secs(5),
+                retries: 3,
+                pauses: Delays::new(ms(100)..=ms(1_000)),
+            },
+        }
+    }
+
+    /// Sets how long one try to settle may take; 5 s by default.
+    ///
+    /// It counts from the first poll of the try that is not ready. `Duration::MAX` is no limit but
+    /// the sentinel's.
+    pub fn try_timeout(mut self, limit: Duration) -> Self {
+        self.patience.limit = limit;
+        self
+    }
+
+    /// Sets how often a settlement that failed is tried again; 3 times by default.
+    ///
+    /// Only a tag that [comes back](Unsettled::tag) from a try can be settled again.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.patience.retries = retries;
+        self
+    }
+
+    /// Sets the pauses before a try is made again: the first is the lower bound, each one is twice
+    /// the last, and none is longer than the upper bound; from 100 ms to 1 s by default.
+    ///
+    /// They have no jitter: jobs end at times of their own, and the concurrency limit bounds how
+    /// many settle at once.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    #[track_caller]
+    pub fn retry_backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
+        self.patience.pauses = Delays::new(pauses);
+        self
+    }
+
+    /// Returns the longest that a settlement can take: all of its tries and pauses.
+    ///
+    /// For the sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout), which should
+    /// not be shorter.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let policy = SettlePolicy::new(ack_on_success());
+    /// assert_eq!(policy.longest(), Duration::from_millis(4 * 5_000 + 100 + 200 + 400));
+    ///
+    /// let patient = policy.retries(20);
+    /// let limit = patient.longest() + Duration::from_secs(1);
+    /// let layer = SentinelLayer::new(patient).settle_timeout(limit);
+    /// # drop(layer);
+    /// ```
+    pub fn longest(&self) -> Duration {
+        let Patience {
+            limit,
+            retries,
+            pauses,
+        } = self.patience;
+        pauses
+            .sum(retries)
+            .saturating_add(limit.saturating_mul(retries.saturating_add(1)))
+    }
+}
+
+impl<D> SettlePolicy<D> {
+    /// Returns what the broker is to be told, and can be.
+    fn verdict<Tag, T, E>(
+        &self,
+        tag: &Tag,
+        outcome: &Outcome<T, E>,
+    ) -> Result<Verdict, SettleError<Tag::Error>>
+    where
+        D: Decision<Tag, T, E>,
+        Tag: Settle,
+    {
+        let verdict = self.decision.decide(tag, outcome);
+        let verdict = verdict.map_err(SettleError::Undecided)?;
+        match tag.capabilities().can(verdict) {
+            true => Ok(verdict),
+            false => Err(SettleError::Unsupported { verdict }),
+        }
+    }
+}
+
+/// The policy of [`ack_on_success`](crate::ack_on_success).
+impl Default for SettlePolicy {
+    fn default() -> Self {
+        Self::new(AckOnSuccess)
+    }
+}
+
+impl<D, Tag, T, E> Service<Report<Tag, T, E>> for SettlePolicy<D>
+where
+    D: Decision<Tag, T, E>,
+    Tag: Settle + fmt::Debug + Send + 'static,
+    E: fmt::Display,
+{
+    type Response = Settled;
+    type Error = SettleError<Tag::Error>;
+    type Future = SettleFuture<Tag, Tag::Future, Tag::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, report: Report<Tag, T, E>) -> Self::Future {
+        let Report {
+            tag,
+            outcome,
+            elapsed,
+        } = report;
+        let verdict = self.verdict(&tag, &outcome);
+        let stopped = outcome.is_stopped();
+        let reason = print_reason(&outcome, elapsed);
+        // A destructor of the job's that panics must not cost the answer.
+        drop_quietly(outcome);
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            Err(refusal) => return SettleFuture::refused(refusal),
+        };
+        let settled = Settled {
+            kind: reason.kind,
+            verdict,
+            charged: match verdict {
+                Verdict::Retry { .. } => true,
+                Verdict::Release => !tag.capabilities().release_is_free(),
+                Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
+            },
+            stopped,
+            tag: (!stopped).then(|| format!("{tag:?}").into_boxed_str()),
+            elapsed,
+        };
+        let settling = Settling::begin(tag, settled, reason.message, self.patience);
+        SettleFuture::settling(settling)
+    }
+}
+
+impl<D> fmt::Debug for SettlePolicy<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SettlePolicy")
+            .field("decision", &format_args!("{}", type_name::<D>()))
+            .field("patience", &self.patience)
+            .finish()
+    }
+}
+
+/// Returns the reason of an outcome, also of an error that panics when it is printed.
+fn print_reason<T, E: fmt::Display>(outcome: &Outcome<T, E>, elapsed: Duration) -> Reason {
+    catch(|| Reason::of(outcome, elapsed)).unwrap_or_else(|panic| Reason {
+        kind: outcome.kind(),
+        message: Some(format!("the error cannot be printed: {}", panic.message())),
+        elapsed,
+    })
+}
+
+// === impl SettleFuture ===
+
+pin_project! {
+    /// The future of a [`SettlePolicy`]: one settlement, with its tries.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: if it is dropped, the broker may or may not have the answer.
+    #[must_use = "a delivery is not settled unless this is polled"]
+    pub struct SettleFuture<Tag, F, E> {
+        #[pin]
+        state: State<Tag, F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<Tag, F, E> {
+        // `None` once it is told.
+        Refused { error: Option<SettleError<E>> },
+        Settling { #[pin] settling: Settling<Tag, F> },
+    }
+}
+
+impl<Tag, F, E> SettleFuture<Tag, F, E> {
+    fn refused(error: SettleError<E>) -> Self {
+        let error = Some(error);
+        Self {
+            state: State::Refused { error },
+        }
+    }
+
+    fn settling(settling: Settling<Tag, F>) -> Self {
+        Self {
+            state: State::Settling { settling },
+        }
+    }
+}
+
+impl<Tag, F, E> Future for SettleFuture<Tag, F, E>
+where
+    Tag: Settle<Future = F, Error = E>,
+    F: Future<Output = Result<(), Unsettled<Tag, E>>>,
+    E: fmt::Display,
+{
+    type Output = Result<Settled, SettleError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProjection::Settling { settling } => settling.poll(cx),
+            StateProjection::Refused { error } => {
+                // Invariant: a future is not polled again once it was ready.
+                Poll::Ready(Err(error.take().expect("a refusal is told once")))
+            }
+        }
+    }
+}
+
+impl<Tag, F, E> fmt::Debug for SettleFuture<Tag, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("SettleFuture");
+        if let State::Settling { settling } = &self.state {
+            debug
+                .field("verdict", &settling.settled.verdict)
+                .field("tries", &settling.tries);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+// === impl Settling ===
+
+pin_project! {
+    struct Settling<Tag, F> {
+        #[pin]
+        step: Step<Tag, F>,
+        // The limit of a try, or a pause. Boxed, for most settlements never need it.
+        timer: Option<Pin<Box<Sleep>>>,
+        // How many were begun.
+        tries: u32,
+        patience: Patience,
+        // What is answered on success.
+        settled: Settled,
+        // The reason's, for further tries.
+        message: Option<String>,
+    }
+}
+
+pin_project! {
+    #[project = StepProjection]
+    enum Step<Tag, F> {
+        Trying { #[pin] future: F },
+        // `None` once it is tried again.
+        Pausing { tag: Option<Tag> },
+    }
+}
+
+impl<Tag: Settle> Settling<Tag, Tag::Future> {
+    fn begin(tag: Tag, settled: Settled, message: Option<String>, patience: Patience) -> Self {
+        let kept = match patience.retries {
+            0 => None,
+            _ => message.clone(),
+        };
+        let future = tag.settle(settled.verdict, settled.reason(message));
+        Self {
+            step: Step::Trying { future },
+            timer: None,
+            tries: 1,
+            patience,
+            settled,
+            message: kept,
+        }
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Settled, SettleError<Tag::Error>>> {
+        loop {
+            let this = self.as_mut().project();
+            match this.step.project() {
+                StepProjection::Trying { future } => {
+                    let Poll::Ready(result) = future.poll(cx) else {
+                        let limit = start(this.timer, this.patience.limit);
+                        return match limit.map(|limit| limit.poll(cx)) {
+                            Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
+                            Some(Poll::Pending) | None => Poll::Pending,
+                        };
+                    };
+                    match result {
+                        Ok(()) => return Poll::Ready(Ok(this.settled.take())),
+                        Err(unsettled) => self.as_mut().fail(unsettled)?,
+                    }
+                }
+                StepProjection::Pausing { tag } => {
+                    let pause = this.patience.pauses.nth(*this.tries);
+                    if let Some(pause) = start(this.timer, pause) {
+                        ready!(pause.poll(cx));
+                    }
+                    // Invariant: the step is left here.
+                    let tag = tag.take().expect("a tag is settled again once");
+                    self.as_mut().try_again(tag);
+                }
+            }
+        }
+    }
+
+    /// Goes to the pause before the next try, if there is to be one.
+    fn fail(
+        self: Pin<&mut Self>,
+        Unsettled { tag, error }: Unsettled<Tag, Tag::Error>,
+    ) -> Result<(), SettleError<Tag::Error>> {
+        let mut this = self.project();
+        let (verdict, tries) = (this.settled.verdict, *this.tries);
+        let tag = tag.filter(|_| tries <= this.patience.retries);
+        tracing::warn!(%verdict, tries, again = tag.is_some(), %error, "a settlement failed");
+        if tag.is_none() {
+            return Err(SettleError::Failed {
+                verdict,
+                tries,
+                error,
+            });
+        }
+        *this.timer = None;
+        this.step.set(Step::Pausing { tag });
+        Ok(())
+    }
+
+    fn try_again(self: Pin<&mut Self>, tag: Tag) {
+        let mut this = self.project();
+        *this.timer = None;
+        *this.tries += 1;
+        let reason = this.settled.reason(this.message.clone());
+        let future = tag.settle(this.settled.verdict, reason);
+        this.step.set(Step::Trying { future });
+    }
+
+    fn time_out(&self) -> SettleError<Tag::Error> {
+        let Self { tries, .. } = *self;
+        let Settled { verdict, .. } = self.settled;
+        let limit = self.patience.limit;
+        tracing::warn!(%verdict, tries, ?limit, "a settlement took too long");
+        SettleError::TimedOut { verdict, limit }
+    }
+}
+
+/// Returns the timer, which is made at the first call; none can be made outside of a runtime.
+fn start(timer: &mut Option<Pin<Box<Sleep>>>, duration: Duration) -> Option<Pin<&mut Sleep>> {
+    if timer.is_none() && Handle::try_current().is_ok() {
+        *timer = Some(Box::pin(sleep(duration)));
+    }
+    timer.as_mut().map(Pin::as_mut)
+}
+
+impl Settled {
+    fn reason(&self, message: Option<String>) -> Reason {
+        let Self { kind, elapsed, .. } = *self;
+        Reason {
+            kind,
+            message,
+            elapsed,
+        }
+    }
+
+    fn take(&mut self) -> Self {
+        let tag = self.tag.take();
+        Self { tag, ..*self }
+    }
+}
