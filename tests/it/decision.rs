@@ -431,9 +431,10 @@ fn a_whole_chain_decides_as_its_parts_say() {
                 Case::Failed(Fault::DependencyDown) => Verdict::Release,
                 Case::Failed(Fault::BadJob) | Case::Panicked => Verdict::Reject,
                 Case::Failed(Fault::Other) | Case::TimedOut { .. } => retry,
-                Case::Cancelled { reason, .. } if reason == CancelReason::LeaseLost => {
-                    Verdict::Abandon
-                }
+                Case::Cancelled {
+                    reason: CancelReason::LeaseLost,
+                    ..
+                } => Verdict::Abandon,
                 Case::Cancelled { .. } => Verdict::Release,
             };
             let verdict = decide(&decision, Delivered::times(deliveries), case);
@@ -444,21 +445,21 @@ fn a_whole_chain_decides_as_its_parts_say() {
 
 /// Returns what two decisions say of a job that failed with [`Fault::Other`] at the 9th delivery.
 fn of_a_failure(
-    one: impl Decision<Delivered, (), Fault>,
-    other: impl Decision<Delivered, (), Fault>,
+    one: &impl Decision<Delivered, (), Fault>,
+    other: &impl Decision<Delivered, (), Fault>,
 ) -> [Verdict; 2] {
     let (tag, case) = (Delivered::times(9), Case::Failed(Fault::Other));
     [
-        decide(&one, tag, case).unwrap(),
-        decide(&other, tag, case).unwrap(),
+        decide(one, tag, case).unwrap(),
+        decide(other, tag, case).unwrap(),
     ]
 }
 
 #[test]
 fn a_limit_bounds_only_what_stands_before_it() {
     let verdicts = of_a_failure(
-        ack_on_success().on_error(classify).delivery_limit(5),
-        ack_on_success().delivery_limit(5).on_error(classify),
+        &ack_on_success().on_error(classify).delivery_limit(5),
+        &ack_on_success().delivery_limit(5).on_error(classify),
     );
     assert_eq!(verdicts, [Verdict::Reject, Verdict::retry()]);
     let panicked = decide(
@@ -474,7 +475,7 @@ fn a_backoff_delays_only_what_stands_before_it() {
     let bounds = SECOND..=SECOND;
     let before = ack_on_success().backoff(bounds.clone()).random(|| 1.0);
     let after = ack_on_success().on_error(classify).backoff(bounds);
-    let verdicts = of_a_failure(after.random(|| 1.0), before.on_error(classify));
+    let verdicts = of_a_failure(&after.random(|| 1.0), &before.on_error(classify));
     assert_eq!(verdicts, [Verdict::retry_after(SECOND), Verdict::retry()]);
 }
 
