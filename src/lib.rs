@@ -95,6 +95,7 @@ mod policy;
 mod sentinel;
 mod settle;
 mod settle_error;
+mod settle_future;
 mod settle_policy;
 mod subscription;
 mod supervision;
@@ -114,7 +115,8 @@ pub use self::{
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},
     settle_error::SettleError,
-    settle_policy::{SettleFuture, SettlePolicy},
+    settle_future::SettleFuture,
+    settle_policy::SettlePolicy,
     subscription::Subscription,
     supervision::OnDrop,
 };

@@ -1,0 +1,240 @@
+//! [`SettleFuture`]: one settlement, with its tries.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    runtime::Handle,
+    time::{Sleep, sleep},
+};
+
+use crate::{Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays};
+
+/// How long and how often a settlement is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) limit: Duration,
+    pub(crate) retries: u32,
+    pub(crate) pauses: Delays,
+}
+
+// === impl SettleFuture ===
+
+pin_project! {
+    /// The future of a [`SettlePolicy`](crate::SettlePolicy): one settlement, with its tries.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: if it is dropped, the broker may or may not have the answer.
+    #[must_use = "a delivery is not settled unless this is polled"]
+    pub struct SettleFuture<Tag, F, E> {
+        #[pin]
+        state: State<Tag, F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<Tag, F, E> {
+        // `None` once it is told.
+        Refused { error: Option<SettleError<E>> },
+        Settling { #[pin] settling: Settling<Tag, F> },
+    }
+}
+
+impl<Tag, F, E> SettleFuture<Tag, F, E> {
+    pub(crate) fn refused(error: SettleError<E>) -> Self {
+        let error = Some(error);
+        Self {
+            state: State::Refused { error },
+        }
+    }
+
+    pub(crate) fn settling(settling: Settling<Tag, F>) -> Self {
+        Self {
+            state: State::Settling { settling },
+        }
+    }
+}
+
+impl<Tag, F, E> Future for SettleFuture<Tag, F, E>
+where
+    Tag: Settle<Future = F, Error = E>,
+    F: Future<Output = Result<(), Unsettled<Tag, E>>>,
+    E: fmt::Display,
+{
+    type Output = Result<Settled, SettleError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProjection::Settling { settling } => settling.poll(cx),
+            StateProjection::Refused { error } => {
+                // Invariant: a future is not polled again once it was ready.
+                Poll::Ready(Err(error.take().expect("a refusal is told once")))
+            }
+        }
+    }
+}
+
+impl<Tag, F, E> fmt::Debug for SettleFuture<Tag, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("SettleFuture");
+        if let State::Settling { settling } = &self.state {
+            debug
+                .field("verdict", &settling.settled.verdict)
+                .field("tries", &settling.tries);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+// === impl Settling ===
+
+pin_project! {
+    pub(crate) struct Settling<Tag, F> {
+        #[pin]
+        step: Step<Tag, F>,
+        // The limit of a try, or a pause. Boxed, since a tag that answers at once has none.
+        timer: Option<Pin<Box<Sleep>>>,
+        // How many were begun.
+        tries: u32,
+        patience: Patience,
+        // What is answered on success.
+        settled: Settled,
+        // The reason's, for further tries.
+        message: Option<String>,
+    }
+}
+
+pin_project! {
+    #[project = StepProjection]
+    enum Step<Tag, F> {
+        Trying { #[pin] future: F },
+        // `None` once it is tried again.
+        Pausing { tag: Option<Tag> },
+    }
+}
+
+impl<Tag: Settle> Settling<Tag, Tag::Future> {
+    pub(crate) fn begin(
+        tag: Tag,
+        settled: Settled,
+        message: Option<String>,
+        patience: Patience,
+    ) -> Self {
+        let kept = match patience.retries {
+            0 => None,
+            _ => message.clone(),
+        };
+        let future = tag.settle(settled.verdict, settled.reason(message));
+        Self {
+            step: Step::Trying { future },
+            timer: None,
+            tries: 1,
+            patience,
+            settled,
+            message: kept,
+        }
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Settled, SettleError<Tag::Error>>> {
+        loop {
+            let this = self.as_mut().project();
+            match this.step.project() {
+                StepProjection::Trying { future } => {
+                    let Poll::Ready(result) = future.poll(cx) else {
+                        let limit = start(this.timer, this.patience.limit);
+                        return match limit.map(|limit| limit.poll(cx)) {
+                            Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
+                            Some(Poll::Pending) | None => Poll::Pending,
+                        };
+                    };
+                    match result {
+                        Ok(()) => return Poll::Ready(Ok(this.settled.take())),
+                        Err(unsettled) => self.as_mut().fail(unsettled)?,
+                    }
+                }
+                StepProjection::Pausing { tag } => {
+                    let pause = this.patience.pauses.nth(*this.tries);
+                    if let Some(pause) = start(this.timer, pause) {
+                        ready!(pause.poll(cx));
+                    }
+                    // Invariant: the step is left here.
+                    let tag = tag.take().expect("a tag is settled again once");
+                    self.as_mut().try_again(tag);
+                }
+            }
+        }
+    }
+
+    /// Goes to the pause before the next try, if there is to be one.
+    fn fail(
+        self: Pin<&mut Self>,
+        Unsettled { tag, error }: Unsettled<Tag, Tag::Error>,
+    ) -> Result<(), SettleError<Tag::Error>> {
+        let mut this = self.project();
+        let (verdict, tries) = (this.settled.verdict, *this.tries);
+        let tag = tag.filter(|_| tries <= this.patience.retries);
+        tracing::warn!(%verdict, tries, again = tag.is_some(), %error, "a settlement failed");
+        if tag.is_none() {
+            return Err(SettleError::Failed {
+                verdict,
+                tries,
+                error,
+            });
+        }
+        *this.timer = None;
+        this.step.set(Step::Pausing { tag });
+        Ok(())
+    }
+
+    fn try_again(self: Pin<&mut Self>, tag: Tag) {
+        let mut this = self.project();
+        *this.timer = None;
+        *this.tries += 1;
+        let reason = this.settled.reason(this.message.clone());
+        let future = tag.settle(this.settled.verdict, reason);
+        this.step.set(Step::Trying { future });
+    }
+
+    fn time_out(&self) -> SettleError<Tag::Error> {
+        let Self { tries, .. } = *self;
+        let Settled { verdict, .. } = self.settled;
+        let limit = self.patience.limit;
+        tracing::warn!(%verdict, tries, ?limit, "a settlement took too long");
+        SettleError::TimedOut { verdict, limit }
+    }
+}
+
+/// Returns the timer, which is made at the first call; none can be made outside of a runtime.
+fn start(timer: &mut Option<Pin<Box<Sleep>>>, duration: Duration) -> Option<Pin<&mut Sleep>> {
+    if timer.is_none() && Handle::try_current().is_ok() {
+        *timer = Some(Box::pin(sleep(duration)));
+    }
+    timer.as_mut().map(Pin::as_mut)
+}
+
+impl Settled {
+    fn reason(&self, message: Option<String>) -> Reason {
+        let Self { kind, elapsed, .. } = *self;
+        Reason {
+            kind,
+            message,
+            elapsed,
+        }
+    }
+
+    fn take(&mut self) -> Self {
+        let tag = self.tag.take();
+        Self { tag, ..*self }
+    }
+}
