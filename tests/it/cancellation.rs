@@ -2,9 +2,10 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
     pin::pin,
     sync::{Arc, Mutex},
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tower_sentinel::{
 
 use crate::support::{
     Blocked, Fate, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker, call, current_thread,
-    idle, turn, until,
+    exhaust_budget, idle, raise, turn, until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -514,4 +515,82 @@ async fn a_destructor_that_panics_at_the_end_of_its_runtime_is_attached() {
     // Nobody had told it to stop; but it did not panic of its own accord either.
     let seen = Seen::cancelled(CancelReason::RuntimeGone, true).with_panic(true);
     assert_eq!(recorder.reports(), [seen]);
+}
+
+// === what came first, though nobody had looked ===
+
+/// Hands out the handle of a job, which then ends as `fate` says.
+fn handing_out(
+    fate: Fate,
+) -> (
+    Arc<Mutex<Option<Cancellation>>>,
+    impl Service<Unit, Response = (), Error = Refused, Future: Send> + Clone + Send,
+) {
+    let slot = Arc::<Mutex<Option<Cancellation>>>::default();
+    let handed = Arc::clone(&slot);
+    let service = service_fn(move |_: Unit| {
+        *handed.lock().unwrap() = Some(Cancellation::current());
+        async move {
+            match fate {
+                Fate::PanicFirst => raise("before the request"),
+                _ => pending().await,
+            }
+        }
+    });
+    (slot, service)
+}
+
+async fn settle_down() {
+    for _ in 0..8 {
+        yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_after_a_panic_does_not_excuse_it() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::PanicFirst);
+    let mut sentinel = layer(&recorder).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    settle_down().await;
+    // The job has ended, so it is not affected.
+    let handle = handle.lock().unwrap().take().unwrap();
+    handle.cancel(CancelReason::Requested);
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::panicked()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_after_the_limit_is_not_the_cause() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    sleep(LIMIT + SECOND).await;
+    let handle = handle.lock().unwrap().take().unwrap();
+    handle.cancel(CancelReason::Requested);
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_comes_after_a_panic_does_not_excuse_it_in_a_busy_task() {
+    let recorder = Recorder::default();
+    let token = CancellationToken::new();
+    let mut sentinel = layer(&recorder)
+        .shutdown(token.clone())
+        .layer(Worker::default());
+    let service = sentinel.ready().await.unwrap();
+    let mut response = pin!(service.call(Work::new(Fate::PanicFirst)));
+    settle_down().await;
+    token.cancel();
+    // A task out of budget is told by tokio that the job has not ended, although it has.
+    poll_fn(|cx| {
+        exhaust_budget(cx);
+        assert!(response.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::panicked()]);
 }
