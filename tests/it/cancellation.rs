@@ -594,3 +594,35 @@ async fn a_shutdown_that_comes_after_a_panic_does_not_excuse_it_in_a_busy_task()
     response.await.unwrap();
     assert_eq!(recorder.reports(), [Seen::panicked()]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_cancels_when_it_is_dropped_does_not_excuse_the_panic_that_drops_it() {
+    struct CancelsOnDrop(Cancellation);
+
+    impl Drop for CancelsOnDrop {
+        fn drop(&mut self) {
+            self.0.cancel(CancelReason::Requested);
+        }
+    }
+
+    let recorder = Recorder::default();
+    for in_poll in [true, false] {
+        let service = service_fn(move |_: Unit| {
+            // For the child tasks of a job, as the `DropGuard` of tokio-util is used.
+            let guard = CancelsOnDrop(Cancellation::current());
+            let mut guard = Some(guard);
+            poll_fn(move |_| {
+                // Dropped as the panic unwinds, or with the future thereafter.
+                let _guard = in_poll.then(|| guard.take());
+                raise("with a guard")
+            })
+        });
+        let service = service.map_future(|it: std::future::PollFn<_>| async move {
+            let it: Result<(), Refused> = it.await;
+            it
+        });
+        let mut sentinel = layer(&recorder).layer(service);
+        call(&mut sentinel, Unit::default()).await.unwrap();
+    }
+    assert_eq!(recorder.reports(), [Seen::panicked(); 2]);
+}

@@ -402,3 +402,17 @@ fn a_policy_has_its_time_though_no_runtime_is_left_to_measure_it() {
     let settled = block_on(call(&mut sentinel, Unit::default()));
     assert_eq!(settled.unwrap(), OutcomeKind::Cancelled);
 }
+
+#[test]
+fn a_policy_has_timers_though_its_caller_has_no_runtime() {
+    let jobs = multi_thread();
+    let policy = service_fn(|report: Report<Unit, (), Refused>| async move {
+        sleep(SHORT).await;
+        Ok::<_, Refused>(report.outcome.kind())
+    });
+    let mut sentinel = SentinelLayer::new(policy)
+        .runtime(jobs.handle().clone())
+        .layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
+    let settled = block_on(call(&mut sentinel, Unit::default()));
+    assert_eq!(settled.unwrap(), OutcomeKind::Completed);
+}
