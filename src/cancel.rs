@@ -1,16 +1,17 @@
 //! How a job learns that it is to stop, and how it can ask for it.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::{self, Future},
-    sync::{Arc, Mutex, OnceLock},
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{task::futures::TaskLocalFuture, time::Instant};
+use tokio::task::futures::TaskLocalFuture;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 tokio::task_local! {
     static CURRENT: Arc<JobContext>;
@@ -111,7 +112,7 @@ pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
 ///
 /// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before
 /// `tokio::spawn`. The handle says that the job *is told to stop*, not that it has ended: a job
-/// that simply returns leaves its handles pending. A handle keeps the job's span open.
+/// that simply returns leaves its handles pending.
 ///
 /// # Examples
 ///
@@ -181,6 +182,12 @@ impl Cancellation {
         }
     }
 
+    /// Returns the job, if there is one.
+    #[allow(dead_code)]
+    pub(crate) fn job(&self) -> Option<&Arc<JobContext>> {
+        self.context.as_ref()
+    }
+
     async fn into_cancelled(self) {
         match &self.context {
             Some(job) => job.token().cancelled().await,
@@ -199,29 +206,27 @@ impl fmt::Debug for Cancellation {
 }
 
 /// What a job and its supervisor share. One is allocated for every job, so it stays small.
+#[derive(Default)]
 pub(crate) struct JobContext {
-    pub(crate) started: Instant,
-    /// Current in the job and in the policy.
-    pub(crate) span: Span,
     /// The first `cancel`; later ones are ignored.
     request: OnceLock<CancelReason>,
     /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
     /// beside it that could disagree: told *is* a cancelled token.
     token: OnceLock<CancellationToken>,
     supervisor: AtomicWaker,
+    /// Made for the first companion. `None` in it: the job has its outcome.
+    companions: OnceLock<Box<Mutex<Option<Companions>>>>,
+}
+
+type Companions = Vec<Arc<dyn Companion>>;
+
+/// What runs beside a job and must be over before the job is settled.
+pub(crate) trait Companion: Send + Sync {
+    /// Ends it: once this returns it does nothing any more. Never waits for the job.
+    fn stop(&self);
 }
 
 impl JobContext {
-    fn new(started: Instant, span: Span) -> Self {
-        Self {
-            started,
-            span,
-            request: OnceLock::new(),
-            token: OnceLock::new(),
-            supervisor: AtomicWaker::new(),
-        }
-    }
-
     /// Makes this the current job of `future`, in each poll and in its destructor.
     pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
         CURRENT.scope(self, future)
@@ -241,6 +246,33 @@ impl JobContext {
         self.token().cancel();
     }
 
+    /// Stops `companion` when this job has its outcome, or at once if it has.
+    #[allow(dead_code)]
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+        match &mut *self.companions() {
+            Some(companions) => companions.push(companion),
+            None => companion.stop(),
+        }
+    }
+
+    /// Stops all companions, because the job has its outcome.
+    pub(crate) fn dismiss(&self, stopped: bool) {
+        // Only a job that still runs can bring another one.
+        if stopped && self.companions.get().is_none() {
+            return;
+        }
+        let companions = self.companions().take();
+        companions.into_iter().flatten().for_each(|it| it.stop());
+    }
+
+    fn companions(&self) -> MutexGuard<'_, Option<Companions>> {
+        let companions = self
+            .companions
+            .get_or_init(|| Box::new(Mutex::new(Some(Vec::new()))));
+        // Nothing panics while the lock is held but a `stop`, which leaves nothing half-done.
+        companions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_told(&self) -> bool {
         self.token
             .get()
@@ -252,40 +284,55 @@ impl JobContext {
     }
 }
 
-/// The contexts of jobs that are over, to serve again: a steady flow of jobs allocates none.
-#[derive(Default)]
-pub(crate) struct Contexts {
-    spare: Mutex<Vec<Arc<JobContext>>>,
+/// The supervisor's hold on the context of its job, which serves again afterwards.
+pub(crate) struct JobHandle(
+    // `None` only in the destructor.
+    Option<Arc<JobContext>>,
+);
+
+thread_local! {
+    /// The contexts of jobs that are over: a steady flow of jobs allocates none.
+    static SPARE: RefCell<Vec<Arc<JobContext>>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Contexts {
-    /// Enough for the jobs that end between two calls; more would only hold memory.
-    const MOST: usize = 16;
+/// How many contexts a thread keeps: enough for the jobs that end between two calls.
+const MOST_SPARE: usize = 16;
 
-    pub(crate) fn take(&self, started: Instant, span: Span) -> Arc<JobContext> {
-        // Never waits: an allocation is cheaper than a contended lock.
-        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
-        let Some(mut context) = spare else {
-            return Arc::new(JobContext::new(started, span));
-        };
-        // Invariant: `give_back` keeps none that is shared.
-        let unique = Arc::get_mut(&mut context).expect("a spare context is unique");
-        unique.started = started;
-        unique.span = span;
-        context
+impl JobHandle {
+    /// Takes a context that no other job has, or has had to any effect.
+    pub(crate) fn new() -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        Self(Some(spare.ok().flatten().unwrap_or_default()))
     }
+}
 
-    /// Keeps `context`, unless a [`Cancellation`] still holds it.
-    pub(crate) fn give_back(&self, mut context: Arc<JobContext>) {
+impl Deref for JobHandle {
+    type Target = Arc<JobContext>;
+
+    fn deref(&self) -> &Arc<JobContext> {
+        // Invariant: only the destructor empties it.
+        self.0.as_ref().expect("a handle has a context")
+    }
+}
+
+impl Drop for JobHandle {
+    /// Keeps the context, unless the job or a [`Cancellation`] still holds it.
+    fn drop(&mut self) {
+        let Some(mut context) = self.0.take() else {
+            return;
+        };
         let Some(unique) = Arc::get_mut(&mut context) else {
             return;
         };
-        // Now, and not with the next job: the span closes, and the caller's waker is let go.
-        *unique = JobContext::new(unique.started, Span::none());
-        if let Ok(mut spare) = self.spare.try_lock() {
-            if spare.len() < Self::MOST {
+        // Now, and not with the next job, so that the caller's waker is let go. And before the
+        // list is borrowed: a waker is foreign code.
+        *unique = JobContext::default();
+        // Without effect in a thread that is about to end.
+        let _ended = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < MOST_SPARE {
                 spare.push(context);
             }
-        }
+        });
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::{
     cancel::{CancelReason, JobContext},
@@ -76,19 +76,21 @@ pub(crate) struct Isolated<T, E> {
     join: Option<JoinHandle<Output<T, E>>>,
     /// Boxed, since it is absent where no shutdown token is set.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    started: Instant,
     step: Step,
     /// When the next step is taken, if time alone takes it.
     due: Option<Instant>,
 }
 
 impl<T, E> Isolated<T, E> {
-    /// Calls `service` on a new task. The time limit counts from the start of the context.
+    /// Calls `service` on a new task, in `span`. The time limit counts from `started`.
     #[track_caller]
     pub(crate) fn spawn<S, J>(
         home: &Home,
         context: &Arc<JobContext>,
+        span: &Span,
         (service, job): (S, J),
-        due: Option<Instant>,
+        (started, due): (Instant, Option<Instant>),
         shutdown: Option<&CancellationToken>,
     ) -> Self
     where
@@ -100,13 +102,19 @@ impl<T, E> Isolated<T, E> {
     {
         let call = Some((service, job));
         let call = Arc::clone(context).scope(Call::Calling { call });
-        let task = Task { call }.instrument(context.span.clone());
+        let task = Task { call }.instrument(span.clone());
         Self {
             join: Some(home.spawn(task)),
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
+            started,
             step: Step::Running,
             due,
         }
+    }
+
+    /// Returns the time since the call.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Returns the outcome, and takes the steps of the ladder that lead to it.
@@ -155,7 +163,7 @@ impl<T, E> Isolated<T, E> {
         }
         if let Some(due) = self.due {
             if clock.poll(self.due, home, cx).is_ready() {
-                return Poll::Ready(Cause::TimeLimit(due - context.started));
+                return Poll::Ready(Cause::TimeLimit(due - self.started));
             }
         }
         match &mut self.shutdown {
@@ -183,7 +191,7 @@ impl<T, E> Isolated<T, E> {
         }
         let cause = match (context.request(), self.due) {
             (Some(reason), _) => Cause::Cancelled(reason),
-            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - context.started),
+            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
             _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
                 Cause::Cancelled(CancelReason::Shutdown)
             }

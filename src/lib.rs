@@ -79,6 +79,8 @@ mod job;
 mod outcome;
 mod policy;
 mod sentinel;
+mod settle;
+mod subscription;
 mod supervision;
 
 pub use self::{
@@ -90,6 +92,8 @@ pub use self::{
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
+    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},
+    subscription::Subscription,
     supervision::OnDrop,
 };
 

@@ -84,6 +84,17 @@ impl<T, E> Outcome<T, E> {
         matches!(self, Outcome::Cancelled(_))
     }
 
+    /// Returns whether the job was gone when the policy was called.
+    ///
+    /// `false` for a job that was timed out or cancelled and still blocks its thread.
+    pub fn is_stopped(&self) -> bool {
+        match self {
+            Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => true,
+            Outcome::TimedOut(timed_out) => timed_out.stopped(),
+            Outcome::Cancelled(cancelled) => cancelled.stopped(),
+        }
+    }
+
     /// Turns the outcome into a `Result`, for `?` and for code that wants an [`Error`].
     ///
     /// ```

@@ -22,7 +22,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::Contexts,
+    cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
@@ -359,7 +359,6 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
                 base: Base {
                     settings: self.settings.clone(),
                     home: Home::new(self.runtime.clone()),
-                    contexts: Contexts::default(),
                     abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
                 },
                 hooks: self.hooks.clone(),
@@ -500,14 +499,16 @@ where
         let shutdown = settings.shutdown.as_ref();
         // Before the spawn as well: it panics if the runtime has no timers.
         let clock = home.clock(due);
-        let context = base.contexts.take(started, span);
-        let isolated = Isolated::spawn(home, &context, (service, job), due, shutdown);
+        let context = JobHandle::new();
+        let times = (started, due);
+        let isolated = Isolated::spawn(home, &context, &span, (service, job), times, shutdown);
         let supervision = Supervision {
             stage: Stage::Running {
                 isolated,
                 answerable: Some((tag, policy)),
             },
             context,
+            span,
             origin: Arc::clone(&self.shared) as _,
         };
         ResponseFuture {
@@ -582,9 +583,7 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        if let Some(supervision) = this.supervision.take() {
-            supervision.end();
-        }
+        *this.supervision = None;
         Poll::Ready(result)
     }
 }

@@ -12,10 +12,11 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
+use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::{Contexts, JobContext},
+    cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home},
     hooks::{Hooks, OnUnsettled},
@@ -57,7 +58,6 @@ pub(crate) struct Shared<H> {
 pub(crate) struct Base {
     pub(crate) settings: Settings,
     pub(crate) home: Home,
-    pub(crate) contexts: Contexts,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
 }
 
@@ -110,7 +110,9 @@ where
 /// `Unpin`, so that it can move from the response future to a task of its own half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
-    pub(crate) context: Arc<JobContext>,
+    pub(crate) context: JobHandle,
+    /// Current in the job and in the policy.
+    pub(crate) span: Span,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
 }
 
@@ -138,7 +140,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
         let context = &*self.context;
-        let _entered = context.span.enter();
+        let _entered = self.span.enter();
         let Base {
             settings,
             home,
@@ -152,9 +154,10 @@ where
         {
             let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
+            context.dismiss(outcome.is_stopped());
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
-            let report = Report::new(tag, outcome, context.started.elapsed());
+            let report = Report::new(tag, outcome, isolated.elapsed());
             if abandoned.is_some() {
                 self.origin.abandon(isolated);
             }
@@ -181,11 +184,6 @@ where
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
-    /// Ends the supervision of a job that is settled.
-    pub(crate) fn end(self) {
-        self.origin.base().contexts.give_back(self.context);
-    }
-
     /// Goes on in the background, because the caller is gone.
     ///
     /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
@@ -218,7 +216,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             if let Some(supervision) = this.project().supervision.take() {
                 // There is no runtime left to settle on; the broker will redeliver.
-                let _entered = supervision.context.span.enter();
+                let _entered = supervision.span.enter();
                 tracing::error!("the runtime ended before a job was settled");
             }
         }
@@ -240,7 +238,7 @@ where
         };
         let result = ready!(supervision.poll(this.clock, cx));
         if let Err(error) = result {
-            let _entered = supervision.context.span.enter();
+            let _entered = supervision.span.enter();
             tracing::error!(
                 error = error.brief(),
                 "nobody waits for a failed settlement"
