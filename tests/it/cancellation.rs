@@ -5,7 +5,7 @@ use std::{
     future::{Future, pending, poll_fn},
     pin::pin,
     sync::{Arc, Mutex},
-    task::Poll,
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -625,4 +625,56 @@ async fn a_guard_that_cancels_when_it_is_dropped_does_not_excuse_the_panic_that_
         call(&mut sentinel, Unit::default()).await.unwrap();
     }
     assert_eq!(recorder.reports(), [Seen::panicked(); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_outlives_its_job_does_not_keep_the_waker_of_its_caller() {
+    struct Silent;
+
+    impl Wake for Silent {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).layer(service);
+    let service = sentinel.ready().await.unwrap();
+    let mut response = Box::pin(service.call(Unit::default()));
+    let silent = Arc::new(Silent);
+    let waker = Waker::from(Arc::clone(&silent));
+    let mut context = Context::from_waker(&waker);
+    assert!(response.as_mut().poll(&mut context).is_pending());
+    settle_down().await;
+    handle
+        .lock()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .cancel(CancelReason::Requested);
+    while response.as_mut().poll(&mut context).is_pending() {
+        yield_now().await;
+    }
+    drop((response, waker));
+    assert_eq!(recorder.reports().len(), 1);
+    assert_eq!(Arc::strong_count(&silent), 1);
+    drop(handle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_told_of_its_limit_though_the_task_of_its_caller_is_busy() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).grace(SECOND).layer(service);
+    let service = sentinel.ready().await.unwrap();
+    let mut response = pin!(service.call(Unit::default()));
+    assert!(poll!(&mut response).is_pending());
+    sleep(LIMIT + SECOND).await;
+    // What is polled before the response uses up the budget of the task each time.
+    poll_fn(|cx| {
+        exhaust_budget(cx);
+        assert!(response.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    assert!(handle.lock().unwrap().as_ref().unwrap().is_cancelled());
 }
