@@ -78,12 +78,23 @@ impl Home {
         }
     }
 
-    /// Returns the runtime to supervise on: a future can be polled, or dropped, anywhere.
+    /// How many runtimes there may be to supervise on.
+    pub(crate) const RUNTIMES: usize = 3;
+
+    /// Returns the runtime to supervise on, if those before `rank` are gone or of no use: a
+    /// future can be polled, or dropped, anywhere.
+    pub(crate) fn runtime(&self, rank: usize) -> Option<Handle> {
+        match rank {
+            0 => Handle::try_current().ok(),
+            1 => self.jobs.clone(),
+            _ => self.first.get().cloned(),
+        }
+    }
+
+    /// Returns the first runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
-        Handle::try_current()
-            .ok()
-            .or_else(|| self.jobs.clone())
-            .or_else(|| self.first.get().cloned())
+        (0..Self::RUNTIMES)
+            .find_map(|rank| self.runtime(rank))
             .expect("a call was made, so a runtime is known")
     }
 }

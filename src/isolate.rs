@@ -218,6 +218,15 @@ impl<T, E> Isolated<T, E> {
         self.due = Instant::now().checked_add(ladder.stop_wait);
     }
 
+    /// Stops the job as far as that goes without waiting for it.
+    pub(crate) fn give_up(&mut self, context: &JobContext) {
+        context.tell();
+        if let Some(join) = &self.join {
+            join.abort();
+        }
+        context.dismiss(false);
+    }
+
     fn conclude(
         &self,
         context: &JobContext,

@@ -406,11 +406,11 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 /// - *Cancellation*: a dropped response future hands its job over to a task in the background,
 ///   which ends it as [`OnDrop`] says and settles. That task runs on the runtime in which the
 ///   future is dropped, or else on the [`runtime`](SentinelLayer::runtime) of the jobs, or that
-///   of the sentinel's first call.
+///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
 /// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
 ///
 /// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
-/// a panic while another unwinds, the end of the process or of the supervising runtime. The broker
+/// a panic while another unwinds, the end of the process or of each of these runtimes. The broker
 /// redelivers then.
 ///
 /// # Panics
