@@ -136,6 +136,9 @@ impl<T, E> Isolated<T, E> {
             match self.step {
                 Step::Running => {
                     let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
+                    if self.has_ended() {
+                        return Poll::Pending;
+                    }
                     self.stop(context, cause, ladder);
                 }
                 Step::Grace(cause) => {
@@ -144,6 +147,9 @@ impl<T, E> Isolated<T, E> {
                 }
                 Step::Stopping(cause) => {
                     ready!(clock.as_mut().poll(self.due, home, cx));
+                    if self.has_ended() {
+                        return Poll::Pending;
+                    }
                     let (stopped, panic) = (false, None);
                     return Poll::Ready(cause.into_outcome(Stop { stopped, panic }));
                 }
@@ -185,8 +191,7 @@ impl<T, E> Isolated<T, E> {
         ladder: Ladder,
         shutdown: Option<&CancellationToken>,
     ) {
-        let has_ended = self.join.as_ref().is_none_or(JoinHandle::is_finished);
-        if has_ended || !matches!(self.step, Step::Running) {
+        if self.has_ended() || !matches!(self.step, Step::Running) {
             return;
         }
         let cause = match (context.request(), self.due) {
@@ -198,6 +203,12 @@ impl<T, E> Isolated<T, E> {
             _ => Cause::Cancelled(CancelReason::CallerDropped),
         };
         self.stop(context, cause, ladder);
+    }
+
+    /// Returns whether there is an exit to be had, though a poll of the task did not give it:
+    /// because it came since, or the poll was out of budget. Either will wake the supervisor.
+    fn has_ended(&self) -> bool {
+        self.join.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     fn stop(&mut self, context: &JobContext, cause: Cause, ladder: Ladder) {
