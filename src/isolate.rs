@@ -21,7 +21,7 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use crate::{
-    cancel::{CancelReason, JobContext},
+    cancel::{CancelReason, JobContext, Request},
     home::{Clock, Home},
     outcome::{Outcome, Panic, Stop, catch, drop_quietly},
 };
@@ -47,13 +47,27 @@ pub(crate) struct Ladder {
 enum Cause {
     TimeLimit(Duration),
     Cancelled(CancelReason),
+    /// Cancelled by a guard that is dropped as a panic unwinds. If that panic ends the job, it
+    /// came first.
+    Unwinding(CancelReason),
+}
+
+impl From<Request> for Cause {
+    fn from(request: Request) -> Self {
+        match request.unwinding {
+            true => Cause::Unwinding(request.reason),
+            false => Cause::Cancelled(request.reason),
+        }
+    }
 }
 
 impl Cause {
     fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
         match self {
             Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
-            Cause::Cancelled(reason) => Outcome::Cancelled(stop.into_cancelled(reason)),
+            Cause::Cancelled(reason) | Cause::Unwinding(reason) => {
+                Outcome::Cancelled(stop.into_cancelled(reason))
+            }
         }
     }
 }
@@ -164,8 +178,8 @@ impl<T, E> Isolated<T, E> {
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
-        if let Some(reason) = context.poll_request(cx.waker()) {
-            return Poll::Ready(Cause::Cancelled(reason));
+        if let Some(request) = context.poll_request(cx.waker()) {
+            return Poll::Ready(self.first_of(request));
         }
         if let Some(due) = self.due {
             if clock.poll(self.due, home, cx).is_ready() {
@@ -178,6 +192,14 @@ impl<T, E> Isolated<T, E> {
                 .poll(cx)
                 .map(|()| Cause::Cancelled(CancelReason::Shutdown)),
             None => Poll::Pending,
+        }
+    }
+
+    /// Returns which came first, the request or the time limit, while the job is running.
+    fn first_of(&self, request: Request) -> Cause {
+        match self.due {
+            Some(due) if due <= request.at => Cause::TimeLimit(due - self.started),
+            _ => request.into(),
         }
     }
 
@@ -195,7 +217,7 @@ impl<T, E> Isolated<T, E> {
             return;
         }
         let cause = match (context.request(), self.due) {
-            (Some(reason), _) => Cause::Cancelled(reason),
+            (Some(request), _) => self.first_of(request),
             (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
             _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
                 Cause::Cancelled(CancelReason::Shutdown)
@@ -244,12 +266,12 @@ impl<T, E> Isolated<T, E> {
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running => context.request().map(Cause::Cancelled),
+            Step::Running => context.request().map(|it| self.first_of(it)),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
         let panic = match (exit.map(|(exit, _)| exit), cause) {
             (Ok(Ok(result)), _) => return result.into(),
-            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), None | Some(Cause::Unwinding(_))) => return Outcome::Panicked(panic),
             (Ok(Err(panic)), Some(_)) => Some(panic),
             // A destructor that panics makes an aborted task look like one that panicked.
             (Err(error), _) => error.try_into_panic().ok().map(Panic::from_payload),
@@ -313,7 +335,10 @@ where
             drop_quietly(service);
             match future {
                 Ok(future) => self.set(Call::Running { future }),
-                Err(panic) => return Poll::Ready(Err(panic)),
+                Err(panic) => {
+                    JobContext::close_current();
+                    return Poll::Ready(Err(panic));
+                }
             }
         }
         let mut returned = None;
@@ -329,6 +354,7 @@ where
             // A destructor that panics cannot take back what the job returned.
             (_, Some(result)) => Poll::Ready(Ok(result)),
             (Err(panic), None) => {
+                JobContext::close_current();
                 // `set` writes the new value though the drop of the old one unwinds.
                 drop(catch(|| self.set(Call::Calling { call: None })));
                 Poll::Ready(Err(panic))
