@@ -91,6 +91,11 @@ impl Home {
         }
     }
 
+    /// Returns the runtime that watches a job beyond its outcome: one that lives as long.
+    pub(crate) fn watch(&self) -> Handle {
+        self.jobs.clone().unwrap_or_else(|| self.handle())
+    }
+
     /// Returns the first runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
         (0..Self::RUNTIMES)

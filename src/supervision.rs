@@ -93,7 +93,7 @@ where
 
     fn abandon(&self, isolated: &mut Isolated<T, E>) {
         if let (Some(abandoned), Some(task)) = (&self.base.abandoned, isolated.take_running()) {
-            abandoned.watch(&self.base.home.handle(), task);
+            abandoned.watch(&self.base.home.watch(), task);
         }
     }
 
