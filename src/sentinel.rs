@@ -21,7 +21,7 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
-    abandoned::Abandoned,
+    abandoned::{Abandoned, Waiter},
     cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home},
@@ -355,6 +355,7 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
         Sentinel {
             service,
             policy: self.policy.clone(),
+            waiter: None,
             shared: Arc::new(Shared {
                 base: Base {
                     settings: self.settings.clone(),
@@ -428,6 +429,8 @@ pub struct Sentinel<S, P, H = Hooks> {
     service: S,
     policy: P,
     shared: Arc<Shared<H>>,
+    // Made when this clone first waits for an abandoned job.
+    waiter: Option<Waiter>,
 }
 
 impl<S, P, H> Sentinel<S, P, H> {
@@ -467,7 +470,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if let Some(abandoned) = &self.shared.base.abandoned {
-            ready!(abandoned.poll_ready(cx));
+            ready!(abandoned.poll_ready(&mut self.waiter, cx));
         }
         match catch(|| self.service.poll_ready(cx)) {
             Ok(ready) => ready.map_err(SentinelError::Unready),
@@ -524,6 +527,7 @@ impl<S: Clone, P: Clone, H> Clone for Sentinel<S, P, H> {
             service: self.service.clone(),
             policy: self.policy.clone(),
             shared: Arc::clone(&self.shared),
+            waiter: None,
         }
     }
 }
