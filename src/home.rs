@@ -5,6 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::OnceLock,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -102,6 +103,13 @@ impl Home {
             .find_map(|rank| self.runtime(rank))
             .expect("a call was made, so a runtime is known")
     }
+}
+
+/// Returns when `time` from `start` on is over, or nothing if no timer reaches as far.
+pub(crate) fn deadline(start: Instant, time: Duration) -> Option<Instant> {
+    // A timer rounds up to a whole millisecond, and panics where that overflows.
+    let due = start.checked_add(time)?;
+    due.checked_add(Duration::from_millis(1)).map(|_| due)
 }
 
 pin_project! {

@@ -22,7 +22,7 @@ use tracing::{Instrument, Span};
 
 use crate::{
     cancel::{CancelReason, JobContext, Request},
-    home::{Clock, Home},
+    home::{Clock, Home, deadline},
     outcome::{Outcome, Panic, Stop, catch, drop_quietly},
 };
 
@@ -239,7 +239,7 @@ impl<T, E> Isolated<T, E> {
             self.abort(cause, ladder);
         } else {
             self.step = Step::Grace(cause);
-            self.due = Instant::now().checked_add(ladder.grace);
+            self.due = deadline(Instant::now(), ladder.grace);
         }
     }
 
@@ -248,7 +248,7 @@ impl<T, E> Isolated<T, E> {
             join.abort();
         }
         self.step = Step::Stopping(cause);
-        self.due = Instant::now().checked_add(ladder.stop_wait);
+        self.due = deadline(Instant::now(), ladder.stop_wait);
     }
 
     /// Stops the job as far as that goes without waiting for it.

@@ -24,7 +24,7 @@ use crate::{
     abandoned::{Abandoned, Waiter},
     cancel::JobHandle,
     error::SentinelError,
-    home::{Clock, Home},
+    home::{Clock, Home, deadline},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
@@ -492,7 +492,7 @@ where
             TimeLimit::Never => None,
             TimeLimit::After(limit) => Some(limit),
         };
-        let due = limit.and_then(|limit| started.checked_add(limit));
+        let due = limit.and_then(|limit| deadline(started, limit));
         let span = hooks.span.make_span(&tag);
         let policy = self.policy.clone();
         let clone = self.service.clone();

@@ -18,7 +18,7 @@ use crate::{
     abandoned::Abandoned,
     cancel::JobHandle,
     error::SentinelError,
-    home::{Clock, Home},
+    home::{Clock, Home, deadline},
     hooks::{Hooks, OnUnsettled},
     isolate::{Isolated, Ladder},
     policy::{AckPolicy, Report, Settlement},
@@ -181,7 +181,7 @@ where
             Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
             Poll::Pending => {
                 let limit = settings.settle_timeout;
-                *due = due.or_else(|| Instant::now().checked_add(limit));
+                *due = due.or_else(|| deadline(Instant::now(), limit));
                 ready!(clock.poll(*due, home, cx));
                 settlement.end();
                 Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
