@@ -11,7 +11,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::{
     runtime::Handle,
-    task::{JoinHandle, unconstrained},
+    task::{self, JoinHandle, unconstrained},
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -39,7 +39,8 @@ impl Home {
     /// Learns of the runtime in which a call is made.
     #[track_caller]
     pub(crate) fn arrive(&self) {
-        if self.first.get().is_some() {
+        let known = self.first.get().is_some();
+        if known && (self.jobs.is_some() || is_inside_a_runtime()) {
             return;
         }
         let Some(handle) = Handle::try_current().ok().or_else(|| self.jobs.clone()) else {
@@ -103,6 +104,12 @@ impl Home {
             .find_map(|rank| self.runtime(rank))
             .expect("a call was made, so a runtime is known")
     }
+}
+
+/// Looks for a task first: a handle of its own would cost each job two counts on a contended
+/// cache line.
+fn is_inside_a_runtime() -> bool {
+    task::try_id().is_some() || Handle::try_current().is_ok()
 }
 
 /// Returns when `time` from `start` on is over, or nothing if no timer reaches as far.

@@ -493,6 +493,8 @@ where
             TimeLimit::After(limit) => Some(limit),
         };
         let due = limit.and_then(|limit| deadline(started, limit));
+        // It panics if the runtime has no timers, and then the instance that is ready is kept.
+        let clock = home.clock(due);
         let span = hooks.span.make_span(&tag);
         let policy = self.policy.clone();
         let clone = self.service.clone();
@@ -500,8 +502,6 @@ where
         let service = mem::replace(&mut self.service, clone);
 
         let shutdown = settings.shutdown.as_ref();
-        // Before the spawn as well: it panics if the runtime has no timers.
-        let clock = home.clock(due);
         let context = JobHandle::new();
         let times = (started, due);
         let isolated = Isolated::spawn(home, &context, &span, (service, job), times, shutdown);
