@@ -10,7 +10,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
+    runtime::{EnterGuard, Handle},
     task::{self, JoinHandle, unconstrained},
     time::{Instant, Sleep, sleep_until},
 };
@@ -91,6 +91,15 @@ impl Home {
             1 => self.jobs.clone(),
             _ => self.first.get().cloned(),
         }
+    }
+
+    /// Enters a runtime, if this is outside of any: a policy may need timers.
+    pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
+        if is_inside_a_runtime() {
+            return None;
+        }
+        let runtime = self.jobs.as_ref().or_else(|| self.first.get());
+        runtime.map(Handle::enter)
     }
 
     /// Returns the runtime that watches a job beyond its outcome: one that lives as long.

@@ -154,6 +154,7 @@ where
             abandoned,
             ..
         } = self.origin.base();
+        let _runtime = home.enter();
         if let Stage::Running {
             isolated,
             answerable,
