@@ -257,15 +257,16 @@ where
             return Poll::Ready(());
         };
         let result = ready!(supervision.poll(this.clock, cx));
-        if let Err(error) = result {
-            let _entered = supervision.span.enter();
+        // Before the hook, which may panic: what is settled is not to be handed on.
+        let supervision = this.supervision.take();
+        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
+            let _entered = span.enter();
             tracing::error!(
                 error = error.brief(),
                 "nobody waits for a failed settlement"
             );
             this.origin.hooks.unsettled.unsettled(error);
         }
-        *this.supervision = None;
         Poll::Ready(())
     }
 }
