@@ -349,6 +349,8 @@ impl Drop for JobHandle {
             return;
         };
         let Some(unique) = Arc::get_mut(&mut context) else {
+            // A handle may live long; the caller's waker is of no use to it.
+            drop(context.supervisor.take());
             return;
         };
         // Now, and not with the next job, so that the caller's waker is let go. And before the
