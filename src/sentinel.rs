@@ -106,6 +106,7 @@ use crate::{
 /// assert_eq!(handler.ready().await.unwrap().call(Delivery(3)).await.unwrap(), "requeue");
 /// # }
 /// ```
+#[must_use = "a layer does nothing until it is applied to a service"]
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,
     settings: Settings,
@@ -213,7 +214,8 @@ impl<P, H> SentinelLayer<P, H> {
     /// Sets how long to wait for an aborted job to be really gone before the policy is called
     /// without it; 5 s by default, as for `Task.shutdown` of Elixir.
     ///
-    /// It is spent only on jobs that block their thread.
+    /// It is spent only on jobs that block their thread. With `Duration::ZERO` nobody waits, so
+    /// that any job may be reported as still running which is about to be dropped.
     pub fn stop_wait(mut self, wait: Duration) -> Self {
         self.settings.ladder.stop_wait = wait;
         self
@@ -314,7 +316,9 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
     ///
     /// It is called after an `error!` event, in the job's span, for a settlement that fails after
     /// the response future was dropped. The broker may then have no answer: give up the channel,
-    /// so that it takes the job back.
+    /// so that it takes the job back. A job that is lost because every runtime has ended is an
+    /// event only. `unsettled` must be `Clone`, for [`layer`](Layer::layer), and
+    /// `Send + Sync + 'static`.
     ///
     /// ```
     /// use std::{convert::Infallible, io};
@@ -419,7 +423,8 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 /// `call` panics before anything is spawned
 ///
 /// - outside of a tokio runtime, unless the layer has a [`runtime`](SentinelLayer::runtime);
-/// - in a runtime without timers;
+/// - in a runtime without timers (a later call without a limit may do without: what it comes to
+///   need is timed by another of the sentinel's runtimes);
 /// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
 ///   panics: those are the caller's.
 ///

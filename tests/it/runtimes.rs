@@ -354,11 +354,13 @@ fn a_limit_does_not_pass_because_the_runtime_of_its_timer_ends() {
             sleep(50 * SHORT).await;
             Ok::<_, Refused>(())
         }));
-    let response = current_thread().block_on(async {
-        let mut response = Box::pin(sentinel.call(Unit::default()));
-        assert!(poll!(&mut response).is_pending());
-        response
-    });
+    let first = current_thread();
+    let mut response = {
+        let _context = first.enter();
+        Box::pin(sentinel.call(Unit::default()))
+    };
+    first.block_on(async { assert!(poll!(&mut response).is_pending()) });
+    drop(first);
     let report = current_thread().block_on(response).unwrap();
     assert_eq!(report.outcome.kind(), OutcomeKind::Completed);
 }
@@ -373,12 +375,16 @@ fn a_settle_timeout_does_not_pass_because_the_runtime_of_its_timer_ends() {
     });
     let mut sentinel =
         SentinelLayer::new(policy).layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
-    let response = current_thread().block_on(async {
-        let mut response = Box::pin(sentinel.call(Unit::default()));
+    let first = current_thread();
+    let mut response = {
+        let _context = first.enter();
+        Box::pin(sentinel.call(Unit::default()))
+    };
+    first.block_on(async {
         yield_now().await;
         assert!(poll!(&mut response).is_pending());
-        response
     });
+    drop(first);
     let settled = current_thread().block_on(async {
         let response = tokio::spawn(response);
         yield_now().await;
