@@ -2,10 +2,11 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::outcome::drop_quietly;
@@ -20,8 +21,11 @@ pub(crate) struct Abandoned {
 #[derive(Debug, Default)]
 struct Jobs {
     running: usize,
-    waiting: Vec<Waker>,
+    waiting: Vec<Weak<AtomicWaker>>,
 }
+
+/// Where a clone of a service waits: one waker for each, and none for a clone that is dropped.
+pub(crate) type Waiter = Arc<AtomicWaker>;
 
 impl Abandoned {
     pub(crate) fn new(max: usize) -> Self {
@@ -32,14 +36,17 @@ impl Abandoned {
     }
 
     /// Waits until fewer than `max` abandoned jobs run.
-    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_ready(&self, waiter: &mut Option<Waiter>, cx: &mut Context<'_>) -> Poll<()> {
         let mut jobs = self.lock();
         if jobs.running < self.max {
+            *waiter = None;
             return Poll::Ready(());
         }
-        if !jobs.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            jobs.waiting.push(cx.waker().clone());
-        }
+        let waiter = waiter.get_or_insert_with(Waiter::default);
+        waiter.register(cx.waker());
+        jobs.waiting
+            .retain(|it| it.strong_count() > 0 && it.as_ptr() != Arc::as_ptr(waiter));
+        jobs.waiting.push(Arc::downgrade(waiter));
         Poll::Pending
     }
 
@@ -54,7 +61,7 @@ impl Abandoned {
     }
 
     fn lock(&self) -> MutexGuard<'_, Jobs> {
-        // Nothing panics while the lock is held.
+        // What panics while it is held, a waker of the caller's, leaves nothing half-done.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,6 +75,7 @@ impl Drop for Place {
         jobs.running -= 1;
         let waiting = mem::take(&mut jobs.waiting);
         drop(jobs);
-        waiting.into_iter().for_each(Waker::wake);
+        let waiting = waiting.iter().filter_map(Weak::upgrade);
+        waiting.for_each(|waiter| waiter.wake());
     }
 }

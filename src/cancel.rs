@@ -7,10 +7,11 @@ use std::{
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
+    thread,
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::task::futures::TaskLocalFuture;
+use tokio::{task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 tokio::task_local! {
@@ -173,10 +174,21 @@ impl Cancellation {
     ///
     /// The job goes down the same ladder as at its time limit: told, grace, abort. The first
     /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
-    /// returns on the way down, is not affected.
+    /// returns on the way down, is not affected; nor is one whose panic makes the request, by a
+    /// guard that it drops.
     pub fn cancel(&self, reason: CancelReason) {
         if let Some(job) = &self.context {
-            if job.request.set(reason).is_ok() {
+            let is_current = || {
+                CURRENT
+                    .try_with(|it| Arc::ptr_eq(it, job))
+                    .is_ok_and(|it| it)
+            };
+            let request = Request {
+                reason,
+                at: Instant::now(),
+                unwinding: thread::panicking() && is_current(),
+            };
+            if job.request.set(Some(request)).is_ok() {
                 job.supervisor.wake();
             }
         }
@@ -205,11 +217,20 @@ impl fmt::Debug for Cancellation {
     }
 }
 
+/// The first `cancel` of a job.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) reason: CancelReason,
+    pub(crate) at: Instant,
+    /// Whether a destructor of the job made it, in a panic that unwinds.
+    pub(crate) unwinding: bool,
+}
+
 /// What a job and its supervisor share. One is allocated for every job, so it stays small.
 #[derive(Default)]
 pub(crate) struct JobContext {
-    /// The first `cancel`; later ones are ignored.
-    request: OnceLock<CancelReason>,
+    /// The first `cancel`; later ones are ignored. `None` in it: a panic came before any.
+    request: OnceLock<Option<Request>>,
     /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
     /// beside it that could disagree: told *is* a cancelled token.
     token: OnceLock<CancellationToken>,
@@ -232,14 +253,20 @@ impl JobContext {
         CURRENT.scope(self, future)
     }
 
-    /// Returns the reason of the first `cancel`; wakes `supervisor` when it comes later.
-    pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<CancelReason> {
+    /// Has no request count any more in the current job, for it has panicked.
+    pub(crate) fn close_current() {
+        // Fails outside of a job, and where a request came first.
+        let _closed = CURRENT.try_with(|job| job.request.set(None));
+    }
+
+    /// Returns the first `cancel`; wakes `supervisor` when it comes later.
+    pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<Request> {
         self.supervisor.register(supervisor);
         self.request()
     }
 
-    pub(crate) fn request(&self) -> Option<CancelReason> {
-        self.request.get().copied()
+    pub(crate) fn request(&self) -> Option<Request> {
+        self.request.get().copied().flatten()
     }
 
     pub(crate) fn tell(&self) {
@@ -322,6 +349,8 @@ impl Drop for JobHandle {
             return;
         };
         let Some(unique) = Arc::get_mut(&mut context) else {
+            // A handle may live long; the caller's waker is of no use to it.
+            drop(context.supervisor.take());
             return;
         };
         // Now, and not with the next job, so that the caller's waker is let go. And before the

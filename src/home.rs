@@ -2,15 +2,16 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::OnceLock,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
-    task::JoinHandle,
+    runtime::{EnterGuard, Handle},
+    task::{self, JoinHandle, unconstrained},
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -38,7 +39,8 @@ impl Home {
     /// Learns of the runtime in which a call is made.
     #[track_caller]
     pub(crate) fn arrive(&self) {
-        if self.first.get().is_some() {
+        let known = self.first.get().is_some();
+        if known && (self.jobs.is_some() || is_inside_a_runtime()) {
             return;
         }
         let Some(handle) = Handle::try_current().ok().or_else(|| self.jobs.clone()) else {
@@ -78,14 +80,52 @@ impl Home {
         }
     }
 
-    /// Returns the runtime to supervise on: a future can be polled, or dropped, anywhere.
+    /// How many runtimes there may be to supervise on.
+    pub(crate) const RUNTIMES: usize = 3;
+
+    /// Returns the runtime to supervise on, if those before `rank` are gone or of no use: a
+    /// future can be polled, or dropped, anywhere.
+    pub(crate) fn runtime(&self, rank: usize) -> Option<Handle> {
+        match rank {
+            0 => Handle::try_current().ok(),
+            1 => self.jobs.clone(),
+            _ => self.first.get().cloned(),
+        }
+    }
+
+    /// Enters a runtime, if this is outside of any: a policy may need timers.
+    pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
+        if is_inside_a_runtime() {
+            return None;
+        }
+        let runtime = self.jobs.as_ref().or_else(|| self.first.get());
+        runtime.map(Handle::enter)
+    }
+
+    /// Returns the runtime that watches a job beyond its outcome: one that lives as long.
+    pub(crate) fn watch(&self) -> Handle {
+        self.jobs.clone().unwrap_or_else(|| self.handle())
+    }
+
+    /// Returns the first runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
-        Handle::try_current()
-            .ok()
-            .or_else(|| self.jobs.clone())
-            .or_else(|| self.first.get().cloned())
+        (0..Self::RUNTIMES)
+            .find_map(|rank| self.runtime(rank))
             .expect("a call was made, so a runtime is known")
     }
+}
+
+/// Looks for a task first: a handle of its own would cost each job two counts on a contended
+/// cache line.
+fn is_inside_a_runtime() -> bool {
+    task::try_id().is_some() || Handle::try_current().is_ok()
+}
+
+/// Returns when `time` from `start` on is over, or nothing if no timer reaches as far.
+pub(crate) fn deadline(start: Instant, time: Duration) -> Option<Instant> {
+    // A timer rounds up to a whole millisecond, and panics where that overflows.
+    let due = start.checked_add(time)?;
+    due.checked_add(Duration::from_millis(1)).map(|_| due)
 }
 
 pin_project! {
@@ -109,22 +149,42 @@ impl Clock {
             return Poll::Pending;
         };
         let mut this = self.project();
-        match this.sleep.as_mut().as_pin_mut() {
-            Some(sleep) if sleep.deadline() == due => {}
-            Some(sleep) => sleep.reset(due),
-            None => {
-                let handle = home.handle();
-                let _context = handle.enter();
+        // A timer panics once its runtime is gone. The caller's task is not to die of it, and no
+        // time has passed by it: another runtime measures it.
+        if let Some(Ok(polled)) = this.sleep.as_mut().as_pin_mut().map(|mut sleep| {
+            catch(|| {
+                if sleep.deadline() != due {
+                    sleep.as_mut().reset(due);
+                }
+                poll_anyway(sleep, cx)
+            })
+        }) {
+            return polled;
+        }
+        for runtime in (0..Home::RUNTIMES).filter_map(|rank| home.runtime(rank)) {
+            let polled = catch(|| {
+                let _context = runtime.enter();
                 this.sleep.set(Some(sleep_until(due)));
+                this.sleep
+                    .as_mut()
+                    .as_pin_mut()
+                    .map(|it| poll_anyway(it, cx))
+            });
+            if let Ok(Some(polled)) = polled {
+                return polled;
             }
         }
-        // Invariant: each arm above leaves a timer.
-        let sleep = this.sleep.as_mut().as_pin_mut().expect("the timer is set");
-        // A timer panics once its runtime is gone. There is nothing more to wait for, and the
-        // caller's task is not to die of it.
-        catch(|| sleep.poll(cx)).unwrap_or_else(|_gone| {
-            this.sleep.set(None);
-            Poll::Ready(())
-        })
+        this.sleep.set(None);
+        // No runtime is left that has timers: time is told only when somebody asks.
+        match due <= Instant::now() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
+}
+
+/// Polls a timer though the task has used up its budget: what uses it up may be the very policy
+/// that is to be limited.
+fn poll_anyway(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(sleep)).poll(cx)
 }

@@ -21,8 +21,8 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use crate::{
-    cancel::{CancelReason, JobContext},
-    home::{Clock, Home},
+    cancel::{CancelReason, JobContext, Request},
+    home::{Clock, Home, deadline},
     outcome::{Outcome, Panic, Stop, catch, drop_quietly},
 };
 
@@ -47,13 +47,27 @@ pub(crate) struct Ladder {
 enum Cause {
     TimeLimit(Duration),
     Cancelled(CancelReason),
+    /// Cancelled by a guard that is dropped as a panic unwinds. If that panic ends the job, it
+    /// came first.
+    Unwinding(CancelReason),
+}
+
+impl From<Request> for Cause {
+    fn from(request: Request) -> Self {
+        match request.unwinding {
+            true => Cause::Unwinding(request.reason),
+            false => Cause::Cancelled(request.reason),
+        }
+    }
 }
 
 impl Cause {
     fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
         match self {
             Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
-            Cause::Cancelled(reason) => Outcome::Cancelled(stop.into_cancelled(reason)),
+            Cause::Cancelled(reason) | Cause::Unwinding(reason) => {
+                Outcome::Cancelled(stop.into_cancelled(reason))
+            }
         }
     }
 }
@@ -136,6 +150,9 @@ impl<T, E> Isolated<T, E> {
             match self.step {
                 Step::Running => {
                     let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
+                    if self.has_ended() {
+                        return Poll::Pending;
+                    }
                     self.stop(context, cause, ladder);
                 }
                 Step::Grace(cause) => {
@@ -144,6 +161,9 @@ impl<T, E> Isolated<T, E> {
                 }
                 Step::Stopping(cause) => {
                     ready!(clock.as_mut().poll(self.due, home, cx));
+                    if self.has_ended() {
+                        return Poll::Pending;
+                    }
                     let (stopped, panic) = (false, None);
                     return Poll::Ready(cause.into_outcome(Stop { stopped, panic }));
                 }
@@ -158,8 +178,8 @@ impl<T, E> Isolated<T, E> {
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
-        if let Some(reason) = context.poll_request(cx.waker()) {
-            return Poll::Ready(Cause::Cancelled(reason));
+        if let Some(request) = context.poll_request(cx.waker()) {
+            return Poll::Ready(self.first_of(request));
         }
         if let Some(due) = self.due {
             if clock.poll(self.due, home, cx).is_ready() {
@@ -175,6 +195,14 @@ impl<T, E> Isolated<T, E> {
         }
     }
 
+    /// Returns which came first, the request or the time limit, while the job is running.
+    fn first_of(&self, request: Request) -> Cause {
+        match self.due {
+            Some(due) if due <= request.at => Cause::TimeLimit(due - self.started),
+            _ => request.into(),
+        }
+    }
+
     /// Begins to stop the job because its caller is gone, unless it is already being stopped.
     ///
     /// What came first but was not seen yet, for want of a poll, keeps its place: another cause,
@@ -185,12 +213,11 @@ impl<T, E> Isolated<T, E> {
         ladder: Ladder,
         shutdown: Option<&CancellationToken>,
     ) {
-        let has_ended = self.join.as_ref().is_none_or(JoinHandle::is_finished);
-        if has_ended || !matches!(self.step, Step::Running) {
+        if self.has_ended() || !matches!(self.step, Step::Running) {
             return;
         }
         let cause = match (context.request(), self.due) {
-            (Some(reason), _) => Cause::Cancelled(reason),
+            (Some(request), _) => self.first_of(request),
             (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
             _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
                 Cause::Cancelled(CancelReason::Shutdown)
@@ -200,13 +227,19 @@ impl<T, E> Isolated<T, E> {
         self.stop(context, cause, ladder);
     }
 
+    /// Returns whether there is an exit to be had, though a poll of the task did not give it:
+    /// because it came since, or the poll was out of budget. Either will wake the supervisor.
+    fn has_ended(&self) -> bool {
+        self.join.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     fn stop(&mut self, context: &JobContext, cause: Cause, ladder: Ladder) {
         context.tell();
         if ladder.grace.is_zero() {
             self.abort(cause, ladder);
         } else {
             self.step = Step::Grace(cause);
-            self.due = Instant::now().checked_add(ladder.grace);
+            self.due = deadline(Instant::now(), ladder.grace);
         }
     }
 
@@ -215,7 +248,16 @@ impl<T, E> Isolated<T, E> {
             join.abort();
         }
         self.step = Step::Stopping(cause);
-        self.due = Instant::now().checked_add(ladder.stop_wait);
+        self.due = deadline(Instant::now(), ladder.stop_wait);
+    }
+
+    /// Stops the job as far as that goes without waiting for it.
+    pub(crate) fn give_up(&mut self, context: &JobContext) {
+        context.tell();
+        if let Some(join) = &self.join {
+            join.abort();
+        }
+        context.dismiss(false);
     }
 
     fn conclude(
@@ -224,12 +266,12 @@ impl<T, E> Isolated<T, E> {
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running => context.request().map(Cause::Cancelled),
+            Step::Running => context.request().map(|it| self.first_of(it)),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
         let panic = match (exit.map(|(exit, _)| exit), cause) {
             (Ok(Ok(result)), _) => return result.into(),
-            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), None | Some(Cause::Unwinding(_))) => return Outcome::Panicked(panic),
             (Ok(Err(panic)), Some(_)) => Some(panic),
             // A destructor that panics makes an aborted task look like one that panicked.
             (Err(error), _) => error.try_into_panic().ok().map(Panic::from_payload),
@@ -293,7 +335,10 @@ where
             drop_quietly(service);
             match future {
                 Ok(future) => self.set(Call::Running { future }),
-                Err(panic) => return Poll::Ready(Err(panic)),
+                Err(panic) => {
+                    JobContext::close_current();
+                    return Poll::Ready(Err(panic));
+                }
             }
         }
         let mut returned = None;
@@ -309,6 +354,7 @@ where
             // A destructor that panics cannot take back what the job returned.
             (_, Some(result)) => Poll::Ready(Ok(result)),
             (Err(panic), None) => {
+                JobContext::close_current();
                 // `set` writes the new value though the drop of the old one unwinds.
                 drop(catch(|| self.set(Call::Calling { call: None })));
                 Poll::Ready(Err(panic))

@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 /// so that both outlive whatever the job does to itself.
 ///
 /// `Arc<T>` is a `Job` whose tag is the `Arc` itself: the policy then sees the whole job, as the
-/// `handle_result` callback of GenTask (Elixir) does. For foreign types, such as an
+/// `handle_result` callback of GenTask (Elixir) does. Its time limit is the layer's, also where `T`
+/// is a `Job` with a limit of its own. For foreign types, such as an
 /// `http::Request`, see [`SentinelLayer::with_tag`](crate::SentinelLayer::with_tag).
 ///
 /// A panic in [`tag`](Job::tag) or [`time_limit`](Job::time_limit) is the caller's: it happens in

@@ -307,7 +307,8 @@ impl Error for Panic {}
 
 /// Runs `f` and catches its panic.
 ///
-/// `AssertUnwindSafe` holds because callers drop whatever `f` touched, unused, once it panicked.
+/// `AssertUnwindSafe` holds because callers drop whatever `f` touched, unused, once it panicked,
+/// but for a service that panics in `poll_ready`: its owner is told to discard it.
 pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     panic::catch_unwind(AssertUnwindSafe(f)).map_err(Panic::from_payload)
 }
@@ -352,8 +353,9 @@ impl TimedOut {
 
     /// Returns whether the job was really gone when the policy was called.
     ///
-    /// `false` means that it was still running, because it blocks its thread: an abort acts at
-    /// an `.await` only. Whatever it does from now on happens beside the next delivery of the
+    /// `false` means that it was still running after the layer's
+    /// [`stop_wait`](crate::SentinelLayer::stop_wait), because it blocks its thread: an abort acts
+    /// at an `.await` only. Whatever it does from now on happens beside the next delivery of the
     /// same job.
     pub fn stopped(&self) -> bool {
         self.stop.stopped

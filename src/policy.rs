@@ -138,7 +138,9 @@ where
             }
             // Invariant: the call below leaves this state, also by unwinding.
             let report = report.take().expect("the policy is called once");
-            *self = Settlement::Calling(Box::pin(policy.call(report)));
+            let calling = Settlement::Calling(Box::pin(policy.call(report)));
+            // A policy whose destructor panics has been called all the same.
+            drop_quietly(mem::replace(self, calling));
         }
         match self {
             Settlement::Calling(future) => future.as_mut().poll(cx),

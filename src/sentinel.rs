@@ -21,10 +21,10 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
-    abandoned::Abandoned,
+    abandoned::{Abandoned, Waiter},
     cancel::JobHandle,
     error::SentinelError,
-    home::{Clock, Home},
+    home::{Clock, Home, deadline},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
@@ -106,6 +106,7 @@ use crate::{
 /// assert_eq!(handler.ready().await.unwrap().call(Delivery(3)).await.unwrap(), "requeue");
 /// # }
 /// ```
+#[must_use = "a layer does nothing until it is applied to a service"]
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,
     settings: Settings,
@@ -213,7 +214,8 @@ impl<P, H> SentinelLayer<P, H> {
     /// Sets how long to wait for an aborted job to be really gone before the policy is called
     /// without it; 5 s by default, as for `Task.shutdown` of Elixir.
     ///
-    /// It is spent only on jobs that block their thread.
+    /// It is spent only on jobs that block their thread. With `Duration::ZERO` nobody waits, so
+    /// that any job may be reported as still running which is about to be dropped.
     pub fn stop_wait(mut self, wait: Duration) -> Self {
         self.settings.ladder.stop_wait = wait;
         self
@@ -314,7 +316,9 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
     ///
     /// It is called after an `error!` event, in the job's span, for a settlement that fails after
     /// the response future was dropped. The broker may then have no answer: give up the channel,
-    /// so that it takes the job back.
+    /// so that it takes the job back. A job that is lost because every runtime has ended is an
+    /// event only. `unsettled` must be `Clone`, for [`layer`](Layer::layer), and
+    /// `Send + Sync + 'static`.
     ///
     /// ```
     /// use std::{convert::Infallible, io};
@@ -355,6 +359,7 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
         Sentinel {
             service,
             policy: self.policy.clone(),
+            waiter: None,
             shared: Arc::new(Shared {
                 base: Base {
                     settings: self.settings.clone(),
@@ -406,11 +411,11 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 /// - *Cancellation*: a dropped response future hands its job over to a task in the background,
 ///   which ends it as [`OnDrop`] says and settles. That task runs on the runtime in which the
 ///   future is dropped, or else on the [`runtime`](SentinelLayer::runtime) of the jobs, or that
-///   of the sentinel's first call.
+///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
 /// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
 ///
 /// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
-/// a panic while another unwinds, the end of the process or of the supervising runtime. The broker
+/// a panic while another unwinds, the end of the process or of each of these runtimes. The broker
 /// redelivers then.
 ///
 /// # Panics
@@ -418,7 +423,8 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 /// `call` panics before anything is spawned
 ///
 /// - outside of a tokio runtime, unless the layer has a [`runtime`](SentinelLayer::runtime);
-/// - in a runtime without timers;
+/// - in a runtime without timers (a later call without a limit may do without: what it comes to
+///   need is timed by another of the sentinel's runtimes);
 /// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
 ///   panics: those are the caller's.
 ///
@@ -428,6 +434,8 @@ pub struct Sentinel<S, P, H = Hooks> {
     service: S,
     policy: P,
     shared: Arc<Shared<H>>,
+    // Made when this clone first waits for an abandoned job.
+    waiter: Option<Waiter>,
 }
 
 impl<S, P, H> Sentinel<S, P, H> {
@@ -467,7 +475,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if let Some(abandoned) = &self.shared.base.abandoned {
-            ready!(abandoned.poll_ready(cx));
+            ready!(abandoned.poll_ready(&mut self.waiter, cx));
         }
         match catch(|| self.service.poll_ready(cx)) {
             Ok(ready) => ready.map_err(SentinelError::Unready),
@@ -489,7 +497,9 @@ where
             TimeLimit::Never => None,
             TimeLimit::After(limit) => Some(limit),
         };
-        let due = limit.and_then(|limit| started.checked_add(limit));
+        let due = limit.and_then(|limit| deadline(started, limit));
+        // It panics if the runtime has no timers, and then the instance that is ready is kept.
+        let clock = home.clock(due);
         let span = hooks.span.make_span(&tag);
         let policy = self.policy.clone();
         let clone = self.service.clone();
@@ -497,8 +507,6 @@ where
         let service = mem::replace(&mut self.service, clone);
 
         let shutdown = settings.shutdown.as_ref();
-        // Before the spawn as well: it panics if the runtime has no timers.
-        let clock = home.clock(due);
         let context = JobHandle::new();
         let times = (started, due);
         let isolated = Isolated::spawn(home, &context, &span, (service, job), times, shutdown);
@@ -524,6 +532,7 @@ impl<S: Clone, P: Clone, H> Clone for Sentinel<S, P, H> {
             service: self.service.clone(),
             policy: self.policy.clone(),
             shared: Arc::clone(&self.shared),
+            waiter: None,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     abandoned::Abandoned,
     cancel::JobHandle,
     error::SentinelError,
-    home::{Clock, Home},
+    home::{Clock, Home, deadline},
     hooks::{Hooks, OnUnsettled},
     isolate::{Isolated, Ladder},
     policy::{AckPolicy, Report, Settlement},
@@ -71,8 +71,9 @@ pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     /// Counts a job whose outcome is given, if its task still runs.
     fn abandon(&self, isolated: &mut Isolated<T, E>);
 
-    /// Takes a supervision over from a response future that is dropped.
-    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>);
+    /// Takes a supervision over from a response future that is dropped, or from a runtime that
+    /// ends: on the first of the runtimes from `rank` on.
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize);
 }
 
 impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
@@ -92,15 +93,21 @@ where
 
     fn abandon(&self, isolated: &mut Isolated<T, E>) {
         if let (Some(abandoned), Some(task)) = (&self.base.abandoned, isolated.take_running()) {
-            abandoned.watch(&self.base.home.handle(), task);
+            abandoned.watch(&self.base.home.watch(), task);
         }
     }
 
-    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>) {
-        self.base.home.handle().spawn(Orphan {
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
+        let known = |rank| Some((rank, self.base.home.runtime(rank)?));
+        let Some((rank, runtime)) = (rank..Home::RUNTIMES).find_map(known) else {
+            return supervision.lose();
+        };
+        // If that runtime is gone, this drops the orphan at once, which tries the next.
+        runtime.spawn(Orphan {
             clock: Clock::default(),
             supervision: Some(supervision),
             origin: self,
+            rank,
         });
     }
 }
@@ -147,6 +154,7 @@ where
             abandoned,
             ..
         } = self.origin.base();
+        let _runtime = home.enter();
         if let Stage::Running {
             isolated,
             answerable,
@@ -174,7 +182,7 @@ where
             Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
             Poll::Pending => {
                 let limit = settings.settle_timeout;
-                *due = due.or_else(|| Instant::now().checked_add(limit));
+                *due = due.or_else(|| deadline(Instant::now(), limit));
                 ready!(clock.poll(*due, home, cx));
                 settlement.end();
                 Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
@@ -198,7 +206,17 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
             isolated.stop_without_caller(&self.context, ladder, shutdown.as_ref());
         }
-        origin.take_over(self);
+        origin.take_over(self, 0);
+    }
+
+    /// Gives up, because there is no runtime left to settle on; the broker will redeliver.
+    fn lose(mut self) {
+        let _entered = self.span.enter();
+        tracing::error!("the runtime ended before a job was settled");
+        // A job that lives elsewhere is not to go on beside its next delivery.
+        if let Stage::Running { isolated, .. } = &mut self.stage {
+            isolated.give_up(&self.context);
+        }
     }
 }
 
@@ -210,14 +228,16 @@ pin_project! {
         // `None` once it is settled.
         supervision: Option<Supervision<P, F, Tag, T, E>>,
         origin: Arc<Shared<H>>,
+        // Which of the runtimes this is.
+        rank: usize,
     }
 
     impl<P, F, Tag, T, E, H> PinnedDrop for Orphan<P, F, Tag, T, E, H> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(supervision) = this.project().supervision.take() {
-                // There is no runtime left to settle on; the broker will redeliver.
-                let _entered = supervision.span.enter();
-                tracing::error!("the runtime ended before a job was settled");
+            let this = this.project();
+            if let Some(supervision) = this.supervision.take() {
+                let origin = Arc::clone(&supervision.origin);
+                origin.take_over(supervision, *this.rank + 1);
             }
         }
     }
@@ -237,15 +257,16 @@ where
             return Poll::Ready(());
         };
         let result = ready!(supervision.poll(this.clock, cx));
-        if let Err(error) = result {
-            let _entered = supervision.span.enter();
+        // Before the hook, which may panic: what is settled is not to be handed on.
+        let supervision = this.supervision.take();
+        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
+            let _entered = span.enter();
             tracing::error!(
                 error = error.brief(),
                 "nobody waits for a failed settlement"
             );
             this.origin.hooks.unsettled.unsettled(error);
         }
-        *this.supervision = None;
         Poll::Ready(())
     }
 }

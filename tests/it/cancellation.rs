@@ -2,9 +2,10 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
     pin::pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tower_sentinel::{
 
 use crate::support::{
     Blocked, Fate, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker, call, current_thread,
-    idle, turn, until,
+    exhaust_budget, idle, raise, turn, until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -514,4 +515,166 @@ async fn a_destructor_that_panics_at_the_end_of_its_runtime_is_attached() {
     // Nobody had told it to stop; but it did not panic of its own accord either.
     let seen = Seen::cancelled(CancelReason::RuntimeGone, true).with_panic(true);
     assert_eq!(recorder.reports(), [seen]);
+}
+
+// === what came first, though nobody had looked ===
+
+/// Hands out the handle of a job, which then ends as `fate` says.
+fn handing_out(
+    fate: Fate,
+) -> (
+    Arc<Mutex<Option<Cancellation>>>,
+    impl Service<Unit, Response = (), Error = Refused, Future: Send> + Clone + Send,
+) {
+    let slot = Arc::<Mutex<Option<Cancellation>>>::default();
+    let handed = Arc::clone(&slot);
+    let service = service_fn(move |_: Unit| {
+        *handed.lock().unwrap() = Some(Cancellation::current());
+        async move {
+            match fate {
+                Fate::PanicFirst => raise("before the request"),
+                _ => pending().await,
+            }
+        }
+    });
+    (slot, service)
+}
+
+async fn settle_down() {
+    for _ in 0..8 {
+        yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_after_a_panic_does_not_excuse_it() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::PanicFirst);
+    let mut sentinel = layer(&recorder).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    settle_down().await;
+    // The job has ended, so it is not affected.
+    let handle = handle.lock().unwrap().take().unwrap();
+    handle.cancel(CancelReason::Requested);
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::panicked()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_after_the_limit_is_not_the_cause() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    sleep(LIMIT + SECOND).await;
+    let handle = handle.lock().unwrap().take().unwrap();
+    handle.cancel(CancelReason::Requested);
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_comes_after_a_panic_does_not_excuse_it_in_a_busy_task() {
+    let recorder = Recorder::default();
+    let token = CancellationToken::new();
+    let mut sentinel = layer(&recorder)
+        .shutdown(token.clone())
+        .layer(Worker::default());
+    let service = sentinel.ready().await.unwrap();
+    let mut response = pin!(service.call(Work::new(Fate::PanicFirst)));
+    settle_down().await;
+    token.cancel();
+    // A task out of budget is told by tokio that the job has not ended, although it has.
+    poll_fn(|cx| {
+        exhaust_budget(cx);
+        assert!(response.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    response.await.unwrap();
+    assert_eq!(recorder.reports(), [Seen::panicked()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_cancels_when_it_is_dropped_does_not_excuse_the_panic_that_drops_it() {
+    struct CancelsOnDrop(Cancellation);
+
+    impl Drop for CancelsOnDrop {
+        fn drop(&mut self) {
+            self.0.cancel(CancelReason::Requested);
+        }
+    }
+
+    let recorder = Recorder::default();
+    for in_poll in [true, false] {
+        let service = service_fn(move |_: Unit| {
+            // For the child tasks of a job, as the `DropGuard` of tokio-util is used.
+            let guard = CancelsOnDrop(Cancellation::current());
+            let mut guard = Some(guard);
+            poll_fn(move |_| {
+                // Dropped as the panic unwinds, or with the future thereafter.
+                let _guard = in_poll.then(|| guard.take());
+                raise("with a guard")
+            })
+        });
+        let service = service.map_future(|it: std::future::PollFn<_>| async move {
+            let it: Result<(), Refused> = it.await;
+            it
+        });
+        let mut sentinel = layer(&recorder).layer(service);
+        call(&mut sentinel, Unit::default()).await.unwrap();
+    }
+    assert_eq!(recorder.reports(), [Seen::panicked(); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_outlives_its_job_does_not_keep_the_waker_of_its_caller() {
+    struct Silent;
+
+    impl Wake for Silent {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).layer(service);
+    let service = sentinel.ready().await.unwrap();
+    let mut response = Box::pin(service.call(Unit::default()));
+    let silent = Arc::new(Silent);
+    let waker = Waker::from(Arc::clone(&silent));
+    let mut context = Context::from_waker(&waker);
+    assert!(response.as_mut().poll(&mut context).is_pending());
+    settle_down().await;
+    handle
+        .lock()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .cancel(CancelReason::Requested);
+    while response.as_mut().poll(&mut context).is_pending() {
+        yield_now().await;
+    }
+    drop((response, waker));
+    assert_eq!(recorder.reports().len(), 1);
+    assert_eq!(Arc::strong_count(&silent), 1);
+    drop(handle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_told_of_its_limit_though_the_task_of_its_caller_is_busy() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).grace(SECOND).layer(service);
+    let service = sentinel.ready().await.unwrap();
+    let mut response = pin!(service.call(Unit::default()));
+    assert!(poll!(&mut response).is_pending());
+    sleep(LIMIT + SECOND).await;
+    // What is polled before the response uses up the budget of the task each time.
+    poll_fn(|cx| {
+        exhaust_budget(cx);
+        assert!(response.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    assert!(handle.lock().unwrap().as_ref().unwrap().is_cancelled());
 }

@@ -23,7 +23,7 @@ use tower_sentinel::{
 
 use crate::support::{
     Answer, Count, Fate, Plan, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker, call,
-    current_thread, idle, raise, until,
+    current_thread, idle, raise, until, wait_until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -527,4 +527,65 @@ async fn a_report_keeps_its_value_when_a_dropped_job_had_finished() {
     drop(response);
     idle(&Handle::current()).await;
     assert_eq!(*values.lock().unwrap(), [7]);
+}
+
+// === the runtime of the callers ends ===
+
+fn callers_runtime_ends(on_drop: OnDrop, already_dropped: bool) -> Vec<Seen> {
+    let recorder = Recorder::default();
+    let guards = Count::default();
+    // So long, in real time, that a busy machine does not come near it.
+    let limit = match on_drop {
+        OnDrop::Abort => LIMIT,
+        OnDrop::Detach => Duration::from_millis(50),
+    };
+    let jobs = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let guard = guards.clone();
+    let mut sentinel = layer(&recorder)
+        .timeout(limit)
+        // So that a job whose caller is gone is not aborted in the destructor already.
+        .grace(Duration::from_millis(1))
+        .on_drop(on_drop)
+        .runtime(jobs.handle().clone())
+        .layer(service_fn(move |_: Unit| {
+            let guard = guard.guard();
+            async move {
+                let _guard = guard;
+                pending::<Result<(), Refused>>().await
+            }
+        }));
+    let callers = current_thread();
+    callers.block_on(async {
+        let mut response = Box::pin(sentinel.ready().await.unwrap().call(Unit::default()));
+        assert!(poll!(&mut response).is_pending());
+        match already_dropped {
+            true => drop(response),
+            false => drop(tokio::spawn(response)),
+        }
+    });
+    drop(callers);
+    // Its runtime is alive, but nobody is left to stop it except there.
+    assert!(wait_until(|| guards.get() == 1), "the job goes on");
+    wait_until(|| !recorder.reports().is_empty());
+    recorder.reports()
+}
+
+#[test]
+fn g1_a_job_whose_callers_runtime_ends_is_settled_on_the_runtime_of_the_jobs() {
+    for already_dropped in [false, true] {
+        let reports = callers_runtime_ends(OnDrop::Abort, already_dropped);
+        assert_eq!(reports, [caller_dropped()], "{already_dropped}");
+    }
+}
+
+#[test]
+fn g1_a_detached_job_keeps_its_limit_though_its_callers_runtime_ends() {
+    for already_dropped in [false, true] {
+        let reports = callers_runtime_ends(OnDrop::Detach, already_dropped);
+        assert_eq!(reports, [Seen::timed_out(true)], "{already_dropped}");
+    }
 }

@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::SeqCst},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -921,4 +921,59 @@ async fn g4_a_timed_out_job_that_did_not_stop_frees_its_permit() {
 #[should_panic(expected = "`max_abandoned(0)` would never let a job in")]
 fn g4_max_abandoned_of_zero_panics() {
     drop(SentinelLayer::new(()).max_abandoned(0));
+}
+
+struct Silent;
+
+impl Wake for Silent {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn g4_max_abandoned_keeps_no_waker_but_the_last_of_each_clone() {
+    let jobs = Jobs::new(1);
+    let mut service = blocking(&jobs, 1, &Stopped::default());
+    let (response, release) = block(&mut service).await;
+    assert_eq!(response.await.unwrap(), OutcomeKind::TimedOut);
+
+    let (first, last) = (Arc::new(Silent), Arc::new(Silent));
+    let mut clone = service.clone();
+    for waker in [&first, &last] {
+        let waker = Waker::from(Arc::clone(waker));
+        let ready = clone.poll_ready(&mut Context::from_waker(&waker));
+        assert!(ready.is_pending());
+    }
+    assert_eq!(
+        (Arc::strong_count(&first), Arc::strong_count(&last)),
+        (1, 2)
+    );
+    drop(clone);
+    assert_eq!(
+        (Arc::strong_count(&first), Arc::strong_count(&last)),
+        (1, 1)
+    );
+    drop(release);
+}
+
+#[test]
+fn g4_abandoned_jobs_are_counted_though_the_runtime_that_gave_them_up_ends() {
+    let paused = || {
+        let mut builder = Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().unwrap()
+    };
+    let jobs = Jobs::new(1);
+    let mut service = blocking(&jobs, 1, &Stopped::default());
+    let release = paused().block_on(async {
+        let (response, release) = block(&mut service).await;
+        assert_eq!(response.await.unwrap(), OutcomeKind::TimedOut);
+        release
+    });
+    paused().block_on(async {
+        // It still runs.
+        assert!(poll!(service.ready()).is_pending());
+        drop(release);
+        within("the service is ready", service.ready())
+            .await
+            .unwrap();
+    });
 }

@@ -8,10 +8,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{
+    future::{BoxFuture, join_all},
+    poll,
+};
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep, timeout},
+    task::{coop, yield_now},
+    time::{Instant, advance, sleep, timeout},
 };
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, limit::ConcurrencyLimit,
@@ -524,4 +528,64 @@ async fn a_policy_of_boxed_errors_goes_under_towers_timeout_with_its_sentinel() 
         panic!("{error:?}");
     };
     assert!(error.is::<tower::timeout::error::Elapsed>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn g6_a_policy_that_never_yields_but_to_its_budget_has_its_limit_too() {
+    let policy = service_fn(|_: Report<Unit, (), Refused>| async {
+        loop {
+            coop::consume_budget().await;
+        }
+        #[expect(unreachable_code)]
+        Ok::<(), Refused>(())
+    });
+    let mut sentinel = SentinelLayer::new(policy)
+        .settle_timeout(SECOND)
+        .layer(returns());
+    let mut response = Box::pin(sentinel.ready().await.unwrap().call(Unit::default()));
+    // Its task is always ready, so time does not pass by itself.
+    for _ in 0..8 {
+        assert!(poll!(&mut response).is_pending());
+        yield_now().await;
+    }
+    advance(2 * SECOND).await;
+    let Poll::Ready(answer) = poll!(&mut response) else {
+        panic!("no limit");
+    };
+    assert!(matches!(answer, Err(SentinelError::PolicyTimedOut(SECOND))));
+}
+
+/// A policy whose instance panics when it is dropped after its call.
+#[derive(Default)]
+struct OnceCalled(Option<Bomb>);
+
+impl Clone for OnceCalled {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Service<Report<Unit, (), Refused>> for OnceCalled {
+    type Response = &'static str;
+    type Error = Refused;
+    type Future = BoxFuture<'static, Result<&'static str, Refused>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refused>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Report<Unit, (), Refused>) -> Self::Future {
+        self.0 = Some(Bomb);
+        Box::pin(async {
+            sleep(SECOND).await;
+            Ok("acked")
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g6_a_policy_whose_instance_panics_in_drop_still_settles() {
+    let mut sentinel = SentinelLayer::new(OnceCalled::default()).layer(returns());
+    let answer = call(&mut sentinel, Unit::default()).await;
+    assert_eq!(answer.unwrap(), "acked");
 }

@@ -5,20 +5,23 @@ use std::{
     future::{Future, pending, ready},
     panic::{self, AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     task::Context,
+    thread,
     time::Duration,
 };
 
 use futures_util::{
     future::{Either, select},
+    poll,
     task::noop_waker,
 };
 use tokio::{
     runtime::{Builder, Handle, Runtime},
-    task::JoinSet,
+    sync::oneshot,
+    task::{JoinSet, yield_now},
     time::sleep,
 };
 use tower::{Layer, Service, service_fn};
@@ -252,4 +255,170 @@ fn a_call_in_a_runtime_without_timers_panics_before_anything_is_spawned() {
         }
     }
     assert_eq!(recorder.reports(), []);
+}
+
+// === runtimes that come and go under a job ===
+
+fn without_timers() -> Runtime {
+    Builder::new_current_thread().build().unwrap()
+}
+
+#[test]
+fn a_later_call_outside_of_a_runtime_says_why_as_the_first_does() {
+    let layer = SentinelLayer::new(Recorder::default().policy());
+    for layer in [layer.clone(), layer.no_timeout()] {
+        let service = service_fn(|_: Unit| ready(Ok::<_, Refused>(())));
+        let mut sentinel = layer.layer(service);
+        current_thread()
+            .block_on(call(&mut sentinel, Unit::default()))
+            .unwrap();
+        let called = catch_unwind(AssertUnwindSafe(|| drop(sentinel.call(Unit::default()))));
+        let payload = called.unwrap_err();
+        let message = payload.downcast_ref::<&str>();
+        assert!(message.is_some_and(|it| it.contains("`Sentinel::call` outside")));
+    }
+}
+
+#[test]
+fn a_later_call_in_a_runtime_without_timers_panics_at_once_or_settles() {
+    let recorder = Recorder::default();
+    let service = service_fn(|_: Unit| async {
+        Cancellation::current().cancel(CancelReason::Requested);
+        pending::<Result<(), Refused>>().await
+    });
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .no_timeout()
+        .layer(service);
+    let first = multi_thread();
+    first
+        .block_on(call(&mut sentinel, Unit::default()))
+        .unwrap();
+    without_timers().block_on(async {
+        if let Ok(response) = catch_unwind(AssertUnwindSafe(|| sentinel.call(Unit::default()))) {
+            response.await.unwrap();
+            assert_eq!(recorder.reports().len(), 2);
+        }
+    });
+}
+
+#[test]
+fn g1_a_response_that_is_polled_in_a_runtime_without_timers_settles() {
+    let recorder = Recorder::default();
+    let runtime = multi_thread();
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .no_timeout()
+        .layer(service_fn(|_: Unit| async {
+            Cancellation::current().cancel(CancelReason::Requested);
+            pending::<Result<(), Refused>>().await
+        }));
+    let response = {
+        let _context = runtime.enter();
+        sentinel.call(Unit::default())
+    };
+    without_timers().block_on(response).unwrap();
+    assert_eq!(recorder.reports().len(), 1);
+}
+
+#[test]
+fn g1_a_response_that_is_dropped_in_a_runtime_without_timers_settles() {
+    let recorder = Recorder::default();
+    let runtime = multi_thread();
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .grace(SHORT)
+        .layer(Worker::default());
+    let response = {
+        let _context = runtime.enter();
+        sentinel.call(Work::new(Fate::Hang))
+    };
+    without_timers().block_on(async {
+        drop(response);
+        for _ in 0..1_000 {
+            thread::sleep(Duration::from_millis(1));
+            yield_now().await;
+            if !recorder.reports().is_empty() {
+                break;
+            }
+        }
+    });
+    let seen = Seen::cancelled(CancelReason::CallerDropped, true);
+    assert_eq!(recorder.reports(), [seen]);
+}
+
+#[test]
+fn a_limit_does_not_pass_because_the_runtime_of_its_timer_ends() {
+    let recorder = Recorder::default();
+    let jobs = multi_thread();
+    let mut sentinel = SentinelLayer::new(recorder.policy())
+        .runtime(jobs.handle().clone())
+        .layer(service_fn(|_: Unit| async {
+            sleep(50 * SHORT).await;
+            Ok::<_, Refused>(())
+        }));
+    let first = current_thread();
+    let mut response = {
+        let _context = first.enter();
+        Box::pin(sentinel.call(Unit::default()))
+    };
+    first.block_on(async { assert!(poll!(&mut response).is_pending()) });
+    drop(first);
+    let report = current_thread().block_on(response).unwrap();
+    assert_eq!(report.outcome.kind(), OutcomeKind::Completed);
+}
+
+#[test]
+fn a_settle_timeout_does_not_pass_because_the_runtime_of_its_timer_ends() {
+    let (answer, answered) = oneshot::channel();
+    let answered = Arc::new(Mutex::new(Some(answered)));
+    let policy = service_fn(move |_: Report<Unit, (), Refused>| {
+        let answered = answered.lock().unwrap().take().unwrap();
+        async { answered.await.map_err(|_| Refused) }
+    });
+    let mut sentinel =
+        SentinelLayer::new(policy).layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
+    let first = current_thread();
+    let mut response = {
+        let _context = first.enter();
+        Box::pin(sentinel.call(Unit::default()))
+    };
+    first.block_on(async {
+        yield_now().await;
+        assert!(poll!(&mut response).is_pending());
+    });
+    drop(first);
+    let settled = current_thread().block_on(async {
+        let response = tokio::spawn(response);
+        yield_now().await;
+        answer.send("acked").ok();
+        response.await.unwrap()
+    });
+    assert_eq!(settled.unwrap(), "acked");
+}
+
+#[test]
+fn a_policy_has_its_time_though_no_runtime_is_left_to_measure_it() {
+    let gone = multi_thread();
+    let policy = service_fn(|report: Report<Unit, (), Refused>| async move {
+        yield_now().await;
+        Ok::<_, Refused>(report.outcome.kind())
+    });
+    let mut sentinel = SentinelLayer::new(policy)
+        .runtime(gone.handle().clone())
+        .layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
+    drop(gone);
+    let settled = block_on(call(&mut sentinel, Unit::default()));
+    assert_eq!(settled.unwrap(), OutcomeKind::Cancelled);
+}
+
+#[test]
+fn a_policy_has_timers_though_its_caller_has_no_runtime() {
+    let jobs = multi_thread();
+    let policy = service_fn(|report: Report<Unit, (), Refused>| async move {
+        sleep(SHORT).await;
+        Ok::<_, Refused>(report.outcome.kind())
+    });
+    let mut sentinel = SentinelLayer::new(policy)
+        .runtime(jobs.handle().clone())
+        .layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
+    let settled = block_on(call(&mut sentinel, Unit::default()));
+    assert_eq!(settled.unwrap(), OutcomeKind::Completed);
 }

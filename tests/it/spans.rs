@@ -509,3 +509,22 @@ fn g7_a_runtime_that_ends_before_a_job_is_settled_is_one_event_in_the_jobs_span(
     );
     assert_eq!(log.last().unwrap(), "close job");
 }
+
+#[tokio::test(start_paused = true)]
+async fn g7_a_hook_that_panics_is_not_taken_for_the_end_of_the_runtime() {
+    let (log, _guard) = Log::start();
+    let service = ServiceBuilder::new()
+        .layer(
+            layer(&log, Answer::Fails, OnDrop::Detach)
+                .make_span(job_span)
+                .on_unsettled(|_: Unsettled| std::panic::resume_unwind(Box::new("no hook"))),
+        )
+        .service(Worker(log.clone()));
+    call(service, Work::Returns, Drops::BeforeTheFirstPoll).await;
+    let log = log.take();
+    let events = log.iter().filter(|line| line.starts_with("ERROR"));
+    assert_eq!(
+        events.collect::<Vec<_>>(),
+        ["ERROR nobody waits for a failed settlement: the policy failed in job"]
+    );
+}

@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
-    task::yield_now,
+    task::{coop, yield_now},
     time::{Sleep, sleep},
 };
 use tower::{Service, ServiceExt};
@@ -545,4 +545,19 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             Poll::Pending => thread::park(),
         }
     }
+}
+
+/// Uses up all that the current task may do before it has to yield to others.
+pub(crate) fn exhaust_budget(cx: &mut Context<'_>) {
+    while coop::has_budget_remaining() {
+        let _ = pin!(coop::consume_budget()).poll(cx);
+    }
+}
+
+/// Waits, by the clock of the wall, until `done`; for runtimes that this thread does not drive.
+pub(crate) fn wait_until(done: impl Fn() -> bool) -> bool {
+    (0..1_000).any(|_| {
+        thread::sleep(Duration::from_millis(2));
+        done()
+    })
 }

@@ -16,11 +16,12 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    Job, Outcome, OutcomeKind, Report, SentinelLayer, TimeLimit, TimedOut, cancelled,
+    CancelReason, Cancellation, Job, Outcome, OutcomeKind, Report, SentinelLayer, TimeLimit,
+    TimedOut, cancelled,
 };
 
 use crate::support::{
-    Blocked, Bomb, Count, Fate, Recorder, Refused, Script, Seen, Unit, Work, Worker, call,
+    Blocked, Bomb, Count, Fate, Plan, Recorder, Refused, Script, Seen, Unit, Work, Worker, call,
     current_thread, idle, turn, until,
 };
 
@@ -510,4 +511,50 @@ async fn a_limit_that_races_completion_many_thousand_times_gives_one_outcome_eac
     for (id, calls) in calls.iter().enumerate() {
         assert_eq!(calls.load(Ordering::Relaxed), 1, "job {id}");
     }
+}
+
+/// Returns the longest duration after which this clock can still tell the time.
+fn longest(now: Instant) -> Duration {
+    let seconds = (0..64).rev().map(|bit| Duration::new(1 << bit, 0));
+    let nanos = (0..30).rev().map(|bit| Duration::from_nanos(1 << bit));
+    seconds.chain(nanos).fold(Duration::ZERO, |sum, more| {
+        let longer = sum.checked_add(more);
+        longer
+            .filter(|&longer| now.checked_add(longer).is_some())
+            .unwrap_or(sum)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_at_the_very_end_of_the_clock_never_passes() {
+    let recorder = Recorder::default();
+    let longest = longest(Instant::now());
+    let layer = SentinelLayer::new(recorder.policy()).timeout(longest);
+    let report = run(layer, || async {
+        sleep(SECOND).await;
+        Ok(())
+    });
+    assert!(report.await.outcome.is_completed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grace_at_the_very_end_of_the_clock_never_passes() {
+    let recorder = Recorder::default();
+    let longest = longest(Instant::now());
+    let report = run(layer(&recorder).grace(longest), || async {
+        Cancellation::current().cancel(CancelReason::Requested);
+        sleep(SECOND).await;
+        Ok(())
+    });
+    assert!(report.await.outcome.is_completed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settle_timeout_at_the_very_end_of_the_clock_never_passes() {
+    let recorder = Recorder::default();
+    let layer = SentinelLayer::new(recorder.scripted(Plan::Ok, SECOND))
+        .no_timeout()
+        .settle_timeout(longest(Instant::now()));
+    let report = run(layer, || async { Ok(()) });
+    assert!(report.await.outcome.is_completed());
 }
