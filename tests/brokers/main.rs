@@ -1,1 +1,2 @@
-fn main() {}
+//! Tests against real brokers, on private servers that they start and kill.
+#![allow(clippy::unwrap_used)]
