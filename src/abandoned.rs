@@ -9,7 +9,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::outcome::drop_quietly;
+use crate::panic::drop_quietly;
 
 /// Counts the jobs that still run though their outcome is given.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use crate::outcome::{Panic, boxed_source};
+use crate::{outcome::boxed_source, panic::Panic};
 
 /// An error of the sentinel itself: what no [`Outcome`](crate::Outcome) can carry.
 ///

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::outcome::catch;
+use crate::panic::catch;
 
 /// The runtimes of one sentinel: that of its jobs, and that of their supervision.
 #[derive(Debug)]

@@ -23,7 +23,8 @@ use tracing::{Instrument, Span};
 use crate::{
     cancel::{CancelReason, JobContext, Request},
     home::{Clock, Home, deadline},
-    outcome::{Outcome, Panic, Stop, catch, drop_quietly},
+    outcome::{Outcome, Stop},
+    panic::{Panic, catch, drop_quietly},
 };
 
 /// How a job ends, unless it is aborted.

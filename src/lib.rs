@@ -57,6 +57,7 @@
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
+//! - [`panic_hook`] tells where a job panicked, if you install it.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -91,6 +92,8 @@ mod hooks;
 mod isolate;
 mod job;
 mod outcome;
+mod panic;
+pub mod panic_hook;
 mod policy;
 mod sentinel;
 mod settle;
@@ -110,7 +113,8 @@ pub use self::{
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     job::{ByJob, Job, Tagging, TimeLimit},
-    outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
+    outcome::{Cancelled, Failure, Outcome, OutcomeKind, TimedOut},
+    panic::Panic,
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},

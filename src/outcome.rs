@@ -1,16 +1,8 @@
 //! What became of a job: [`Outcome`] and the three ways in which it can fail to return.
 
-use std::{
-    any::Any,
-    borrow::Cow,
-    error::Error,
-    fmt, mem,
-    panic::{self, AssertUnwindSafe},
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{any::Any, error::Error, fmt, time::Duration};
 
-use crate::CancelReason;
+use crate::{CancelReason, Panic};
 
 /// What became of a job.
 ///
@@ -212,118 +204,6 @@ pub(crate) fn boxed_source<E: 'static>(error: &E) -> Option<&(dyn Error + 'stati
     let error: &dyn Any = error;
     let boxed = error.downcast_ref::<Box<dyn Error + Send + Sync>>()?;
     Some(&**boxed)
-}
-
-/// A caught panic.
-///
-/// Unlike the bare payload, which is `Send` only, it is `Sync` too, and dropping it is safe when
-/// the destructor of the payload panics in its turn.
-///
-/// ```
-/// use tower_sentinel::Panic;
-///
-/// let user = 7;
-/// let payload = std::panic::catch_unwind(|| panic!("no such user: {user}")).unwrap_err();
-/// let panic = Panic::from_payload(payload);
-/// assert_eq!(panic.message(), "no such user: 7");
-/// assert_eq!(*panic.into_payload().downcast::<String>().unwrap(), "no such user: 7");
-/// ```
-// Boxed, so that the rarest of outcomes does not set the size of all others.
-pub struct Panic(Box<Caught>);
-
-struct Caught {
-    message: Cow<'static, str>,
-    /// Empty only while it is moved out. The lock is never taken: it lends its `Sync`.
-    payload: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-impl Panic {
-    /// Creates a panic with `payload`, as [`std::panic::panic_any`] would raise it.
-    ///
-    /// For tests of a policy.
-    pub fn new(payload: impl Any + Send) -> Self {
-        Self::from_payload(Box::new(payload))
-    }
-
-    /// Creates a panic from what [`std::panic::catch_unwind`] or a `JoinError` gives.
-    pub fn from_payload(payload: Box<dyn Any + Send>) -> Self {
-        let message = if let Some(message) = payload.downcast_ref::<&'static str>() {
-            Cow::Borrowed(*message)
-        } else if let Some(message) = payload.downcast_ref::<String>() {
-            Cow::Owned(message.clone())
-        } else {
-            Cow::Borrowed("Box<dyn Any>")
-        };
-        Self(Box::new(Caught {
-            message,
-            payload: Mutex::new(Some(payload)),
-        }))
-    }
-
-    /// Returns the message, if the payload is a `&'static str` or a `String`; otherwise
-    /// `Box<dyn Any>`, as the standard library's panic hook prints it.
-    pub fn message(&self) -> &str {
-        &self.0.message
-    }
-
-    /// Returns the payload that the panic was raised with.
-    pub fn into_payload(mut self) -> Box<dyn Any + Send> {
-        // Invariant: only this method empties the slot, and it consumes the panic.
-        self.take().expect("the payload is taken once")
-    }
-
-    /// Lets the panic go on in the current thread, without calling the panic hook again.
-    pub fn resume(self) -> ! {
-        panic::resume_unwind(self.into_payload())
-    }
-
-    fn take(&mut self) -> Option<Box<dyn Any + Send>> {
-        let slot = self.0.payload.get_mut();
-        slot.unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-impl Drop for Panic {
-    fn drop(&mut self) {
-        if let Some(payload) = self.take() {
-            drop_quietly(payload);
-        }
-    }
-}
-
-impl fmt::Debug for Panic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Panic").field(&self.message()).finish()
-    }
-}
-
-impl fmt::Display for Panic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "panicked: {}", self.message())
-    }
-}
-
-impl Error for Panic {}
-
-/// Runs `f` and catches its panic.
-///
-/// `AssertUnwindSafe` holds because callers drop whatever `f` touched, unused, once it panicked,
-/// but for a service that panics in `poll_ready`: its owner is told to discard it.
-pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
-    panic::catch_unwind(AssertUnwindSafe(f)).map_err(Panic::from_payload)
-}
-
-/// Drops a value of the user's where an unwinding destructor would take the sentinel with it.
-///
-/// The panic hook has told of that panic. Its payload is leaked: to drop it could panic again,
-/// without end.
-pub(crate) fn drop_quietly<T>(value: T) {
-    if !mem::needs_drop::<T>() {
-        return;
-    }
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        mem::forget(payload);
-    }
 }
 
 /// A job passed its time limit.

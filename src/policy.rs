@@ -9,7 +9,10 @@ use std::{
 
 use tower_service::Service;
 
-use crate::outcome::{Outcome, Panic, catch, drop_quietly};
+use crate::{
+    outcome::Outcome,
+    panic::{Panic, catch, drop_quietly},
+};
 
 /// What a policy receives: the tag of a job and what became of it.
 ///

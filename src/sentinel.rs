@@ -28,7 +28,7 @@ use crate::{
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
-    outcome::catch,
+    panic::catch,
     policy::{AckPolicy, Report},
     supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
 };

@@ -14,7 +14,7 @@ use crate::{
     AckOnSuccess, Decision, Outcome, Reason, Report, Settle, SettleError, SettleFuture, Settled,
     Verdict,
     backoff::Delays,
-    outcome::{catch, drop_quietly},
+    panic::{catch, drop_quietly},
     settle_future::{Patience, Settling},
 };
 

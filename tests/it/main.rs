@@ -7,6 +7,7 @@ mod decision;
 mod drops;
 mod gate;
 mod layer_order;
+mod panic_hook;
 mod panics;
 mod policy;
 mod process;

@@ -1,0 +1,187 @@
+//! Where a job panicked: a panic hook to opt in to.
+//!
+//! A caught panic is a payload and no more; where it was raised is known to the panic hook alone,
+//! while it happens. With the hook of this module, [`Panic::location`](crate::Panic::location)
+//! and, if asked for, [`Panic::backtrace`](crate::Panic::backtrace) tell. It silences nothing: the
+//! hook that was there before is called for each panic, as without it.
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use tower::{Service, ServiceExt, service_fn};
+//! use tower_layer::Layer;
+//! use tower_sentinel::{Outcome, Report, SentinelLayer, panic_hook};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! panic_hook::install();
+//!
+//! let policy = service_fn(|report: Report<_, (), Infallible>| async move {
+//!     let Outcome::Panicked(panic) = report.outcome else { panic!("{report:?}") };
+//!     Ok::<_, Infallible>(panic.location().map(|location| location.line()))
+//! });
+//! let line = line!() + 1;
+//! let job = service_fn(|_: std::sync::Arc<u64>| async { panic!("a poison message") });
+//! let mut sentinel = SentinelLayer::new(policy).layer(job);
+//! assert_eq!(sentinel.ready().await.unwrap().call(7.into()).await.unwrap(), Some(line));
+//! # }
+//! ```
+//!
+//! # Limits
+//!
+//! The hook runs on the thread that panics, and leaves what it saw for the sentinel there. So
+//! there is no location
+//!
+//! - for a panic of a child task, that the job resumes with
+//!   [`JoinError::into_panic`](tokio::task::JoinError::into_panic);
+//! - for one in the destructor of a job that is aborted;
+//! - where a hook that was installed later does not call this one;
+//! - where a panic was caught, by the job itself or by a destructor of it, and then another one
+//!   raised by [`resume_unwind`](std::panic::resume_unwind), which calls no hook.
+
+use std::{
+    any::Any,
+    backtrace::Backtrace,
+    cell::RefCell,
+    fmt,
+    panic::{self, PanicHookInfo},
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Installs the hook, in front of the one that is there.
+///
+/// A second call does nothing. What it costs is paid by a panic, beside one load for each poll of
+/// a job.
+///
+/// # Panics
+///
+/// Panics if the current thread is panicking.
+pub fn install() {
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        let next = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            leave(Origin::of(info));
+            next(info);
+        }));
+        INSTALLED.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Installs the hook and has it capture a backtrace for each panic, whatever `RUST_BACKTRACE`
+/// says.
+///
+/// To walk the stack takes microseconds; its symbols are looked up when it is printed.
+///
+/// # Panics
+///
+/// Panics if the current thread is panicking.
+pub fn install_with_backtraces() {
+    install();
+    BACKTRACES.store(true, Ordering::Relaxed);
+}
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+static BACKTRACES: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The last panic of this thread that nobody has asked for.
+    static LAST: RefCell<Option<Origin>> = const { RefCell::new(None) };
+}
+
+/// The place in the source where a panic was raised.
+///
+/// As [`std::panic::Location`], which lives no longer than the panic hook runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Location {
+    file: Box<str>,
+    line: u32,
+    column: u32,
+}
+
+impl Location {
+    /// Returns the path of the source file, as the compiler was given it.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Returns the line, counted from 1.
+    pub fn line(&self) -> u32 {
+        self.line
+    }
+
+    /// Returns the column, counted from 1.
+    pub fn column(&self) -> u32 {
+        self.column
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// What the hook saw of a panic.
+pub(crate) struct Origin {
+    pub(crate) location: Location,
+    pub(crate) backtrace: Option<Backtrace>,
+    /// Tells one panic from another that called no hook.
+    message: Option<Box<str>>,
+}
+
+impl Origin {
+    fn of(info: &PanicHookInfo<'_>) -> Option<Self> {
+        let location = info.location()?;
+        Some(Self {
+            location: Location {
+                file: location.file().into(),
+                line: location.line(),
+                column: location.column(),
+            },
+            backtrace: BACKTRACES
+                .load(Ordering::Relaxed)
+                .then(Backtrace::force_capture),
+            message: message(info.payload()).map(Into::into),
+        })
+    }
+}
+
+/// Returns the message of a panic, if its payload is a `&'static str` or a `String`.
+pub(crate) fn message(payload: &(dyn Any + Send)) -> Option<&str> {
+    let literal = payload.downcast_ref::<&'static str>();
+    let string = || payload.downcast_ref::<String>().map(String::as_str);
+    literal.copied().or_else(string)
+}
+
+/// Leaves `origin` for whoever catches the panic, and returns what nobody asked for.
+fn leave(origin: Option<Origin>) -> Option<Origin> {
+    // Fails in a thread that is about to end.
+    LAST.try_with(|last| last.replace(origin)).ok().flatten()
+}
+
+/// A stretch of code whose panic is going to be caught.
+pub(crate) struct Watch {
+    installed: bool,
+}
+
+impl Watch {
+    /// Begins; a panic that came before is not taken for one of this stretch.
+    pub(crate) fn begin() -> Self {
+        let installed = INSTALLED.load(Ordering::Relaxed);
+        if installed {
+            leave(None);
+        }
+        Self { installed }
+    }
+
+    /// Returns what the hook saw of the panic that was caught with `payload`.
+    pub(crate) fn origin_of(self, payload: &(dyn Any + Send)) -> Option<Origin> {
+        if !self.installed {
+            return None;
+        }
+        leave(None).filter(|origin| origin.message.as_deref() == message(payload))
+    }
+}
