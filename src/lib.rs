@@ -57,6 +57,7 @@
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
+//! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -102,6 +103,7 @@ mod settle_future;
 mod settle_policy;
 mod subscription;
 mod supervision;
+mod telemetry;
 
 pub use self::{
     builder::ServiceBuilderExt,
@@ -123,6 +125,7 @@ pub use self::{
     settle_policy::SettlePolicy,
     subscription::Subscription,
     supervision::OnDrop,
+    telemetry::{Messaging, ProcessSpan, process_span},
 };
 
 /// The README's code is compiled and run, as the tests that it promises.

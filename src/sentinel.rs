@@ -31,6 +31,7 @@ use crate::{
     panic::catch,
     policy::{AckPolicy, Report},
     supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
+    telemetry::ProcessSpan,
 };
 
 // === impl SentinelLayer ===
@@ -308,6 +309,23 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         self.map_hooks(|Hooks { tag, unsettled, .. }| Hooks {
             tag,
             span,
+            unsettled,
+        })
+    }
+
+    /// Makes for each job a span as OpenTelemetry's messaging conventions have it, for tags that can
+    /// [`Settle`](crate::Settle); see [`ProcessSpan`].
+    ///
+    /// ```
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).process_span();
+    /// # drop(layer);
+    /// ```
+    pub fn process_span(self) -> SentinelLayer<P, Hooks<G, ProcessSpan, U>> {
+        self.map_hooks(|Hooks { tag, unsettled, .. }| Hooks {
+            tag,
+            span: ProcessSpan,
             unsettled,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
-use crate::{Outcome, OutcomeKind};
+use crate::{Messaging, Outcome, OutcomeKind};
 
 /// What to tell the broker of a delivery.
 ///
@@ -114,6 +114,13 @@ pub trait Settle: Sized {
 
     /// Returns what the broker can do for this delivery.
     fn capabilities(&self) -> Capabilities;
+
+    /// Returns what traces are to say of the delivery; nothing by default.
+    ///
+    /// Only asked where a span that says it is enabled.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        None
+    }
 }
 
 /// Whether a job still belongs to the worker that asked to keep it.

@@ -1,6 +1,7 @@
 //! [`SettleFuture`]: one settlement, with its tries.
 
 use std::{
+    any::type_name,
     fmt,
     future::Future,
     pin::Pin,
@@ -14,7 +15,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::{Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays};
+use tracing::Span;
+
+use crate::{
+    Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays, telemetry::record_error,
+};
 
 /// How long and how often a settlement is tried.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +49,7 @@ pin_project! {
     enum State<Tag, F, E> {
         // `None` once it is told.
         Refused { error: Option<SettleError<E>> },
-        Settling { #[pin] settling: Settling<Tag, F> },
+        Settling { span: Span, #[pin] settling: Settling<Tag, F> },
     }
 }
 
@@ -56,9 +61,10 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
         }
     }
 
-    pub(crate) fn settling(settling: Settling<Tag, F>) -> Self {
+    /// Begins to settle in `span`.
+    pub(crate) fn settling(span: Span, settling: Settling<Tag, F>) -> Self {
         Self {
-            state: State::Settling { settling },
+            state: State::Settling { span, settling },
         }
     }
 }
@@ -73,7 +79,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Settling { settling } => settling.poll(cx),
+            StateProjection::Settling { span, settling } => {
+                let _entered = span.enter();
+                let result = ready!(settling.poll(cx));
+                match &result {
+                    Ok(_) => {}
+                    Err(SettleError::TimedOut { .. }) => record_error(span, "timeout"),
+                    Err(_) => record_error(span, type_name::<E>()),
+                }
+                Poll::Ready(result)
+            }
             StateProjection::Refused { error } => {
                 // Invariant: a future is not polled again once it was ready.
                 Poll::Ready(Err(error.take().expect("a refusal is told once")))
@@ -85,7 +100,7 @@ where
 impl<Tag, F, E> fmt::Debug for SettleFuture<Tag, F, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("SettleFuture");
-        if let State::Settling { settling } = &self.state {
+        if let State::Settling { settling, .. } = &self.state {
             debug
                 .field("verdict", &settling.settled.verdict)
                 .field("tries", &settling.tries);

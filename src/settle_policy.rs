@@ -9,13 +9,15 @@ use std::{
 };
 
 use tower_service::Service;
+use tracing::Span;
 
 use crate::{
-    AckOnSuccess, Decision, Outcome, Reason, Report, Settle, SettleError, SettleFuture, Settled,
-    Verdict,
+    AckOnSuccess, Decision, Outcome, OutcomeKind, Reason, Report, Settle, SettleError,
+    SettleFuture, Settled, Verdict,
     backoff::Delays,
     panic::{catch, drop_quietly},
     settle_future::{Patience, Settling},
+    telemetry::settle_span,
 };
 
 /// An [`AckPolicy`](crate::AckPolicy) made of a [`Decision`] and a tag that can [`Settle`].
@@ -241,6 +243,9 @@ where
         let verdict = self.verdict(&tag, &outcome);
         let stopped = outcome.is_stopped();
         let reason = print_reason(&outcome, elapsed);
+        if let (OutcomeKind::Failed, Some(message)) = (reason.kind, &reason.message) {
+            Span::current().record("error.message", &**message);
+        }
         // A destructor of the job's that panics must not cost the answer.
         drop_quietly(outcome);
         let verdict = match verdict {
@@ -259,8 +264,10 @@ where
             tag: (!stopped).then(|| format!("{tag:?}").into_boxed_str()),
             elapsed,
         };
-        let settling = Settling::begin(tag, settled, reason.message, self.patience);
-        SettleFuture::settling(settling)
+        let span = settle_span(&tag, verdict);
+        let begin = || Settling::begin(tag, settled, reason.message, self.patience);
+        let settling = span.in_scope(begin);
+        SettleFuture::settling(span, settling)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     hooks::{Hooks, OnUnsettled},
     isolate::{Isolated, Ladder},
     policy::{AckPolicy, Report, Settlement},
+    telemetry,
 };
 
 /// What happens to a job whose caller drops the response future.
@@ -163,6 +164,7 @@ where
             let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
+            telemetry::tell(&self.span, &outcome);
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
             let report = Report::new(tag, outcome, isolated.elapsed());

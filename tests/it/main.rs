@@ -19,4 +19,5 @@ mod settle;
 mod spans;
 mod stacking;
 mod support;
+mod telemetry;
 mod timeouts;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::task::yield_now;
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, service_fn};
 use tower_sentinel::{Outcome, Panic, SentinelError, SentinelLayer, panic_hook};
 
 use crate::support::{Plan, Recorder, Refused, Unit, call};
@@ -201,4 +201,33 @@ async fn a_backtrace_is_captured_if_asked_for() {
     });
     let backtrace = panic.await.backtrace().unwrap().to_string();
     assert!(backtrace.contains("culprit"), "{backtrace}");
+}
+
+#[tokio::test]
+async fn the_event_of_a_panic_tells_what_the_hook_saw() {
+    if !is_child("the_event_of_a_panic_tells_what_the_hook_saw") {
+        return;
+    }
+    listen();
+    panic_hook::install_with_backtraces();
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(Mutex::new(writer))
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let panic = panic_of(|| Box::pin(async { panic!("poison") })).await;
+    drop(guard);
+    let line = std::io::read_to_string(reader).unwrap();
+    for part in [
+        "ERROR",
+        "the job panicked",
+        r#"exception.message="poison""#,
+        &format!(r#"code.file.path="{}""#, file!()),
+        &format!("code.line.number={}", panic.location().unwrap().line()),
+        "exception.stacktrace=",
+    ] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
 }

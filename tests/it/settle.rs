@@ -803,7 +803,8 @@ fn the_tag_is_settled_in_the_call() {
 fn a_settlement_adds_little_to_the_future_of_its_tag() {
     type Boxed = <Tag as Settle>::Future;
     let added = mem::size_of::<SettleFuture<u8, Boxed, Refused>>() - mem::size_of::<Boxed>();
-    assert!(added <= 160, "{added} bytes");
+    // Its own span is 40 of them.
+    assert!(added <= 192, "{added} bytes");
 }
 
 /// A tag that lets itself be waited for without a timer.

@@ -269,6 +269,18 @@ fn job_notes(work: Work, drops: Drops, on_drop: OnDrop) -> &'static [&'static st
     }
 }
 
+/// The event of an outcome that is not `Completed`.
+fn event(work: Work, drops: Drops, on_drop: OnDrop, span: &str) -> Option<String> {
+    let event = match (on_drop, drops, work) {
+        (OnDrop::Abort, Drops::BeforeTheFirstPoll | Drops::WhileTheJobRuns, _) => {
+            "INFO the job was cancelled"
+        }
+        (_, _, Work::Hangs) => "WARN the job passed its time limit",
+        (_, _, Work::Returns) => return None,
+    };
+    Some(format!("{event}:  in {span}"))
+}
+
 #[tokio::test(start_paused = true)]
 async fn g7_the_callers_span_is_current_in_the_job_and_in_the_policy() {
     let (log, _guard) = Log::start();
@@ -282,6 +294,7 @@ async fn g7_the_callers_span_is_current_in_the_job_and_in_the_policy() {
 
                 let mut expected = vec!["open caller under none".to_owned()];
                 expected.extend(in_span(job_notes(work, drops, on_drop), "caller"));
+                expected.extend(event(work, drops, on_drop, "caller"));
                 expected.extend(in_span(&POLICY, "caller"));
                 expected.push("close caller".to_owned());
                 assert_eq!(log.take(), expected, "{work:?}, {drops:?}, {on_drop:?}");
@@ -306,6 +319,7 @@ async fn g7_the_jobs_span_is_current_in_both_and_its_parent_is_the_callers() {
                     "open job under caller".to_owned(),
                 ];
                 expected.extend(in_span(job_notes(work, drops, on_drop), "job"));
+                expected.extend(event(work, drops, on_drop, "job"));
                 expected.extend(in_span(&POLICY, "job"));
                 // After the settlement, which is all that the span is about.
                 expected.extend(["close job".to_owned(), "close caller".to_owned()]);

@@ -1,0 +1,257 @@
+//! What a job's traces say: its span, that of its settlement, and an event for a bad end.
+//!
+//! Spans and fields are named as the
+//! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/)
+//! (status: development) have it. See [`ProcessSpan`].
+
+use std::{any::type_name, borrow::Cow};
+
+use tracing::{Span, field};
+
+use crate::{CancelReason, MakeSpan, Outcome, Settle, Verdict};
+
+// === impl Messaging ===
+
+/// What traces say of a delivery; see [`Settle::messaging`].
+///
+/// ```
+/// use tower_sentinel::Messaging;
+///
+/// let delivery = Messaging::new("rabbitmq", "orders").message_id("m-7").delivery_tag(42);
+/// assert_eq!(delivery.destination, "orders");
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Messaging<'a> {
+    /// `messaging.system`: which broker it is, such as `rabbitmq`.
+    pub system: &'a str,
+    /// `messaging.destination.name`: the queue, stream or subject.
+    pub destination: &'a str,
+    /// `messaging.message.id`.
+    pub message_id: Option<Cow<'a, str>>,
+    /// `messaging.rabbitmq.message.delivery_tag`.
+    pub delivery_tag: Option<u64>,
+    /// The W3C trace context that came with the message: its `traceparent` header.
+    pub traceparent: Option<Cow<'a, str>>,
+    /// The `tracestate` header that goes with it.
+    pub tracestate: Option<Cow<'a, str>>,
+}
+
+impl<'a> Messaging<'a> {
+    /// Creates the description of a delivery from `destination`, on a broker called `system`.
+    pub fn new(system: &'a str, destination: &'a str) -> Self {
+        Self {
+            system,
+            destination,
+            ..Self::default()
+        }
+    }
+
+    /// Adds the id of the message.
+    pub fn message_id(mut self, id: impl Into<Cow<'a, str>>) -> Self {
+        self.message_id = Some(id.into());
+        self
+    }
+
+    /// Adds the delivery tag, of AMQP 0-9-1.
+    pub fn delivery_tag(mut self, tag: u64) -> Self {
+        self.delivery_tag = Some(tag);
+        self
+    }
+
+    /// Adds the `traceparent` header of the message, if there is one.
+    pub fn traceparent(mut self, header: Option<impl Into<Cow<'a, str>>>) -> Self {
+        self.traceparent = header.map(Into::into);
+        self
+    }
+
+    /// Adds the `tracestate` header of the message, if there is one.
+    pub fn tracestate(mut self, header: Option<impl Into<Cow<'a, str>>>) -> Self {
+        self.tracestate = header.map(Into::into);
+        self
+    }
+
+    fn record(&self, span: &Span, operation: &str) {
+        let name = format_args!("{operation} {}", self.destination);
+        span.record("otel.name", field::display(name));
+        span.record("messaging.system", self.system);
+        span.record("messaging.destination.name", self.destination);
+        if let Some(id) = &self.message_id {
+            span.record("messaging.message.id", &**id);
+        }
+        if let Some(tag) = self.delivery_tag {
+            span.record("messaging.rabbitmq.message.delivery_tag", tag);
+        }
+    }
+}
+
+// === impl ProcessSpan ===
+
+/// The [`MakeSpan`] of [`SentinelLayer::process_span`](crate::SentinelLayer::process_span).
+///
+/// # The spans of a job
+///
+/// - `process`, of level `INFO`: from the sentinel's `call` until the job is settled. It is a child
+///   of the caller's span, and current in the job and in the policy.
+/// - `settle`, of level `INFO`, its child: one for each settlement of a
+///   [`SettlePolicy`](crate::SettlePolicy), all tries included.
+///
+/// | field | `process` | `settle` |
+/// | --- | --- | --- |
+/// | `otel.name` | `process {destination}` | `{verdict} {destination}` |
+/// | `otel.kind` | `consumer` | `client` |
+/// | `messaging.operation.type` | `process` | `settle` |
+/// | `messaging.operation.name` | `process` | the verdict, such as `ack` |
+/// | `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | as the tag's [`Settle::messaging`] says | the same |
+/// | `error.type` | `panic`, `timeout`, the type of the job's error, or why it was cancelled, but for a shutdown | the type of the last error, or `timeout` |
+/// | `error.message` | what the job's error prints, from a `SettlePolicy` | |
+/// | `otel.status_code` | `ERROR` if the job failed, panicked or timed out | `ERROR` if it failed |
+///
+/// The `otel.*` fields are those that `tracing-opentelemetry` reads.
+///
+/// # Events
+///
+/// In the job's span, whichever it is, there is one event for each job that has not completed:
+///
+/// | outcome | level | fields |
+/// | --- | --- | --- |
+/// | `Failed` | `WARN` | `error.type` |
+/// | `Panicked` | `ERROR` | `exception.message`, and with the [panic hook](crate::panic_hook) `code.file.path`, `code.line.number`, `exception.stacktrace` |
+/// | `TimedOut` | `WARN` | `limit`, `stopped`, and `exception.message` if it panicked on its way down |
+/// | `Cancelled` | `INFO` | `reason`, `stopped`, and `exception.message` likewise |
+///
+/// # Where the trace comes from
+///
+/// The caller's span is the parent. A message that brings a trace context of its own, in its
+/// headers, is to be *linked* to: conventions have it that a consumer's trace is not that of the
+/// producer. Links are OpenTelemetry's and not `tracing`'s, so they take its crates; see
+/// [`process_span`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessSpan;
+
+impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
+    fn make_span(&self, tag: &Tag) -> Span {
+        process_span(tag)
+    }
+}
+
+/// Makes the span `process` of a job, to be added to; see [`ProcessSpan`] for what is in it.
+///
+/// For [`SentinelLayer::make_span`](crate::SentinelLayer::make_span), to link the span to the
+/// trace of the message's sender:
+///
+/// ```
+/// use opentelemetry::{propagation::TextMapPropagator, trace::TraceContextExt};
+/// use opentelemetry_sdk::propagation::TraceContextPropagator;
+/// use std::collections::HashMap;
+/// use tower_sentinel::{Settle, process_span};
+/// use tracing::Span;
+/// use tracing_opentelemetry::OpenTelemetrySpanExt;
+///
+/// fn linked_span<Tag: Settle>(tag: &Tag) -> Span {
+///     let span = process_span(tag);
+///     if let Some(traceparent) = tag.messaging().and_then(|it| it.traceparent) {
+///         let headers = HashMap::from([("traceparent".to_owned(), traceparent.into_owned())]);
+///         let sender = TraceContextPropagator::new().extract(&headers);
+///         span.add_link(sender.span().span_context().clone());
+///     }
+///     span
+/// }
+/// ```
+pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
+    let span = tracing::info_span!(
+        "process",
+        otel.name = field::Empty,
+        otel.kind = "consumer",
+        otel.status_code = field::Empty,
+        messaging.operation.name = "process",
+        messaging.operation.type = "process",
+        messaging.system = field::Empty,
+        messaging.destination.name = field::Empty,
+        messaging.message.id = field::Empty,
+        messaging.rabbitmq.message.delivery_tag = field::Empty,
+        error.type = field::Empty,
+        error.message = field::Empty,
+    );
+    // What the tag has to say may have to be made, so nobody asks in vain.
+    if !span.is_disabled() {
+        if let Some(messaging) = tag.messaging() {
+            messaging.record(&span, "process");
+        }
+    }
+    span
+}
+
+/// Makes the span of a settlement, within the job's.
+pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> Span {
+    let span = tracing::info_span!(
+        "settle",
+        otel.name = field::Empty,
+        otel.kind = "client",
+        otel.status_code = field::Empty,
+        messaging.operation.name = verdict.as_str(),
+        messaging.operation.type = "settle",
+        messaging.system = field::Empty,
+        messaging.destination.name = field::Empty,
+        messaging.message.id = field::Empty,
+        messaging.rabbitmq.message.delivery_tag = field::Empty,
+        error.type = field::Empty,
+    );
+    if !span.is_disabled() {
+        if let Some(messaging) = tag.messaging() {
+            messaging.record(&span, verdict.as_str());
+        }
+    }
+    span
+}
+
+/// Marks a span as that of something that went wrong.
+pub(crate) fn record_error(span: &Span, error_type: &str) {
+    span.record("error.type", error_type);
+    span.record("otel.status_code", "ERROR");
+}
+
+/// Tells of an outcome that is not `Completed`, in `span`, which is current.
+pub(crate) fn tell<T, E>(span: &Span, outcome: &Outcome<T, E>) {
+    match outcome {
+        Outcome::Completed(_) => {}
+        Outcome::Failed(_) => {
+            let error_type = type_name::<E>();
+            record_error(span, error_type);
+            tracing::warn!(error.type = error_type, "the job failed");
+        }
+        Outcome::Panicked(panic) => {
+            record_error(span, "panic");
+            let location = panic.location();
+            tracing::error!(
+                exception.message = panic.message(),
+                exception.stacktrace = panic.backtrace().map(field::display),
+                code.file.path = location.map(|it| it.file()),
+                code.line.number = location.map(|it| it.line()),
+                "the job panicked"
+            );
+        }
+        Outcome::TimedOut(timed_out) => {
+            record_error(span, "timeout");
+            tracing::warn!(
+                limit = ?timed_out.limit(),
+                stopped = timed_out.stopped(),
+                exception.message = timed_out.panic().map(|panic| panic.message()),
+                "the job passed its time limit"
+            );
+        }
+        Outcome::Cancelled(cancelled) => {
+            let reason = cancelled.reason();
+            // To be shut down is no failure of the job's.
+            if reason != CancelReason::Shutdown {
+                span.record("error.type", reason.as_str());
+            }
+            tracing::info!(
+                reason = reason.as_str(),
+                stopped = cancelled.stopped(),
+                exception.message = cancelled.panic().map(|panic| panic.message()),
+                "the job was cancelled"
+            );
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! What a job's traces say: names, fields, parents and levels of spans and events.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::{Future, pending, ready},
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+use tower::{Layer as _, service_fn};
+use tower_sentinel::{
+    CancelReason, Cancellation, Capabilities, Job, Lease, Messaging, Reason, SentinelLayer, Settle,
+    SettlePolicy, Unsettled, Verdict, ack_on_success,
+};
+use tracing::{
+    Event, Instrument, Subscriber,
+    field::{Field, Visit},
+    info_span,
+    span::{Attributes, Id, Record},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    Layer, Registry,
+    layer::{Context, SubscriberExt},
+    registry::LookupSpan,
+};
+
+use crate::support::{Refused, call, raise};
+
+// === what is recorded ===
+
+type Fields = BTreeMap<&'static str, String>;
+
+#[derive(Debug, Default)]
+struct Recorded {
+    /// Each span with its level, name and parent, when it is closed.
+    spans: Vec<(String, Fields)>,
+    /// Each event with its level and span.
+    events: Vec<(String, Fields)>,
+}
+
+#[derive(Clone, Default)]
+struct Recording(Arc<Mutex<Recorded>>);
+
+impl Recording {
+    /// Records on this thread, which is the only one of these runtimes.
+    fn start() -> (Self, DefaultGuard) {
+        let recording = Self::default();
+        let registry = Registry::default().with(recording.clone());
+        (recording, tracing::subscriber::set_default(registry))
+    }
+
+    fn take(&self) -> Recorded {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+struct Visitor<'a>(&'a mut Fields);
+
+impl Visit for Visitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recording {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut Visitor(&mut fields));
+        let span = context.span(id).unwrap();
+        span.extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let mut extensions = span.extensions_mut();
+        values.record(&mut Visitor(extensions.get_mut().unwrap()));
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut Visitor(&mut fields));
+        let span = context.event_span(event).map_or("none", |span| span.name());
+        let title = format!("{} in {span}", event.metadata().level());
+        self.0.lock().unwrap().events.push((title, fields));
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        let span = context.span(&id).unwrap();
+        let parent = span.parent().map_or("none", |parent| parent.name());
+        let title = format!("{} {} under {parent}", span.metadata().level(), span.name());
+        let fields = span.extensions().get::<Fields>().unwrap().clone();
+        self.0.lock().unwrap().spans.push((title, fields));
+    }
+}
+
+fn fields<const N: usize>(fields: [(&'static str, &str); N]) -> Fields {
+    let owned = |(name, value): (_, &str)| (name, value.to_owned());
+    fields.map(owned).into_iter().collect()
+}
+
+// === the job and its tag ===
+
+/// How a settlement goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Works,
+    Fails,
+    Hangs,
+}
+
+#[derive(Clone, Debug)]
+struct Tag {
+    way: Way,
+    described: bool,
+}
+
+impl Settle for Tag {
+    type Error = Refused;
+    type Future = Pin<Box<dyn Future<Output = Result<(), Unsettled<Self, Refused>>> + Send>>;
+
+    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
+        match self.way {
+            Way::Works => Box::pin(ready(Ok(()))),
+            Way::Fails => Box::pin(ready(Err(Unsettled::last(Refused)))),
+            Way::Hangs => Box::pin(pending()),
+        }
+    }
+
+    async fn keep_alive(&self) -> Result<Lease, Refused> {
+        Ok(Lease::Held)
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        None
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::none()
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let messaging = Messaging::new("rabbitmq", "orders")
+            .message_id("m-7")
+            .delivery_tag(42);
+        self.described.then_some(messaging)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Value,
+    Error,
+    Panic,
+    Hang,
+    LosesItsLease,
+    ShutDown,
+}
+
+#[derive(Clone, Debug)]
+struct Delivery {
+    fate: Fate,
+    tag: Tag,
+}
+
+impl Job for Delivery {
+    type Tag = Tag;
+
+    fn tag(&self) -> Tag {
+        self.tag.clone()
+    }
+}
+
+async fn process(delivery: Delivery) -> io::Result<()> {
+    match delivery.fate {
+        Fate::Value => return Ok(()),
+        Fate::Error => return Err(io::Error::other("no such user")),
+        Fate::Panic => raise("index 7"),
+        Fate::LosesItsLease => Cancellation::current().cancel(CancelReason::LeaseLost),
+        Fate::Hang | Fate::ShutDown => {}
+    }
+    pending().await
+}
+
+/// Runs a job from within a span `caller`, and returns what was recorded.
+async fn record(fate: Fate, tag: Tag) -> Recorded {
+    let (recording, _guard) = Recording::start();
+    let shutdown = CancellationToken::new();
+    if fate == Fate::ShutDown {
+        shutdown.cancel();
+    }
+    let mut sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
+        .timeout(Duration::from_secs(10))
+        .shutdown(shutdown)
+        .process_span()
+        .layer(service_fn(process));
+    let response = call(&mut sentinel, Delivery { fate, tag }).instrument(info_span!("caller"));
+    drop(response.await);
+    recording.take()
+}
+
+fn described(way: Way) -> Tag {
+    let described = true;
+    Tag { way, described }
+}
+
+/// The fields of the span of a job that has completed.
+fn process_fields() -> Fields {
+    fields([
+        ("otel.name", "process orders"),
+        ("otel.kind", "consumer"),
+        ("messaging.operation.name", "process"),
+        ("messaging.operation.type", "process"),
+        ("messaging.system", "rabbitmq"),
+        ("messaging.destination.name", "orders"),
+        ("messaging.message.id", "m-7"),
+        ("messaging.rabbitmq.message.delivery_tag", "42"),
+    ])
+}
+
+fn settle_fields(verdict: &str) -> Fields {
+    let mut expected = process_fields();
+    expected.extend(fields([
+        ("otel.name", &*format!("{verdict} orders")),
+        ("otel.kind", "client"),
+        ("messaging.operation.name", verdict),
+        ("messaging.operation.type", "settle"),
+    ]));
+    expected
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_has_one_process_span_and_one_settle_span_within_the_callers() {
+    let error = [("error.type", "x"), ("otel.status_code", "ERROR")];
+    let failed = |error_type| {
+        let mut error = error;
+        error[0].1 = error_type;
+        fields(error)
+    };
+    let mut refused = failed("std::io::error::Error");
+    refused.extend(fields([("error.message", "no such user")]));
+    let table = [
+        (Fate::Value, "ack", Fields::new()),
+        (Fate::Error, "retry", refused),
+        (Fate::Panic, "retry", failed("panic")),
+        (Fate::Hang, "retry", failed("timeout")),
+        (
+            Fate::LosesItsLease,
+            "abandon",
+            fields([("error.type", "lease_lost")]),
+        ),
+        // To be shut down is no failure.
+        (Fate::ShutDown, "release", Fields::new()),
+    ];
+    for (fate, verdict, marks) in table {
+        let recorded = record(fate, described(Way::Works)).await;
+        let mut process = process_fields();
+        process.extend(marks);
+        let expected = [
+            (
+                "INFO settle under process".to_owned(),
+                settle_fields(verdict),
+            ),
+            ("INFO process under caller".to_owned(), process),
+            ("INFO caller under none".to_owned(), Fields::new()),
+        ];
+        assert_eq!(recorded.spans, expected, "{fate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_is_not_completed_is_one_event_in_the_jobs_span() {
+    let table = [
+        (Fate::Value, None),
+        (
+            Fate::Error,
+            Some((
+                "WARN in process",
+                fields([
+                    ("message", "the job failed"),
+                    ("error.type", "std::io::error::Error"),
+                ]),
+            )),
+        ),
+        (
+            Fate::Panic,
+            Some((
+                "ERROR in process",
+                fields([
+                    ("message", "the job panicked"),
+                    ("exception.message", "index 7"),
+                ]),
+            )),
+        ),
+        (
+            Fate::Hang,
+            Some((
+                "WARN in process",
+                fields([
+                    ("message", "the job passed its time limit"),
+                    ("limit", "10s"),
+                    ("stopped", "true"),
+                ]),
+            )),
+        ),
+        (
+            Fate::ShutDown,
+            Some((
+                "INFO in process",
+                fields([
+                    ("message", "the job was cancelled"),
+                    ("reason", "shutdown"),
+                    ("stopped", "true"),
+                ]),
+            )),
+        ),
+    ];
+    for (fate, event) in table {
+        let recorded = record(fate, described(Way::Works)).await;
+        let expected: Vec<_> = event
+            .map(|(title, fields)| (title.to_owned(), fields))
+            .into_iter()
+            .collect();
+        assert_eq!(recorded.events, expected, "{fate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_that_fails_is_marked_in_its_own_span_alone() {
+    for (way, error_type) in [
+        (Way::Fails, "it::support::Refused"),
+        (Way::Hangs, "timeout"),
+    ] {
+        let recorded = record(Fate::Value, described(way)).await;
+        let mut settle = settle_fields("ack");
+        settle.extend(fields([
+            ("error.type", error_type),
+            ("otel.status_code", "ERROR"),
+        ]));
+        assert_eq!(recorded.spans[0].1, settle, "{way:?}");
+        assert_eq!(recorded.spans[1].1, process_fields(), "{way:?}");
+        // The event of the try that failed is within that span.
+        let titles: Vec<_> = recorded.events.iter().map(|(title, _)| title).collect();
+        assert_eq!(titles, ["WARN in settle"], "{way:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tag_that_describes_nothing_has_the_spans_all_the_same() {
+    let tag = Tag {
+        way: Way::Works,
+        described: false,
+    };
+    let recorded = record(Fate::Value, tag).await;
+    let titles: Vec<_> = recorded.spans.iter().map(|(title, _)| title).collect();
+    assert_eq!(
+        titles,
+        [
+            "INFO settle under process",
+            "INFO process under caller",
+            "INFO caller under none"
+        ]
+    );
+    assert!(!recorded.spans[1].1.contains_key("messaging.system"));
+}
+
+/// A tag that must not be asked to describe itself.
+#[derive(Clone, Debug)]
+struct Silent;
+
+impl Settle for Silent {
+    type Error = Refused;
+    type Future = std::future::Ready<Result<(), Unsettled<Self, Refused>>>;
+
+    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
+        ready(Ok(()))
+    }
+
+    async fn keep_alive(&self) -> Result<Lease, Refused> {
+        Ok(Lease::Held)
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        None
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::none()
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        panic!("asked in vain")
+    }
+}
+
+impl Job for Silent {
+    type Tag = Self;
+
+    fn tag(&self) -> Self {
+        Self
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_asked_to_describe_a_delivery_where_no_span_is_enabled() {
+    let _guard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
+    let mut sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
+        .process_span()
+        .layer(service_fn(|_: Silent| ready(Ok::<_, Refused>(()))));
+    let settled = call(&mut sentinel, Silent).await.unwrap();
+    assert_eq!(settled.verdict, Verdict::Ack);
+}
