@@ -9,12 +9,15 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::panic::drop_quietly;
+use crate::{
+    instruments::{InFlight, Instruments},
+    panic::drop_quietly,
+};
 
 /// Counts the jobs that still run though their outcome is given.
-#[derive(Debug)]
 pub(crate) struct Abandoned {
     max: usize,
+    instruments: Arc<Instruments>,
     jobs: Mutex<Jobs>,
 }
 
@@ -28,9 +31,10 @@ struct Jobs {
 pub(crate) type Waiter = Arc<AtomicWaker>;
 
 impl Abandoned {
-    pub(crate) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize, instruments: Arc<Instruments>) -> Self {
         Self {
             max,
+            instruments,
             jobs: Mutex::default(),
         }
     }
@@ -53,7 +57,10 @@ impl Abandoned {
     /// Counts `task` until it ends.
     pub(crate) fn watch<R: Send + 'static>(self: &Arc<Self>, home: &Handle, task: JoinHandle<R>) {
         self.lock().running += 1;
-        let place = Place(Arc::clone(self));
+        let place = Place {
+            abandoned: Arc::clone(self),
+            _counted: self.instruments.abandon(),
+        };
         home.spawn(async move {
             drop_quietly(task.await);
             drop(place);
@@ -67,11 +74,14 @@ impl Abandoned {
 }
 
 /// One abandoned job. Counted down in `Drop`, as the watching task may die with its runtime.
-struct Place(Arc<Abandoned>);
+struct Place {
+    abandoned: Arc<Abandoned>,
+    _counted: InFlight,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut jobs = self.0.lock();
+        let mut jobs = self.abandoned.lock();
         jobs.running -= 1;
         let waiting = mem::take(&mut jobs.waiting);
         drop(jobs);

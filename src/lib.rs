@@ -80,7 +80,9 @@
 //!
 //! # Features
 //!
-//! None yet.
+//! None is on by default.
+//!
+//! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 
 mod abandoned;
 mod backoff;
@@ -90,6 +92,11 @@ mod decision;
 mod error;
 mod home;
 mod hooks;
+#[cfg(feature = "metrics")]
+mod instruments;
+#[cfg(not(feature = "metrics"))]
+#[path = "no_instruments.rs"]
+mod instruments;
 mod isolate;
 mod job;
 mod outcome;
@@ -105,6 +112,8 @@ mod subscription;
 mod supervision;
 mod telemetry;
 
+#[cfg(feature = "metrics")]
+pub use self::instruments::describe_metrics;
 pub use self::{
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},

@@ -26,6 +26,7 @@ use crate::{
     error::SentinelError,
     home::{Clock, Home, deadline},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
+    instruments::{Instruments, Labels},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
     panic::catch,
@@ -110,7 +111,7 @@ use crate::{
 #[must_use = "a layer does nothing until it is applied to a service"]
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,
-    settings: Settings,
+    pub(crate) settings: Settings,
     runtime: Option<Handle>,
     hooks: H,
     // Keeps a layer from being `Unpin`, and so from being taken for a bare policy by the `From`
@@ -180,6 +181,7 @@ impl<P, H> SentinelLayer<P, H> {
             on_drop: OnDrop::Abort,
             shutdown: None,
             max_abandoned: None,
+            labels: Labels::default(),
         };
         Self {
             policy,
@@ -373,7 +375,9 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
     type Service = Sentinel<S, P, H>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let max_abandoned = self.settings.max_abandoned;
+        let max_abandoned = self.settings.max_abandoned.or(Instruments::UNBOUNDED);
+        let instruments = Arc::new(Instruments::new(&self.settings.labels));
+        let abandoned = |max| Arc::new(Abandoned::new(max, Arc::clone(&instruments)));
         Sentinel {
             service,
             policy: self.policy.clone(),
@@ -382,7 +386,8 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
                 base: Base {
                     settings: self.settings.clone(),
                     home: Home::new(self.runtime.clone()),
-                    abandoned: max_abandoned.map(|max| Arc::new(Abandoned::new(max))),
+                    abandoned: max_abandoned.map(abandoned),
+                    instruments,
                 },
                 hooks: self.hooks.clone(),
             }),
@@ -534,6 +539,7 @@ where
                 answerable: Some((tag, policy)),
             },
             context,
+            in_flight: base.instruments.begin(),
             span,
             origin: Arc::clone(&self.shared) as _,
         };

@@ -18,7 +18,8 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
-    Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays, telemetry::record_error,
+    Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays, instruments::Stopwatch,
+    telemetry::record_error,
 };
 
 /// How long and how often a settlement is tried.
@@ -49,7 +50,7 @@ pin_project! {
     enum State<Tag, F, E> {
         // `None` once it is told.
         Refused { error: Option<SettleError<E>> },
-        Settling { span: Span, #[pin] settling: Settling<Tag, F> },
+        Settling { span: Span, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
     }
 }
 
@@ -62,9 +63,13 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
     }
 
     /// Begins to settle in `span`.
-    pub(crate) fn settling(span: Span, settling: Settling<Tag, F>) -> Self {
+    pub(crate) fn settling(span: Span, stopwatch: Stopwatch, settling: Settling<Tag, F>) -> Self {
         Self {
-            state: State::Settling { span, settling },
+            state: State::Settling {
+                span,
+                stopwatch,
+                settling,
+            },
         }
     }
 }
@@ -79,11 +84,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Settling { span, settling } => {
+            StateProjection::Settling {
+                span,
+                stopwatch,
+                settling,
+            } => {
                 let _entered = span.enter();
                 let result = ready!(settling.poll(cx));
                 match &result {
-                    Ok(_) => {}
+                    Ok(settled) => stopwatch.settled(settled.verdict),
                     Err(SettleError::TimedOut { .. }) => record_error(span, "timeout"),
                     Err(_) => record_error(span, type_name::<E>()),
                 }

@@ -15,6 +15,7 @@ use crate::{
     AckOnSuccess, Decision, Outcome, OutcomeKind, Reason, Report, Settle, SettleError,
     SettleFuture, Settled, Verdict,
     backoff::Delays,
+    instruments::{Labels, SettleInstruments},
     panic::{catch, drop_quietly},
     settle_future::{Patience, Settling},
     telemetry::settle_span,
@@ -116,6 +117,7 @@ use crate::{
 pub struct SettlePolicy<D = AckOnSuccess> {
     decision: D,
     patience: Patience,
+    pub(crate) instruments: SettleInstruments,
 }
 
 impl<D> SettlePolicy<D> {
@@ -129,6 +131,7 @@ impl<D> SettlePolicy<D> {
                 retries: 3,
                 pauses: Delays::new(ms(100)..=ms(1_000)),
             },
+            instruments: SettleInstruments::new(&Labels::default()),
         }
     }
 
@@ -264,10 +267,11 @@ where
             tag: (!stopped).then(|| format!("{tag:?}").into_boxed_str()),
             elapsed,
         };
+        let stopwatch = self.instruments.begin();
         let span = settle_span(&tag, verdict);
         let begin = || Settling::begin(tag, settled, reason.message, self.patience);
         let settling = span.in_scope(begin);
-        SettleFuture::settling(span, settling)
+        SettleFuture::settling(span, stopwatch, settling)
     }
 }
 

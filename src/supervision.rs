@@ -20,6 +20,7 @@ use crate::{
     error::SentinelError,
     home::{Clock, Home, deadline},
     hooks::{Hooks, OnUnsettled},
+    instruments::{InFlight, Instruments, Labels},
     isolate::{Isolated, Ladder},
     policy::{AckPolicy, Report, Settlement},
     telemetry,
@@ -47,6 +48,7 @@ pub(crate) struct Settings {
     pub(crate) on_drop: OnDrop,
     pub(crate) shutdown: Option<CancellationToken>,
     pub(crate) max_abandoned: Option<usize>,
+    pub(crate) labels: Labels,
 }
 
 /// What all clones of a sentinel and their response futures share.
@@ -60,6 +62,7 @@ pub(crate) struct Base {
     pub(crate) settings: Settings,
     pub(crate) home: Home,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
+    pub(crate) instruments: Arc<Instruments>,
 }
 
 /// The sentinel that a supervision began in.
@@ -119,6 +122,8 @@ where
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
     pub(crate) context: JobHandle,
+    /// Counted as running, then as unsettled.
+    pub(crate) in_flight: InFlight,
     /// Current in the job and in the policy.
     pub(crate) span: Span,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
@@ -153,7 +158,7 @@ where
             settings,
             home,
             abandoned,
-            ..
+            instruments,
         } = self.origin.base();
         let _runtime = home.enter();
         if let Stage::Running {
@@ -168,6 +173,7 @@ where
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
             let report = Report::new(tag, outcome, isolated.elapsed());
+            self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
             if abandoned.is_some() {
                 self.origin.abandon(isolated);
             }

@@ -6,6 +6,8 @@ mod cancellation;
 mod decision;
 mod drops;
 mod gate;
+#[cfg(feature = "metrics")]
+mod instruments;
 mod layer_order;
 mod panic_hook;
 mod panics;

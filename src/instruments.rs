@@ -1,0 +1,279 @@
+//! What a sentinel counts and measures, for the `metrics` facade.
+//!
+//! Metrics are named as the
+//! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/)
+//! (status: development) have it, where they have a name. See [`describe_metrics`].
+//!
+//! `no_instruments.rs` stands in for this file where the feature is off.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use ::metrics::{
+    Counter, Gauge, Histogram, Label, SharedString, Unit, counter, describe_counter,
+    describe_gauge, describe_histogram, gauge, histogram,
+};
+use tokio::time::Instant;
+
+use crate::{OutcomeKind, SentinelLayer, SettlePolicy, Verdict};
+
+const PROCESS_DURATION: &str = "messaging.process.duration";
+const CONSUMED: &str = "messaging.client.consumed.messages";
+const OUTCOMES: &str = "tower_sentinel.outcomes";
+const RUNNING: &str = "tower_sentinel.running";
+const UNSETTLED: &str = "tower_sentinel.unsettled";
+const ABANDONED: &str = "tower_sentinel.abandoned";
+const VERDICTS: &str = "tower_sentinel.verdicts";
+const SETTLE_DURATION: &str = "messaging.client.operation.duration";
+
+const OUTCOME: &str = "outcome";
+const VERDICT: &str = "messaging.operation.name";
+
+/// Tells the recorder what the metrics of this crate mean, and their units.
+///
+/// Call it once, after the recorder is installed. The metrics are there without it.
+///
+/// | metric | kind | labels | what it is |
+/// | --- | --- | --- | --- |
+/// | `messaging.process.duration` | histogram, seconds | `outcome` | from the sentinel's `call` to the outcome |
+/// | `messaging.client.consumed.messages` | counter | | jobs that were called, one for each delivery |
+/// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`] |
+/// | `tower_sentinel.running` | gauge | | jobs without an outcome |
+/// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not answered |
+/// | `tower_sentinel.abandoned` | gauge | | jobs that still run though their outcome is given |
+/// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | what the broker was told by a [`SettlePolicy`], such as `ack` |
+/// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | how long that took, all tries included |
+///
+/// To these come the labels of [`SentinelLayer::metric_labels`] and
+/// [`SettlePolicy::metric_labels`]. A layer and a policy look up their metrics when they are made,
+/// so the recorder has to be installed before; with no recorder, nothing is recorded.
+///
+/// ```
+/// use metrics_util::debugging::DebuggingRecorder;
+///
+/// let recorder = DebuggingRecorder::new();
+/// let snapshotter = recorder.snapshotter();
+/// recorder.install().unwrap();
+/// tower_sentinel::describe_metrics();
+/// # drop(snapshotter);
+/// ```
+pub fn describe_metrics() {
+    describe_histogram!(
+        PROCESS_DURATION,
+        Unit::Seconds,
+        "time from the call of a job to its outcome"
+    );
+    describe_counter!(CONSUMED, Unit::Count, "jobs that were called");
+    describe_counter!(OUTCOMES, Unit::Count, "jobs by outcome");
+    describe_gauge!(RUNNING, Unit::Count, "jobs without an outcome");
+    describe_gauge!(
+        UNSETTLED,
+        Unit::Count,
+        "jobs with an outcome that are not settled"
+    );
+    describe_gauge!(
+        ABANDONED,
+        Unit::Count,
+        "jobs that still run though their outcome is given"
+    );
+    describe_counter!(VERDICTS, Unit::Count, "what the broker was told");
+    describe_histogram!(
+        SETTLE_DURATION,
+        Unit::Seconds,
+        "time that a settlement took, all tries included"
+    );
+}
+
+/// The labels that a user gave.
+pub(crate) type Labels = Vec<Label>;
+
+fn labels<K, V>(labels: impl IntoIterator<Item = (K, V)>) -> Labels
+where
+    K: Into<SharedString>,
+    V: Into<SharedString>,
+{
+    let label = |(key, value): (K, V)| Label::new(key, value);
+    labels.into_iter().map(label).collect()
+}
+
+impl<P, H> SentinelLayer<P, H> {
+    /// Sets the labels of what this sentinel counts, such as `messaging.system` and
+    /// `messaging.destination.name`; none by default.
+    ///
+    /// See [`describe_metrics`].
+    ///
+    /// ```
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let labels = [("messaging.system", "rabbitmq"), ("messaging.destination.name", "orders")];
+    /// let policy = SettlePolicy::new(ack_on_success()).metric_labels(labels);
+    /// let layer = SentinelLayer::new(policy).metric_labels(labels);
+    /// # drop(layer);
+    /// ```
+    pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<SharedString>,
+        V: Into<SharedString>,
+    {
+        self.settings.labels = self::labels(labels);
+        self
+    }
+}
+
+impl<D> SettlePolicy<D> {
+    /// Sets the labels of what this policy counts; none by default.
+    ///
+    /// See [`describe_metrics`].
+    pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<SharedString>,
+        V: Into<SharedString>,
+    {
+        self.instruments = SettleInstruments::new(&self::labels(labels));
+        self
+    }
+}
+
+fn with(labels: &Labels, key: &'static str, value: &'static str) -> Labels {
+    let mut labels = labels.clone();
+    labels.push(Label::from_static_parts(key, value));
+    labels
+}
+
+// === of a sentinel ===
+
+/// What one sentinel counts.
+pub(crate) struct Instruments {
+    consumed: Counter,
+    running: Gauge,
+    unsettled: Gauge,
+    abandoned: Gauge,
+    /// By [`OutcomeKind`].
+    outcomes: [(Counter, Histogram); 5],
+}
+
+impl Instruments {
+    /// The bound on abandoned jobs where there is none: they are counted all the same.
+    pub(crate) const UNBOUNDED: Option<usize> = Some(usize::MAX);
+
+    pub(crate) fn new(labels: &Labels) -> Self {
+        let kinds = [
+            OutcomeKind::Completed,
+            OutcomeKind::Failed,
+            OutcomeKind::Panicked,
+            OutcomeKind::TimedOut,
+            OutcomeKind::Cancelled,
+        ];
+        Self {
+            consumed: counter!(CONSUMED, labels.clone()),
+            running: gauge!(RUNNING, labels.clone()),
+            unsettled: gauge!(UNSETTLED, labels.clone()),
+            abandoned: gauge!(ABANDONED, labels.clone()),
+            outcomes: kinds.map(|kind| {
+                let labels = with(labels, OUTCOME, kind.as_str());
+                let outcomes = counter!(OUTCOMES, labels.clone());
+                (outcomes, histogram!(PROCESS_DURATION, labels))
+            }),
+        }
+    }
+
+    /// Counts a job that begins.
+    pub(crate) fn begin(&self) -> InFlight {
+        self.consumed.increment(1);
+        InFlight::new(&self.running)
+    }
+
+    /// Counts the outcome of a job, which is unsettled from now on.
+    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
+        // The enum's order, as in `new`.
+        let (outcomes, duration) = &self.outcomes[kind as usize];
+        outcomes.increment(1);
+        duration.record(elapsed);
+        InFlight::new(&self.unsettled)
+    }
+
+    /// Counts a job that is abandoned.
+    pub(crate) fn abandon(&self) -> InFlight {
+        InFlight::new(&self.abandoned)
+    }
+}
+
+/// One in a gauge, until it is dropped.
+pub(crate) struct InFlight(Gauge);
+
+impl InFlight {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+// === of a settle policy ===
+
+/// What one policy counts; cloned with it for each job.
+#[derive(Clone)]
+pub(crate) struct SettleInstruments(
+    /// By the order of [`index`].
+    Arc<[(Counter, Histogram); 5]>,
+);
+
+fn index(verdict: Verdict) -> usize {
+    match verdict {
+        Verdict::Ack => 0,
+        Verdict::Retry { .. } => 1,
+        Verdict::Release => 2,
+        Verdict::Reject => 3,
+        Verdict::Abandon => 4,
+    }
+}
+
+impl SettleInstruments {
+    pub(crate) fn new(labels: &Labels) -> Self {
+        let verdicts = [
+            Verdict::Ack,
+            Verdict::retry(),
+            Verdict::Release,
+            Verdict::Reject,
+            Verdict::Abandon,
+        ];
+        Self(Arc::new(verdicts.map(|verdict| {
+            let labels = with(labels, VERDICT, verdict.as_str());
+            let verdicts = counter!(VERDICTS, labels.clone());
+            (verdicts, histogram!(SETTLE_DURATION, labels))
+        })))
+    }
+
+    /// Begins to measure a settlement.
+    pub(crate) fn begin(&self) -> Stopwatch {
+        Stopwatch {
+            instruments: self.clone(),
+            started: Instant::now(),
+        }
+    }
+}
+
+/// Measures one settlement.
+pub(crate) struct Stopwatch {
+    instruments: SettleInstruments,
+    started: Instant,
+}
+
+impl Stopwatch {
+    /// Counts that the broker was told `verdict`.
+    pub(crate) fn settled(&self, verdict: Verdict) {
+        let (verdicts, duration) = &self.instruments.0[index(verdict)];
+        verdicts.increment(1);
+        duration.record(self.started.elapsed());
+    }
+}
+
+impl fmt::Debug for SettleInstruments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SettleInstruments")
+    }
+}
