@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{OutcomeKind, Verdict};
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Labels;
+pub(crate) struct Labels(());
 
 pub(crate) struct Instruments;
 
