@@ -5,6 +5,7 @@ mod auto_traits;
 mod cancellation;
 mod decision;
 mod drops;
+mod endpoints;
 mod gate;
 #[cfg(feature = "metrics")]
 mod instruments;
