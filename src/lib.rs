@@ -64,7 +64,7 @@
 //! # Which side of what
 //!
 //! *Outside* of the sentinel is the side of the consumer, *inside* that of the handler. Each row is
-//! a test in `tests/it/layer_order.rs`.
+//! a test in `tests/it/layer_order.rs`, or for the last of them in `tests/it/tower_http.rs`.
 //!
 //! | middleware | outside | inside |
 //! | --- | --- | --- |
@@ -77,6 +77,12 @@
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
+//! | `rate_limit` | **here**: bounds what is taken | the same, and each clone has a count of its own |
+//! | `steer` | over a sentinel for each handler | over handlers of one sentinel; it has to be `Clone` |
+//! | `balance`, `buffer` of a service that is not `Clone` | **here** | a sentinel needs a service that is `Clone` |
+//! | tower-http's `trace`, `set_request_id` | **here**: they see the answer, and the id can be the tag | they see the job alone |
+//! | tower-http's `catch_panic` | has nothing to catch | a panic looks like a response: `Completed` |
+//! | tower-http's `timeout` | drops the response future | is a response with status 408: `Completed` |
 //!
 //! # Features
 //!

@@ -78,7 +78,7 @@ async fn a_job_whose_http_client_disconnects_ends_as_on_drop_says() {
     static ABORTED: Mutex<Vec<OutcomeKind>> = Mutex::new(Vec::new());
     static DETACHED: Mutex<Vec<OutcomeKind>> = Mutex::new(Vec::new());
     let aborts = app(LONG, OnDrop::Abort, |it| {
-        ABORTED.lock().unwrap().push(it.kind())
+        ABORTED.lock().unwrap().push(it.kind());
     });
     let detaches = app(SHORT, OnDrop::Detach, |it| {
         DETACHED.lock().unwrap().push(it.kind());

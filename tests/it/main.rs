@@ -24,3 +24,4 @@ mod stacking;
 mod support;
 mod telemetry;
 mod timeouts;
+mod tower_http;
