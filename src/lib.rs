@@ -77,9 +77,8 @@
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
-//! | `rate_limit` | **here**: bounds what is taken | the same, and each clone has a count of its own |
 //! | `steer` | over a sentinel for each handler | over handlers of one sentinel; it has to be `Clone` |
-//! | `balance`, `buffer` of a service that is not `Clone` | **here** | a sentinel needs a service that is `Clone` |
+//! | `rate_limit`, `balance` | **here**: bounds, or spreads, what is taken | they are not `Clone`, and a sentinel's service is |
 //! | tower-http's `trace`, `set_request_id` | **here**: they see the answer, and the id can be the tag | they see the job alone |
 //! | tower-http's `catch_panic` | has nothing to catch | a panic looks like a response: `Completed` |
 //! | tower-http's `timeout` | drops the response future | is a response with status 408: `Completed` |
