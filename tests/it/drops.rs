@@ -424,6 +424,10 @@ async fn g1_a_drop_outside_of_any_runtime_lets_a_settlement_go_on() {
 }
 
 #[test]
+#[expect(
+    clippy::async_yields_async,
+    reason = "the response outlives what runs it"
+)]
 fn g1_a_drop_inside_another_runtime_settles_there() {
     let recorder = Recorder::default();
     let first = Builder::new_multi_thread()
@@ -448,6 +452,10 @@ fn g1_a_drop_inside_another_runtime_settles_there() {
 }
 
 #[test]
+#[expect(
+    clippy::async_yields_async,
+    reason = "the response outlives what runs it"
+)]
 fn g1_a_drop_after_the_runtime_of_the_call_ended_settles_on_the_current_one() {
     let recorder = Recorder::default();
     let first = current_thread();
@@ -467,6 +475,10 @@ fn g1_a_drop_after_the_runtime_of_the_call_ended_settles_on_the_current_one() {
 }
 
 #[test]
+#[expect(
+    clippy::async_yields_async,
+    reason = "the response outlives what runs it"
+)]
 fn a_drop_with_no_runtime_left_does_not_panic() {
     let recorder = Recorder::default();
     let runtime = current_thread();

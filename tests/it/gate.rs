@@ -227,13 +227,15 @@ fn process(work: Work) -> WorkFuture {
             Fate::Hang => future::pending().await,
             Fate::HangAndPanicInDrop => {
                 let _guard = PanicInDrop;
-                future::pending().await
+                future::pending::<()>().await;
             }
             Fate::CancelItself => {
                 Cancellation::current().cancel(CancelReason::Requested);
-                future::pending().await
+                future::pending::<()>().await;
             }
-            Fate::Meet => drop(work.ledger.meeting.wait().await),
+            Fate::Meet => {
+                work.ledger.meeting.wait().await;
+            }
         }
         Ok(())
     })
@@ -749,6 +751,7 @@ impl Drop for Jobs {
 type Stopped = Arc<Mutex<Vec<(OutcomeKind, bool)>>>;
 
 /// A sentinel whose jobs block on a runtime of their own; its policy notes if they stopped.
+#[expect(clippy::type_complexity, reason = "there are no aliases for bounds")]
 fn blocking(
     jobs: &Jobs,
     max: usize,

@@ -256,7 +256,6 @@ async fn g2_the_instance_that_panicked_in_call_is_dropped_and_a_fresh_clone_serv
 }
 
 #[tokio::test]
-#[expect(clippy::field_reassign_with_default, reason = "it implements `Drop`")]
 async fn g2_a_service_that_panics_in_drop_does_not_change_the_outcome() {
     for (panics, seen) in [(true, Seen::panicked()), (false, Seen::completed())] {
         let recorder = Recorder::default();

@@ -291,7 +291,7 @@ async fn a_dependency_that_fails_every_job_for_a_second_leaves_consumption_alive
             Ok(())
         })
     });
-    let kinds = consume(&queue, work.clone()).await;
+    let kinds = consume(&queue, work).await;
 
     // All of it is over soon after the dependency is back, which took thousands of failures.
     let finished = began.elapsed();
