@@ -57,6 +57,7 @@
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -82,6 +83,7 @@
 
 mod abandoned;
 mod backoff;
+pub mod broker;
 mod builder;
 mod cancel;
 mod decision;
