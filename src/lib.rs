@@ -59,6 +59,7 @@
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -91,6 +92,7 @@
 
 mod abandoned;
 mod backoff;
+pub mod broker;
 mod builder;
 mod cancel;
 mod decision;

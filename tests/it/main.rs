@@ -11,6 +11,7 @@ mod gate;
 mod instruments;
 mod layer_order;
 mod panic_hook;
+mod memory;
 mod panics;
 mod policy;
 mod process;

@@ -1,0 +1,3 @@
+//! Brokers whose deliveries are jobs, and whose tags can settle them.
+
+pub mod memory;
