@@ -78,13 +78,14 @@
 //!
 //! # Features
 //!
-//! None yet.
+//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 
 mod abandoned;
 mod backoff;
 mod builder;
 mod cancel;
 mod decision;
+mod decode;
 mod error;
 mod home;
 mod hooks;
@@ -105,7 +106,10 @@ pub use self::{
     cancel::{CancelReason, Cancellation, cancelled},
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
-        RetryOnce, Undecided, ack_on_success,
+        RejectUndecodable, RetryOnce, Undecided, ack_on_success,
+    },
+    decode::{
+        Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, Passing, ValueOnly, WithJob,
     },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
