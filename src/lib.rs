@@ -91,6 +91,7 @@ mod home;
 mod hooks;
 mod isolate;
 mod job;
+mod keep_alive;
 mod outcome;
 mod policy;
 mod sentinel;
@@ -100,6 +101,7 @@ mod settle_future;
 mod settle_policy;
 mod subscription;
 mod supervision;
+mod ticker;
 
 pub use self::{
     builder::ServiceBuilderExt,
@@ -114,6 +116,7 @@ pub use self::{
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     job::{ByJob, Job, Tagging, TimeLimit},
+    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
