@@ -89,6 +89,7 @@
 //! None is on by default.
 //!
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
+//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 
 mod abandoned;
 mod backoff;
@@ -96,6 +97,7 @@ pub mod broker;
 mod builder;
 mod cancel;
 mod decision;
+mod decode;
 mod error;
 mod home;
 mod hooks;
@@ -106,6 +108,7 @@ mod instruments;
 mod instruments;
 mod isolate;
 mod job;
+mod keep_alive;
 mod outcome;
 mod panic;
 pub mod panic_hook;
@@ -118,6 +121,7 @@ mod settle_policy;
 mod subscription;
 mod supervision;
 mod telemetry;
+mod ticker;
 
 #[cfg(feature = "metrics")]
 pub use self::instruments::describe_metrics;
@@ -126,13 +130,18 @@ pub use self::{
     cancel::{CancelReason, Cancellation, cancelled},
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
-        RetryOnce, Undecided, ack_on_success,
+        RejectUndecodable, RetryOnce, Undecided, ack_on_success,
+    },
+    decode::{
+        Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, Passing, ValueOnly, WithJob,
     },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     job::{ByJob, Job, Tagging, TimeLimit},
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, TimedOut},
     panic::Panic,
+    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
+    outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},
