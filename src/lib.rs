@@ -88,6 +88,7 @@ mod decision;
 mod error;
 mod home;
 mod hooks;
+mod intensity;
 mod isolate;
 mod job;
 mod outcome;
@@ -109,6 +110,7 @@ pub use self::{
     },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
+    intensity::{Intensity, IntensityFuture, IntensityLayer, IntensityState},
     job::{ByJob, Job, Tagging, TimeLimit},
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
