@@ -225,6 +225,26 @@ pub(crate) struct Request {
     pub(crate) unwinding: bool,
 }
 
+/// What it means for a job that does not return by itself that it is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopping {
+    /// It will have timed out.
+    TimeLimit,
+    /// It will have been cancelled.
+    Cancelled,
+    /// It will have been cancelled, unless it ends by the panic that made the request.
+    Unwinding,
+}
+
+impl From<Request> for Stopping {
+    fn from(request: Request) -> Self {
+        match request.unwinding {
+            true => Stopping::Unwinding,
+            false => Stopping::Cancelled,
+        }
+    }
+}
+
 /// What a job and its supervisor share. One is allocated for every job, so it stays small.
 #[derive(Default)]
 pub(crate) struct JobContext {
@@ -233,6 +253,8 @@ pub(crate) struct JobContext {
     /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
     /// beside it that could disagree: told *is* a cancelled token.
     token: OnceLock<CancellationToken>,
+    /// Set before the job is told.
+    stopping: OnceLock<Stopping>,
     supervisor: AtomicWaker,
     /// Made for the first companion. `None` in it: the job has its outcome.
     companions: OnceLock<Box<Mutex<Option<Companions>>>>,
@@ -268,8 +290,16 @@ impl JobContext {
         self.request.get().copied().flatten()
     }
 
-    pub(crate) fn tell(&self) {
+    /// Tells the job to stop. The first `stopping` counts.
+    pub(crate) fn tell(&self, stopping: Stopping) {
+        let _first = self.stopping.set(stopping);
         self.token().cancel();
+    }
+
+    /// Returns why the job is being stopped, if it is, or is about to be.
+    pub(crate) fn stopping(&self) -> Option<Stopping> {
+        let decided = self.stopping.get().copied();
+        decided.or_else(|| self.request().map(Stopping::from))
     }
 
     /// Stops `companion` when this job has its outcome, or at once if it has.

@@ -21,7 +21,7 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use crate::{
-    cancel::{CancelReason, JobContext, Request},
+    cancel::{CancelReason, JobContext, Request, Stopping},
     home::{Clock, Home, deadline},
     outcome::{Outcome, Stop},
     panic::{Panic, catch, drop_quietly},
@@ -63,6 +63,14 @@ impl From<Request> for Cause {
 }
 
 impl Cause {
+    fn stopping(self) -> Stopping {
+        match self {
+            Cause::TimeLimit(_) => Stopping::TimeLimit,
+            Cause::Cancelled(_) => Stopping::Cancelled,
+            Cause::Unwinding(_) => Stopping::Unwinding,
+        }
+    }
+
     fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
         match self {
             Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
@@ -235,7 +243,7 @@ impl<T, E> Isolated<T, E> {
     }
 
     fn stop(&mut self, context: &JobContext, cause: Cause, ladder: Ladder) {
-        context.tell();
+        context.tell(cause.stopping());
         if ladder.grace.is_zero() {
             self.abort(cause, ladder);
         } else {
@@ -254,7 +262,7 @@ impl<T, E> Isolated<T, E> {
 
     /// Stops the job as far as that goes without waiting for it.
     pub(crate) fn give_up(&mut self, context: &JobContext) {
-        context.tell();
+        context.tell(Stopping::Cancelled);
         if let Some(join) = &self.join {
             join.abort();
         }

@@ -106,6 +106,7 @@ mod instruments;
 #[cfg(not(feature = "metrics"))]
 #[path = "no_instruments.rs"]
 mod instruments;
+mod intensity;
 mod isolate;
 mod job;
 mod keep_alive;
@@ -137,11 +138,11 @@ pub use self::{
     },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
+    intensity::{Intensity, IntensityFuture, IntensityLayer, IntensityState},
     job::{ByJob, Job, Tagging, TimeLimit},
+    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, TimedOut},
     panic::Panic,
-    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
-    outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},
     settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},

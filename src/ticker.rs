@@ -17,7 +17,7 @@ use crate::{
     backoff::Delays,
     cancel::Companion,
     home::deadline,
-    outcome::{catch, drop_quietly},
+    panic::{catch, drop_quietly},
 };
 
 /// When a ticker asks.

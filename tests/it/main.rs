@@ -10,8 +10,8 @@ mod gate;
 #[cfg(feature = "metrics")]
 mod instruments;
 mod layer_order;
-mod panic_hook;
 mod memory;
+mod panic_hook;
 mod panics;
 mod policy;
 mod process;

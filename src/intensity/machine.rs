@@ -1,0 +1,223 @@
+//! When to pause, when to probe, when to resume: without wakers, timers and locks.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{backoff::Delays, home::deadline};
+
+/// What a layer was told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How many jobs are looked back on; at least 1.
+    pub(super) window: usize,
+    /// Which part of them must have failed; above 0, and at most 1.
+    pub(super) threshold: f64,
+    /// How many jobs must have ended before any pause.
+    pub(super) sample: usize,
+    pub(super) pauses: Delays,
+}
+
+impl Limits {
+    fn is_exceeded(&self, failures: usize, jobs: usize) -> bool {
+        // A division, since a product of 0.55 and 100 is above 55.
+        jobs >= self.sample.min(self.window) && failures as f64 / jobs as f64 >= self.threshold
+    }
+
+    /// Returns how many failures in a row lead to a pause, whatever came before.
+    pub(super) fn longest_run(&self) -> usize {
+        // After a window full of successes, or after nothing.
+        let enough = |failures: &usize| *failures as f64 / self.window as f64 >= self.threshold;
+        let after_successes = (1..=self.window).find(enough).unwrap_or(self.window);
+        after_successes.max(self.sample.min(self.window))
+    }
+
+    /// Returns how many pauses can end within `time`, if each begins as soon as it can.
+    pub(super) fn most_probes(&self, time: Duration) -> u64 {
+        let (mut left, mut probes, mut last) = (time, 0_u32, Duration::ZERO);
+        loop {
+            let pause = self.pauses.nth(probes.saturating_add(1));
+            if pause > left {
+                return probes.into();
+            }
+            // The pauses grow no more.
+            if pause == last {
+                let more = left.as_nanos() / pause.as_nanos();
+                return u64::from(probes).saturating_add(more.try_into().unwrap_or(u64::MAX));
+            }
+            (left, probes, last) = (left - pause, probes + 1, pause);
+        }
+    }
+}
+
+/// The results of the last jobs.
+#[derive(Debug, Default)]
+struct Window {
+    failed: VecDeque<bool>,
+    failures: usize,
+}
+
+impl Window {
+    fn push(&mut self, failed: bool, size: usize) {
+        if self.failed.len() == size {
+            let oldest = self.failed.pop_front().unwrap_or_default();
+            self.failures -= usize::from(oldest);
+        }
+        self.failed.push_back(failed);
+        self.failures += usize::from(failed);
+    }
+
+    fn clear(&mut self) {
+        self.failed.clear();
+        self.failures = 0;
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    Running,
+    Paused {
+        pause: Duration,
+        /// `None`: so far that no timer reaches it.
+        until: Option<Instant>,
+    },
+    /// The pause is over. `None`: nobody has the probe.
+    Probing {
+        holder: Option<u64>,
+    },
+}
+
+/// The answer to a service that would like to be ready.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pass {
+    /// Any number of jobs may be called.
+    Open,
+    /// One job may be called, by the holder of this number.
+    Probe(u64),
+    /// Ask again at this time, or after the next change.
+    Wait(Option<Instant>),
+}
+
+/// A change of state, as its event tells it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    Paused {
+        failures: usize,
+        jobs: usize,
+        failed_probes: u32,
+        pause: Duration,
+    },
+    Probing,
+    Resumed,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    limits: Limits,
+    window: Window,
+    phase: Phase,
+    /// How often it resumed: what was called before is not counted after.
+    epoch: u64,
+    /// Pauses since it last ran, each but the first after a probe that failed.
+    pauses: u32,
+    probes: u64,
+}
+
+impl Machine {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            window: Window::default(),
+            phase: Phase::Running,
+            epoch: 0,
+            pauses: 0,
+            probes: 0,
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Returns whether one more success would change nothing.
+    pub(super) fn is_calm(&self) -> bool {
+        let Window { failed, failures } = &self.window;
+        matches!(self.phase, Phase::Running) && *failures == 0 && failed.len() == self.limits.window
+    }
+
+    /// Answers a service that would like to be ready.
+    pub(super) fn ask(&mut self, now: Instant) -> (Pass, Option<Change>) {
+        let mut change = None;
+        match self.phase {
+            Phase::Running => return (Pass::Open, None),
+            Phase::Paused { until, .. } if until.is_none_or(|until| now < until) => {
+                return (Pass::Wait(until), None);
+            }
+            Phase::Paused { .. } => change = Some(Change::Probing),
+            Phase::Probing { holder: Some(_) } => return (Pass::Wait(None), None),
+            Phase::Probing { holder: None } => {}
+        }
+        self.probes += 1;
+        let holder = Some(self.probes);
+        self.phase = Phase::Probing { holder };
+        (Pass::Probe(self.probes), change)
+    }
+
+    /// Counts the result of a job that was called in `epoch`, without a probe.
+    pub(super) fn record(&mut self, epoch: u64, failed: bool, now: Instant) -> Option<Change> {
+        if epoch != self.epoch || !matches!(self.phase, Phase::Running) {
+            return None;
+        }
+        self.window.push(failed, self.limits.window);
+        let (failures, jobs) = (self.window.failures, self.window.failed.len());
+        // A success may complete the sample, but is no reason to pause.
+        let is_exceeded = failed && self.limits.is_exceeded(failures, jobs);
+        is_exceeded.then(|| self.pause(now))
+    }
+
+    /// Takes the result of a probe.
+    pub(super) fn conclude(&mut self, probe: u64, failed: bool, now: Instant) -> Option<Change> {
+        if !self.holds(probe) {
+            return None;
+        }
+        if failed {
+            return Some(self.pause(now));
+        }
+        self.phase = Phase::Running;
+        self.epoch += 1;
+        self.pauses = 0;
+        self.window.clear();
+        Some(Change::Resumed)
+    }
+
+    /// Takes a probe back that has no result; returns whether there was one to take.
+    pub(super) fn give_back(&mut self, probe: u64) -> bool {
+        let holds = self.holds(probe);
+        if holds {
+            self.phase = Phase::Probing { holder: None };
+        }
+        holds
+    }
+
+    fn holds(&self, probe: u64) -> bool {
+        matches!(self.phase, Phase::Probing { holder: Some(holder) } if holder == probe)
+    }
+
+    fn pause(&mut self, now: Instant) -> Change {
+        let failed_probes = self.pauses;
+        self.pauses = self.pauses.saturating_add(1);
+        let pause = self.limits.pauses.nth(self.pauses);
+        let until = deadline(now, pause);
+        self.phase = Phase::Paused { pause, until };
+        Change::Paused {
+            failures: self.window.failures,
+            jobs: self.window.failed.len(),
+            failed_probes,
+            pause,
+        }
+    }
+}
