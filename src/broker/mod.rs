@@ -1,0 +1,4 @@
+//! Brokers whose deliveries are jobs, and whose tags can settle them.
+
+#[cfg(feature = "nats")]
+pub mod nats;
