@@ -1,0 +1,133 @@
+//! What the tags of a subscription share with it.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use async_nats::{
+    Client, Request, Subject,
+    client::RequestErrorKind,
+    connection::State,
+    jetstream::{AckKind, Context, consumer},
+};
+use futures_util::task::AtomicWaker;
+use tokio::time::{Instant, sleep};
+
+use super::DeliveryError;
+
+/// How often a settlement that must not be sent late looks whether the connection is back.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+pub(super) struct Channel {
+    pub(super) context: Context,
+    pub(super) client: Client,
+    pub(super) dead_letter: Option<Subject>,
+    pub(super) confirm_timeout: Duration,
+    ack_wait: Duration,
+    /// Takes the place of the ack wait, by the number of the delivery.
+    backoff: Vec<Duration>,
+    /// Deliveries that were taken from the stream and have no answer yet.
+    held: AtomicUsize,
+    /// Whether the subscription was closed by its owner.
+    given_up: AtomicBool,
+    /// Of the task that polls the subscription: it may pull when a place is free.
+    pub(super) waker: AtomicWaker,
+}
+
+impl Channel {
+    pub(super) fn new(
+        context: Context,
+        config: &consumer::Config,
+        dead_letter: Option<Subject>,
+        confirm_timeout: Duration,
+    ) -> Self {
+        Self {
+            client: context.client(),
+            context,
+            dead_letter,
+            confirm_timeout,
+            ack_wait: config.ack_wait,
+            backoff: config.backoff.clone(),
+            held: AtomicUsize::new(0),
+            given_up: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Returns how long JetStream waits for the answer to the `deliveries`-th delivery.
+    pub(super) fn lease(&self, deliveries: u32) -> Duration {
+        let nth = usize::try_from(deliveries.saturating_sub(1)).unwrap_or(usize::MAX);
+        let nth = nth.min(self.backoff.len().saturating_sub(1));
+        self.backoff.get(nth).copied().unwrap_or(self.ack_wait)
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+
+    pub(super) fn hold(&self) {
+        self.held.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn free(&self) {
+        self.held.fetch_sub(1, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Sends an answer and waits until the server confirms it.
+    pub(super) async fn confirm(
+        &self,
+        reply: Subject,
+        kind: AckKind,
+        limit: Duration,
+    ) -> Result<(), DeliveryError> {
+        let request = Request::new().payload(kind.into()).timeout(Some(limit));
+        match self.client.send_request(reply, request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match error.kind() {
+                RequestErrorKind::TimedOut => DeliveryError::Unconfirmed { limit },
+                RequestErrorKind::NoResponders => DeliveryError::NoConsumer,
+                _ => DeliveryError::Request(error.into()),
+            }),
+        }
+    }
+
+    /// Waits for the connection and returns how much of the time limit is left.
+    pub(super) async fn connected(&self) -> Result<Duration, DeliveryError> {
+        let limit = self.confirm_timeout;
+        let start = Instant::now();
+        loop {
+            let left = limit.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(DeliveryError::Disconnected { limit });
+            }
+            if self.is_connected() {
+                return Ok(left);
+            }
+            sleep(RECONNECT_PAUSE.min(left)).await;
+        }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("held", &self.held())
+            .field("given_up", &self.is_given_up())
+            .finish_non_exhaustive()
+    }
+}
