@@ -220,8 +220,8 @@ fn is_refused_whole(error: &RedisError) -> bool {
     }
 }
 
-/// Returns whole milliseconds, rounded up: no entry is seen before its time.
-fn millis(delay: Duration) -> u64 {
+/// Returns whole milliseconds, rounded up, so that no entry is seen before its time.
+pub(super) fn millis(delay: Duration) -> u64 {
     // As far as a score, a double, counts in whole milliseconds.
     const FAR: u128 = 1 << 52;
     let millis = delay.as_nanos().div_ceil(1_000_000).min(FAR);

@@ -106,7 +106,8 @@ impl ConsumerGroup {
     /// Sets how often to look for entries that came back or whose delay is over; every 100 ms by
     /// default.
     ///
-    /// New entries don't wait for it. It is also the longest that closing waits for the reader.
+    /// New entries don't wait for it. It is also the longest that closing waits for the reader. More
+    /// than a minute is taken for a minute.
     ///
     /// # Panics
     ///
@@ -117,7 +118,7 @@ impl ConsumerGroup {
             interval >= Duration::from_millis(1),
             "a poll interval of less than 1 ms"
         );
-        self.timing.poll_interval = interval;
+        self.timing.poll_interval = interval.min(Duration::from_secs(60));
         self
     }
 

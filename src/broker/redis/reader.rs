@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     SubscriptionError,
-    channel::{Channel, DeliveryId},
+    channel::{Channel, DeliveryId, millis},
     delivery::{Delivery, DeliveryTag},
     reply::{Entry, counted_entries, cursor_and_entries, new_entries},
     scripts,
@@ -55,7 +55,7 @@ pub(super) struct Timing {
 impl Timing {
     /// An entry is reclaimed after one and a half of `min_idle` at the latest.
     fn reclaim_interval(self) -> Duration {
-        (self.min_idle / 2).min(Duration::from_secs(30))
+        (self.min_idle / 2).clamp(Duration::from_millis(1), Duration::from_secs(30))
     }
 }
 
@@ -191,9 +191,9 @@ impl Reader {
             .arg(&self.channel.consumer)
             .arg("COUNT")
             .arg(limit);
-        // 0 would block for ever.
-        if let millis @ 1.. = block.as_millis() as u64 {
-            read.arg("BLOCK").arg(millis);
+        // A 0 would block for ever.
+        if !block.is_zero() {
+            read.arg("BLOCK").arg(millis(block));
         }
         read.arg("STREAMS").arg(&self.channel.keys.stream).arg(">");
         new_entries(read.query_async(&mut self.connection).await?)
@@ -211,16 +211,17 @@ impl Reader {
     }
 
     async fn reclaim(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
-        let forget_after = (self.timing.min_idle * 10).max(Duration::from_secs(3_600));
+        let forget_after = self.timing.min_idle.saturating_mul(10);
+        let forget_after = forget_after.max(Duration::from_secs(3_600));
         let mut script = scripts::RECLAIM.prepare_invoke();
         script
             .key(&self.channel.keys.stream)
             .arg(&self.channel.group)
             .arg(&self.channel.consumer)
             .arg(limit)
-            .arg(self.timing.min_idle.as_millis() as u64)
+            .arg(millis(self.timing.min_idle))
             .arg(&self.cursor)
-            .arg(forget_after.as_millis() as u64);
+            .arg(millis(forget_after));
         let reply = script.invoke_async(&mut self.connection).await?;
         let (cursor, entries) = cursor_and_entries(reply)?;
         self.cursor = cursor;
