@@ -731,3 +731,99 @@ fn keys_are_in_the_slot_of_their_stream() {
         assert_eq!(group.delayed_key(), delayed);
     }
 }
+
+// === Trouble on the server ===
+
+#[tokio::test]
+async fn a_settlement_that_the_server_refuses_as_a_whole_gives_its_tag_back() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    add(&mut inspect, "one");
+    let mut deliveries = group().connect(server.url()).await.unwrap();
+    let delivery = next(&mut deliveries).await;
+    for verdict in [Verdict::retry(), Verdict::Release, Verdict::Reject] {
+        set_maxmemory(&mut inspect, "1");
+        let unsettled = delivery.tag().settle(verdict, reason()).await;
+        set_maxmemory(&mut inspect, "0");
+        let Unsettled { tag, error, .. } = unsettled.unwrap_err();
+        assert!(tag.is_some(), "{verdict}: {error}");
+        assert_eq!(pending(&mut inspect), 1, "{verdict}");
+        assert_eq!(delayed(&mut inspect), 0, "{verdict}");
+        assert_eq!(dead(&mut inspect).len(), 0, "{verdict}");
+    }
+    settle(&delivery, Verdict::retry()).await.unwrap();
+    assert_eq!(count(&next(&mut deliveries).await), 2);
+}
+
+fn set_maxmemory(connection: &mut Connection, bytes: &str) {
+    let () = cmd("CONFIG")
+        .arg("SET")
+        .arg("maxmemory")
+        .arg(bytes)
+        .query(connection)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_noticed_though_nobody_polls_the_stream() {
+    let server = Server::start();
+    add(&mut server.inspect(), "one");
+    let group = group()
+        .prefetch(1)
+        .response_timeout(Duration::from_millis(300));
+    let mut deliveries = group.connect(server.url()).await.unwrap();
+    let delivery = next(&mut deliveries).await;
+    server.pause();
+    let closed = poll_fn(|cx| Pin::new(&mut deliveries).poll_closed(cx));
+    let closed = timeout(Duration::from_secs(5), closed).await.unwrap();
+    assert!(matches!(closed, Err(SubscriptionError::Disconnected(_))));
+    let unsettled = delivery.tag().settle(Verdict::Ack, reason()).await;
+    let error = unsettled.unwrap_err().error;
+    assert!(matches!(error, DeliveryError::Stale), "{error}");
+}
+
+#[tokio::test]
+async fn an_entry_that_was_deleted_can_be_acked_and_not_given_back() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let mut deliveries = group().connect(server.url()).await.unwrap();
+    let verdicts = [
+        (Verdict::Ack, true),
+        (Verdict::retry(), false),
+        (Verdict::Release, false),
+        (Verdict::Reject, false),
+    ];
+    for (verdict, settles) in verdicts {
+        let id = add(&mut inspect, "one");
+        let delivery = next(&mut deliveries).await;
+        let () = inspect.xdel(STREAM, &[&id]).unwrap();
+        match settle(&delivery, verdict).await {
+            Ok(()) => assert!(settles, "{verdict}"),
+            Err(error) => {
+                assert!(matches!(error, DeliveryError::Gone), "{error}");
+                assert!(!settles, "{verdict}: {error}");
+            }
+        }
+        assert_eq!(pending(&mut inspect), 0, "{verdict}");
+    }
+    assert_eq!(delayed(&mut inspect), 0);
+    assert_eq!(dead(&mut inspect).len(), 0);
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_forgot_are_loaded_again() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    for payload in ["one", "two"] {
+        add(&mut inspect, payload);
+    }
+    let mut deliveries = group().connect(server.url()).await.unwrap();
+    settle(&next(&mut deliveries).await, Verdict::Ack)
+        .await
+        .unwrap();
+    let () = cmd("SCRIPT").arg("FLUSH").query(&mut inspect).unwrap();
+    settle(&next(&mut deliveries).await, Verdict::Ack)
+        .await
+        .unwrap();
+    assert_eq!(pending(&mut inspect), 0);
+}

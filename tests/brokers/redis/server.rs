@@ -78,6 +78,13 @@ impl Server {
         process.wait().unwrap();
     }
 
+    /// Stops the server without ending it, so that its connections stay open and silent.
+    pub(crate) fn pause(&self) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        let stopped = Command::new("kill").args(["-STOP", &pid]).status();
+        assert!(stopped.unwrap().success());
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
