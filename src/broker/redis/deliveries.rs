@@ -1,0 +1,166 @@
+//! [`Deliveries`]: the stream of what a consumer of a group is given.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    sync::{mpsc::UnboundedReceiver, oneshot},
+    task::JoinHandle,
+};
+use tower::limit::ConcurrencyLimitLayer;
+
+use super::{Delivery, SubscriptionError, channel::Channel, reader::Read};
+use crate::Subscription;
+
+/// The deliveries to one consumer of a group.
+///
+/// Made by [`ConsumerGroup::connect`](super::ConsumerGroup::connect). It reads in a task of its own,
+/// and only as much as may be unanswered: what was read and not settled is never more than
+/// [`prefetch`](Self::prefetch).
+///
+/// # Closing
+///
+/// [`poll_close`](Subscription::poll_close) gives back at once whatever this consumer has: what was
+/// read and not yet taken from the stream without a delivery counted, what was handed out and not
+/// answered with the one that it had. Settle what is running first: its settlement is refused from
+/// then on. To drop the stream does the same, in the background.
+///
+/// If the connection is lost, the entries stay pending on the server, and another consumer reclaims
+/// them after [`min_idle`](super::ConsumerGroup::min_idle).
+#[must_use = "a subscription that is dropped is closed"]
+pub struct Deliveries {
+    incoming: UnboundedReceiver<Read>,
+    close: Option<oneshot::Sender<Vec<String>>>,
+    reader: JoinHandle<Result<(), SubscriptionError>>,
+    /// How the reader ended.
+    ended: Option<Result<(), SubscriptionError>>,
+    /// Whether the stream has told how it ended.
+    told: bool,
+    channel: Arc<Channel>,
+    prefetch: usize,
+    min_idle: Duration,
+}
+
+impl Deliveries {
+    pub(super) fn new(
+        incoming: UnboundedReceiver<Read>,
+        close: oneshot::Sender<Vec<String>>,
+        reader: JoinHandle<Result<(), SubscriptionError>>,
+        channel: Arc<Channel>,
+        prefetch: usize,
+        min_idle: Duration,
+    ) -> Self {
+        Self {
+            incoming,
+            close: Some(close),
+            reader,
+            ended: None,
+            told: false,
+            channel,
+            prefetch,
+            min_idle,
+        }
+    }
+
+    /// Returns how many deliveries may be unanswered.
+    pub fn prefetch(&self) -> usize {
+        self.prefetch
+    }
+
+    /// Returns the gate that goes with it: a concurrency limit of the same number.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch)
+    }
+
+    /// Returns the name under which the server knows this consumer.
+    pub fn consumer(&self) -> &str {
+        &self.channel.consumer
+    }
+
+    fn begin_close(&mut self) {
+        let Some(close) = self.close.take() else {
+            return;
+        };
+        self.channel.closed.store(true, Ordering::Release);
+        self.incoming.close();
+        let mut unseen = Vec::new();
+        while let Ok(read) = self.incoming.try_recv() {
+            unseen.push(read.delivery.id().to_owned());
+        }
+        // The reader may have ended for a reason of its own.
+        drop(close.send(unseen));
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SubscriptionError>> {
+        if self.ended.is_none() {
+            // A reader that is gone without a word went down with its runtime.
+            let ended = ready!(Pin::new(&mut self.reader).poll(cx))
+                .unwrap_or(Err(SubscriptionError::Disconnected(None)));
+            self.channel.closed.store(true, Ordering::Release);
+            self.ended = Some(ended);
+        }
+        Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
+    }
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery, SubscriptionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Poll::Ready(ended) = self.poll_ended(cx) {
+            let told = std::mem::replace(&mut self.told, true);
+            return Poll::Ready(ended.err().filter(|_| !told).map(Err));
+        }
+        loop {
+            // When there are no more, the reader is about to end, which wakes this task.
+            let Some(read) = ready!(self.incoming.poll_recv(cx)) else {
+                return Poll::Pending;
+            };
+            // It waited here for so long that it is another consumer's by now, or will be.
+            if read.at.elapsed() >= self.min_idle {
+                self.channel.free.add_permits(1);
+                continue;
+            }
+            return Poll::Ready(Some(Ok(read.delivery)));
+        }
+    }
+}
+
+impl Subscription for Deliveries {
+    type Job = Delivery;
+    type Error = SubscriptionError;
+
+    fn poll_closed(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SubscriptionError>> {
+        self.poll_ended(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.begin_close();
+        self.poll_ended(cx).map(drop)
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        self.begin_close();
+    }
+}
+
+impl fmt::Debug for Deliveries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries")
+            .field("channel", &self.channel)
+            .field("prefetch", &self.prefetch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,164 @@
+//! Why there is no subscription, why it ended, and why a delivery is not settled.
+
+use std::{error::Error, fmt};
+
+use ::redis::RedisError;
+
+/// Why there is no subscription.
+///
+/// The message is one line that names the server's address, and never a user or a password.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The address is not one of Redis.
+    InvalidAddress(RedisError),
+    /// The server can't be reached, or doesn't answer.
+    Unreachable {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// What the client says.
+        error: RedisError,
+    },
+    /// The server refuses the user or the password.
+    Denied {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// What the client says.
+        error: RedisError,
+    },
+    /// The server refuses to create the consumer group.
+    Group {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// The stream that was to be read.
+        stream: String,
+        /// The group that was to be joined.
+        group: String,
+        /// What the server says.
+        error: RedisError,
+    },
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::InvalidAddress(error) => {
+                write!(f, "the address of the redis server is not valid: {error}")
+            }
+            ConnectError::Unreachable { address, error } => {
+                write!(f, "redis at {address} can't be reached: {error}")
+            }
+            ConnectError::Denied { address, error } => {
+                write!(f, "redis at {address} refuses the credentials: {error}")
+            }
+            ConnectError::Group {
+                address,
+                stream,
+                group,
+                error,
+            } => write!(
+                f,
+                "redis at {address} has no group \"{group}\" of \"{stream}\": {error}"
+            ),
+        }
+    }
+}
+
+impl Error for ConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ConnectError::InvalidAddress(error)
+            | ConnectError::Unreachable { error, .. }
+            | ConnectError::Denied { error, .. }
+            | ConnectError::Group { error, .. } => Some(error),
+        }
+    }
+}
+
+/// Why a subscription ended though nobody closed it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// A connection to the server is lost.
+    ///
+    /// It is noticed at once where the server's end closes it, and after 6 s, or the
+    /// [`response_timeout`](super::ConsumerGroup::response_timeout) and the second between two pings, where it falls
+    /// silent.
+    Disconnected(Option<RedisError>),
+    /// The server refuses to deliver, as when the stream, the group or a permission is gone.
+    Refused(RedisError),
+}
+
+impl SubscriptionError {
+    pub(super) fn of(error: RedisError) -> Self {
+        match error.is_io_error() || error.is_unrecoverable_error() {
+            true => SubscriptionError::Disconnected(Some(error)),
+            false => SubscriptionError::Refused(error),
+        }
+    }
+}
+
+impl fmt::Display for SubscriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SubscriptionError::Disconnected(None) => f.write_str("the connection to redis is lost"),
+            SubscriptionError::Disconnected(Some(error)) => {
+                write!(f, "the connection to redis is lost: {error}")
+            }
+            SubscriptionError::Refused(error) => write!(f, "redis refuses to deliver: {error}"),
+        }
+    }
+}
+
+impl Error for SubscriptionError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            SubscriptionError::Disconnected(error) => error.as_ref().map(|error| error as _),
+            SubscriptionError::Refused(error) => Some(error),
+        }
+    }
+}
+
+/// Why a delivery is not settled, or not kept.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DeliveryError {
+    /// This delivery was settled before, by this tag or a clone of it. Nothing was sent.
+    AlreadySettled,
+    /// The subscription that the delivery came from is closed or lost. Nothing was sent.
+    Stale,
+    /// The entry is not pending for this consumer any more: somebody reclaimed it, or acked it.
+    /// Nothing was changed.
+    Lost,
+    /// The entry was trimmed or deleted from the stream, so there was nothing to keep. It is not
+    /// pending any more.
+    Gone,
+    /// The command failed. Whether it took effect is not known, unless the tag came back.
+    Command(RedisError),
+}
+
+impl fmt::Display for DeliveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeliveryError::AlreadySettled => f.write_str("the delivery was settled before"),
+            DeliveryError::Stale => f.write_str("the subscription of the delivery is closed"),
+            DeliveryError::Lost => {
+                f.write_str("the entry is not pending for this consumer any more")
+            }
+            DeliveryError::Gone => f.write_str("the entry is deleted from its stream"),
+            DeliveryError::Command(error) => write!(f, "the command failed: {error}"),
+        }
+    }
+}
+
+impl Error for DeliveryError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            DeliveryError::Command(error) => Some(error),
+            DeliveryError::AlreadySettled
+            | DeliveryError::Stale
+            | DeliveryError::Lost
+            | DeliveryError::Gone => None,
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! [`ConsumerGroup`]: how a stream is read.
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use ::redis::{
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, RedisError, Value, aio::MultiplexedConnection, cmd,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ConnectError, Deliveries,
+    channel::{Channel, Keys},
+    reader::{Reader, Timing},
+};
+
+/// A consumer group of a stream, and how to be one of its consumers.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sentinel::broker::redis::ConsumerGroup;
+///
+/// # async fn example() -> Result<(), tower_sentinel::broker::redis::ConnectError> {
+/// let deliveries = ConsumerGroup::new("jobs", "workers")
+///     .prefetch(64)
+///     .min_idle(Duration::from_secs(120))
+///     .connect("redis://127.0.0.1:6379")
+///     .await?;
+/// assert_eq!(deliveries.prefetch(), 64);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConsumerGroup {
+    keys: Keys,
+    group: String,
+    consumer: String,
+    start: String,
+    prefetch: usize,
+    payload_field: String,
+    delete_settled: bool,
+    response_timeout: Duration,
+    timing: Timing,
+}
+
+impl ConsumerGroup {
+    /// Creates the description of `group`, which reads `stream`.
+    pub fn new(stream: impl Into<String>, group: impl Into<String>) -> Self {
+        let (stream, group) = (stream.into(), group.into());
+        let prefix = in_slot_of(&stream);
+        Self {
+            keys: Keys {
+                delayed: format!("{prefix}:{group}:delayed"),
+                dead: Some(format!("{prefix}:{group}:dead")),
+                stream,
+            },
+            group,
+            consumer: "tower-sentinel".to_owned(),
+            start: "0".to_owned(),
+            prefetch: 16,
+            payload_field: "payload".to_owned(),
+            delete_settled: false,
+            response_timeout: Duration::from_secs(5),
+            timing: Timing {
+                poll_interval: Duration::from_millis(100),
+                min_idle: Duration::from_secs(60),
+            },
+        }
+    }
+
+    /// Sets how many deliveries may be unanswered; 16 by default.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is 0: nothing would ever be read.
+    #[track_caller]
+    pub fn prefetch(mut self, prefetch: usize) -> Self {
+        assert!(prefetch > 0, "a prefetch of 0 reads nothing");
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// Sets after which time without an answer or a keep-alive an entry is given to another
+    /// consumer; 60 s by default.
+    ///
+    /// It must be longer than a job can take, or each job be kept alive. All consumers of a group
+    /// should have the same.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is less than 1 ms: each entry would be taken from whoever has just read it.
+    #[track_caller]
+    pub fn min_idle(mut self, min_idle: Duration) -> Self {
+        assert!(
+            min_idle >= Duration::from_millis(1),
+            "an idle time of less than 1 ms"
+        );
+        self.timing.min_idle = min_idle;
+        self
+    }
+
+    /// Sets how often to look for entries that came back or whose delay is over; every 100 ms by
+    /// default.
+    ///
+    /// New entries don't wait for it. It is also the longest that closing waits for the reader. More
+    /// than a minute is taken for a minute.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is less than 1 ms, the shortest that the server can wait.
+    #[track_caller]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        assert!(
+            interval >= Duration::from_millis(1),
+            "a poll interval of less than 1 ms"
+        );
+        self.timing.poll_interval = interval.min(Duration::from_secs(60));
+        self
+    }
+
+    /// Sets how long the server may take to answer a command before the connection counts as lost;
+    /// 5 s by default.
+    pub fn response_timeout(mut self, limit: Duration) -> Self {
+        self.response_timeout = limit;
+        self
+    }
+
+    /// Sets what the name of the consumer begins with; `tower-sentinel` by default.
+    ///
+    /// Each subscription adds 16 random digits, so that no two have the same name: it is the name
+    /// by which a consumer that lost an entry is told from the one that has it now.
+    pub fn consumer(mut self, prefix: impl Into<String>) -> Self {
+        self.consumer = prefix.into();
+        self
+    }
+
+    /// Sets which field of an entry is its payload; `payload` by default.
+    pub fn payload_field(mut self, field: impl Into<String>) -> Self {
+        self.payload_field = field.into();
+        self
+    }
+
+    /// Sets where the group begins to read if it is created; `0` by default, the first entry that
+    /// the stream has.
+    ///
+    /// `$` is what is added from then on.
+    pub fn start(mut self, id: impl Into<String>) -> Self {
+        self.start = id.into();
+        self
+    }
+
+    /// Sets the stream of dead letters; `{stream}:group:dead` by default.
+    ///
+    /// In a cluster it must be in the hash slot of the stream.
+    pub fn dead_letter(mut self, stream: impl Into<String>) -> Self {
+        self.keys.dead = Some(stream.into());
+        self
+    }
+
+    /// Drops what is rejected.
+    pub fn no_dead_letter(mut self) -> Self {
+        self.keys.dead = None;
+        self
+    }
+
+    /// Deletes entries from the stream when they are acked or rejected.
+    ///
+    /// By default they stay until somebody trims the stream, since other groups may want them.
+    pub fn delete_settled(mut self) -> Self {
+        self.delete_settled = true;
+        self
+    }
+
+    /// Returns the key of the sorted set of the entries that wait to be delivered again.
+    pub fn delayed_key(&self) -> &str {
+        &self.keys.delayed
+    }
+
+    /// Returns the key of the stream of dead letters, if they are kept.
+    pub fn dead_letter_key(&self) -> Option<&str> {
+        self.keys.dead.as_deref()
+    }
+
+    /// Connects to a server, creates the group and its stream if they are missing, and begins to
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], a line that names the address. There is one try: to go on trying is for a
+    /// reconnect loop.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what is left behind is the group.
+    pub async fn connect(
+        &self,
+        server: impl IntoConnectionInfo,
+    ) -> Result<Deliveries, ConnectError> {
+        let info = server
+            .into_connection_info()
+            .map_err(ConnectError::InvalidAddress)?;
+        let address = info.addr().to_string();
+        // With version 3 of the protocol the client tells when a connection is lost, also one that
+        // waits for nothing.
+        let settings = info.redis_settings().clone();
+        let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
+        let client = Client::open(info).map_err(ConnectError::InvalidAddress)?;
+
+        let lost = CancellationToken::new();
+        let unreachable = |error| refusal(&address, error);
+        let settling = open(&client, self.response_timeout, &lost).await;
+        let mut settling = settling.map_err(unreachable)?;
+        let patience = self
+            .response_timeout
+            .saturating_add(self.timing.poll_interval);
+        let reading = open(&client, patience, &lost).await.map_err(unreachable)?;
+        self.create(&mut settling)
+            .await
+            .map_err(|error| ConnectError::Group {
+                address: address.clone(),
+                stream: self.keys.stream.clone(),
+                group: self.group.clone(),
+                error,
+            })?;
+        Ok(self.subscribe(settling, reading, lost))
+    }
+
+    /// Creates the group, unless it is there.
+    async fn create(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let created: Result<Value, _> = cmd("XGROUP")
+            .arg("CREATE")
+            .arg(&self.keys.stream)
+            .arg(&self.group)
+            .arg(&self.start)
+            .arg("MKSTREAM")
+            .query_async(connection)
+            .await;
+        match created {
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn subscribe(
+        &self,
+        settling: MultiplexedConnection,
+        reading: MultiplexedConnection,
+        lost: CancellationToken,
+    ) -> Deliveries {
+        let channel = Arc::new(Channel {
+            connection: settling,
+            keys: self.keys.clone(),
+            group: self.group.clone(),
+            consumer: format!("{}-{:016x}", self.consumer, fastrand::u64(..)),
+            delete_settled: self.delete_settled,
+            free: Semaphore::new(self.prefetch),
+            lost,
+            closed: AtomicBool::new(false),
+        });
+        let (incoming, reads) = mpsc::unbounded_channel();
+        let (close, closing) = oneshot::channel();
+        let reader = Reader::new(
+            reading,
+            Arc::clone(&channel),
+            incoming,
+            closing,
+            self.timing,
+            self.payload_field.clone(),
+        );
+        let reader = tokio::spawn(reader.run());
+        let min_idle = self.timing.min_idle;
+        Deliveries::new(reads, close, reader, channel, self.prefetch, min_idle)
+    }
+}
+
+async fn open(
+    client: &Client,
+    patience: Duration,
+    lost: &CancellationToken,
+) -> Result<MultiplexedConnection, RedisError> {
+    let lost = lost.clone();
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(patience))
+        .set_response_timeout(Some(patience))
+        .set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                lost.cancel();
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+}
+
+fn refusal(address: &str, error: RedisError) -> ConnectError {
+    let address = address.to_owned();
+    let denied = error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"));
+    match denied {
+        true => ConnectError::Denied { address, error },
+        false => ConnectError::Unreachable { address, error },
+    }
+}
+
+/// Returns a prefix that puts a key into the hash slot of `stream`.
+///
+/// Redis Cluster hashes what stands in the first braces, if anything does, or the whole key.
+fn in_slot_of(stream: &str) -> String {
+    let tag = stream
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .is_some_and(|(tag, _)| !tag.is_empty());
+    match tag {
+        true => stream.to_owned(),
+        false => format!("{{{stream}}}"),
+    }
+}

@@ -1,0 +1,122 @@
+//! Redis Streams: the entries of a consumer group as jobs, on the [`redis`] crate.
+//!
+//! A [`ConsumerGroup`] connects and becomes [`Deliveries`]: a [`Subscription`](crate::Subscription)
+//! whose jobs are [`Delivery`]s and whose tags are [`DeliveryTag`]s. Redis 6.2 or later.
+//!
+//! ```no_run
+//! use futures_util::StreamExt;
+//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
+//! use tower_sentinel::broker::redis::{ConsumerGroup, Delivery};
+//!
+//! async fn process(job: Delivery) -> Result<u32, std::num::ParseIntError> {
+//!     String::from_utf8_lossy(job.as_ref()).parse()
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let group = ConsumerGroup::new("jobs", "workers").prefetch(64);
+//! let mut deliveries = group.connect("redis://127.0.0.1:6379").await?;
+//! let mut handler = ServiceBuilder::new()
+//!     .layer(deliveries.gate()) // the same number
+//!     .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success().delivery_limit(5))))
+//!     .service_fn(process);
+//! loop {
+//!     handler.ready().await?; // a place first, then a job for it
+//!     let Some(job) = deliveries.next().await else { break };
+//!     tokio::spawn(handler.call(job?));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Verdicts
+//!
+//! | verdict | what is done |
+//! | --- | --- |
+//! | `Ack` | `XACK`; with [`delete_settled`](ConsumerGroup::delete_settled) also `XDEL` |
+//! | `Retry` | the entry is *parked* until it is due; the next delivery counts one more |
+//! | `Release` | the entry is parked and due at once; the next delivery counts the same |
+//! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
+//! | `Abandon` | nothing |
+//!
+//! Each is one Lua script, so it is done as a whole or not at all, and it begins with the question
+//! whether this delivery is still the entry's last: whether the entry is pending for this consumer
+//! with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is all the
+//! same who has the entry now: another consumer, or this one once more.
+//!
+//! # Parked entries
+//!
+//! A parked entry is acked in the group, and its id and count wait in a sorted set until it is due.
+//! Its body stays where it is, in the stream. Each consumer looks for entries that are due every
+//! [`poll_interval`](ConsumerGroup::poll_interval) and takes as many as it has places for, by a
+//! script that puts them back into the pending list as its own (`XCLAIM … RETRYCOUNT … FORCE`). No
+//! single mover is needed. The clock is the server's.
+//!
+//! So an entry keeps its id, its body is not copied, and other groups of the stream don't see it
+//! again, as they would if it were added anew. It has its price: whoever trims the stream
+//! (`XADD … MAXLEN`, `XTRIM`) trims parked entries too, as it does pending ones. An entry whose
+//! body is gone can't be given back, which is [`DeliveryError::Gone`]; if it goes while it is
+//! parked, it is forgotten.
+//!
+//! Why not leave it pending, with an idle time that makes `XAUTOCLAIM` take it at once? Because a
+//! delay can't be said so (an idle time below zero is none), and `XAUTOCLAIM` always counts one up.
+//!
+//! # Entries that nobody answers
+//!
+//! An entry that was neither answered nor kept alive for [`min_idle`](ConsumerGroup::min_idle) is
+//! reclaimed (`XAUTOCLAIM`) by a consumer that has a place free: half of that time later at the
+//! latest, and never more than 30 s later. Its count goes up. Only for these entries `XPENDING` is
+//! asked; what is new has a count of 1.
+//!
+//! This is also what becomes of entries whose consumer was killed or lost its connection. A
+//! subscription that is [closed](Deliveries#closing) gives back what it has at once. A consumer's
+//! name that is left behind in the group is deleted once it had no entry and no activity for an hour
+//! and for ten times `min_idle`.
+//!
+//! # Keys
+//!
+//! | key | what |
+//! | --- | --- |
+//! | `jobs` | the stream |
+//! | `{jobs}:workers:delayed` | sorted set of parked entries: `id:count` by the time in ms at which it is due |
+//! | `{jobs}:workers:dead` | stream of dead letters, if [`dead_letter`](ConsumerGroup::dead_letter) names no other |
+//!
+//! The braces put all of them into one hash slot of a cluster. Where the stream's own name has a
+//! hash tag, it is the prefix as it is: `{acme}:jobs:workers:delayed`. A name with a lone `}` can't be
+//! kept in one slot.
+//!
+//! A dead letter has all fields of the entry, and besides: `x-outcome-kind`
+//! ([`OutcomeKind`](crate::OutcomeKind), such as `failed`), `x-outcome-message` if there is one,
+//! `x-outcome-time` (of the server, in ms since the Unix epoch), `x-deliveries`, and `x-entry-id`.
+//! Fields of these names that the entry had before, as a dead letter that was put back, are replaced.
+//!
+//! # Durability
+//!
+//! A settlement is as durable as the server is told to make it. With `appendfsync always` what was
+//! answered survives a kill; with `everysec` up to a second of answers is lost, and those jobs run
+//! again. A replica that takes over may lack answers too.
+//!
+//! # Newer servers
+//!
+//! Tested with Redis 7.0. As read in their documentation: Redis 8.2 has `XACKDEL`, which deletes an
+//! entry when *all* groups have acked it; Redis 8.8 has `XNACK`, a native `Release` (SILENT) and
+//! `Retry` (FAIL) without a delay. Neither is used.
+
+mod channel;
+mod deliveries;
+mod delivery;
+mod error;
+mod group;
+mod reader;
+mod reply;
+mod scripts;
+
+pub use ::redis;
+
+pub use self::{
+    deliveries::Deliveries,
+    delivery::{Delivery, DeliveryTag},
+    error::{ConnectError, DeliveryError, SubscriptionError},
+    group::ConsumerGroup,
+};

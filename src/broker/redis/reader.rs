@@ -1,0 +1,258 @@
+//! The task that reads a stream, on a connection of its own.
+
+use std::{mem, pin::pin, sync::Arc, time::Duration};
+
+use ::redis::{RedisError, Value, aio::MultiplexedConnection, cmd};
+use futures_util::future::{Either, select};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::{Instant, timeout},
+};
+
+use super::{
+    SubscriptionError,
+    channel::{Channel, DeliveryId, millis},
+    delivery::{Delivery, DeliveryTag},
+    reply::{Entry, counted_entries, cursor_and_entries, new_entries},
+    scripts,
+};
+
+/// How often a connection that waits for nothing is asked whether it lives.
+const PING: Duration = Duration::from_secs(1);
+
+/// A delivery that was not taken from the stream yet.
+pub(super) struct Read {
+    pub(super) delivery: Delivery,
+    /// When the server was asked for it.
+    pub(super) at: Instant,
+}
+
+pub(super) struct Reader {
+    connection: MultiplexedConnection,
+    channel: Arc<Channel>,
+    incoming: UnboundedSender<Read>,
+    /// Says that the subscription is to be closed, and which deliveries nobody has seen.
+    close: oneshot::Receiver<Vec<String>>,
+    timing: Timing,
+    payload_field: String,
+    /// When to look for parked entries.
+    next_due: Instant,
+    /// Whether parked entries took all places: new ones come first then.
+    due_took_all: bool,
+    /// When to look for entries that nobody answers.
+    next_reclaim: Instant,
+    cursor: String,
+    /// What was read when the subscription was closed already.
+    unseen: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    pub(super) poll_interval: Duration,
+    pub(super) min_idle: Duration,
+}
+
+impl Timing {
+    /// An entry is reclaimed after one and a half of `min_idle` at the latest.
+    fn reclaim_interval(self) -> Duration {
+        (self.min_idle / 2).clamp(Duration::from_millis(1), Duration::from_secs(30))
+    }
+}
+
+/// What ends the wait for a free place.
+enum Wait {
+    Free(usize),
+    Closed(Vec<String>),
+}
+
+impl Reader {
+    pub(super) fn new(
+        connection: MultiplexedConnection,
+        channel: Arc<Channel>,
+        incoming: UnboundedSender<Read>,
+        close: oneshot::Receiver<Vec<String>>,
+        timing: Timing,
+        payload_field: String,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            connection,
+            channel,
+            incoming,
+            close,
+            timing,
+            payload_field,
+            next_due: now,
+            due_took_all: false,
+            next_reclaim: now,
+            cursor: "0-0".to_owned(),
+            unseen: Vec::new(),
+        }
+    }
+
+    /// Reads until the subscription is closed or lost.
+    pub(super) async fn run(mut self) -> Result<(), SubscriptionError> {
+        let unseen = match self.read().await {
+            Ok(unseen) => unseen,
+            Err(error) => {
+                self.channel.lost.cancel();
+                // Whoever closes doesn't care any more how it ended.
+                return match self.close.try_recv() {
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(error),
+                };
+            }
+        };
+        self.unseen.extend(unseen);
+        if let Err(error) = self.give_back().await {
+            tracing::warn!(
+                error = &error as &(dyn std::error::Error + 'static),
+                stream = self.channel.keys.stream,
+                consumer = self.channel.consumer,
+                "what was not answered is not given back, and will be reclaimed"
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads until the subscription is closed; returns what nobody has seen.
+    async fn read(&mut self) -> Result<Vec<String>, SubscriptionError> {
+        loop {
+            match self.wait().await? {
+                Wait::Closed(unseen) => return Ok(unseen),
+                Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
+            }
+        }
+    }
+
+    /// Waits for a free place.
+    async fn wait(&mut self) -> Result<Wait, SubscriptionError> {
+        loop {
+            let free = pin!(self.channel.free.acquire());
+            let lost = pin!(self.channel.lost.cancelled());
+            let over = select(&mut self.close, lost);
+            match timeout(PING, select(over, free)).await {
+                Ok(Either::Left((Either::Left((unseen, _)), _))) => {
+                    return Ok(Wait::Closed(unseen.unwrap_or_default()));
+                }
+                Ok(Either::Left((Either::Right(_), _))) => {
+                    return Err(SubscriptionError::Disconnected(None));
+                }
+                Ok(Either::Right((permit, _))) => {
+                    drop(permit);
+                    return Ok(Wait::Free(self.channel.free.available_permits()));
+                }
+                Err(_) => {
+                    let ping: Result<Value, _> =
+                        cmd("PING").query_async(&mut self.connection).await;
+                    ping.map_err(SubscriptionError::of)?;
+                }
+            }
+        }
+    }
+
+    /// Reads at most `free` entries: parked ones that are due, ones that nobody answers, new ones.
+    async fn fetch(&mut self, mut free: usize) -> Result<(), RedisError> {
+        let new_first = mem::take(&mut self.due_took_all);
+        let now = Instant::now();
+        if now >= self.next_due && !new_first {
+            let due = self.take_due(free).await?;
+            self.due_took_all = due.len() >= free;
+            if !self.due_took_all {
+                self.next_due = now + self.timing.poll_interval;
+            }
+            free = free.saturating_sub(due.len());
+            self.deliver(due, now);
+        }
+        let now = Instant::now();
+        if free > 0 && now >= self.next_reclaim {
+            let idle = self.reclaim(free).await?;
+            if self.cursor == "0-0" {
+                self.next_reclaim = now + self.timing.reclaim_interval();
+            }
+            free = free.saturating_sub(idle.len());
+            self.deliver(idle, now);
+        }
+        if free > 0 {
+            let now = Instant::now();
+            let until = self.next_due.min(self.next_reclaim);
+            let new = self
+                .read_new(free, until.saturating_duration_since(now))
+                .await?;
+            self.deliver(new, now);
+        }
+        Ok(())
+    }
+
+    async fn read_new(&mut self, limit: usize, block: Duration) -> Result<Vec<Entry>, RedisError> {
+        let mut read = cmd("XREADGROUP");
+        read.arg("GROUP")
+            .arg(&self.channel.group)
+            .arg(&self.channel.consumer)
+            .arg("COUNT")
+            .arg(limit);
+        // A 0 would block for ever.
+        if !block.is_zero() {
+            read.arg("BLOCK").arg(millis(block));
+        }
+        read.arg("STREAMS").arg(&self.channel.keys.stream).arg(">");
+        new_entries(read.query_async(&mut self.connection).await?)
+    }
+
+    async fn take_due(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
+        let mut script = scripts::TAKE_DUE.prepare_invoke();
+        script
+            .key(&self.channel.keys.stream)
+            .key(&self.channel.keys.delayed)
+            .arg(&self.channel.group)
+            .arg(&self.channel.consumer)
+            .arg(limit);
+        counted_entries(script.invoke_async(&mut self.connection).await?)
+    }
+
+    async fn reclaim(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
+        let forget_after = self.timing.min_idle.saturating_mul(10);
+        let forget_after = forget_after.max(Duration::from_secs(3_600));
+        let mut script = scripts::RECLAIM.prepare_invoke();
+        script
+            .key(&self.channel.keys.stream)
+            .arg(&self.channel.group)
+            .arg(&self.channel.consumer)
+            .arg(limit)
+            .arg(millis(self.timing.min_idle))
+            .arg(&self.cursor)
+            .arg(millis(forget_after));
+        let reply = script.invoke_async(&mut self.connection).await?;
+        let (cursor, entries) = cursor_and_entries(reply)?;
+        self.cursor = cursor;
+        Ok(entries)
+    }
+
+    fn deliver(&mut self, entries: Vec<Entry>, at: Instant) {
+        for Entry { id, count, fields } in entries {
+            // Taken for good; the settlement adds it again. This task alone takes permits, and
+            // there were as many as it asked entries for.
+            if let Ok(permit) = self.channel.free.try_acquire() {
+                permit.forget();
+            }
+            let id = DeliveryId { entry: id, count };
+            let tag = DeliveryTag::new(id, Arc::clone(&self.channel));
+            let delivery = Delivery::new(tag, fields, &self.payload_field);
+            if let Err(unread) = self.incoming.send(Read { delivery, at }) {
+                self.unseen.push(unread.0.delivery.id().to_owned());
+            }
+        }
+    }
+
+    /// Gives back whatever this consumer has.
+    async fn give_back(&mut self) -> Result<(), RedisError> {
+        let mut script = scripts::GIVE_BACK.prepare_invoke();
+        script
+            .key(&self.channel.keys.stream)
+            .key(&self.channel.keys.delayed)
+            .arg(&self.channel.group)
+            .arg(&self.channel.consumer)
+            .arg(&self.unseen);
+        script.invoke_async(&mut self.connection).await
+    }
+}

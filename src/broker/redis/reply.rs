@@ -1,0 +1,79 @@
+//! Entries as the server sends them.
+
+use ::redis::{ErrorKind, FromRedisValue, RedisError, Value};
+
+/// An entry and, where it was asked for, how often it was delivered.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) count: u32,
+    pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+// Not the client's `StreamReadReply`: it wants the names of fields to be UTF-8, and one entry that
+// is not would end the subscription, again and again.
+
+/// Reads what `XREADGROUP` answers for one stream, of which each entry is new.
+pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
+    let entries = match reply {
+        Value::Nil => return Ok(Vec::new()),
+        Value::Map(mut streams) if streams.len() == 1 => streams.swap_remove(0).1,
+        Value::Array(mut streams) if streams.len() == 1 => {
+            let [_, entries] = parts(streams.swap_remove(0))?;
+            entries
+        }
+        _ => return Err(malformed()),
+    };
+    let read = |entry| {
+        let [id, fields] = parts(entry)?;
+        self::entry(id, 1, fields)
+    };
+    array(entries)?.into_iter().map(read).collect()
+}
+
+/// Reads the entries of our scripts: id, count, fields.
+pub(super) fn counted_entries(entries: Value) -> Result<Vec<Entry>, RedisError> {
+    let read = |entry| {
+        let [id, count, fields] = parts(entry)?;
+        self::entry(id, u32::from_redis_value(count)?, fields)
+    };
+    array(entries)?.into_iter().map(read).collect()
+}
+
+/// Reads a cursor and entries.
+pub(super) fn cursor_and_entries(reply: Value) -> Result<(String, Vec<Entry>), RedisError> {
+    let [cursor, entries] = parts(reply)?;
+    Ok((String::from_redis_value(cursor)?, counted_entries(entries)?))
+}
+
+fn entry(id: Value, count: u32, fields: Value) -> Result<Entry, RedisError> {
+    let mut flat = array(fields)?.into_iter();
+    let mut fields = Vec::with_capacity(flat.len() / 2);
+    while let (Some(name), Some(value)) = (flat.next(), flat.next()) {
+        fields.push((bytes(name)?, bytes(value)?));
+    }
+    let id = String::from_redis_value(id)?;
+    Ok(Entry { id, count, fields })
+}
+
+fn parts<const N: usize>(value: Value) -> Result<[Value; N], RedisError> {
+    array(value)?.try_into().map_err(|_| malformed())
+}
+
+fn array(value: Value) -> Result<Vec<Value>, RedisError> {
+    match value {
+        Value::Array(values) => Ok(values),
+        _ => Err(malformed()),
+    }
+}
+
+fn bytes(value: Value) -> Result<Vec<u8>, RedisError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(malformed()),
+    }
+}
+
+fn malformed() -> RedisError {
+    (ErrorKind::UnexpectedReturnType, "not an entry of a stream").into()
+}

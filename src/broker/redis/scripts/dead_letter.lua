@@ -1,0 +1,26 @@
+-- ARGV[5]: whether to delete the entry; ARGV[6]: the kind; ARGV[7]: the message, if there is one.
+if not is_owned() then return 'lost' end
+local ours = {
+  ['x-outcome-kind'] = true, ['x-outcome-message'] = true, ['x-outcome-time'] = true,
+  ['x-deliveries'] = true, ['x-entry-id'] = true,
+}
+local found = entry()
+if found then
+  local fields = {}
+  local function add(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  for i = 1, #found[2], 2 do
+    if not ours[found[2][i]] then add(found[2][i], found[2][i + 1]) end
+  end
+  add('x-outcome-kind', ARGV[6])
+  if ARGV[7] then add('x-outcome-message', ARGV[7]) end
+  add('x-outcome-time', string.format('%.0f', now()))
+  add('x-deliveries', count)
+  add('x-entry-id', id)
+  redis.call('XADD', KEYS[3], '*', unpack(fields))
+end
+redis.call('XACK', stream, group, id)
+if ARGV[5] == '1' then redis.call('XDEL', stream, id) end
+return found and 'settled' or 'gone'

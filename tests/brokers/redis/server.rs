@@ -1,0 +1,125 @@
+//! A private `redis-server`, on a port and in a folder of its own.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use tower_sentinel::broker::redis::redis::{self, Client, Connection};
+
+pub(crate) struct Server {
+    process: Option<Child>,
+    folder: PathBuf,
+    pub(crate) port: u16,
+    options: Vec<String>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts a server with further options, in the form of its configuration file.
+    pub(crate) fn with(options: &[&str]) -> Self {
+        let port = free_port();
+        let name = format!("tower-sentinel-redis-{}-{port}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let mut server = Self {
+            process: None,
+            folder,
+            port,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        };
+        server.restart();
+        server
+    }
+
+    /// Starts the server on the data that it has.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.process.is_none(), "the server runs");
+        let spawned = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args([
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
+                "--save",
+                "",
+            ])
+            .arg("--dir")
+            .arg(&self.folder)
+            .args(&self.options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let process = spawned.unwrap_or_else(|error| {
+            panic!("redis-server can't be started ({error}): `apt-get install redis-server`")
+        });
+        self.process = Some(process);
+        for _ in 0..500 {
+            if self.is_up() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("redis-server is not up after 10 s");
+    }
+
+    /// Kills the server with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Stops the server without ending it, so that its connections stay open and silent.
+    pub(crate) fn pause(&self) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        let stopped = Command::new("kill").args(["-STOP", &pid]).status();
+        assert!(stopped.unwrap().success());
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Returns a connection to look at the data with.
+    pub(crate) fn inspect(&self) -> Connection {
+        Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
+    fn is_up(&self) -> bool {
+        let connected = Client::open(self.url())
+            .unwrap()
+            .get_connection_with_timeout(Duration::from_secs(1));
+        let Ok(mut connection) = connected else {
+            return false;
+        };
+        match redis::cmd("PING").query::<String>(&mut connection) {
+            Ok(_) => true,
+            // It wants a password, so it is up.
+            Err(error) => error.code() == Some("NOAUTH"),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// Returns a port that nothing listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
