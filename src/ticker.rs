@@ -32,7 +32,7 @@ pub(crate) struct Rhythm {
 impl Rhythm {
     /// The pauses after keep-alives that failed.
     fn pauses(self) -> Delays {
-        let least = |part| (self.interval / part).max(Duration::from_nanos(1));
+        let least = |part: u32| (self.interval / part).max(Duration::from_nanos(1));
         Delays::new(least(8)..=least(2))
     }
 }

@@ -804,7 +804,8 @@ fn a_settlement_adds_little_to_the_future_of_its_tag() {
     type Boxed = <Tag as Settle>::Future;
     let added = mem::size_of::<SettleFuture<u8, Boxed, Refused>>() - mem::size_of::<Boxed>();
     // Its own span is 40 of them.
-    assert!(added <= 192, "{added} bytes");
+    let measured = if cfg!(feature = "metrics") { 24 } else { 0 };
+    assert!(added <= 192 + measured, "{added} bytes");
 }
 
 /// A tag that lets itself be waited for without a timer.
