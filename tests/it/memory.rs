@@ -9,7 +9,8 @@ use tower_sentinel::{
     Capabilities, DecisionExt, Job, Lease, OutcomeKind, Reason, SentinelLayer, Settle,
     SettlePolicy, Subscription as _, Unsettled, Verdict, ack_on_success,
     broker::memory::{
-        Broker, Connection, Counts, Delivery, Error, Queue, SettleFault, Subscription, Tag,
+        Broker, ConnectError, Connection, Counts, Deliveries, Delivery, DeliveryError, DeliveryTag,
+        Queue, SettleFault, SubscriptionError,
     },
 };
 
@@ -26,13 +27,13 @@ fn queue() -> Queue<u32> {
 
 /// Returns the next job, which must be there.
 #[track_caller]
-fn take(jobs: &mut Subscription<u32>) -> Delivery<u32> {
+fn take(jobs: &mut Deliveries<u32>) -> Delivery<u32> {
     let next = jobs.next().now_or_never();
     next.expect("a job is ready").unwrap().unwrap()
 }
 
 #[track_caller]
-fn take_all(jobs: &mut Subscription<u32>) -> Vec<Delivery<u32>> {
+fn take_all(jobs: &mut Deliveries<u32>) -> Vec<Delivery<u32>> {
     let next = || {
         jobs.next()
             .now_or_never()
@@ -46,7 +47,7 @@ fn payloads(deliveries: &[Delivery<u32>]) -> Vec<u32> {
 }
 
 #[track_caller]
-fn assert_idle(jobs: &mut Subscription<u32>) {
+fn assert_idle(jobs: &mut Deliveries<u32>) {
     assert!(jobs.next().now_or_never().is_none());
 }
 
@@ -56,7 +57,7 @@ fn reason() -> Reason {
 
 /// Settles at once.
 #[track_caller]
-fn settle(job: &Delivery<u32>, verdict: Verdict) -> Result<(), Error> {
+fn settle(job: &Delivery<u32>, verdict: Verdict) -> Result<(), DeliveryError> {
     let settled = job.tag().settle(verdict, reason()).now_or_never();
     settled
         .expect("a settlement is not delayed")
@@ -64,15 +65,15 @@ fn settle(job: &Delivery<u32>, verdict: Verdict) -> Result<(), Error> {
 }
 
 #[track_caller]
-fn keep_alive(tag: &Tag<u32>) -> Result<Lease, Error> {
+fn keep_alive(tag: &DeliveryTag<u32>) -> Result<Lease, DeliveryError> {
     tag.keep_alive().now_or_never().unwrap()
 }
 
-async fn closed(jobs: &mut Subscription<u32>) -> Result<(), Error> {
+async fn closed(jobs: &mut Deliveries<u32>) -> Result<(), SubscriptionError> {
     poll_fn(|cx| Pin::new(&mut *jobs).poll_closed(cx)).await
 }
 
-async fn close(jobs: &mut Subscription<u32>) {
+async fn close(jobs: &mut Deliveries<u32>) {
     poll_fn(|cx| Pin::new(&mut *jobs).poll_close(cx)).await;
 }
 
@@ -154,7 +155,7 @@ async fn the_gate_has_the_number_of_the_prefetch() {
     assert_eq!(jobs.prefetch(), 2);
     let mut gated = jobs.gate().layer(service_fn(|(): ()| async {
         sleep(SECOND).await;
-        Ok::<_, Error>(())
+        Ok::<_, DeliveryError>(())
     }));
     let calls: Vec<_> = futures_util::stream::iter(0..2)
         .then(|_| {
@@ -372,7 +373,10 @@ fn an_abandoned_job_is_held_and_its_tag_used_up() {
     let mut jobs = queue.subscribe(1).unwrap();
     let job = take(&mut jobs);
     settle(&job, Verdict::Abandon).unwrap();
-    assert_eq!(settle(&job, Verdict::Ack), Err(Error::AlreadySettled));
+    assert_eq!(
+        settle(&job, Verdict::Ack),
+        Err(DeliveryError::AlreadySettled)
+    );
     assert_eq!(counts(&queue), (0, 0, 1, 0, 0, 0));
     drop(jobs);
     assert_eq!(counts(&queue), (1, 0, 0, 0, 0, 0));
@@ -404,7 +408,7 @@ fn a_second_settlement_is_an_error() {
                 .now_or_never()
                 .unwrap()
                 .unwrap_err();
-            assert_eq!(error, Error::AlreadySettled, "{first}, {second}");
+            assert_eq!(error, DeliveryError::AlreadySettled, "{first}, {second}");
             assert!(tag.is_none());
             assert_eq!(queue.counts(), before);
             settle(&held, Verdict::Ack).unwrap();
@@ -420,14 +424,20 @@ fn the_tag_of_an_earlier_delivery_does_not_answer_for_the_next() {
     let first = take(&mut jobs);
     settle(&first, Verdict::retry()).unwrap();
     let second = take(&mut jobs);
-    assert_eq!(settle(&first, Verdict::Ack), Err(Error::AlreadySettled));
-    assert_eq!(keep_alive(&first.tag()), Err(Error::AlreadySettled));
+    assert_eq!(
+        settle(&first, Verdict::Ack),
+        Err(DeliveryError::AlreadySettled)
+    );
+    assert_eq!(keep_alive(&first.tag()), Err(DeliveryError::AlreadySettled));
     settle(&second, Verdict::Ack).unwrap();
 
     // The next job has the same place in memory.
     queue.publish(2);
     let _third = take(&mut jobs);
-    assert_eq!(settle(&second, Verdict::Ack), Err(Error::AlreadySettled));
+    assert_eq!(
+        settle(&second, Verdict::Ack),
+        Err(DeliveryError::AlreadySettled)
+    );
     assert_eq!(counts(&queue), (0, 0, 1, 1, 0, 0));
 }
 
@@ -453,8 +463,8 @@ fn lose(
     loss: Loss,
     broker: &Broker<u32>,
     connection: &Connection<u32>,
-    mut jobs: Subscription<u32>,
-) -> Option<Subscription<u32>> {
+    mut jobs: Deliveries<u32>,
+) -> Option<Deliveries<u32>> {
     match loss {
         Loss::Connection => connection.drop_now(),
         Loss::AllConnections => broker.drop_connections(),
@@ -506,13 +516,17 @@ fn a_stale_tag_is_refused_while_its_twin_settles() {
             Verdict::Reject,
         ];
         for verdict in verdicts {
-            assert_eq!(settle(&stale, verdict), Err(Error::StaleTag), "{loss:?}");
+            assert_eq!(
+                settle(&stale, verdict),
+                Err(DeliveryError::Stale),
+                "{loss:?}"
+            );
         }
 
         // The new channel has the same place in memory, if the old one is forgotten.
         let mut jobs = queue.subscribe(1).unwrap();
         let twin = take(&mut jobs);
-        assert_eq!(settle(&stale, Verdict::Ack), Err(Error::StaleTag));
+        assert_eq!(settle(&stale, Verdict::Ack), Err(DeliveryError::Stale));
         assert_eq!(settle(&stale, Verdict::Abandon), Ok(()));
         assert_eq!(keep_alive(&stale.tag()), Ok(Lease::Lost));
         settle(&twin, Verdict::Ack).unwrap();
@@ -541,7 +555,7 @@ async fn a_lost_connection_ends_its_streams_with_one_error() {
             Loss::Connection => connection.drop_now(),
             _ => broker.drop_connections(),
         }
-        let lost = Err(Error::ConnectionLost);
+        let lost = Err(SubscriptionError::Disconnected);
         assert_eq!(
             waiting.await.unwrap(),
             ([Some(lost), None], lost),
@@ -549,7 +563,7 @@ async fn a_lost_connection_ends_its_streams_with_one_error() {
         );
         assert_eq!(watching.await.unwrap(), lost);
         let refused = connection.subscribe(&queue, 1).map(|_| ());
-        assert_eq!(refused, Err(Error::ConnectionLost));
+        assert_eq!(refused, Err(ConnectError::Disconnected));
         // The others, and the next ones, are not concerned.
         drop(queue.subscribe(1).unwrap());
     }
@@ -606,11 +620,8 @@ fn connections_are_refused_on_demand() {
     let broker = Broker::new();
     let queue = broker.queue("jobs").declare();
     broker.refuse_connections(2);
-    assert_eq!(broker.connect().map(|_| ()), Err(Error::ConnectionRefused));
-    assert_eq!(
-        queue.subscribe(1).map(|_| ()),
-        Err(Error::ConnectionRefused)
-    );
+    assert_eq!(broker.connect().map(|_| ()), Err(ConnectError::Refused));
+    assert_eq!(queue.subscribe(1).map(|_| ()), Err(ConnectError::Refused));
     drop(queue.subscribe(1).unwrap());
     queue.publish(1);
 }
@@ -636,7 +647,7 @@ async fn a_job_whose_lease_ends_is_given_to_another() {
     assert_eq!(twin.tag().redelivered(), Some(true));
 
     assert_eq!(keep_alive(&late.tag()), Ok(Lease::Lost));
-    assert_eq!(settle(&late, Verdict::Ack), Err(Error::LeaseLost));
+    assert_eq!(settle(&late, Verdict::Ack), Err(DeliveryError::LeaseLost));
     assert_eq!(settle(&late, Verdict::Abandon), Ok(()));
     settle(&twin, Verdict::Ack).unwrap();
     assert_eq!(counts(&queue), (0, 0, 0, 1, 0, 0));
@@ -675,7 +686,7 @@ async fn keep_alive_lets_the_lease_start_anew() {
         assert_eq!(keep_alive(&kept.tag()), Ok(Lease::Held));
     }
     assert_eq!(counts(&queue), (1, 0, 1, 0, 0, 0));
-    assert_eq!(settle(&left, Verdict::Ack), Err(Error::LeaseLost));
+    assert_eq!(settle(&left, Verdict::Ack), Err(DeliveryError::LeaseLost));
     advance(LEASE - SECOND).await;
     settle(&kept, Verdict::Ack).unwrap();
     assert_eq!(counts(&queue), (1, 0, 0, 1, 0, 0));
@@ -693,7 +704,7 @@ async fn the_end_of_a_lease_that_is_settled_is_none() {
     }
     advance(LEASE).await;
     assert_eq!(counts(&queue), (1, 0, 0, 1_000, 0, 0));
-    assert_eq!(settle(&first, Verdict::Ack), Err(Error::LeaseLost));
+    assert_eq!(settle(&first, Verdict::Ack), Err(DeliveryError::LeaseLost));
 }
 
 #[test]
@@ -704,7 +715,7 @@ fn without_a_lease_a_keep_alive_is_refused() {
     let tag = take(&mut jobs).tag();
     let expected = Capabilities::none().free_release().delay();
     assert_eq!(tag.capabilities(), expected);
-    assert_eq!(keep_alive(&tag), Err(Error::NoLease));
+    assert_eq!(keep_alive(&tag), Err(DeliveryError::NoLease));
 }
 
 #[test]
@@ -728,15 +739,15 @@ fn settlements_fail_on_demand() {
     (0..2).for_each(|job| queue.publish(job));
     let mut jobs = queue.subscribe(2).unwrap();
     let held = take_all(&mut jobs);
-    let settle = |tag: Tag<u32>| tag.settle(Verdict::Ack, reason()).now_or_never().unwrap();
+    let settle = |tag: DeliveryTag<u32>| tag.settle(Verdict::Ack, reason()).now_or_never().unwrap();
 
     queue.fail_settlements(2, SettleFault::Again);
     queue.fail_settlements(1, SettleFault::Last);
     let again = settle(held[0].tag()).unwrap_err();
-    assert_eq!(again.error, Error::Injected);
+    assert_eq!(again.error, DeliveryError::Injected);
     let again = settle(again.tag.unwrap()).unwrap_err();
     let last = settle(again.tag.unwrap()).unwrap_err();
-    assert_eq!(last.error, Error::Injected);
+    assert_eq!(last.error, DeliveryError::Injected);
     assert!(last.tag.is_none());
     assert_eq!(counts(&queue), (0, 0, 2, 0, 0, 0));
 
@@ -755,12 +766,18 @@ fn an_injected_fault_is_kept_for_a_settlement_that_would_succeed() {
     let held = take_all(&mut jobs);
     settle(&held[0], Verdict::Ack).unwrap();
     queue.fail_settlements(1, SettleFault::Last);
-    assert_eq!(settle(&held[0], Verdict::Ack), Err(Error::AlreadySettled));
+    assert_eq!(
+        settle(&held[0], Verdict::Ack),
+        Err(DeliveryError::AlreadySettled)
+    );
     settle(&held[1], Verdict::Abandon).unwrap();
     queue.publish(3);
     drop(jobs);
     let mut jobs = queue.subscribe(2).unwrap();
-    assert_eq!(settle(&take(&mut jobs), Verdict::Ack), Err(Error::Injected));
+    assert_eq!(
+        settle(&take(&mut jobs), Verdict::Ack),
+        Err(DeliveryError::Injected)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -784,7 +801,7 @@ async fn settlements_are_delayed_on_demand() {
     let late = tokio::spawn(held[2].tag().settle(Verdict::Ack, reason()));
     sleep(SECOND / 2).await;
     broker.drop_connections();
-    assert_eq!(late.await.unwrap().unwrap_err().error, Error::StaleTag);
+    assert_eq!(late.await.unwrap().unwrap_err().error, DeliveryError::Stale);
     assert_eq!(counts(&queue), (2, 0, 0, 1, 0, 0));
 }
 

@@ -1,4 +1,4 @@
-//! [`Delivery`] and [`Tag`]: a job that was handed out, and what answers for it.
+//! [`Delivery`] and [`DeliveryTag`]: a job that was handed out, and what answers for it.
 
 use std::{
     fmt,
@@ -10,19 +10,19 @@ use std::{
 
 use tokio::time::{Sleep, sleep};
 
-use super::{Death, Error, jobs::Taken, queue::Inner, state::Address};
+use super::{Death, DeliveryError, jobs::Taken, queue::Inner, state::Address};
 use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
 
 /// A job that was delivered.
 pub struct Delivery<P> {
     payload: P,
-    tag: Tag<P>,
+    tag: DeliveryTag<P>,
     death: Option<Arc<Death>>,
 }
 
 impl<P> Delivery<P> {
     pub(super) fn new(queue: &Arc<Inner<P>>, taken: Taken<P>, address: Address) -> Self {
-        let tag = Tag {
+        let tag = DeliveryTag {
             queue: Arc::clone(queue),
             address,
             deliveries: taken.deliveries,
@@ -52,9 +52,9 @@ impl<P> Delivery<P> {
 }
 
 impl<P> Job for Delivery<P> {
-    type Tag = Tag<P>;
+    type Tag = DeliveryTag<P>;
 
-    fn tag(&self) -> Tag<P> {
+    fn tag(&self) -> DeliveryTag<P> {
         self.tag.clone()
     }
 }
@@ -77,7 +77,7 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 
 /// What answers for a [`Delivery`].
 ///
-/// It is valid on the channel of its [`Subscription`](super::Subscription) only, and once:
+/// It is valid on the channel of its [`Deliveries`](super::Deliveries) only, and once:
 /// whichever clone of it settles first. A job that nobody settles is held until its channel is
 /// closed or its [lease](super::QueueBuilder::lease) ends.
 ///
@@ -88,14 +88,14 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 /// | `Release` | it comes back in the same place, with no delivery charged |
 /// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
 /// | `Abandon` | nothing: it is held as before, and the tag is used up |
-pub struct Tag<P> {
+pub struct DeliveryTag<P> {
     queue: Arc<Inner<P>>,
     address: Address,
     deliveries: u32,
     redelivered: bool,
 }
 
-impl<P> Clone for Tag<P> {
+impl<P> Clone for DeliveryTag<P> {
     fn clone(&self) -> Self {
         Self {
             queue: Arc::clone(&self.queue),
@@ -104,9 +104,9 @@ impl<P> Clone for Tag<P> {
     }
 }
 
-impl<P> fmt::Debug for Tag<P> {
+impl<P> fmt::Debug for DeliveryTag<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tag")
+        f.debug_struct("DeliveryTag")
             .field("queue", &self.queue.config.name)
             .field("number", &self.address.number)
             .field("deliveries", &self.deliveries)
@@ -117,12 +117,12 @@ impl<P> fmt::Debug for Tag<P> {
 
 /// # Errors
 ///
-/// [`Error::StaleTag`], [`Error::LeaseLost`] and [`Error::AlreadySettled`] use the tag up, as
-/// nothing can be said with it. [`Error::Injected`] does or does not, as the
-/// [test asked for](super::Queue::fail_settlements). [`Error::NoLease`] is that of `keep_alive`
+/// [`DeliveryError::Stale`], [`DeliveryError::LeaseLost`] and [`DeliveryError::AlreadySettled`] use the tag up, as
+/// nothing can be said with it. [`DeliveryError::Injected`] does or does not, as the
+/// [test asked for](super::Queue::fail_settlements). [`DeliveryError::NoLease`] is that of `keep_alive`
 /// where the capability is missing.
-impl<P: Send> Settle for Tag<P> {
-    type Error = Error;
+impl<P: Send> Settle for DeliveryTag<P> {
+    type Error = DeliveryError;
     type Future = Settlement<P>;
 
     fn settle(self, verdict: Verdict, reason: Reason) -> Settlement<P> {
@@ -136,7 +136,7 @@ impl<P: Send> Settle for Tag<P> {
     ///
     /// It is [`Lost`](Lease::Lost) if the job was taken back: its lease ended, or its channel is
     /// closed.
-    async fn keep_alive(&self) -> Result<Lease, Error> {
+    async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
         let step = self.queue.server.lock().keep_alive(self.address);
         step.finish()
     }
@@ -154,7 +154,7 @@ impl<P: Send> Settle for Tag<P> {
     }
 }
 
-/// The future of a [`Tag`]'s settlement.
+/// The future of a [`DeliveryTag`]'s settlement.
 ///
 /// # Cancel safety
 ///
@@ -162,7 +162,7 @@ impl<P: Send> Settle for Tag<P> {
 #[must_use = "a delivery is not settled unless this is polled"]
 pub struct Settlement<P> {
     /// `None` once it is given.
-    answer: Option<(Tag<P>, Verdict, Reason)>,
+    answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
     /// Made at the first poll, if settlements are delayed.
     delay: Option<Pin<Box<Sleep>>>,
 }
@@ -171,7 +171,7 @@ pub struct Settlement<P> {
 impl<P> Unpin for Settlement<P> {}
 
 impl<P> Future for Settlement<P> {
-    type Output = Result<(), Unsettled<Tag<P>, Error>>;
+    type Output = Result<(), Unsettled<DeliveryTag<P>, DeliveryError>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;

@@ -129,7 +129,7 @@ impl<P> Jobs<P> {
         let entry = &mut self.slab[key];
         // The caller's code, which may panic: nothing is changed before it.
         let payload = entry.payload.clone();
-        let until = self.lease.map(|lease| end_after(lease));
+        let until = self.lease.map(end_after);
         entry.held = Some(Held {
             channel,
             number,

@@ -82,16 +82,19 @@
 //! | [`Connection::drop_now`] | a socket that breaks: the unanswered go back, the stream ends with an error |
 //! | [`Broker::drop_connections`] | the broker's restart |
 //! | [`Broker::refuse_connections`] | a broker that is down when a worker starts or reconnects |
-//! | dropping a [`Subscription`] | the end of the worker's process |
+//! | dropping a [`Deliveries`] | the end of the worker's process |
 //! | [`Queue::fail_settlements`] | an answer that can be repeated, or one that used its tag up |
 //! | [`Queue::delay_settlements`] | a slow broker: settlements time out, or the connection is lost meanwhile |
 
+mod channel;
+mod deliveries;
 mod delivery;
 mod error;
 mod jobs;
 mod queue;
+mod settling;
 mod state;
-mod subscription;
+mod step;
 
 use std::{
     fmt,
@@ -103,10 +106,10 @@ use std::{
 
 use self::state::Server;
 pub use self::{
-    delivery::{Delivery, Settlement, Tag},
-    error::Error,
+    deliveries::Deliveries,
+    delivery::{Delivery, DeliveryTag, Settlement},
+    error::{ConnectError, DeliveryError, SubscriptionError},
     queue::{Counts, DeadLetter, Death, Queue, QueueBuilder, SettleFault},
-    subscription::Subscription,
 };
 
 /// An embedded broker; clones are handles of the same broker.
@@ -133,8 +136,8 @@ impl<P> Broker<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionRefused`] if the test [asked for it](Self::refuse_connections).
-    pub fn connect(&self) -> Result<Connection<P>, Error> {
+    /// [`ConnectError::Refused`] if the test [asked for it](Self::refuse_connections).
+    pub fn connect(&self) -> Result<Connection<P>, ConnectError> {
         Connection::open(&self.server)
     }
 
@@ -183,7 +186,7 @@ pub struct Connection<P> {
 }
 
 impl<P> Connection<P> {
-    fn open(server: &Arc<Server<P>>) -> Result<Self, Error> {
+    fn open(server: &Arc<Server<P>>) -> Result<Self, ConnectError> {
         let number = server.lock().connect()?;
         Ok(Self {
             server: Arc::clone(server),
@@ -196,29 +199,33 @@ impl<P> Connection<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionLost`] if the connection was dropped.
+    /// [`ConnectError::Disconnected`] if the connection was dropped.
     ///
     /// # Panics
     ///
     /// Panics if `prefetch` is 0, or if `queue` is of another broker.
     #[track_caller]
-    pub fn subscribe(&self, queue: &Queue<P>, prefetch: usize) -> Result<Subscription<P>, Error> {
+    pub fn subscribe(
+        &self,
+        queue: &Queue<P>,
+        prefetch: usize,
+    ) -> Result<Deliveries<P>, ConnectError> {
         assert!(prefetch > 0, "a prefetch of 0 would deliver nothing");
         let is_ours = Arc::ptr_eq(&self.server, &queue.inner.server);
         assert!(is_ours, "the queue is of another broker");
         let mut state = self.server.lock();
         if self.is_lost.load(Ordering::Relaxed) || state.is_severed(self.number) {
-            return Err(Error::ConnectionLost);
+            return Err(ConnectError::Disconnected);
         }
         let channel = state.open(self.number, queue.inner.index, prefetch);
-        Ok(Subscription::new(queue, channel, prefetch))
+        Ok(Deliveries::new(queue, channel, prefetch))
     }
 
     /// Drops the connection now, as if its socket broke.
     ///
     /// What was delivered over it and not answered goes to the front of its queue, in the order of
     /// delivery, with a delivery charged and the redelivered flag set. Tags of it are stale, and
-    /// its subscriptions end with [`Error::ConnectionLost`].
+    /// its subscriptions end with [`ConnectError::Disconnected`].
     pub fn drop_now(&self) {
         let mut state = self.server.lock();
         self.is_lost.store(true, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use super::{
-    Broker, Connection, Error, Subscription,
+    Broker, ConnectError, Connection, Deliveries,
     state::{Config, Server},
 };
 use crate::{Capabilities, Reason};
@@ -49,13 +49,13 @@ impl<P> Queue<P> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionRefused`] if the test [asked for it](Broker::refuse_connections).
+    /// [`ConnectError::Refused`] if the test [asked for it](Broker::refuse_connections).
     ///
     /// # Panics
     ///
     /// Panics if `prefetch` is 0.
     #[track_caller]
-    pub fn subscribe(&self, prefetch: usize) -> Result<Subscription<P>, Error> {
+    pub fn subscribe(&self, prefetch: usize) -> Result<Deliveries<P>, ConnectError> {
         let connection = Connection::open(&self.inner.server)?;
         connection.subscribe(self, prefetch)
     }

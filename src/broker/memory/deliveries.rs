@@ -1,4 +1,4 @@
-//! [`Subscription`]: the deliveries of one consumer.
+//! [`Deliveries`]: the deliveries of one consumer.
 
 use std::{
     fmt,
@@ -12,14 +12,10 @@ use futures_util::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{
-    Delivery, Error, Queue,
-    queue::Inner,
-    state::{End, Next},
-};
-use crate::Subscription as SubscriptionTrait;
+use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
+use crate::Subscription;
 
-/// The deliveries of one consumer, over a channel of its own: a [`Subscription`](SubscriptionTrait).
+/// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
 ///
 /// A job is delivered when the stream is polled, and at most [`prefetch`](Self::prefetch) are
 /// unanswered at a time. After that many the stream waits for an answer.
@@ -32,7 +28,7 @@ use crate::Subscription as SubscriptionTrait;
 /// While a job of the queue is delayed or has a lease, a stream that has to wait must be polled
 /// within a tokio runtime with time enabled.
 #[must_use = "nothing is delivered unless the stream is polled"]
-pub struct Subscription<P> {
+pub struct Deliveries<P> {
     queue: Arc<Inner<P>>,
     channel: usize,
     prefetch: usize,
@@ -42,7 +38,7 @@ pub struct Subscription<P> {
     is_over: bool,
 }
 
-impl<P> Subscription<P> {
+impl<P> Deliveries<P> {
     pub(super) fn new(queue: &Queue<P>, channel: usize, prefetch: usize) -> Self {
         Self {
             queue: Arc::clone(&queue.inner),
@@ -76,8 +72,8 @@ impl<P> Subscription<P> {
     }
 }
 
-impl<P: Clone> Stream for Subscription<P> {
-    type Item = Result<Delivery<P>, Error>;
+impl<P: Clone> Stream for Deliveries<P> {
+    type Item = Result<Delivery<P>, SubscriptionError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
@@ -93,7 +89,7 @@ impl<P: Clone> Stream for Subscription<P> {
                 Next::Ended(end) => {
                     self.is_over = true;
                     if end == End::Lost {
-                        return Poll::Ready(Some(Err(Error::ConnectionLost)));
+                        return Poll::Ready(Some(Err(SubscriptionError::Disconnected)));
                     }
                 }
                 Next::Wait(None) => return Poll::Pending,
@@ -103,11 +99,14 @@ impl<P: Clone> Stream for Subscription<P> {
     }
 }
 
-impl<P: Clone> SubscriptionTrait for Subscription<P> {
+impl<P: Clone> Subscription for Deliveries<P> {
     type Job = Delivery<P>;
-    type Error = Error;
+    type Error = SubscriptionError;
 
-    fn poll_closed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_closed(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SubscriptionError>> {
         let end = self
             .queue
             .server
@@ -116,7 +115,7 @@ impl<P: Clone> SubscriptionTrait for Subscription<P> {
         match end {
             None => Poll::Pending,
             Some(End::GivenUp) => Poll::Ready(Ok(())),
-            Some(End::Lost) => Poll::Ready(Err(Error::ConnectionLost)),
+            Some(End::Lost) => Poll::Ready(Err(SubscriptionError::Disconnected)),
         }
     }
 
@@ -128,18 +127,18 @@ impl<P: Clone> SubscriptionTrait for Subscription<P> {
 }
 
 // The timer is behind a box of its own.
-impl<P> Unpin for Subscription<P> {}
+impl<P> Unpin for Deliveries<P> {}
 
-impl<P> Drop for Subscription<P> {
+impl<P> Drop for Deliveries<P> {
     fn drop(&mut self) {
         let step = self.queue.server.lock().forget(self.channel);
         step.finish();
     }
 }
 
-impl<P> fmt::Debug for Subscription<P> {
+impl<P> fmt::Debug for Deliveries<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription")
+        f.debug_struct("Deliveries")
             .field("queue", &self.queue.config.name)
             .field("prefetch", &self.prefetch)
             .finish_non_exhaustive()
