@@ -6,6 +6,7 @@ mod cancellation;
 mod decision;
 mod drops;
 mod gate;
+mod intensity;
 mod layer_order;
 mod panics;
 mod policy;
