@@ -14,7 +14,7 @@ use tower::{
     BoxError, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, filter::FilterLayer,
     retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
 };
-use tower_sentinel::{OnDrop, Outcome, OutcomeKind, Report, SentinelLayer};
+use tower_sentinel::{IntensityLayer, OnDrop, Outcome, OutcomeKind, Report, SentinelLayer};
 
 use crate::support::{Count, raise};
 
@@ -59,6 +59,8 @@ async fn slow(_: Id) -> Result<(), io::Error> {
 async fn refuse(_: Id) -> Result<(), io::Error> {
     Err(io::Error::other("no"))
 }
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 async fn call<S: Service<J>, J>(service: &mut S, job: J) -> Result<S::Response, S::Error> {
     service.ready().await?.call(job).await
@@ -360,6 +362,59 @@ async fn a_caught_panic_inside_is_a_failure_and_one_that_the_sentinel_catches_is
     let mut own = ServiceBuilder::new().layer(layer).service_fn(panics);
     call(&mut own, Id::new(2)).await.unwrap();
     assert_eq!(told(&reports), answers([(1, "failed"), (2, "panicked")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_intensity_outside_sees_no_failure_and_inside_pauses() {
+    let reports = Told::default();
+    let intensity = || IntensityLayer::new().window(10).pause(HOUR..=HOUR);
+    let mut outside = ServiceBuilder::new()
+        .layer(intensity())
+        .layer(SentinelLayer::new(telling(&reports)))
+        .service_fn(refuse);
+    for id in 0..100 {
+        assert!(is_ready(&mut outside).await);
+        outside.call(Id::new(id)).await.unwrap();
+    }
+    assert_eq!(told(&reports).len(), 100);
+
+    let reports = Told::default();
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .layer(intensity())
+        .service_fn(refuse);
+    let mut taken = 0;
+    while is_ready(&mut inside).await {
+        inside.call(Id::new(taken)).await.unwrap();
+        taken += 1;
+    }
+    assert_eq!((taken, told(&reports).len()), (10, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_intensity_sees_no_limit_that_drops_it_unless_it_is_the_sentinels() {
+    let reports = Told::default();
+    let intensity = || IntensityLayer::new().window(10).pause(HOUR..=HOUR);
+    let mut between = ServiceBuilder::new()
+        .layer(SentinelLayer::new(telling(&reports)))
+        .timeout(Duration::from_secs(1))
+        .layer(intensity())
+        .service_fn(slow);
+    for id in 0..100 {
+        assert!(is_ready(&mut between).await);
+        between.call(Id::new(id)).await.unwrap();
+    }
+
+    let reports = Told::default();
+    let layer = SentinelLayer::new(telling(&reports)).timeout(Duration::from_secs(1));
+    let mut own = ServiceBuilder::new()
+        .layer(layer)
+        .layer(intensity())
+        .service_fn(slow);
+    for id in 0..10 {
+        call(&mut own, Id::new(id)).await.unwrap();
+    }
+    assert!(!is_ready(&mut own).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod endpoints;
 mod gate;
 #[cfg(feature = "metrics")]
 mod instruments;
+mod intensity;
 mod layer_order;
 mod memory;
 mod panic_hook;
