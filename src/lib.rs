@@ -82,6 +82,7 @@
 
 mod abandoned;
 mod backoff;
+pub mod broker;
 mod builder;
 mod cancel;
 mod decision;
