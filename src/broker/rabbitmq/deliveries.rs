@@ -1,0 +1,221 @@
+//! [`Deliveries`]: the jobs of one channel.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery as Received};
+use tower::limit::ConcurrencyLimitLayer;
+
+use super::{Delivery, SubscriptionError, delivery::Link, publisher::Publisher};
+use crate::Subscription;
+
+/// The jobs of one subscription, over a channel of its own: a [`Subscription`].
+///
+/// Dropping it closes the channel: what was not answered is redelivered, and its tags are stale.
+#[must_use = "jobs wait unanswered unless the stream is polled"]
+pub struct Deliveries {
+    channel: Channel,
+    consumer: Consumer,
+    connection: ConnectionStatus,
+    link: Arc<Link>,
+    prefetch: u16,
+    /// What was received while waiting for the end; no more than the prefetch.
+    received: VecDeque<Received>,
+    end: Option<End>,
+    closing: Option<Closing>,
+}
+
+/// How the stream ends.
+#[derive(Debug)]
+struct End {
+    /// `None` if it was asked to.
+    reason: Option<SubscriptionError>,
+    /// Whether the stream has told the reason.
+    is_told: bool,
+}
+
+enum Closing {
+    Closes(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Closed,
+}
+
+impl Deliveries {
+    pub(super) fn new(
+        channel: Channel,
+        consumer: Consumer,
+        connection: ConnectionStatus,
+        publisher: Publisher,
+        prefetch: u16,
+        free_release: bool,
+    ) -> Self {
+        let link = Arc::new(Link {
+            publisher,
+            free_release,
+            is_over: AtomicBool::new(false),
+        });
+        Self {
+            channel,
+            consumer,
+            connection,
+            link,
+            prefetch,
+            received: VecDeque::new(),
+            end: None,
+            closing: None,
+        }
+    }
+
+    /// Returns how many jobs may be unanswered at a time.
+    pub fn prefetch(&self) -> usize {
+        self.prefetch.into()
+    }
+
+    /// Returns tower's concurrency limit of the same number, for the outside of the sentinel.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch())
+    }
+
+    /// Waits for what the client receives; `None` once there is an end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+        if self.end.is_some() {
+            return Poll::Ready(None);
+        }
+        let reason = match ready!(Pin::new(&mut self.consumer).poll_next(cx)) {
+            Some(Ok(received)) => return Poll::Ready(Some(received)),
+            Some(Err(error)) => SubscriptionError::new(error),
+            None => self.reason_of_cancel(),
+        };
+        let cancelled = matches!(reason, SubscriptionError::Cancelled { .. });
+        if !cancelled {
+            self.give_up();
+        }
+        self.end = Some(End {
+            reason: Some(reason),
+            is_told: false,
+        });
+        Poll::Ready(None)
+    }
+
+    /// lapin ends its stream alike for a cancelled consumer and for what was closed from this side.
+    fn reason_of_cancel(&self) -> SubscriptionError {
+        let state = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
+        if !self.connection.connected() {
+            return SubscriptionError::ConnectionClosed(state.into());
+        }
+        if !self.channel.status().connected() {
+            let state = lapin::ChannelState::Closed;
+            let error = lapin::ErrorKind::InvalidChannelState(state, "the channel was closed");
+            return SubscriptionError::ChannelClosed(error.into());
+        }
+        let queue = self.link.publisher.queue().to_owned();
+        SubscriptionError::Cancelled { queue }
+    }
+
+    /// Makes the tags stale, and drops the jobs that were not taken.
+    fn give_up(&mut self) {
+        self.link.is_over.store(true, Ordering::Release);
+        self.received.clear();
+    }
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery, SubscriptionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let received = match self.received.pop_front() {
+                Some(received) => Some(received),
+                None => ready!(self.poll_receive(cx)),
+            };
+            match received {
+                // Void: its channel was closed after it had come.
+                Some(received) if received.acker.poisoned() => {}
+                Some(received) => {
+                    let delivery = Delivery::new(received, &self.link);
+                    return Poll::Ready(Some(Ok(delivery)));
+                }
+                None => {
+                    let untold = self.end.as_mut().filter(|end| !end.is_told);
+                    let reason = untold.and_then(|end| {
+                        end.is_told = true;
+                        end.reason.clone()
+                    });
+                    return Poll::Ready(reason.map(Err));
+                }
+            }
+        }
+    }
+}
+
+impl Subscription for Deliveries {
+    type Job = Delivery;
+    type Error = SubscriptionError;
+
+    /// Waits until the channel is closed, or the subscription to it is cancelled by the server.
+    ///
+    /// After a cancel the channel is still open: what was delivered can be settled until
+    /// [`poll_close`](Subscription::poll_close).
+    fn poll_closed(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SubscriptionError>> {
+        while let Some(received) = ready!(self.poll_receive(cx)) {
+            self.received.push_back(received);
+        }
+        if let Some(Closing::Closes(_)) = self.closing {
+            ready!(self.poll_close(cx));
+            return Poll::Ready(Ok(()));
+        }
+        self.received.clear();
+        let reason = self.end.as_ref().and_then(|end| end.reason.clone());
+        Poll::Ready(reason.map_or(Ok(()), Err))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.give_up();
+        this.end.get_or_insert(End {
+            reason: None,
+            is_told: true,
+        });
+        let channel = &this.channel;
+        let closing = this.closing.get_or_insert_with(|| {
+            let channel = channel.clone();
+            Closing::Closes(Box::pin(async move {
+                // An error says that it is closed, or lost, already.
+                drop(channel.close(200, "OK".into()).await);
+            }))
+        });
+        if let Closing::Closes(close) = closing {
+            ready!(close.as_mut().poll(cx));
+            *closing = Closing::Closed;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl fmt::Debug for Deliveries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries")
+            .field("queue", &self.link.publisher.queue())
+            .field("prefetch", &self.prefetch)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}

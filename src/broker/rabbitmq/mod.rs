@@ -1,0 +1,121 @@
+//! RabbitMQ, by [`lapin`]: classic and quorum queues.
+//!
+//! ```no_run
+//! use futures_util::StreamExt;
+//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+//! use tower_sentinel::broker::rabbitmq::{self, Delivery, Queue};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+//! let mut jobs = Queue::quorum("orders")
+//!     .prefetch(64) // both `basic.qos` and the gate
+//!     .dead_letter("orders.dead")
+//!     .subscribe(&connection)
+//!     .await?;
+//! let mut handler = ServiceBuilder::new()
+//!     .layer(jobs.gate())
+//!     .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success())))
+//!     .service_fn(|job: Delivery| async move { std::str::from_utf8(job.as_ref()).map(str::len) });
+//! while let Some(job) = jobs.next().await {
+//!     let settling = handler.ready().await?.call(job?);
+//!     tokio::spawn(settling);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Verdicts
+//!
+//! | | quorum queue | classic queue |
+//! | --- | --- | --- |
+//! | `Ack` | `basic.ack` | `basic.ack` |
+//! | `Retry` | `basic.reject` with requeue | republished to the end of the queue, then acked |
+//! | `Retry` after a delay | republished to a retry queue, then acked | the same |
+//! | `Release` | `basic.nack` with requeue | `basic.nack` with requeue |
+//! | `Reject`, with a [dead letter](Queue::dead_letter) | republished there with its reason, then acked | the same |
+//! | `Reject` without | `basic.reject` without requeue: what the queue's own dead-letter exchange gets, or nobody | the same |
+//! | `Abandon` | nothing: the job holds its place in the prefetch until the channel ends | the same |
+//!
+//! What is republished is confirmed by the server before the original is acked. A crash between the
+//! two leaves both, so that the job runs twice; none leaves neither. A republished job keeps its
+//! properties, but for the `user-id` and the `CC` and `BCC` headers, and where it waits also for the
+//! `expiration`. Its exchange is the default one from then on.
+//!
+//! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: that one of them is `Ok` says
+//! that it was handed to the connection. If the connection is lost then, the job may come back.
+//!
+//! No settlement can be tried again, as lapin's acker is used up by the try: after a failed one the
+//! channel is to be given up. lapin's own recovery of connections is off in what
+//! [`connect`] returns. Where it is on, tags stay safe, as lapin makes the ackers of the old
+//! connection unusable, and a subscription ends with the connection that it was made on.
+//!
+//! # Counts
+//!
+//! [`deliveries`](crate::Settle::deliveries) is one more than the failed deliveries that were counted:
+//! by the queue, in `x-delivery-count` (quorum queues), and by this adapter, in `x-deliveries`, on
+//! what it republishes. A classic queue counts nothing itself, so that a job that takes its process
+//! down is counted by nobody. A quorum queue counts that too.
+//!
+//! Servers before 4.3 count every return to a quorum queue, so there a `Release` is charged, and
+//! [`release_is_free`](crate::Capabilities::release_is_free) says so. From 4.3 on they count
+//! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server: a delivery
+//! that bears `x-acquired-count`, which came with 4.3, proves it, and
+//! [`Queue::free_release`] declares it.
+//!
+//! Since 4.0 a quorum queue has a delivery limit of 20 unless it is set up otherwise: then the job
+//! goes to the queue's own dead-letter exchange, or is dropped.
+//!
+//! # Delays
+//!
+//! A retry queue has one time to live for all of its messages: with a time for each message, one that
+//! waits for long would hold up those behind it. So there is one for each delay, rounded up to one
+//! of four steps per power of two milliseconds, which is at most a quarter longer. It is
+//! declared when it is needed as `<queue>.retry.<milliseconds>`, and is deleted an hour after its
+//! last message is due. For a quorum queue it is a quorum queue too, with at-least-once
+//! dead-lettering (RabbitMQ 3.10 or newer), so that the way back is confirmed as well.
+//! A classic one sends its messages back without a confirmation, as classic queues do.
+//!
+//! # Dead letters
+//!
+//! A job that is rejected bears these headers:
+//!
+//! | header | |
+//! | --- | --- |
+//! | `x-outcome-kind` | how the job ended, as [`OutcomeKind::as_str`](crate::OutcomeKind::as_str) says |
+//! | `x-outcome-message` | the error's or the panic's message, if there is one; cut off at 4096 bytes |
+//! | `x-outcome-time` | when it was rejected, in seconds since 1970 |
+//! | `x-deliveries` | how often it was delivered, if that is known |
+//! | `x-original-exchange`, `x-original-routing-key` | what it was published with at first; on a retry, too |
+//!
+//! When somebody moves it back to its queue, it is counted from one again.
+//!
+//! # The consumer timeout
+//!
+//! A delivery that is not answered within the server's `consumer_timeout`, 30 minutes by default,
+//! makes the server close the *channel*: all jobs of the subscription are redelivered, and its stream
+//! ends with [`SubscriptionError::ChannelClosed`]. RabbitMQ has no keep-alive. So a sentinel's time
+//! limit should be shorter, with its settlement included; or let the server wait longer
+//! (`consumer_timeout` in `rabbitmq.conf`; from 3.12 on also `x-consumer-timeout` of a queue).
+//! From 4.3 on it is not applied to classic queues.
+
+mod connect;
+mod deliveries;
+mod delivery;
+mod error;
+mod headers;
+mod publisher;
+mod queue;
+mod settlement;
+
+pub use lapin;
+
+pub use self::{
+    connect::{connect, connect_with},
+    deliveries::Deliveries,
+    delivery::{Delivery, DeliveryTag},
+    error::{ConnectError, DeliveryError, SubscriptionError},
+    queue::{Queue, QueueKind},
+    settlement::Settlement,
+};
