@@ -56,6 +56,7 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`broker`] has what reads jobs from a broker and settles them there.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -78,7 +79,7 @@
 //!
 //! # Features
 //!
-//! None yet.
+//! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
 
 mod abandoned;
 mod backoff;
