@@ -56,6 +56,7 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`broker`] has what reads jobs from a broker and settles them there.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
@@ -90,6 +91,7 @@
 //!
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 //! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
+//! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
 
 mod abandoned;
 mod backoff;

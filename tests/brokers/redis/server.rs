@@ -78,6 +78,10 @@ impl Server {
         process.wait().unwrap();
     }
 
+    pub(crate) fn is_killed(&self) -> bool {
+        self.process.is_none()
+    }
+
     /// Stops the server without ending it, so that its connections stay open and silent.
     pub(crate) fn pause(&self) {
         let pid = self.process.as_ref().unwrap().id().to_string();
