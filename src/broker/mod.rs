@@ -3,7 +3,7 @@
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
-#[cfg(feature = "redis")]
-pub mod redis;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+#[cfg(feature = "redis")]
+pub mod redis;
