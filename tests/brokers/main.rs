@@ -1,2 +1,4 @@
 //! Tests against real brokers, on private servers that they start and kill.
 #![allow(clippy::unwrap_used)]
+
+mod example_rabbitmq;
