@@ -2,3 +2,4 @@
 #![allow(clippy::unwrap_used)]
 
 mod redis;
+mod example_rabbitmq;
