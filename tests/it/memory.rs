@@ -800,8 +800,10 @@ async fn settlements_are_delayed_on_demand() {
 
     let late = tokio::spawn(held[2].tag().settle(Verdict::Ack, reason()));
     sleep(SECOND / 2).await;
+    let lost = Instant::now();
     broker.drop_connections();
     assert_eq!(late.await.unwrap().unwrap_err().error, DeliveryError::Stale);
+    assert_eq!(lost.elapsed(), Duration::ZERO);
     assert_eq!(counts(&queue), (2, 0, 0, 1, 0, 0));
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Channel {
     pub(super) unacked: usize,
     pub(super) end: Option<End>,
     pub(super) closed: Option<Waker>,
+    /// Settlements that are delayed, and fail when the channel is closed.
+    pub(super) settling: Vec<Waker>,
     /// The deliveries whose lease was lost.
     pub(super) lapsed: Vec<u64>,
 }
@@ -57,6 +59,7 @@ impl<P> State<P> {
             unacked: 0,
             end: None,
             closed: None,
+            settling: Vec::new(),
             lapsed: Vec::new(),
         })
     }
@@ -97,11 +100,9 @@ impl<P> State<P> {
         }
         channel.end = Some(end);
         channel.unacked = 0;
-        channel
-            .closed
-            .take()
-            .into_iter()
-            .for_each(|it| wakers.push(it));
+        let settling = channel.settling.drain(..);
+        let waiting = channel.closed.take().into_iter().chain(settling);
+        waiting.for_each(|waker| wakers.push(waker));
         let queue = &mut self.queues[channel.queue];
         queue.wake(key, wakers);
         queue.jobs.give_back_all(key);

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::time::{Sleep, sleep};
@@ -175,19 +175,20 @@ impl<P> Future for Settlement<P> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Some(delay) = &mut this.delay {
-            ready!(delay.as_mut().poll(cx));
-        }
         // Invariant: a future is not polled again once it was ready.
         let (tag, verdict, reason) = this.answer.take().expect("a settlement is made once");
         let mut state = tag.queue.server.lock();
         let delay = state.settle_delay(tag.address.queue);
-        if this.delay.is_none() && !delay.is_zero() {
+        if this.delay.is_some() || !delay.is_zero() {
+            // What can't be sent any more is refused at once.
+            let is_open = state.watch(tag.address, cx.waker()).is_ok();
             drop(state);
-            this.answer = Some((tag, verdict, reason));
-            let delay = this.delay.insert(Box::pin(sleep(delay)));
-            ready!(delay.as_mut().poll(cx));
-            return self.poll(cx);
+            let delay = this.delay.get_or_insert_with(|| Box::pin(sleep(delay)));
+            if is_open && delay.as_mut().poll(cx).is_pending() {
+                this.answer = Some((tag, verdict, reason));
+                return Poll::Pending;
+            }
+            state = tag.queue.server.lock();
         }
         let step = state.settle(tag.address, verdict, reason);
         drop(state);

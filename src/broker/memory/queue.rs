@@ -141,7 +141,8 @@ impl<P> Queue<P> {
     /// Makes every settlement from now on wait for `delay` before it is carried out; zero by
     /// default.
     ///
-    /// A settlement that is dropped meanwhile is not carried out.
+    /// A settlement that is dropped meanwhile is not carried out, and one whose channel is closed
+    /// meanwhile fails at once.
     pub fn delay_settlements(&self, delay: Duration) {
         let Inner { server, index, .. } = &*self.inner;
         server.lock().queues[*index].faults.delay = delay;

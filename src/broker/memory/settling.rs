@@ -1,6 +1,6 @@
 //! Verdicts: how they are carried out, and which are refused.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use super::{
     Death, DeliveryError, SettleFault,
@@ -43,6 +43,17 @@ impl<P> State<P> {
     /// Returns what a settlement is to wait for before it is made.
     pub(super) fn settle_delay(&self, queue: usize) -> Duration {
         self.queues[queue].faults.delay
+    }
+
+    /// Sees to it that `waker` is woken when the delivery's channel is closed.
+    pub(super) fn watch(&mut self, address: Address, waker: &Waker) -> Result<(), DeliveryError> {
+        self.check(address)?;
+        // Invariant: a delivery that can be answered has its channel.
+        let settling = &mut self.channels[address.channel].settling;
+        if !settling.iter().any(|it| it.will_wake(waker)) {
+            settling.push(waker.clone());
+        }
+        Ok(())
     }
 
     pub(super) fn settle(
