@@ -56,6 +56,7 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -72,6 +73,7 @@
 //! | `retry` on the policy | | repeats the answer and not the work |
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
 //! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
+//! | [`IntensityLayer`] | sees no failure: what failed is answered for | **directly here**: it pauses while most jobs fail; with a `timeout` between, it does not see what that drops |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
