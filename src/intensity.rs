@@ -31,6 +31,141 @@ pub use self::shared::IntensityState;
 // === impl IntensityLayer ===
 
 /// Pauses a worker while most of its jobs fail.
+///
+/// A worker whose database is down fails each job of the backlog in turn and gives it back: it
+/// drains the queue into delays and dead letters, at full speed. Behind this layer the service
+/// becomes unready instead, and the jobs stay where they are. It is the counterpart of a
+/// supervisor's restart intensity, without the dying.
+///
+/// It belongs *directly inside* the sentinel, where a failure still looks like one. Outside, a job
+/// that failed and was answered for is a success.
+///
+/// # When it pauses
+///
+/// 1. *Running*: all jobs are let through. Once at least the [`threshold`](Self::threshold) of
+///    the last [`window`](Self::window) jobs has failed, of at least
+///    [`minimum_sample`](Self::minimum_sample), it pauses.
+/// 2. *Paused*: `poll_ready` is pending. Jobs that are on their way go on, and what they come to
+///    changes nothing any more.
+/// 3. *Probing*: after the [`pause`](Self::pause) one instance becomes ready, for one job. If that
+///    succeeds, everything is let through at once and the window is empty; if it fails, the next
+///    pause is twice as long.
+///
+/// The probe belongs to the instance that became ready, and is not cloned with it. It comes back
+/// when that instance is dropped, and when its job ends in a way that does not count. While an
+/// instance is ready and is not called, nobody else has the probe.
+///
+/// All services that a layer makes, their clones and the layer's clones share one state: a layer
+/// that is made once goes on pausing while a consumer reconnects and makes its service anew.
+///
+/// # What counts
+///
+/// What the job's [`Outcome`](crate::Outcome) will be:
+///
+/// | outcome | counts as |
+/// | --- | --- |
+/// | `Completed`, also on the way down | success |
+/// | `Failed`, also on the way down | failure |
+/// | `Panicked` | failure |
+/// | `TimedOut` | failure |
+/// | `Cancelled`: shutdown, dropped caller, lost lease, on request, runtime gone | neither |
+///
+/// A future that is dropped outside of a sentinel, or by a middleware between the two, counts as
+/// neither too, unless a panic unwinds: put no `timeout` between. A job that blocks its thread is
+/// counted when it is really gone; the probe, when it has its outcome.
+///
+/// # How much an outage wastes
+///
+/// If every job fails at once, behind a `concurrency_limit(n)` outside the sentinel, these
+/// deliveries are spent on it at most:
+///
+/// - `max(sample, ⌈threshold × window⌉)` jobs until it pauses: the minimum sample after a start,
+///   the other after a window full of successes. With the defaults both are 10. (A minimum sample
+///   above the window counts as the window.)
+/// - `n - 1` jobs that were let through before, since the last one to be counted holds a permit
+///   as well;
+/// - one job for each pause that ends during the outage: with the defaults 6 in 10 s, and one in
+///   each 30 s later on.
+///
+/// [`most_wasted`](Self::most_wasted) computes it. After the outage the first probe brings the
+/// full throughput back, which is one pause later at most. A dependency that comes and goes costs
+/// the first two again each time. The window is a number of jobs for this reason: with a span of
+/// time the first part would grow with the throughput.
+///
+/// # Why not a circuit breaker
+///
+/// The circuit breakers of the ecosystem answer an *error* when they are open, from `call` or from
+/// `poll_ready`. As the answer of a call it is the failure of a job: the backlog is taken and given
+/// back, faster than before, which is what a breaker is to prevent. As an error of readiness it
+/// tells the consumer that the service is dead, and to make a new one. A client wants an answer
+/// now, but a queue can wait. So this layer answers nothing, and is not ready.
+///
+/// # Single bad jobs
+///
+/// This layer is for a dependency of all jobs. A job that fails every time is for the decision:
+/// [`delivery_limit`](crate::DecisionExt::delivery_limit),
+/// [`poison_on_panic`](crate::DecisionExt::poison_on_panic), and
+/// [`on_error`](crate::DecisionExt::on_error) to reject what can't succeed;
+/// [`backoff`](crate::DecisionExt::backoff) keeps it from coming back at once. Where such jobs are
+/// expected and are most of the traffic, let the handler answer `Ok` for them, or raise the
+/// threshold. The jobs wasted are given back by the same decision, so a delivery limit of 1 would
+/// dead-letter them: a job can meet an outage more than once.
+///
+/// # Beside other middleware
+///
+/// tower's `ConcurrencyLimit` takes its permit before it asks the inner service, so the instance
+/// that waits in a pause holds one. That is in order: it has no job yet, and others would wait too.
+/// With several consumers on one limit each that waits holds a permit, the jobs on their way have
+/// theirs, and all wait for the same.
+///
+/// A consumer that asks for readiness before it pulls takes nothing from its stream in a pause. So
+/// it must watch the stream in another way meanwhile, or it learns of a lost connection only after
+/// the pause: [`Subscription::poll_closed`](crate::Subscription::poll_closed) is for that. Errors of the
+/// inner service's own readiness pass through unchanged, in a pause too.
+///
+/// # Cost
+///
+/// While no job of the window has failed, a job reads one atomic three times and clones an `Arc`
+/// twice, once for the clone that the sentinel makes. A short lock is taken for each result while
+/// there are failures in the window, and for `poll_ready` in a pause.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, sync::Arc, time::Duration};
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// use tokio::time::{Instant, sleep};
+/// use tower_sentinel::{IntensityLayer, IntensityState, Report, SentinelLayer};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let start = Instant::now();
+/// // The database is down for the first 10 seconds.
+/// let process = move |_id: Arc<u64>| async move {
+///     match start.elapsed() < Duration::from_secs(10) {
+///         true => Err("no connection"),
+///         false => Ok(()),
+///     }
+/// };
+/// let policy = service_fn(|report: Report<Arc<u64>, (), &'static str>| async move {
+///     Ok::<_, Infallible>(report.outcome.is_completed())
+/// });
+/// let intensity = IntensityLayer::new();
+/// let state = intensity.watch();
+/// let mut handler = ServiceBuilder::new()
+///     .concurrency_limit(64)
+///     .layer(SentinelLayer::new(policy))
+///     .layer(intensity) // directly inside
+///     .service_fn(process);
+///
+/// let mut wasted = 0;
+/// while !handler.ready().await.unwrap().call(Arc::new(7)).await.unwrap() {
+///     wasted += 1;
+/// }
+/// assert_eq!(wasted, 10 + 6);
+/// assert_eq!(*state.borrow(), IntensityState::Running);
+/// # }
+/// ```
 #[must_use = "a layer does nothing until it is applied to a service"]
 pub struct IntensityLayer {
     shared: Arc<Shared>,
@@ -130,6 +265,22 @@ impl IntensityLayer {
     }
 
     /// Returns a receiver of the state, which is that of all services of this layer.
+    ///
+    /// Each change is an event too: `warn` for a pause, with its counts, and `info` for a probe and
+    /// for the end. Each setting makes another layer, so take the receiver after the last of them;
+    /// one that was taken before is closed.
+    ///
+    /// ```
+    /// use tower_layer::Layer;
+    /// use tower_sentinel::{IntensityLayer, IntensityState};
+    ///
+    /// # let service = ();
+    /// let layer = IntensityLayer::new().window(50);
+    /// let state = layer.watch();
+    /// let service = layer.layer(service);
+    /// assert_eq!(*state.borrow(), IntensityState::Running);
+    /// # drop(service);
+    /// ```
     pub fn watch(&self) -> watch::Receiver<IntensityState> {
         self.shared.watch()
     }
@@ -173,7 +324,21 @@ impl<S> Layer<S> for IntensityLayer {
 
 // === impl Intensity ===
 
-/// The service of an [`IntensityLayer`].
+/// The service of an [`IntensityLayer`]: pending while most jobs fail.
+///
+/// # Contract
+///
+/// - *Readiness*: that of the inner service comes first, and its errors pass through unchanged.
+///   In a pause `poll_ready` is pending, and wakes its task at the end of the pause and when the
+///   state changes. An instance that is ready and is asked again in a pause may be pending again;
+///   if it is called instead, its job is let through.
+/// - *Calls* go to the inner service as they are.
+/// - *Cancellation*: to drop an instance or a future is safe at any point, and gives a probe back.
+/// - *Panics* of the inner service unwind through, in `call` and in the future, and are counted.
+///
+/// # Panics
+///
+/// `poll_ready` panics in a pause, outside of a tokio runtime with timers.
 pub struct Intensity<S> {
     service: S,
     shared: Arc<Shared>,
@@ -253,6 +418,11 @@ impl<S: fmt::Debug> fmt::Debug for Intensity<S> {
 
 pin_project! {
     /// The future of an [`Intensity`]: resolves as the inner one does.
+    ///
+    /// # Cancel safety
+    ///
+    /// As the inner future. Whether a drop counts as a failure is told by the job; see
+    /// [What counts](IntensityLayer#what-counts).
     #[must_use = "futures do nothing unless they are polled"]
     pub struct IntensityFuture<F> {
         #[pin]

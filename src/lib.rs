@@ -57,6 +57,7 @@
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
 //! - [`broker`] has what reads jobs from a broker and settles them there.
+//! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
@@ -76,6 +77,7 @@
 //! | `retry` on the policy | | repeats the answer and not the work |
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
 //! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
+//! | [`IntensityLayer`] | sees no failure: what failed is answered for | **directly here**: it pauses while most jobs fail; with a `timeout` between, it does not see what that drops |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |

@@ -18,9 +18,10 @@ use std::{
 use tokio::task::yield_now;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, EventOnly, Failure, Hooks, Job,
-    OnDrop, Outcome, OutcomeKind, Panic, Report, ResponseFuture, Sentinel, SentinelError,
-    SentinelLayer, ServiceBuilderExt, SettleError, SettleFuture, SettlePolicy, TimeLimit, TimedOut,
+    ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, EventOnly, Failure, Hooks, Intensity,
+    IntensityFuture, IntensityLayer, IntensityState, Job, OnDrop, Outcome, OutcomeKind, Panic,
+    Report, ResponseFuture, Sentinel, SentinelError, SentinelLayer, ServiceBuilderExt, SettleError,
+    SettleFuture, SettlePolicy, TimeLimit, TimedOut,
 };
 use tracing::Span;
 
@@ -85,6 +86,9 @@ fn what_is_moved_between_tasks_is_send() {
     send::<TimedOut>();
     send::<Cancelled>();
     send::<Cancellation>();
+    send::<Intensity<SendOnly>>();
+    send::<IntensityFuture<SendOnly>>();
+    is_static::<IntensityFuture<SendOnly>>();
     send::<SettlePolicy<SendOnly>>();
     send::<SettleFuture<SendOnly, SendOnly, SendOnly>>();
     send::<SettleError<SendOnly>>();
@@ -99,6 +103,9 @@ fn what_may_be_shared_is_sync() {
     sync::<Failure<io::Error>>();
     sync::<SentinelLayer<u8>>();
     sync::<Sentinel<u8, u8>>();
+    sync::<IntensityLayer>();
+    sync::<Intensity<u8>>();
+    sync::<IntensityFuture<u8>>();
     sync::<SettlePolicy>();
     sync::<SettleFuture<u8, u8, io::Error>>();
     sync::<SettleError<io::Error>>();
@@ -148,6 +155,14 @@ fn the_public_types_are_debug_and_clone_without_bounds_that_leak() {
     debug::<Sentinel<u8, u8, Nothing>>();
     debug::<ResponseFuture<Nothing, Nothing, Nothing, Nothing, Nothing>>();
 
+    debug::<IntensityLayer>();
+    debug::<Intensity<u8>>();
+    debug::<IntensityFuture<Nothing>>();
+
+    clone::<IntensityLayer>();
+    clone::<Intensity<u8>>();
+    assert_not!(Intensity<Nothing>: Clone);
+    copy::<IntensityState>();
     clone::<Cancellation>();
     clone::<SentinelLayer<u8, u8>>();
     clone::<SentinelLayer<Plain<u8>>>();
@@ -185,6 +200,7 @@ fn a_layer_is_not_unpin_so_that_it_is_not_taken_for_a_policy() {
     assert_not!(SentinelLayer<fn()>: Unpin);
     // It alone: nothing else is pinned for it.
     unpin::<Sentinel<u8, u8>>();
+    unpin::<Intensity<u8>>();
     unpin::<SentinelError<u8, u8>>();
     unpin::<Outcome<u8, u8>>();
 }
