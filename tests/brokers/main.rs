@@ -7,3 +7,5 @@ mod redis;
 mod example_rabbitmq;
 mod conformance;
 mod memory;
+mod nats;
+mod server;

@@ -1,0 +1,3 @@
+//! Private servers: own port, own data, killed when they are dropped.
+
+pub(crate) mod nats;

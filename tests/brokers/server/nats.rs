@@ -1,0 +1,97 @@
+//! A private `nats-server` with JetStream.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+/// A server that listens on a port of its own and stores into a folder of its own.
+pub(crate) struct Server {
+    port: u16,
+    folder: PathBuf,
+    arguments: Vec<String>,
+    /// None while it is killed.
+    process: Option<Child>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let nth = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("nats-{}-{nth}", std::process::id());
+        let mut server = Self {
+            port: free_port(),
+            folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            process: None,
+        };
+        server.restart();
+        server
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the process with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Starts the process again on the same port and the same data, and waits until it listens.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.process.is_none(), "the server was killed");
+        let process = Command::new("nats-server")
+            .args(["-js", "-a", "127.0.0.1", "-p", &self.port.to_string()])
+            .arg("-sd")
+            .arg(&self.folder)
+            .args(&self.arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.process = Some(match process {
+            Ok(process) => process,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                panic!("nats-server is not installed: apt-get install nats-server")
+            }
+            Err(error) => panic!("nats-server can't be started: {error}"),
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        for _ in 0..400 {
+            if TcpStream::connect(address).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(25));
+        }
+        panic!("nats-server does not listen at {address}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// Returns a port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
