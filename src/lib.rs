@@ -58,6 +58,7 @@
 //!   [`Verdict`].
 //! - [`broker`] has what reads jobs from a broker and settles them there.
 //! - [`SentinelError`] is what no outcome can carry.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what

@@ -2,3 +2,6 @@
 
 #[cfg(feature = "redis")]
 pub mod redis;
+//! Brokers whose deliveries are jobs, and whose tags can settle them.
+
+pub mod memory;

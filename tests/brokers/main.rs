@@ -1,4 +1,8 @@
-//! Tests against real brokers, on private servers that they start and kill.
+//! Tests against brokers: one list of scenarios for all of them, and what is only one broker's.
+//!
+//! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
 mod redis;
+mod conformance;
+mod memory;
