@@ -171,8 +171,7 @@ async fn settled_entries_are_deleted_if_so_asked() {
 #[tokio::test]
 async fn retry_delivers_again_and_counts() {
     let server = Server::start();
-    let mut inspect = server.inspect();
-    let id = add(&mut inspect, "one");
+    let id = add(&mut server.inspect(), "one");
     let mut deliveries = group().connect(server.url()).await.unwrap();
     for expected in 1..=3 {
         let delivery = next(&mut deliveries).await;
@@ -180,7 +179,6 @@ async fn retry_delivers_again_and_counts() {
         assert_eq!(count(&delivery), expected);
         assert_eq!(delivery.tag().redelivered(), Some(expected > 1));
         settle(&delivery, Verdict::retry()).await.unwrap();
-        assert_eq!(pending(&mut inspect), 0);
     }
 }
 
@@ -242,12 +240,12 @@ async fn a_delayed_retry_is_not_seen_before_its_time() {
     let mut inspect = server.inspect();
     add(&mut inspect, "one");
     let mut deliveries = group()
-        .min_idle(Duration::from_millis(200))
+        .min_idle(Duration::from_millis(600))
         .connect(server.url())
         .await
         .unwrap();
     let delivery = next(&mut deliveries).await;
-    let delay = Duration::from_millis(700);
+    let delay = Duration::from_millis(1_400);
     let began = Instant::now();
     settle(&delivery, Verdict::retry_after(delay))
         .await
@@ -458,7 +456,7 @@ async fn new_entries_are_read_though_others_come_back_for_ever() {
 async fn keep_alive_holds_an_entry_past_the_idle_time() {
     let server = Server::start();
     add(&mut server.inspect(), "one");
-    let group = group().min_idle(Duration::from_millis(400));
+    let group = group().min_idle(Duration::from_secs(1));
     let mut first = group.connect(server.url()).await.unwrap();
     let mut second = group.connect(server.url()).await.unwrap();
     let both = |first: &mut Deliveries, second: &mut Deliveries| {
@@ -469,7 +467,7 @@ async fn keep_alive_holds_an_entry_past_the_idle_time() {
         .await;
     let delivery = merged.unwrap().unwrap();
     for _ in 0..15 {
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(200)).await;
         assert_eq!(delivery.tag().keep_alive().await.unwrap(), Lease::Held);
         assert!(both(&mut first, &mut second));
     }
@@ -512,7 +510,7 @@ async fn an_earlier_delivery_to_the_same_consumer_settles_nothing() {
     let server = Server::start();
     let mut inspect = server.inspect();
     add(&mut inspect, "one");
-    let group = group().min_idle(Duration::from_millis(200));
+    let group = group().min_idle(Duration::from_millis(600));
     let mut deliveries = group.connect(server.url()).await.unwrap();
     let first = next(&mut deliveries).await;
     let again = next(&mut deliveries).await;
@@ -541,7 +539,7 @@ async fn what_a_dead_consumer_left_is_reclaimed_with_its_count_raised() {
         .arg(">")
         .query(&mut inspect)
         .unwrap();
-    let group = group().min_idle(Duration::from_millis(300));
+    let group = group().min_idle(Duration::from_millis(700));
     let mut deliveries = group.connect(server.url()).await.unwrap();
     let mut seen = HashMap::new();
     while seen.len() < ids.len() {
@@ -559,12 +557,12 @@ async fn what_a_dead_consumer_left_is_reclaimed_with_its_count_raised() {
 async fn an_entry_that_waited_too_long_is_not_handed_out() {
     let server = Server::start();
     add(&mut server.inspect(), "one");
-    let group = group().prefetch(1).min_idle(Duration::from_millis(300));
+    let group = group().prefetch(1).min_idle(Duration::from_millis(700));
     let mut paused = group.connect(server.url()).await.unwrap();
     while pending(&mut server.inspect()) < 1 {
         sleep(Duration::from_millis(10)).await;
     }
-    sleep(Duration::from_millis(400)).await;
+    sleep(Duration::from_millis(800)).await;
     let mut other = group.connect(server.url()).await.unwrap();
     let delivery = next(&mut other).await;
     assert_eq!(count(&delivery), 2);
@@ -657,7 +655,7 @@ async fn a_killed_server_loses_nothing_and_a_stale_tag_is_refused() {
     for payload in ["acked", "delayed", "held", "new"] {
         add(&mut inspect, payload);
     }
-    let group = group().prefetch(3).min_idle(Duration::from_millis(500));
+    let group = group().prefetch(3).min_idle(Duration::from_secs(1));
     let mut deliveries = group.connect(server.url()).await.unwrap();
     let mut held = Vec::new();
     for _ in 0..3 {
