@@ -3,9 +3,9 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
-mod redis;
-mod example_rabbitmq;
 mod conformance;
+mod example_rabbitmq;
 mod memory;
 mod nats;
+mod redis;
 mod server;
