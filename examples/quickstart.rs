@@ -9,7 +9,7 @@ use std::{
     error::Error,
     future, io, panic,
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -46,13 +46,17 @@ async fn process(Delivery(job): Delivery) -> io::Result<()> {
 struct Unanswered(Arc<Mutex<BTreeSet<u64>>>);
 
 impl Unanswered {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.0.lock().expect("nobody panics with the lock")
+    }
+
     fn deliver(&self, tag: u64) -> Delivery {
-        self.0.lock().unwrap().insert(tag);
+        self.lock().insert(tag);
         Delivery(tag)
     }
 
     fn answer(&self, tag: u64) -> io::Result<()> {
-        match self.0.lock().unwrap().remove(&tag) {
+        match self.lock().remove(&tag) {
             true => Ok(()),
             false => Err(io::Error::other(format!("no such delivery: {tag}"))),
         }
@@ -90,7 +94,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
 
     let count = |kind| kinds.get(&kind).copied().unwrap_or(0);
     let settled = kinds.values().sum::<u64>();
-    let lost = unanswered.0.lock().unwrap().len();
+    let lost = unanswered.lock().len();
     println!(
         "settled {settled} of {JOBS} jobs: {} completed, {} failed, {} panicked, {} timed out; \
          lost {lost}",

@@ -85,10 +85,10 @@ impl<E: fmt::Display> fmt::Display for SettleError<E> {
                 tries,
                 error,
             } => {
-                let tries = format_args!("{tries} {}", if *tries == 1 { "try" } else { "tries" });
+                let noun = if *tries == 1 { "try" } else { "tries" };
                 write!(
                     f,
-                    "the broker was not told \"{verdict}\" in {tries}: {error}"
+                    "the broker was not told \"{verdict}\" in {tries} {noun}: {error}"
                 )
             }
         }
