@@ -157,14 +157,11 @@ async fn the_gate_has_the_number_of_the_prefetch() {
         sleep(SECOND).await;
         Ok::<_, DeliveryError>(())
     }));
-    let calls: Vec<_> = futures_util::stream::iter(0..2)
-        .then(|_| {
-            let ready = gated.ready().now_or_never();
-            let call = ready.expect("there is a permit").unwrap().call(());
-            async { call }
-        })
-        .collect()
-        .await;
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let ready = gated.ready().now_or_never();
+        calls.push(ready.expect("there is a permit").unwrap().call(()));
+    }
     assert!(gated.ready().now_or_never().is_none());
     drop(calls);
     assert!(gated.ready().now_or_never().is_some());

@@ -46,9 +46,10 @@ impl Wakers {
 
     /// Wakes them; the lock must not be held.
     pub(super) fn wake(self) {
-        self.first
-            .into_iter()
-            .chain(self.others)
-            .for_each(Waker::wake);
+        let Some(first) = self.first else {
+            return;
+        };
+        first.wake();
+        self.others.into_iter().for_each(Waker::wake);
     }
 }
