@@ -57,6 +57,7 @@
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
+//! - `broker::nats` reads a pull consumer of NATS JetStream.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -78,7 +79,7 @@
 //!
 //! # Features
 //!
-//! None yet.
+//! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
 
 mod abandoned;
 mod backoff;
