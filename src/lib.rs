@@ -58,6 +58,7 @@
 //!   [`Verdict`].
 //! - [`SentinelError`] is what no outcome can carry.
 //! - `broker::nats` reads a pull consumer of NATS JetStream.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what

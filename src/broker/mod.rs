@@ -2,3 +2,4 @@
 
 #[cfg(feature = "nats")]
 pub mod nats;
+pub mod memory;

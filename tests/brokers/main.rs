@@ -1,5 +1,9 @@
-//! Tests against real brokers, on private servers that they start and kill.
+//! Tests against brokers: one list of scenarios for all of them, and what is only one broker's.
+//!
+//! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
 mod nats;
 mod server;
+mod conformance;
+mod memory;

@@ -7,6 +7,7 @@ mod decision;
 mod drops;
 mod gate;
 mod layer_order;
+mod memory;
 mod panics;
 mod policy;
 mod process;

@@ -1,0 +1,121 @@
+//! Connections and channels: how they open and end.
+
+use std::task::Waker;
+
+use super::{
+    ConnectError,
+    state::State,
+    step::{Step, Wakers},
+};
+
+/// A consumer's share of a connection.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) number: u64,
+    pub(super) connection: u64,
+    pub(super) queue: usize,
+    pub(super) prefetch: usize,
+    pub(super) unacked: usize,
+    pub(super) end: Option<End>,
+    pub(super) closed: Option<Waker>,
+    /// Settlements that are delayed, and fail when the channel is closed.
+    pub(super) settling: Vec<Waker>,
+    /// The deliveries whose lease was lost.
+    pub(super) lapsed: Vec<u64>,
+}
+
+/// Why a channel is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its consumer gave it up.
+    GivenUp,
+    /// Its connection was lost.
+    Lost,
+}
+
+impl<P> State<P> {
+    pub(super) fn connect(&mut self) -> Result<u64, ConnectError> {
+        match self.refusals.checked_sub(1) {
+            None => Ok(self.next_number()),
+            Some(left) => {
+                self.refusals = left;
+                Err(ConnectError::Refused)
+            }
+        }
+    }
+
+    /// Returns whether `connection` was lost with all others.
+    pub(super) fn is_severed(&self, connection: u64) -> bool {
+        connection <= self.severed
+    }
+
+    pub(super) fn open(&mut self, connection: u64, queue: usize, prefetch: usize) -> usize {
+        let number = self.next_number();
+        self.channels.insert(Channel {
+            number,
+            connection,
+            queue,
+            prefetch,
+            unacked: 0,
+            end: None,
+            closed: None,
+            settling: Vec::new(),
+            lapsed: Vec::new(),
+        })
+    }
+
+    /// Closes the channels of one connection, or of all, as lost.
+    pub(super) fn sever(&mut self, connection: Option<u64>) -> Step<(), P> {
+        if connection.is_none() {
+            self.severed = self.last_number;
+        }
+        let of_connection =
+            |channel: &Channel| connection.is_none_or(|it| channel.connection == it);
+        let channels = self.channels.iter().filter(|(_, it)| of_connection(it));
+        let keys: Vec<_> = channels.map(|(key, _)| key).collect();
+        let mut wakers = Wakers::default();
+        for key in keys {
+            self.close_into(key, End::Lost, &mut wakers);
+        }
+        Step::new((), wakers)
+    }
+
+    pub(super) fn close(&mut self, key: usize) -> Step<(), P> {
+        let mut wakers = Wakers::default();
+        self.close_into(key, End::GivenUp, &mut wakers);
+        Step::new((), wakers)
+    }
+
+    /// Closes a channel whose subscription is dropped.
+    pub(super) fn forget(&mut self, key: usize) -> Step<(), P> {
+        let step = self.close(key);
+        self.channels.remove(key);
+        step
+    }
+
+    fn close_into(&mut self, key: usize, end: End, wakers: &mut Wakers) {
+        let channel = &mut self.channels[key];
+        if channel.end.is_some() {
+            return;
+        }
+        channel.end = Some(end);
+        channel.unacked = 0;
+        let settling = channel.settling.drain(..);
+        let waiting = channel.closed.take().into_iter().chain(settling);
+        waiting.for_each(|waker| wakers.push(waker));
+        let queue = &mut self.queues[channel.queue];
+        queue.wake(key, wakers);
+        queue.jobs.give_back_all(key);
+        if queue.jobs.has_ready() {
+            queue.wake_all(wakers);
+        }
+    }
+
+    pub(super) fn poll_closed(&mut self, key: usize, waker: &Waker) -> Option<End> {
+        let channel = &mut self.channels[key];
+        if channel.end.is_none() {
+            channel.closed = Some(waker.clone());
+        }
+        channel.end
+    }
+}

@@ -1,0 +1,146 @@
+//! [`Deliveries`]: the deliveries of one consumer.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower::limit::ConcurrencyLimitLayer;
+
+use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
+use crate::Subscription;
+
+/// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
+///
+/// A job is delivered when the stream is polled, and at most [`prefetch`](Self::prefetch) are
+/// unanswered at a time. After that many the stream waits for an answer.
+///
+/// Dropping it closes the channel, as the end of a process does: what was not answered goes back
+/// to the queue, and its tags are stale.
+///
+/// # Panics
+///
+/// While a job of the queue is delayed or has a lease, a stream that has to wait must be polled
+/// within a tokio runtime with time enabled.
+#[must_use = "nothing is delivered unless the stream is polled"]
+pub struct Deliveries<P> {
+    queue: Arc<Inner<P>>,
+    channel: usize,
+    prefetch: usize,
+    /// Until the next job is due. Kept while it may serve again.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the stream has told its last item.
+    is_over: bool,
+}
+
+impl<P> Deliveries<P> {
+    pub(super) fn new(queue: &Queue<P>, channel: usize, prefetch: usize) -> Self {
+        Self {
+            queue: Arc::clone(&queue.inner),
+            channel,
+            prefetch,
+            timer: None,
+            is_over: false,
+        }
+    }
+
+    /// Returns how many jobs may be unanswered at a time.
+    pub fn prefetch(&self) -> usize {
+        self.prefetch
+    }
+
+    /// Returns tower's concurrency limit of the same number, for the outside of the sentinel.
+    ///
+    /// So the two can't disagree: a lower limit would let jobs wait unprocessed while they count
+    /// as delivered, and a higher one would never be reached.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch)
+    }
+
+    /// Waits until the timer reads `at`.
+    fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+impl<P: Clone> Stream for Deliveries<P> {
+    type Item = Result<Delivery<P>, SubscriptionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            let step = self.queue.server.lock().next(self.channel, cx.waker());
+            match step.finish() {
+                Next::Job(taken, address) => {
+                    let delivery = Delivery::new(&self.queue, taken, address);
+                    return Poll::Ready(Some(Ok(delivery)));
+                }
+                Next::Ended(end) => {
+                    self.is_over = true;
+                    if end == End::Lost {
+                        return Poll::Ready(Some(Err(SubscriptionError::Disconnected)));
+                    }
+                }
+                Next::Wait(None) => return Poll::Pending,
+                Next::Wait(Some(at)) => ready!(self.poll_until(at, cx)),
+            }
+        }
+    }
+}
+
+impl<P: Clone> Subscription for Deliveries<P> {
+    type Job = Delivery<P>;
+    type Error = SubscriptionError;
+
+    fn poll_closed(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SubscriptionError>> {
+        let end = self
+            .queue
+            .server
+            .lock()
+            .poll_closed(self.channel, cx.waker());
+        match end {
+            None => Poll::Pending,
+            Some(End::GivenUp) => Poll::Ready(Ok(())),
+            Some(End::Lost) => Poll::Ready(Err(SubscriptionError::Disconnected)),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let step = self.queue.server.lock().close(self.channel);
+        step.finish();
+        Poll::Ready(())
+    }
+}
+
+// The timer is behind a box of its own.
+impl<P> Unpin for Deliveries<P> {}
+
+impl<P> Drop for Deliveries<P> {
+    fn drop(&mut self) {
+        let step = self.queue.server.lock().forget(self.channel);
+        step.finish();
+    }
+}
+
+impl<P> fmt::Debug for Deliveries<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries")
+            .field("queue", &self.queue.config.name)
+            .field("prefetch", &self.prefetch)
+            .finish_non_exhaustive()
+    }
+}

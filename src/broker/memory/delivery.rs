@@ -1,0 +1,208 @@
+//! [`Delivery`] and [`DeliveryTag`]: a job that was handed out, and what answers for it.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Sleep, sleep};
+
+use super::{Death, DeliveryError, jobs::Taken, queue::Inner, state::Address};
+use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
+
+/// A job that was delivered.
+pub struct Delivery<P> {
+    payload: P,
+    tag: DeliveryTag<P>,
+    death: Option<Arc<Death>>,
+}
+
+impl<P> Delivery<P> {
+    pub(super) fn new(queue: &Arc<Inner<P>>, taken: Taken<P>, address: Address) -> Self {
+        let tag = DeliveryTag {
+            queue: Arc::clone(queue),
+            address,
+            deliveries: taken.deliveries,
+            redelivered: taken.redelivered,
+        };
+        Self {
+            payload: taken.payload,
+            tag,
+            death: taken.death,
+        }
+    }
+
+    /// Returns what was published.
+    pub fn payload(&self) -> &P {
+        &self.payload
+    }
+
+    /// Returns what was published; the job stays to be settled by its tag.
+    pub fn into_payload(self) -> P {
+        self.payload
+    }
+
+    /// Returns how the job came into the dead-letter queue, if that is where it is from.
+    pub fn death(&self) -> Option<&Death> {
+        self.death.as_deref()
+    }
+}
+
+impl<P> Job for Delivery<P> {
+    type Tag = DeliveryTag<P>;
+
+    fn tag(&self) -> DeliveryTag<P> {
+        self.tag.clone()
+    }
+}
+
+impl<P: AsRef<[u8]>> AsRef<[u8]> for Delivery<P> {
+    fn as_ref(&self) -> &[u8] {
+        self.payload.as_ref()
+    }
+}
+
+impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("payload", &self.payload)
+            .field("tag", &self.tag)
+            .field("death", &self.death)
+            .finish()
+    }
+}
+
+/// What answers for a [`Delivery`].
+///
+/// It is valid on the channel of its [`Deliveries`](super::Deliveries) only, and once:
+/// whichever clone of it settles first. A job that nobody settles is held until its channel is
+/// closed or its [lease](super::QueueBuilder::lease) ends.
+///
+/// | verdict | what becomes of the job |
+/// | --- | --- |
+/// | `Ack` | it is gone |
+/// | `Retry` | it comes back with a delivery charged: before the jobs that were never delivered, or when the delay is over |
+/// | `Release` | it comes back in the same place, with no delivery charged |
+/// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
+/// | `Abandon` | nothing: it is held as before, and the tag is used up |
+pub struct DeliveryTag<P> {
+    queue: Arc<Inner<P>>,
+    address: Address,
+    deliveries: u32,
+    redelivered: bool,
+}
+
+impl<P> Clone for DeliveryTag<P> {
+    fn clone(&self) -> Self {
+        Self {
+            queue: Arc::clone(&self.queue),
+            ..*self
+        }
+    }
+}
+
+impl<P> fmt::Debug for DeliveryTag<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliveryTag")
+            .field("queue", &self.queue.config.name)
+            .field("number", &self.address.number)
+            .field("deliveries", &self.deliveries)
+            .field("redelivered", &self.redelivered)
+            .finish()
+    }
+}
+
+/// # Errors
+///
+/// [`DeliveryError::Stale`], [`DeliveryError::LeaseLost`] and [`DeliveryError::AlreadySettled`] use the tag up, as
+/// nothing can be said with it. [`DeliveryError::Injected`] does or does not, as the
+/// [test asked for](super::Queue::fail_settlements). [`DeliveryError::NoLease`] is that of `keep_alive`
+/// where the capability is missing.
+impl<P: Send> Settle for DeliveryTag<P> {
+    type Error = DeliveryError;
+    type Future = Settlement<P>;
+
+    fn settle(self, verdict: Verdict, reason: Reason) -> Settlement<P> {
+        Settlement {
+            answer: Some((self, verdict, reason)),
+            delay: None,
+        }
+    }
+
+    /// Lets the lease of the job start anew.
+    ///
+    /// It is [`Lost`](Lease::Lost) if the job was taken back: its lease ended, or its channel is
+    /// closed.
+    async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
+        let step = self.queue.server.lock().keep_alive(self.address);
+        step.finish()
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        Some(self.deliveries)
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        Some(self.redelivered)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.queue.capabilities()
+    }
+}
+
+/// The future of a [`DeliveryTag`]'s settlement.
+///
+/// # Cancel safety
+///
+/// The answer is given in the poll that is ready; if the future is dropped before, it is not.
+#[must_use = "a delivery is not settled unless this is polled"]
+pub struct Settlement<P> {
+    /// `None` once it is given.
+    answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
+    /// Made at the first poll, if settlements are delayed.
+    delay: Option<Pin<Box<Sleep>>>,
+}
+
+// Nothing in it is pinned in place.
+impl<P> Unpin for Settlement<P> {}
+
+impl<P> Future for Settlement<P> {
+    type Output = Result<(), Unsettled<DeliveryTag<P>, DeliveryError>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        // Invariant: a future is not polled again once it was ready.
+        let (tag, verdict, reason) = this.answer.take().expect("a settlement is made once");
+        let mut state = tag.queue.server.lock();
+        let delay = state.settle_delay(tag.address.queue);
+        if this.delay.is_some() || !delay.is_zero() {
+            // What can't be sent any more is refused at once.
+            let is_open = state.watch(tag.address, cx.waker()).is_ok();
+            drop(state);
+            let delay = this.delay.get_or_insert_with(|| Box::pin(sleep(delay)));
+            if is_open && delay.as_mut().poll(cx).is_pending() {
+                this.answer = Some((tag, verdict, reason));
+                return Poll::Pending;
+            }
+            state = tag.queue.server.lock();
+        }
+        let step = state.settle(tag.address, verdict, reason);
+        drop(state);
+        Poll::Ready(step.finish().map_err(|refusal| match refusal.again {
+            true => Unsettled::again(tag, refusal.error),
+            false => Unsettled::last(refusal.error),
+        }))
+    }
+}
+
+impl<P> fmt::Debug for Settlement<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settlement")
+            .field("answer", &self.answer)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,317 @@
+//! The jobs of one queue: which are ready, delayed, and held by a consumer.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::{Counts, DeadLetter, Death};
+
+/// A job, wherever in its queue it is.
+#[derive(Debug)]
+pub(super) struct Entry<P> {
+    payload: P,
+    /// How many attempts are charged.
+    attempts: u32,
+    redelivered: bool,
+    death: Option<Arc<Death>>,
+    /// `Some` while a consumer has it.
+    held: Option<Held>,
+}
+
+/// Who has a job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) channel: usize,
+    /// The number of the delivery: of no other, in this broker.
+    pub(super) number: u64,
+    /// When its lease ends.
+    until: Option<Instant>,
+    /// Whether its consumer said that it answers nothing.
+    pub(super) abandoned: bool,
+}
+
+/// The end of a lease, unless it was prolonged or is settled by then.
+#[derive(Clone, Copy, Debug)]
+struct LeaseEnd {
+    at: Instant,
+    key: usize,
+    number: u64,
+}
+
+/// What a consumer is given.
+#[derive(Debug)]
+pub(super) struct Taken<P> {
+    pub(super) payload: P,
+    pub(super) key: usize,
+    pub(super) deliveries: u32,
+    pub(super) redelivered: bool,
+    pub(super) death: Option<Arc<Death>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Jobs<P> {
+    slab: Slab<Entry<P>>,
+    /// What came back: delivered before what is ready for the first time.
+    returned: VecDeque<usize>,
+    ready: VecDeque<usize>,
+    /// With a number that keeps the order of what is due at the same time.
+    delayed: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    /// In the order of time, as every lease of a queue is as long. Those that are settled or
+    /// prolonged are left out when they are met.
+    leases: VecDeque<LeaseEnd>,
+    lease: Option<Duration>,
+    unacked: usize,
+    acked: u64,
+    dead: u64,
+    dropped: u64,
+}
+
+impl<P> Jobs<P> {
+    pub(super) fn new(lease: Option<Duration>) -> Self {
+        Self {
+            slab: Slab::new(),
+            returned: VecDeque::new(),
+            ready: VecDeque::new(),
+            delayed: BinaryHeap::new(),
+            leases: VecDeque::new(),
+            lease,
+            unacked: 0,
+            acked: 0,
+            dead: 0,
+            dropped: 0,
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            ready: self.returned.len() + self.ready.len(),
+            delayed: self.delayed.len(),
+            unacked: self.unacked,
+            acked: self.acked,
+            dead: self.dead,
+            dropped: self.dropped,
+        }
+    }
+
+    /// Returns whether nothing is left to be settled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !(self.returned.is_empty() && self.ready.is_empty())
+    }
+
+    pub(super) fn push(&mut self, payload: P, death: Option<Arc<Death>>) {
+        let key = self.slab.insert(Entry {
+            payload,
+            attempts: 0,
+            redelivered: false,
+            death,
+            held: None,
+        });
+        self.ready.push_back(key);
+    }
+
+    /// Gives the next job to `channel`, as the delivery with this number.
+    pub(super) fn take(&mut self, channel: usize, number: u64) -> Option<Taken<P>>
+    where
+        P: Clone,
+    {
+        let next = self.returned.front().or_else(|| self.ready.front());
+        let key = *next?;
+        let entry = &mut self.slab[key];
+        // The caller's code, which may panic: nothing is changed before it.
+        let payload = entry.payload.clone();
+        let until = self.lease.map(end_after);
+        entry.held = Some(Held {
+            channel,
+            number,
+            until,
+            abandoned: false,
+        });
+        let taken = Taken {
+            payload,
+            key,
+            deliveries: entry.attempts.saturating_add(1),
+            redelivered: entry.redelivered,
+            death: entry.death.clone(),
+        };
+        if self.returned.pop_front().is_none() {
+            self.ready.pop_front();
+        }
+        self.unacked += 1;
+        if let Some(at) = until {
+            self.push_lease(LeaseEnd { at, key, number });
+        }
+        Some(taken)
+    }
+
+    /// Returns who holds the job, if it still is for the delivery with this number.
+    pub(super) fn held(&mut self, key: usize, number: u64) -> Option<&mut Held> {
+        let held = self.slab.get_mut(key)?.held.as_mut()?;
+        (held.number == number).then_some(held)
+    }
+
+    /// Removes a job that is held, and counts it as acked.
+    pub(super) fn ack(&mut self, key: usize) -> P {
+        self.acked += 1;
+        self.remove(key).payload
+    }
+
+    /// Removes a job that is held, and counts it as dead or dropped.
+    pub(super) fn reject(&mut self, key: usize, is_kept: bool) -> (P, u32) {
+        match is_kept {
+            true => self.dead += 1,
+            false => self.dropped += 1,
+        }
+        let entry = self.remove(key);
+        (entry.payload, entry.attempts.saturating_add(1))
+    }
+
+    fn remove(&mut self, key: usize) -> Entry<P> {
+        self.unacked -= 1;
+        self.slab.remove(key)
+    }
+
+    /// Puts a job that is held behind what came back before.
+    pub(super) fn give_back(&mut self, key: usize, charge: bool) {
+        self.let_go(key, charge);
+        self.returned.push_back(key);
+    }
+
+    /// Puts a job that is held aside for `delay`, and returns whether it is the next one due.
+    pub(super) fn delay(&mut self, key: usize, delay: Duration, number: u64) -> bool {
+        let before = self.deadline();
+        self.let_go(key, true);
+        let at = end_after(delay);
+        self.delayed.push(Reverse((at, number, key)));
+        before.is_none_or(|before| at < before)
+    }
+
+    /// Puts what `channel` holds to the front, in the order of delivery, and returns how much.
+    pub(super) fn give_back_all(&mut self, channel: usize) -> usize {
+        let held = self.slab.iter().filter_map(|(key, entry)| {
+            let held = entry.held.filter(|held| held.channel == channel)?;
+            Some((held.number, key))
+        });
+        let mut held: Vec<_> = held.collect();
+        held.sort_unstable();
+        for &(_, key) in held.iter().rev() {
+            self.let_go(key, true);
+            self.returned.push_front(key);
+        }
+        held.len()
+    }
+
+    fn let_go(&mut self, key: usize, charge: bool) {
+        let entry = &mut self.slab[key];
+        entry.held = None;
+        entry.redelivered = true;
+        entry.attempts = entry.attempts.saturating_add(u32::from(charge));
+        self.unacked -= 1;
+    }
+
+    /// Prolongs the lease of a job that is held; there must be one.
+    pub(super) fn prolong(&mut self, key: usize) -> bool {
+        let Some(lease) = self.lease else {
+            return false;
+        };
+        let at = end_after(lease);
+        let Some(held) = self.slab[key].held.as_mut() else {
+            return false;
+        };
+        held.until = Some(at);
+        let number = held.number;
+        self.push_lease(LeaseEnd { at, key, number });
+        true
+    }
+
+    fn push_lease(&mut self, lease: LeaseEnd) {
+        // Keeps the queue as long as the jobs that are held, though the first of them lives long.
+        if self.leases.len() > 2 * self.unacked + 32 {
+            let slab = &self.slab;
+            self.leases.retain(|lease| is_current(slab, lease));
+        }
+        self.leases.push_back(lease);
+    }
+
+    /// Returns whether time can change anything.
+    pub(super) fn has_deadline(&self) -> bool {
+        !(self.delayed.is_empty() && self.leases.is_empty())
+    }
+
+    /// Returns when the next job is due, or the next lease ends.
+    pub(super) fn deadline(&mut self) -> Option<Instant> {
+        while let Some(lease) = self.leases.front() {
+            if is_current(&self.slab, lease) {
+                break;
+            }
+            self.leases.pop_front();
+        }
+        let due = self.delayed.peek().map(|Reverse((at, ..))| *at);
+        let lapses = self.leases.front().map(|lease| lease.at);
+        match (due, lapses) {
+            (Some(due), Some(lapses)) => Some(due.min(lapses)),
+            (due, lapses) => due.or(lapses),
+        }
+    }
+
+    /// Readies the jobs that are due, and returns whether there were any.
+    pub(super) fn ready_due(&mut self, now: Instant) -> bool {
+        let before = self.returned.len();
+        while let Some(Reverse((at, _, key))) = self.delayed.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.delayed.pop();
+            self.returned.push_back(key);
+        }
+        self.returned.len() > before
+    }
+
+    /// Takes a job back whose lease is over, and returns who held it.
+    pub(super) fn take_lapsed(&mut self, now: Instant) -> Option<Held> {
+        self.deadline();
+        let lease = *self.leases.front().filter(|lease| lease.at <= now)?;
+        self.leases.pop_front();
+        let held = self.slab[lease.key].held;
+        self.give_back(lease.key, true);
+        held
+    }
+
+    /// Adds what came here from the queue with this name.
+    pub(super) fn dead_letters(&self, name: &str) -> Vec<DeadLetter<P>>
+    where
+        P: Clone,
+    {
+        let letters = self.slab.iter().filter_map(|(_, entry)| {
+            let death = entry.death.as_ref().filter(|death| *death.queue == *name)?;
+            let payload = entry.payload.clone();
+            let death = Arc::clone(death);
+            Some(DeadLetter { payload, death })
+        });
+        let mut letters: Vec<_> = letters.collect();
+        letters.sort_by_key(|letter| letter.death.number);
+        letters
+    }
+}
+
+/// Returns whether this is how the lease of a delivery ends, as far as is known.
+fn is_current<P>(slab: &Slab<Entry<P>>, lease: &LeaseEnd) -> bool {
+    let held = slab.get(lease.key).and_then(|entry| entry.held);
+    held.is_some_and(|held| held.number == lease.number && held.until == Some(lease.at))
+}
+
+/// Returns the time after `delay`: 30 years from now where the clock has no such time.
+fn end_after(delay: Duration) -> Instant {
+    let now = Instant::now();
+    let far = Duration::from_secs(86_400 * 365 * 30);
+    now.checked_add(delay).unwrap_or_else(|| now + far)
+}

@@ -1,0 +1,192 @@
+//! Verdicts: how they are carried out, and which are refused.
+
+use std::{sync::Arc, task::Waker, time::Duration};
+
+use super::{
+    Death, DeliveryError, SettleFault,
+    state::{Address, State},
+    step::{Step, Wakers},
+};
+use crate::{Lease, Reason, Verdict};
+
+/// Why a settlement failed, and whether it can be made again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    pub(super) error: DeliveryError,
+    pub(super) again: bool,
+}
+
+/// What is to go wrong.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) again: u32,
+    pub(super) last: u32,
+    pub(super) delay: Duration,
+}
+
+impl Faults {
+    fn next(&mut self) -> Option<SettleFault> {
+        for (left, fault) in [
+            (&mut self.again, SettleFault::Again),
+            (&mut self.last, SettleFault::Last),
+        ] {
+            if *left > 0 {
+                *left -= 1;
+                return Some(fault);
+            }
+        }
+        None
+    }
+}
+
+impl<P> State<P> {
+    /// Returns what a settlement is to wait for before it is made.
+    pub(super) fn settle_delay(&self, queue: usize) -> Duration {
+        self.queues[queue].faults.delay
+    }
+
+    /// Sees to it that `waker` is woken when the delivery's channel is closed.
+    pub(super) fn watch(&mut self, address: Address, waker: &Waker) -> Result<(), DeliveryError> {
+        self.check(address)?;
+        // Invariant: a delivery that can be answered has its channel.
+        let settling = &mut self.channels[address.channel].settling;
+        if !settling.iter().any(|it| it.will_wake(waker)) {
+            settling.push(waker.clone());
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle(
+        &mut self,
+        address: Address,
+        verdict: Verdict,
+        reason: Reason,
+    ) -> Step<Result<(), Refusal>, P> {
+        let mut wakers = self.pass_time(address.queue);
+        if let Err(error) = self.check(address) {
+            let result = match verdict {
+                // Nothing was to be said, and nothing can be.
+                Verdict::Abandon if error != DeliveryError::AlreadySettled => Ok(()),
+                _ => Err(Refusal {
+                    error,
+                    again: false,
+                }),
+            };
+            return Step::new(result, wakers);
+        }
+        let queue = &mut self.queues[address.queue];
+        if verdict != Verdict::Abandon
+            && let Some(fault) = queue.faults.next()
+        {
+            let again = fault == SettleFault::Again;
+            let error = DeliveryError::Injected;
+            return Step::new(Err(Refusal { error, again }), wakers);
+        }
+        let garbage = self.carry_out(address, verdict, reason, &mut wakers);
+        Step {
+            output: Ok(()),
+            wakers,
+            garbage,
+        }
+    }
+
+    /// Carries out a verdict on a job that is held, and returns a payload that is to be dropped.
+    fn carry_out(
+        &mut self,
+        address: Address,
+        verdict: Verdict,
+        reason: Reason,
+        wakers: &mut Wakers,
+    ) -> Option<P> {
+        let Address { key, channel, .. } = address;
+        let number = self.next_number();
+        let queue = &mut self.queues[address.queue];
+        let mut garbage = None;
+        match verdict {
+            Verdict::Ack => garbage = Some(queue.jobs.ack(key)),
+            Verdict::Retry { after: Some(delay) } if !delay.is_zero() => {
+                if queue.jobs.delay(key, delay, number) {
+                    queue.wake_all(wakers);
+                }
+            }
+            Verdict::Retry { .. } | Verdict::Release => {
+                let charge = verdict != Verdict::Release;
+                queue.jobs.give_back(key, charge);
+                queue.wake_all(wakers);
+            }
+            Verdict::Reject => {
+                garbage = self.reject(address, reason, number, wakers);
+            }
+            Verdict::Abandon => {
+                if let Some(held) = queue.jobs.held(key, address.number) {
+                    held.abandoned = true;
+                }
+                // It counts against the prefetch until it is taken back.
+                return None;
+            }
+        }
+        let queue = &mut self.queues[address.queue];
+        queue.wake_if_empty(wakers);
+        let place = &mut self.channels[channel];
+        place.unacked -= 1;
+        if place.unacked + 1 == place.prefetch {
+            queue.wake(channel, wakers);
+        }
+        garbage
+    }
+
+    fn reject(
+        &mut self,
+        address: Address,
+        reason: Reason,
+        number: u64,
+        wakers: &mut Wakers,
+    ) -> Option<P> {
+        let queue = &mut self.queues[address.queue];
+        let dead_letter = queue.config.dead_letter;
+        let (payload, deliveries) = queue.jobs.reject(address.key, dead_letter.is_some());
+        let Some(dead_letter) = dead_letter else {
+            return Some(payload);
+        };
+        let death = Arc::new(Death {
+            queue: Arc::clone(&queue.config.name),
+            reason,
+            deliveries,
+            number,
+        });
+        let dead_letter = &mut self.queues[dead_letter];
+        dead_letter.jobs.push(payload, Some(death));
+        dead_letter.wake_all(wakers);
+        None
+    }
+
+    pub(super) fn keep_alive(&mut self, address: Address) -> Step<Result<Lease, DeliveryError>, P> {
+        let wakers = self.pass_time(address.queue);
+        let lease = match self.check(address) {
+            Ok(()) => match self.queues[address.queue].jobs.prolong(address.key) {
+                true => Ok(Lease::Held),
+                false => Err(DeliveryError::NoLease),
+            },
+            Err(DeliveryError::LeaseLost | DeliveryError::Stale) => Ok(Lease::Lost),
+            Err(error) => Err(error),
+        };
+        Step::new(lease, wakers)
+    }
+
+    /// Returns why a delivery can't be answered any more, if so.
+    fn check(&mut self, address: Address) -> Result<(), DeliveryError> {
+        let jobs = &mut self.queues[address.queue].jobs;
+        match jobs.held(address.key, address.number) {
+            Some(held) if held.abandoned => return Err(DeliveryError::AlreadySettled),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        let channel = self.channels.get(address.channel);
+        let channel = channel.filter(|it| it.number == address.channel_number);
+        Err(match channel.filter(|it| it.end.is_none()) {
+            None => DeliveryError::Stale,
+            Some(it) if it.lapsed.contains(&address.number) => DeliveryError::LeaseLost,
+            Some(_) => DeliveryError::AlreadySettled,
+        })
+    }
+}

@@ -1,0 +1,200 @@
+//! What a broker knows, behind its one lock.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+    time::Duration,
+};
+
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::{
+    channel::{Channel, End},
+    jobs::{Jobs, Taken},
+    settling::Faults,
+    step::{Step, Wakers},
+};
+
+/// A broker: its state, and the lock that is held for one step of it, never over an await.
+#[derive(Debug)]
+pub(super) struct Server<P>(Mutex<State<P>>);
+
+impl<P> Server<P> {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State {
+            queues: Vec::new(),
+            channels: Slab::new(),
+            last_number: 0,
+            severed: 0,
+            refusals: 0,
+        }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<P>> {
+        // What panics while it is held, a payload's `clone`, leaves nothing half-done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct State<P> {
+    pub(super) queues: Vec<QueueState<P>>,
+    pub(super) channels: Slab<Channel>,
+    pub(super) last_number: u64,
+    /// Connections with numbers up to this one are lost.
+    pub(super) severed: u64,
+    pub(super) refusals: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct QueueState<P> {
+    pub(super) config: Config,
+    pub(super) jobs: Jobs<P>,
+    pub(super) faults: Faults,
+    /// Channels that wait for a job, for a place, or for a time.
+    waiting: Vec<(usize, Waker)>,
+    /// Who waits until the queue is empty.
+    pub(super) emptied: Vec<Waker>,
+}
+
+/// How a queue was declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Config {
+    pub(super) name: Arc<str>,
+    pub(super) dead_letter: Option<usize>,
+    pub(super) lease: Option<Duration>,
+}
+
+/// What a tag answers for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address {
+    pub(super) queue: usize,
+    pub(super) key: usize,
+    pub(super) number: u64,
+    pub(super) channel: usize,
+    pub(super) channel_number: u64,
+}
+
+/// What there is for a consumer.
+#[derive(Debug)]
+pub(super) enum Next<P> {
+    Job(Taken<P>, Address),
+    /// Nothing before this time, if there is any, or the consumer's waker is woken.
+    Wait(Option<Instant>),
+    Ended(End),
+}
+
+impl<P> QueueState<P> {
+    pub(super) fn wait(&mut self, channel: usize, waker: &Waker) {
+        match self.waiting.iter_mut().find(|(it, _)| *it == channel) {
+            Some((_, it)) => it.clone_from(waker),
+            None => self.waiting.push((channel, waker.clone())),
+        }
+    }
+
+    pub(super) fn wake(&mut self, channel: usize, wakers: &mut Wakers) {
+        if let Some(index) = self.waiting.iter().position(|(it, _)| *it == channel) {
+            wakers.push(self.waiting.swap_remove(index).1);
+        }
+    }
+
+    /// Wakes every consumer, so that none that is woken and not polled keeps a job from another.
+    pub(super) fn wake_all(&mut self, wakers: &mut Wakers) {
+        self.waiting
+            .drain(..)
+            .for_each(|(_, waker)| wakers.push(waker));
+    }
+
+    pub(super) fn wake_if_empty(&mut self, wakers: &mut Wakers) {
+        if self.jobs.is_empty() {
+            self.emptied.drain(..).for_each(|waker| wakers.push(waker));
+        }
+    }
+}
+
+impl<P> State<P> {
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    pub(super) fn declare(&mut self, config: Config) -> usize {
+        self.queues.push(QueueState {
+            jobs: Jobs::new(config.lease),
+            config,
+            faults: Faults::default(),
+            waiting: Vec::new(),
+            emptied: Vec::new(),
+        });
+        self.queues.len() - 1
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.queues.iter().position(|it| *it.config.name == *name)
+    }
+
+    pub(super) fn publish(&mut self, queue: usize, payload: P) -> Step<(), P> {
+        let queue = &mut self.queues[queue];
+        queue.jobs.push(payload, None);
+        let mut wakers = Wakers::default();
+        queue.wake_all(&mut wakers);
+        Step::new((), wakers)
+    }
+
+    pub(super) fn next(&mut self, key: usize, waker: &Waker) -> Step<Next<P>, P>
+    where
+        P: Clone,
+    {
+        let queue = self.channels[key].queue;
+        let mut wakers = self.pass_time(queue);
+        let number = self.next_number();
+        let (channel, queue_state) = (&mut self.channels[key], &mut self.queues[queue]);
+        if let Some(end) = channel.end {
+            return Step::new(Next::Ended(end), wakers);
+        }
+        let lapses = queue_state.config.lease.and(queue_state.jobs.deadline());
+        let taken = match channel.unacked < channel.prefetch {
+            true => queue_state.jobs.take(key, number),
+            false => None,
+        };
+        let Some(taken) = taken else {
+            queue_state.wait(key, waker);
+            return Step::new(Next::Wait(queue_state.jobs.deadline()), wakers);
+        };
+        channel.unacked += 1;
+        if queue_state.config.lease.is_some() && lapses.is_none() {
+            // Others may wait without a timer, and this lease is now the first to end.
+            queue_state.wake_all(&mut wakers);
+        }
+        let address = Address {
+            queue,
+            key: taken.key,
+            number,
+            channel: key,
+            channel_number: channel.number,
+        };
+        Step::new(Next::Job(taken, address), wakers)
+    }
+
+    /// Does what was to be done by now.
+    pub(super) fn pass_time(&mut self, queue: usize) -> Wakers {
+        let mut wakers = Wakers::default();
+        let queue = &mut self.queues[queue];
+        if !queue.jobs.has_deadline() {
+            return wakers;
+        }
+        let now = Instant::now();
+        let mut is_changed = queue.jobs.ready_due(now);
+        while let Some(held) = queue.jobs.take_lapsed(now) {
+            let channel = &mut self.channels[held.channel];
+            channel.unacked -= 1;
+            channel.lapsed.push(held.number);
+            is_changed = true;
+        }
+        if is_changed {
+            queue.wake_all(&mut wakers);
+        }
+        wakers
+    }
+}

@@ -1,0 +1,211 @@
+//! What becomes of jobs when a connection or the broker is lost.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::{StreamExt, future::join_all};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower_sentinel::{Job, Settle, Verdict, ack_on_success};
+
+use super::{
+    PATIENCE, TestBroker, bodies, body, close, eventually, is_lost, left, reason,
+    settling::assert_deliveries, sorted, supervising::Runs, take, take_n, worker::work,
+};
+
+async fn publish_n<B: TestBroker>(broker: &B, n: usize) -> Vec<String> {
+    let bodies: Vec<_> = (0..n).map(|n| format!("{n:05}")).collect();
+    for body in &bodies {
+        broker.publish(body).await;
+    }
+    bodies
+}
+
+pub(crate) async fn a_lost_connection_redelivers_what_it_held<B: TestBroker>(broker: &B) {
+    let published = publish_n(broker, 3).await;
+    let mut jobs = broker.subscribe(3).await.unwrap();
+    take_n::<B>(&mut jobs, 3).await;
+    broker.cut().await;
+    assert!(is_lost::<B>(&mut jobs).await);
+    redelivers(broker, published).await;
+}
+
+pub(crate) async fn a_closed_subscription_redelivers_what_it_held<B: TestBroker>(broker: &B) {
+    let published = publish_n(broker, 3).await;
+    let mut jobs = broker.subscribe(3).await.unwrap();
+    take_n::<B>(&mut jobs, 3).await;
+    close::<B>(&mut jobs).await;
+    assert!(!is_lost::<B>(&mut jobs).await);
+    assert!(jobs.next().await.is_none());
+    redelivers(broker, published).await;
+}
+
+async fn redelivers<B: TestBroker>(broker: &B, published: Vec<String>) {
+    let mut jobs = broker.subscribe(3).await.unwrap();
+    let again = take_n::<B>(&mut jobs, published.len()).await;
+    assert_eq!(sorted(bodies(&again)), published);
+    for job in again {
+        let tag = job.tag();
+        assert_deliveries::<B>(&tag, if B::LOSS_IS_CHARGED { 2 } else { 1 });
+        assert_ne!(tag.redelivered(), Some(false));
+        tag.settle(Verdict::Ack, reason()).await.unwrap();
+    }
+    left(broker, 0).await;
+}
+
+pub(crate) async fn a_stale_tag_is_refused_while_its_twin_settles<B: TestBroker>(broker: &B) {
+    broker.publish("one").await;
+    let mut jobs = broker.subscribe(1).await.unwrap();
+    let stale = take::<B>(&mut jobs).await.tag();
+    broker.cut().await;
+    assert!(is_lost::<B>(&mut jobs).await);
+    let mut jobs = broker.subscribe(1).await.unwrap();
+    let twin = take::<B>(&mut jobs).await.tag();
+    for verdict in [
+        Verdict::Ack,
+        Verdict::retry(),
+        Verdict::Release,
+        Verdict::Reject,
+    ] {
+        let refused = stale.clone().settle(verdict, reason()).await.unwrap_err();
+        assert!(refused.tag.is_none(), "{verdict}: {refused}");
+    }
+    assert_eq!(broker.backlog().await.total, 1);
+    twin.settle(Verdict::Ack, reason()).await.unwrap();
+    left(broker, 0).await;
+}
+
+pub(crate) async fn a_cut_in_the_middle_of_a_settlement_loses_nothing<B: TestBroker>(broker: &B) {
+    let published = publish_n(broker, 5).await;
+    let mut jobs = broker.subscribe(5).await.unwrap();
+    let held = take_n::<B>(&mut jobs, 5).await;
+    broker.stall().await;
+    let settling = held.iter().map(|job| {
+        let body = body(job);
+        let settled = job.tag().settle(Verdict::Ack, reason());
+        async move {
+            (
+                body,
+                timeout(PATIENCE, settled)
+                    .await
+                    .expect("an answer ends")
+                    .is_ok(),
+            )
+        }
+    });
+    let (settled, ()) = tokio::join!(join_all(settling), async {
+        sleep(Duration::from_millis(200)).await;
+        broker.cut().await;
+    });
+    assert!(is_lost::<B>(&mut jobs).await);
+
+    let proven = settled
+        .into_iter()
+        .filter(|(_, ok)| *ok && B::ACK_IS_CONFIRMED);
+    let proven: BTreeSet<_> = proven.map(|(body, _)| body).collect();
+    let mut jobs = broker.subscribe(5).await.unwrap();
+    let started = Instant::now();
+    while broker.backlog().await.total > 0 {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{:?} is left",
+            broker.backlog().await
+        );
+        let Ok(job) = timeout(Duration::from_millis(100), jobs.next()).await else {
+            continue;
+        };
+        let job = job.unwrap().unwrap();
+        assert!(published.contains(&body(&job)));
+        assert!(!proven.contains(&body(&job)), "{} was acked", body(&job));
+        job.tag().settle(Verdict::Ack, reason()).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_broker_that_is_down_is_an_error_of_connecting<B: TestBroker>(broker: &B) {
+    broker.kill().await;
+    let refused = timeout(PATIENCE, broker.subscribe(1)).await;
+    assert!(refused.expect("no connection is an answer").is_err());
+    broker.revive().await;
+    broker.publish("one").await;
+    let mut jobs = broker.subscribe(1).await.unwrap();
+    take::<B>(&mut jobs).await;
+}
+
+pub(crate) async fn a_killed_broker_ends_the_subscription<B: TestBroker>(broker: &B) {
+    let published = publish_n(broker, 2).await;
+    let mut jobs = broker.subscribe(2).await.unwrap();
+    take_n::<B>(&mut jobs, 2).await;
+    broker.kill().await;
+    assert!(is_lost::<B>(&mut jobs).await);
+    assert!(matches!(jobs.next().await, Some(Err(_))));
+    assert!(jobs.next().await.is_none());
+    broker.revive().await;
+
+    let mut jobs = broker.subscribe(2).await.unwrap();
+    let again = take_n::<B>(&mut jobs, 2).await;
+    assert_eq!(sorted(bodies(&again)), published);
+    for job in again {
+        job.tag().settle(Verdict::Ack, reason()).await.unwrap();
+    }
+    left(broker, 0).await;
+}
+
+pub(crate) async fn no_job_is_lost_when_the_broker_is_killed<B: TestBroker>(broker: &B) {
+    survives(broker, 1).await;
+}
+
+pub(crate) async fn no_job_is_lost_in_twenty_kills<B: TestBroker>(broker: &B) {
+    survives(broker, 20).await;
+}
+
+/// Works on many jobs with a worker that connects again and again, while the broker is killed.
+async fn survives<B: TestBroker>(broker: &B, kills: usize) {
+    const PREFETCH: usize = 50;
+    let published = publish_n(broker, B::MANY).await;
+    let runs = Runs::default();
+    let handler = {
+        let runs = runs.clone();
+        move |job: B::Job| {
+            let runs = runs.clone();
+            async move {
+                runs.begin(&body(&job));
+                sleep(Duration::from_millis(2)).await;
+                Ok(())
+            }
+        }
+    };
+    let stop = CancellationToken::new();
+    let working = async {
+        while !stop.is_cancelled() {
+            let Ok(jobs) = broker.subscribe(PREFETCH).await else {
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let handler = handler.clone();
+            work::<B, _, _, _>(jobs, PREFETCH, ack_on_success(), PATIENCE, &stop, handler).await;
+        }
+    };
+    let killing = async {
+        for kill in 1..=kills {
+            let begun = B::MANY * kill / (kills + 1);
+            eventually(true, async || runs.of_each().len() >= begun).await;
+            broker.kill().await;
+            broker.revive().await;
+        }
+        left(broker, 0).await;
+        stop.cancel();
+    };
+    tokio::join!(working, killing);
+
+    let of_each = runs.of_each();
+    assert!(of_each.keys().eq(&published), "{} ran", of_each.len());
+    let duplicates = runs.total() as usize - published.len();
+    println!(
+        "{kills} kills, {} jobs, {duplicates} run twice",
+        published.len()
+    );
+    if B::ACK_IS_CONFIRMED {
+        // Only what was unanswered, or had no proof of its answer, at a kill.
+        assert!(duplicates <= kills * PREFETCH);
+    }
+    assert!(broker.dead_letters().await.is_empty());
+}
