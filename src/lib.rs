@@ -61,6 +61,7 @@
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
+//! - `broker::nats` reads a pull consumer of NATS JetStream.
 //! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -94,6 +95,7 @@
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 //! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 //! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
+//! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
 
 mod abandoned;
 mod backoff;

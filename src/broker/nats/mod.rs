@@ -95,8 +95,9 @@
 //! configurations that older servers don't know and drop in silence. So are `nkeys` (credentials
 //! files), `websockets`, `kv`, `object-store` and `service`: name what you need in your own manifest.
 //!
-//! A killed server that comes back on the same data may have lost what it had not yet written to the disk
-//! if the machine died with it: JetStream syncs every 2 min by default (`sync_interval`).
+//! A server confirms an ack before it writes it to its disk. One that is killed may deliver what was acked
+//! in the last moments before once more, and a work-queue stream may still show messages that
+//! its consumer has settled.
 
 mod channel;
 mod connect;
