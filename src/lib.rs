@@ -56,9 +56,9 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
-//! - [`broker`] has what reads jobs from a broker and settles them there.
 //! - [`SentinelError`] is what no outcome can carry.
-//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out. The
+//!   others in [`broker`] are behind features.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -80,7 +80,7 @@
 //!
 //! # Features
 //!
-//! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
+//! - `redis`: `broker::redis`, the consumer groups of Redis Streams.
 
 mod abandoned;
 mod backoff;

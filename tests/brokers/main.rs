@@ -3,6 +3,6 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
-mod redis;
 mod conformance;
 mod memory;
+mod redis;
