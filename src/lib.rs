@@ -63,6 +63,9 @@
 //! - [`panic_hook`] tells where a job panicked, if you install it.
 //! - `broker::nats` reads a pull consumer of NATS JetStream.
 //! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
+//! - [`SentinelError`] is what no outcome can carry.
+//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out. The
+//!   others in [`broker`] are behind features.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -96,6 +99,7 @@
 //! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 //! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
 //! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
+//! - `redis`: `broker::redis`, the consumer groups of Redis Streams.
 
 mod abandoned;
 mod backoff;

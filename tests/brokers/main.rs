@@ -8,4 +8,5 @@ mod example_rabbitmq;
 mod memory;
 mod nats;
 mod redis;
+mod redis;
 mod server;

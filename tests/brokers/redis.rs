@@ -1,6 +1,8 @@
 //! Redis Streams, on a private server for each test.
 
+mod conforming;
 mod kills;
+mod proxy;
 mod server;
 
 use std::{

@@ -81,9 +81,9 @@ impl Error for ConnectError {
 pub enum SubscriptionError {
     /// A connection to the server is lost.
     ///
-    /// It is noticed at once where the server's end closes it, and after 6 s, or the
-    /// [`response_timeout`](super::ConsumerGroup::response_timeout) and the second between two pings, where it falls
-    /// silent.
+    /// It is noticed at once where the server's end closes it. Where it falls silent, it is noticed
+    /// after the [`response_timeout`](super::ConsumerGroup::response_timeout) and the second between
+    /// two pings, which is 6 s by default.
     Disconnected(Option<RedisError>),
     /// The server refuses to deliver, as when the stream, the group or a permission is gone.
     Refused(RedisError),

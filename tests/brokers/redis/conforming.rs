@@ -1,0 +1,164 @@
+//! Redis in the scenarios of all brokers, with dead letters and without.
+
+use std::{
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tower_sentinel::{
+    Capabilities, OutcomeKind,
+    broker::redis::{
+        ConnectError, ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag,
+        SubscriptionError,
+        redis::{Commands, Connection, cmd},
+    },
+};
+
+use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
+use crate::conformance::{Backlog, DeadLetter, TestBroker};
+
+/// A server of its own, whose consumers connect through a proxy.
+struct Redis<const DEAD_LETTERS: bool> {
+    server: Mutex<Server>,
+    /// Looks at the data; anew after a kill.
+    inspect: Mutex<Connection>,
+    proxy: Proxy,
+    group: ConsumerGroup,
+}
+
+impl<const DEAD_LETTERS: bool> Redis<DEAD_LETTERS> {
+    fn inspect(&self) -> MutexGuard<'_, Connection> {
+        self.inspect.lock().unwrap()
+    }
+}
+
+impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
+    type Subscription = Deliveries;
+    type SubscriptionError = SubscriptionError;
+    type ConnectError = ConnectError;
+    type Job = Delivery;
+    type Tag = DeliveryTag;
+    type DeliveryError = DeliveryError;
+
+    const COUNTS_DELIVERIES: bool = true;
+    const LOSS_IS_CHARGED: bool = true;
+    const ACK_IS_CONFIRMED: bool = true;
+    const REDELIVERY: Option<Duration> = Some(Duration::from_secs(2));
+    const MANY: usize = 10_000;
+
+    fn capabilities() -> Capabilities {
+        let capabilities = Capabilities::none().free_release().delay().keep_alive();
+        match DEAD_LETTERS {
+            true => capabilities.dead_letter(),
+            false => capabilities,
+        }
+    }
+
+    async fn start() -> Self {
+        let server = Server::start();
+        let mut inspect = server.inspect();
+        let () = inspect.xgroup_create_mkstream(STREAM, GROUP, "0").unwrap();
+        let group = ConsumerGroup::new(STREAM, GROUP)
+            .min_idle(Duration::from_secs(2))
+            .delete_settled();
+        Self {
+            proxy: Proxy::start(server.port).await,
+            group: match DEAD_LETTERS {
+                true => group,
+                false => group.no_dead_letter(),
+            },
+            server: Mutex::new(server),
+            inspect: Mutex::new(inspect),
+        }
+    }
+
+    async fn stop(self) {}
+
+    async fn publish(&self, body: &str) {
+        let fields = [("payload", body)];
+        let () = self.inspect().xadd(STREAM, "*", &fields).unwrap();
+    }
+
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, ConnectError> {
+        let group = self.group.clone().prefetch(prefetch);
+        let url = format!("redis://127.0.0.1:{}", self.proxy.port);
+        group.connect(url).await
+    }
+
+    async fn backlog(&self) -> Backlog {
+        let mut inspect = self.inspect();
+        Backlog {
+            unacked: pending(&mut inspect),
+            // What is settled is deleted.
+            total: inspect.xlen(STREAM).unwrap(),
+        }
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let Some(key) = self.group.dead_letter_key() else {
+            return Vec::new();
+        };
+        let letters: Vec<(String, Fields)> = cmd("XRANGE")
+            .arg(key)
+            .arg("-")
+            .arg("+")
+            .query(&mut *self.inspect())
+            .unwrap();
+        let letters = letters.into_iter().map(|(_, mut fields)| DeadLetter {
+            body: fields.remove("payload").unwrap(),
+            kind: kind(&fields["x-outcome-kind"]),
+            message: fields.remove("x-outcome-message"),
+        });
+        letters.collect()
+    }
+
+    async fn stall(&self) {
+        self.proxy.stall();
+    }
+
+    async fn cut(&self) {
+        self.proxy.cut();
+    }
+
+    async fn kill(&self) {
+        self.server.lock().unwrap().kill();
+    }
+
+    async fn revive(&self) {
+        let mut server = self.server.lock().unwrap();
+        server.restart();
+        *self.inspect() = server.inspect();
+    }
+}
+
+fn kind(name: &str) -> OutcomeKind {
+    let kinds = [
+        OutcomeKind::Completed,
+        OutcomeKind::Failed,
+        OutcomeKind::Panicked,
+        OutcomeKind::TimedOut,
+        OutcomeKind::Cancelled,
+    ];
+    kinds
+        .into_iter()
+        .find(|kind| kind.as_str() == name)
+        .unwrap()
+}
+
+mod with_dead_letters {
+    use super::Redis;
+
+    crate::conformance::scenarios!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        Redis<true>
+    );
+}
+
+mod without_dead_letters {
+    use super::Redis;
+
+    crate::conformance::scenarios!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        Redis<false>
+    );
+}
