@@ -1,0 +1,3 @@
+//! Private servers: own port, own data, killed when their test process ends.
+
+pub(crate) mod rabbitmq;
