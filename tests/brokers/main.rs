@@ -9,4 +9,5 @@ mod memory;
 mod nats;
 mod redis;
 mod redis;
+mod rabbitmq;
 mod server;

@@ -1,3 +1,4 @@
-//! Private servers: own port, own data, killed when they are dropped.
+//! Private servers: own port, own data, killed when their test process ends.
 
 pub(crate) mod nats;
+pub(crate) mod rabbitmq;

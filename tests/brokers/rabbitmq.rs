@@ -1,0 +1,754 @@
+//! RabbitMQ: what each verdict does, and what a lost channel or connection does to its jobs.
+
+use std::{future::poll_fn, pin::Pin, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+use tower_sentinel::{
+    Job, OutcomeKind, Reason, Settle, Subscription, Verdict,
+    broker::rabbitmq::{
+        self, ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, QueueKind,
+        SubscriptionError,
+        lapin::{
+            BasicProperties, Channel, Connection, ConnectionProperties,
+            message::BasicGetMessage,
+            options::{
+                BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+                QueueDeleteOptions,
+            },
+            types::{AMQPValue, FieldTable},
+        },
+    },
+};
+
+use crate::server::rabbitmq::{Server, shared};
+
+const KINDS: [QueueKind; 2] = [QueueKind::Classic, QueueKind::Quorum];
+
+/// A queue, and a connection of the test's own beside that of the subscription.
+struct Scene {
+    name: String,
+    kind: QueueKind,
+    admin: Channel,
+    connection: Connection,
+}
+
+impl Scene {
+    async fn new(test: &str, kind: QueueKind) -> Self {
+        Self::on(shared(), test, kind).await
+    }
+
+    async fn on(server: &Server, test: &str, kind: QueueKind) -> Self {
+        Self::declare(server, test, kind, FieldTable::default()).await
+    }
+
+    async fn declare(server: &Server, test: &str, kind: QueueKind, arguments: FieldTable) -> Self {
+        let name = format!("{test}.{kind:?}").to_lowercase();
+        let connection = named(server, &name, ConnectionProperties::default()).await;
+        let admin = rabbitmq::connect(&server.address()).await.unwrap();
+        let admin = admin.create_channel().await.unwrap();
+        let options = ConfirmSelectOptions::default();
+        admin.confirm_select(options).await.unwrap();
+        declare(&admin, &name, kind, arguments).await;
+        Self {
+            name,
+            kind,
+            admin,
+            connection,
+        }
+    }
+
+    fn queue(&self) -> Queue {
+        match self.kind {
+            QueueKind::Quorum => Queue::quorum(&self.name),
+            _ => Queue::classic(&self.name),
+        }
+    }
+
+    async fn subscribe(&self) -> Deliveries {
+        self.queue().subscribe(&self.connection).await.unwrap()
+    }
+
+    fn dead(&self) -> String {
+        format!("{}.dead", self.name)
+    }
+
+    async fn declare_dead(&self) {
+        declare(
+            &self.admin,
+            &self.dead(),
+            QueueKind::Classic,
+            FieldTable::default(),
+        )
+        .await;
+    }
+
+    async fn publish(&self, body: &str) {
+        self.publish_with(body, BasicProperties::default()).await;
+    }
+
+    async fn publish_with(&self, body: &str, properties: BasicProperties) {
+        let confirm = self.admin.basic_publish(
+            "".into(),
+            self.name.as_str().into(),
+            BasicPublishOptions::default(),
+            body.as_bytes(),
+            properties.with_delivery_mode(2),
+        );
+        assert!(confirm.await.unwrap().await.unwrap().is_ack());
+    }
+
+    async fn get(&self, queue: &str) -> Option<BasicGetMessage> {
+        let options = BasicGetOptions { no_ack: true };
+        self.admin.basic_get(queue.into(), options).await.unwrap()
+    }
+
+    /// Asserts that the queue is empty, also of what was unanswered, which goes back first.
+    async fn assert_empty(&self, jobs: Deliveries) {
+        close(jobs).await;
+        let left = self.get(&self.name).await;
+        assert!(left.is_none(), "{} has {left:?}", self.name);
+    }
+}
+
+async fn named(server: &Server, name: &str, properties: ConnectionProperties) -> Connection {
+    let properties = properties.with_connection_name(name.into());
+    let connected = rabbitmq::connect_with(properties, &server.address()).await;
+    connected.unwrap()
+}
+
+async fn declare(channel: &Channel, name: &str, kind: QueueKind, mut arguments: FieldTable) {
+    let queue_type = format!("{kind:?}").to_lowercase();
+    let queue_type = AMQPValue::LongString(queue_type.into());
+    arguments.insert("x-queue-type".into(), queue_type);
+    let options = QueueDeclareOptions::durable();
+    let declared = channel.queue_declare(name.into(), options, arguments);
+    declared.await.unwrap();
+}
+
+async fn next(jobs: &mut Deliveries) -> Delivery {
+    let job = timeout(Duration::from_secs(20), jobs.next()).await;
+    job.expect("a job within 20 s").unwrap().unwrap()
+}
+
+/// Returns why the stream ends, and asserts that it says so once.
+async fn end(jobs: &mut Deliveries) -> SubscriptionError {
+    let end = timeout(Duration::from_secs(20), jobs.next()).await;
+    let end = end.expect("an end within 20 s").unwrap().unwrap_err();
+    assert!(jobs.next().await.is_none());
+    end
+}
+
+async fn closed(jobs: &mut Deliveries) -> Result<(), SubscriptionError> {
+    let closed = poll_fn(|cx| Pin::new(&mut *jobs).poll_closed(cx));
+    let closed = timeout(Duration::from_secs(20), closed).await;
+    closed.expect("the end within 20 s")
+}
+
+async fn close(mut jobs: Deliveries) {
+    poll_fn(|cx| Pin::new(&mut jobs).poll_close(cx)).await;
+    assert!(jobs.next().await.is_none());
+    closed(&mut jobs).await.unwrap();
+}
+
+fn reason() -> Reason {
+    Reason::completed(Duration::ZERO)
+}
+
+async fn settle(tag: DeliveryTag, verdict: Verdict) -> Result<(), DeliveryError> {
+    let settled = tag.settle(verdict, reason()).await;
+    settled.map_err(|unsettled| {
+        assert!(unsettled.tag.is_none(), "no settlement is tried again");
+        unsettled.error
+    })
+}
+
+async fn quiet(jobs: &mut Deliveries) {
+    let job = timeout(Duration::from_millis(300), jobs.next()).await;
+    assert!(job.is_err(), "unexpected: {job:?}");
+}
+
+#[tokio::test]
+async fn ack_removes() {
+    for kind in KINDS {
+        let scene = Scene::new("ack_removes", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let job = next(&mut jobs).await;
+        assert_eq!(job.as_ref(), b"one");
+        assert_eq!(job.tag().deliveries(), Some(1));
+        assert_eq!(job.tag().redelivered(), Some(false));
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn retry_raises_the_count() {
+    for kind in KINDS {
+        let scene = Scene::new("retry_raises_the_count", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        for deliveries in 1..=3 {
+            let job = next(&mut jobs).await;
+            assert_eq!(job.as_ref(), b"one");
+            assert_eq!(job.tag().deliveries(), Some(deliveries), "{kind:?}");
+            assert_eq!(job.tag().redelivered(), Some(deliveries > 1));
+            settle(job.tag(), Verdict::retry()).await.unwrap();
+        }
+        let job = next(&mut jobs).await;
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn release_says_whether_it_is_charged() {
+    for kind in KINDS {
+        let scene = Scene::new("release_says_whether_it_is_charged", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let job = next(&mut jobs).await;
+        let is_free = job.tag().capabilities().release_is_free();
+        settle(job.tag(), Verdict::Release).await.unwrap();
+
+        let job = next(&mut jobs).await;
+        assert_eq!(job.tag().redelivered(), Some(true));
+        let deliveries = job.tag().deliveries();
+        match kind {
+            QueueKind::Quorum => assert_eq!((is_free, deliveries), (false, Some(2))),
+            _ => assert_eq!((is_free, deliveries), (true, Some(1))),
+        }
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_retry_is_not_seen_before_its_time() {
+    for kind in KINDS {
+        let scene = Scene::new("a_delayed_retry_is_not_seen_before_its_time", kind).await;
+        let mut jobs = scene.subscribe().await;
+        // An expiration would end the wait too early, and then drop the job.
+        let properties = BasicProperties::default().with_expiration("200".into());
+        scene.publish_with("one", properties).await;
+        let delay = Duration::from_millis(600);
+        let mut settled = None;
+        for deliveries in 1..=4 {
+            let job = next(&mut jobs).await;
+            assert_eq!(job.as_ref(), b"one");
+            assert_eq!(job.tag().deliveries(), Some(deliveries), "{kind:?}");
+            if let Some(waited) = settled.map(|at: Instant| at.elapsed()) {
+                assert!(waited >= delay, "{kind:?} came after {waited:?}");
+            }
+            settled = Some(Instant::now());
+            let verdict = Verdict::retry_after(delay);
+            assert!(job.tag().capabilities().can(verdict));
+            settle(job.tag(), verdict).await.unwrap();
+        }
+        let job = next(&mut jobs).await;
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_short_delay_does_not_wait_for_a_long_one() {
+    for kind in KINDS {
+        let scene = Scene::new("a_short_delay_does_not_wait_for_a_long_one", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("long").await;
+        scene.publish("short").await;
+        for delay in [60_000, 300] {
+            let verdict = Verdict::retry_after(Duration::from_millis(delay));
+            settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+        }
+        let job = next(&mut jobs).await;
+        assert_eq!(job.as_ref(), b"short");
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        let waits = format!("{}.retry.65536", scene.name);
+        let job = scene.get(&waits).await.unwrap();
+        assert_eq!(job.data, b"long");
+        close(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_delay_that_is_too_long_is_refused() {
+    let scene = Scene::new("a_delay_that_is_too_long_is_refused", QueueKind::Classic).await;
+    let mut jobs = scene.subscribe().await;
+    scene.publish("one").await;
+    let verdict = Verdict::retry_after(Duration::from_secs(86_400 * 30));
+    let error = settle(next(&mut jobs).await.tag(), verdict).await;
+    assert!(
+        matches!(error, Err(DeliveryError::DelayTooLong(_))),
+        "{error:?}"
+    );
+    close(jobs).await;
+    assert!(scene.get(&scene.name).await.is_some());
+}
+
+#[tokio::test]
+async fn what_is_republished_keeps_its_properties() {
+    let scene = Scene::new(
+        "what_is_republished_keeps_its_properties",
+        QueueKind::Classic,
+    )
+    .await;
+    let mut jobs = scene.subscribe().await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-mine".into(), AMQPValue::LongLongInt(7));
+    let properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_message_id("id".into())
+        .with_content_type("text/plain".into())
+        .with_user_id("guest".into());
+    scene.publish_with("one", properties).await;
+    let first = next(&mut jobs).await;
+    settle(first.tag(), Verdict::retry()).await.unwrap();
+
+    let second = next(&mut jobs).await;
+    let properties = second.properties();
+    assert_eq!(properties.message_id(), first.properties().message_id());
+    assert_eq!(properties.content_type(), first.properties().content_type());
+    assert_eq!(properties.delivery_mode(), &Some(2));
+    let headers = properties.headers().as_ref().unwrap().inner();
+    assert_eq!(headers["x-mine"], AMQPValue::LongLongInt(7));
+    let queue = AMQPValue::LongString(scene.name.as_str().into());
+    assert_eq!(headers["x-original-routing-key"], queue);
+    settle(second.tag(), Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_bears_the_reason() {
+    for kind in KINDS {
+        let scene = Scene::new("a_dead_letter_bears_the_reason", kind).await;
+        scene.declare_dead().await;
+        let queue = scene.queue().dead_letter(scene.dead());
+        let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+        scene.publish("poison").await;
+        settle(next(&mut jobs).await.tag(), Verdict::retry())
+            .await
+            .unwrap();
+        let job = next(&mut jobs).await;
+        assert!(job.tag().capabilities().has_dead_letter());
+        let mut reason = reason();
+        reason.kind = OutcomeKind::Panicked;
+        // It is cut at the boundary of a character.
+        reason.message = Some(format!("index 7{}", "é".repeat(5_000)));
+        job.tag().settle(Verdict::Reject, reason).await.unwrap();
+
+        let letter = scene.get(&scene.dead()).await.unwrap();
+        assert_eq!(letter.data, b"poison");
+        let headers = letter.properties.headers().as_ref().unwrap().inner();
+        let kind = AMQPValue::LongString("panicked".into());
+        assert_eq!(headers["x-outcome-kind"], kind);
+        let AMQPValue::LongString(message) = &headers["x-outcome-message"] else {
+            panic!("{headers:?}");
+        };
+        assert_eq!(message.len(), 4095);
+        assert!(message.as_bytes().starts_with(b"index 7"));
+        assert!(
+            matches!(headers["x-outcome-time"], AMQPValue::Timestamp(at) if at > 1_700_000_000)
+        );
+        assert_eq!(headers["x-deliveries"], AMQPValue::LongUInt(2));
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_moved_back_is_counted_anew() {
+    let test = "a_dead_letter_that_is_moved_back_is_counted_anew";
+    let scene = Scene::new(test, QueueKind::Classic).await;
+    scene.declare_dead().await;
+    let queue = scene.queue().dead_letter(scene.dead());
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    scene.publish("poison").await;
+    settle(next(&mut jobs).await.tag(), Verdict::retry())
+        .await
+        .unwrap();
+    settle(next(&mut jobs).await.tag(), Verdict::Reject)
+        .await
+        .unwrap();
+    let letter = scene.get(&scene.dead()).await.unwrap();
+    scene
+        .publish_with("poison", letter.properties.clone())
+        .await;
+    let job = next(&mut jobs).await;
+    assert_eq!(job.tag().deliveries(), Some(1));
+    settle(job.tag(), Verdict::retry()).await.unwrap();
+    let job = next(&mut jobs).await;
+    assert_eq!(job.tag().deliveries(), Some(2));
+    settle(job.tag(), Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn a_rejected_job_goes_where_the_queue_sends_it() {
+    for kind in KINDS {
+        let test = "a_rejected_job_goes_where_the_queue_sends_it";
+        let mut arguments = FieldTable::default();
+        let dead = format!("{test}.{kind:?}.dead").to_lowercase();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
+        let scene = Scene::declare(shared(), test, kind, arguments).await;
+        scene.declare_dead().await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("poison").await;
+        let job = next(&mut jobs).await;
+        assert!(!job.tag().capabilities().has_dead_letter());
+        settle(job.tag(), Verdict::Reject).await.unwrap();
+        let mut letter = None;
+        while letter.is_none() {
+            letter = scene.get(&dead).await;
+        }
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_nobody_takes_is_an_error_and_not_lost() {
+    for kind in KINDS {
+        let test = "a_dead_letter_that_nobody_takes_is_an_error_and_not_lost";
+        let scene = Scene::new(test, kind).await;
+        let queue = scene.queue().dead_letter(scene.dead());
+        let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+        scene.publish("poison").await;
+        let error = settle(next(&mut jobs).await.tag(), Verdict::Reject).await;
+        assert!(
+            matches!(error, Err(DeliveryError::Unroutable { .. })),
+            "{error:?}"
+        );
+        close(jobs).await;
+
+        let queue = scene.queue().dead_letter_exchange("no such exchange", "");
+        let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+        let error = settle(next(&mut jobs).await.tag(), Verdict::Reject).await;
+        assert!(matches!(error, Err(DeliveryError::Client(_))), "{error:?}");
+        // The channel of the subscription is another one.
+        quiet(&mut jobs).await;
+        close(jobs).await;
+        assert!(scene.get(&scene.name).await.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_second_settlement_is_refused() {
+    for kind in KINDS {
+        let scene = Scene::new("a_second_settlement_is_refused", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        scene.publish("two").await;
+        let job = next(&mut jobs).await;
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        for verdict in [
+            Verdict::Ack,
+            Verdict::retry(),
+            Verdict::Reject,
+            Verdict::Abandon,
+        ] {
+            let error = settle(job.tag(), verdict).await;
+            assert!(
+                matches!(error, Err(DeliveryError::AlreadySettled)),
+                "{error:?}"
+            );
+        }
+        // A second ack on the wire would have closed the channel.
+        settle(next(&mut jobs).await.tag(), Verdict::Ack)
+            .await
+            .unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_keep_alive_is_refused() {
+    let scene = Scene::new("a_keep_alive_is_refused", QueueKind::Classic).await;
+    let mut jobs = scene.subscribe().await;
+    scene.publish("one").await;
+    let tag = next(&mut jobs).await.tag();
+    assert!(!tag.capabilities().has_keep_alive());
+    let error = tag.keep_alive().await;
+    assert!(matches!(error, Err(DeliveryError::NoKeepAlive)));
+    close(jobs).await;
+}
+
+#[tokio::test]
+async fn a_closed_channel_gives_its_jobs_back() {
+    for kind in KINDS {
+        let scene = Scene::new("a_closed_channel_gives_its_jobs_back", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        scene.publish("two").await;
+        let stale = next(&mut jobs).await.tag();
+        close(jobs).await;
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+
+        // The end of a worker that does not close its channel is that of a drop.
+        let mut jobs = scene.subscribe().await;
+        let stale = next(&mut jobs).await.tag();
+        drop(jobs);
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+
+        let mut jobs = scene.subscribe().await;
+        for body in ["one", "two"] {
+            let job = next(&mut jobs).await;
+            assert_eq!(job.as_ref(), body.as_bytes());
+            assert_eq!(job.tag().redelivered(), Some(true));
+            settle(job.tag(), Verdict::Ack).await.unwrap();
+        }
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn the_prefetch_holds() {
+    for kind in KINDS {
+        let scene = Scene::new("the_prefetch_holds", kind).await;
+        let queue = scene.queue().prefetch(3);
+        let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+        assert_eq!(jobs.prefetch(), 3);
+        for number in 0..10 {
+            scene.publish(&number.to_string()).await;
+        }
+        let mut tags = Vec::new();
+        for _ in 0..3 {
+            tags.push(next(&mut jobs).await.tag());
+        }
+        quiet(&mut jobs).await;
+        // In any order.
+        settle(tags.remove(1), Verdict::Ack).await.unwrap();
+        tags.push(next(&mut jobs).await.tag());
+        quiet(&mut jobs).await;
+        close(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_queue_ends_the_stream() {
+    for kind in KINDS {
+        let scene = Scene::new("a_deleted_queue_ends_the_stream", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let job = next(&mut jobs).await;
+        let options = QueueDeleteOptions::default();
+        let deleted = scene
+            .admin
+            .queue_delete(scene.name.as_str().into(), options);
+        deleted.await.unwrap();
+        let error = end(&mut jobs).await;
+        assert!(
+            matches!(error, SubscriptionError::Cancelled { .. }),
+            "{error:?}"
+        );
+        // Its channel is open.
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+        close(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closes_ends_the_stream() {
+    for kind in KINDS {
+        let test = "a_connection_that_the_server_closes_ends_the_stream";
+        let scene = Scene::new(test, kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let stale = next(&mut jobs).await.tag();
+        shared().close_connection(&scene.name);
+        // Without the stream being polled, as by a consumer whose service is unready.
+        let error = closed(&mut jobs).await.unwrap_err();
+        let is_closed = matches!(error, SubscriptionError::ConnectionClosed(_));
+        assert!(is_closed, "{error:?}");
+        assert!(error.to_string().contains("closed by the test"), "{error}");
+        end(&mut jobs).await;
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+
+        let connection = rabbitmq::connect(&shared().address()).await.unwrap();
+        let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+        let twin = next(&mut jobs).await;
+        assert_eq!(twin.tag().redelivered(), Some(true));
+        settle(twin.tag(), Verdict::Ack).await.unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_user_closes_ends_the_stream() {
+    let test = "a_connection_that_the_user_closes_ends_the_stream";
+    let scene = Scene::new(test, QueueKind::Classic).await;
+    let mut jobs = scene.subscribe().await;
+    scene.connection.close(200, "OK".into()).await.unwrap();
+    let error = end(&mut jobs).await;
+    let is_closed = matches!(error, SubscriptionError::ConnectionClosed(_));
+    assert!(is_closed, "{error:?}");
+}
+
+#[tokio::test]
+async fn the_recovery_of_lapin_sends_no_stale_tag() {
+    for kind in KINDS {
+        let scene = Scene::new("the_recovery_of_lapin_sends_no_stale_tag", kind).await;
+        let name = format!("{}.recovering", scene.name);
+        let recovering = ConnectionProperties::default().enable_auto_recover();
+        let connection = named(shared(), &name, recovering).await;
+        let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+        scene.publish("one").await;
+        let stale = next(&mut jobs).await.tag();
+        shared().close_connection(&name);
+        // Until it has recovered, so that an answer would be sent.
+        while !connection.status().connected() || connection.create_channel().await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+        end(&mut jobs).await;
+        close(jobs).await;
+        let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+        settle(next(&mut jobs).await.tag(), Verdict::Ack)
+            .await
+            .unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn the_consumer_timeout_closes_the_channel() {
+    let settings = "{consumer_timeout, 1000}, {channel_tick_interval, 200}";
+    let server = Server::start(settings);
+    for kind in KINDS {
+        let scene = Scene::on(&server, "the_consumer_timeout_closes_the_channel", kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let stale = next(&mut jobs).await.tag();
+        let error = end(&mut jobs).await;
+        let is_closed = matches!(error, SubscriptionError::ChannelClosed(_));
+        assert!(is_closed, "{error:?}");
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+        // The connection lives.
+        let mut jobs = scene.subscribe().await;
+        settle(next(&mut jobs).await.tag(), Verdict::Ack)
+            .await
+            .unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_server_loses_no_job() {
+    let mut server = Server::start("");
+    let mut scenes = Vec::new();
+    for kind in KINDS {
+        let scene = Scene::on(&server, "a_killed_server_loses_no_job", kind).await;
+        scene.publish("one").await;
+        scene.publish("two").await;
+        let mut jobs = scene.subscribe().await;
+        let stale = next(&mut jobs).await.tag();
+        scenes.push((scene, jobs, stale));
+    }
+    server.kill();
+    let address = server.address_of("guest", "secret");
+    let error = rabbitmq::connect(&address).await.unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Unreachable { .. }),
+        "{error:?}"
+    );
+    let line = error.to_string();
+    assert!(line.starts_with("rabbitmq at 127.0.0.1:"), "{line}");
+    assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
+
+    let mut stale_tags = Vec::new();
+    for (scene, mut jobs, stale) in scenes {
+        let error = closed(&mut jobs).await.unwrap_err();
+        let is_lost = matches!(error, SubscriptionError::ConnectionLost(_));
+        assert!(is_lost, "{error:?}");
+        // "two" had come, and is void.
+        end(&mut jobs).await;
+        stale_tags.push((scene.name, scene.kind, stale));
+    }
+    server.restart();
+    let connection = rabbitmq::connect(&server.address()).await.unwrap();
+    for (name, kind, stale) in stale_tags {
+        let error = settle(stale, Verdict::Ack).await;
+        assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
+        let queue = match kind {
+            QueueKind::Quorum => Queue::quorum(&name),
+            _ => Queue::classic(&name),
+        };
+        let mut jobs = queue.subscribe(&connection).await.unwrap();
+        for body in ["one", "two"] {
+            let job = next(&mut jobs).await;
+            assert_eq!(job.as_ref(), body.as_bytes());
+            settle(job.tag(), Verdict::Ack).await.unwrap();
+        }
+        quiet(&mut jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_told_in_a_line() {
+    let address = shared().address_of("guest", "secret");
+    let error = rabbitmq::connect(&address).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Denied { .. }), "{error:?}");
+    let line = error.to_string();
+    assert!(line.starts_with("rabbitmq at 127.0.0.1:"), "{line}");
+    assert!(line.ends_with("refuses the credentials"), "{line}");
+
+    let address = shared().address().replace("%2f", "nowhere");
+    let error = rabbitmq::connect(&address).await.unwrap_err();
+    assert!(
+        matches!(error, ConnectError::NoVirtualHost { .. }),
+        "{error:?}"
+    );
+
+    for address in ["amqp:guest:secret", "http://guest:secret@x", "secret"] {
+        let error = rabbitmq::connect(address).await.unwrap_err();
+        assert!(
+            matches!(error, ConnectError::InvalidAddress { .. }),
+            "{error:?}"
+        );
+        assert!(
+            !format!("{error} {error:?}").contains("secret"),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_exist_is_refused() {
+    let connection = rabbitmq::connect(&shared().address()).await.unwrap();
+    let error = Queue::classic("no such queue").subscribe(&connection).await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, SubscriptionError::Refused { .. }),
+        "{error:?}"
+    );
+    let error = Queue::classic("x".repeat(250)).subscribe(&connection).await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, SubscriptionError::NameTooLong { .. }),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_classic_queue_taken_for_a_quorum_queue_tells_no_count() {
+    let test = "a_classic_queue_taken_for_a_quorum_queue_tells_no_count";
+    let scene = Scene::new(test, QueueKind::Classic).await;
+    let queue = Queue::quorum(&scene.name);
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    scene.publish("one").await;
+    settle(next(&mut jobs).await.tag(), Verdict::retry())
+        .await
+        .unwrap();
+    let job = next(&mut jobs).await;
+    assert_eq!(job.tag().deliveries(), None);
+    assert_eq!(job.tag().redelivered(), Some(true));
+    settle(job.tag(), Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
+}

@@ -1,0 +1,175 @@
+//! A private `rabbitmq-server`, with ports, data, node name and Erlang cookie of its own.
+
+use std::{
+    fs,
+    io::Write,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+/// Kills the server when its standard input ends, which it does with the test process, however
+/// that ends.
+const GUARD: &str = r#"
+"$0" >"$1/stdout" 2>&1 & server=$!
+read -r word
+kill -9 "$server"
+wait "$server" 2>/dev/null
+[ "$word" = keep ] || rm -rf "$1"
+"#;
+
+pub(crate) struct Server {
+    guard: Option<Child>,
+    folder: PathBuf,
+    port: u16,
+    dist_port: u16,
+}
+
+/// Returns the server that the tests of this process share, as it takes seconds to start one.
+pub(crate) fn shared() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(""))
+}
+
+impl Server {
+    /// Starts a server with `settings` for its application `rabbit`, as Erlang terms.
+    pub(crate) fn start(settings: &str) -> Self {
+        let (port, dist_port) = (free_port(), free_port());
+        let name = format!("tower-sentinel-rabbitmq-{}-{port}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n");
+        fs::write(folder.join("rabbitmq.conf"), listener).unwrap();
+        let advanced = format!("[{{rabbit, [{settings}]}}].\n");
+        fs::write(folder.join("advanced.config"), advanced).unwrap();
+        fs::write(folder.join("plugins"), "[].\n").unwrap();
+        // So that the machine's own settings are not read.
+        fs::write(folder.join("env.conf"), "").unwrap();
+        let mut server = Self {
+            guard: None,
+            folder,
+            port,
+            dist_port,
+        };
+        server.restart();
+        server
+    }
+
+    /// Starts the server on the data that it has.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.guard.is_none(), "the server runs");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", GUARD])
+            .arg(program("rabbitmq-server"))
+            .arg(&self.folder)
+            .stdin(Stdio::piped());
+        self.guard = Some(self.settle_in(&mut command).spawn().unwrap());
+        for _ in 0..1200 {
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let output = fs::read_to_string(self.folder.join("stdout")).unwrap_or_default();
+        panic!("rabbitmq-server is not up after 2 min:\n{output}");
+    }
+
+    /// Kills the server with SIGKILL; its data stay.
+    pub(crate) fn kill(&mut self) {
+        let mut guard = self.guard.take().unwrap();
+        let mut stdin = guard.stdin.take().unwrap();
+        stdin.write_all(b"keep\n").unwrap();
+        guard.wait().unwrap();
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address_of("guest", "guest")
+    }
+
+    pub(crate) fn address_of(&self, user: &str, password: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// Runs `rabbitmqctl` and returns what it prints.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(program("rabbitmqctl"));
+        command.arg("--quiet").args(arguments);
+        let output = self.settle_in(&mut command).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {errors}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Lets the server close the connection that has `name`.
+    pub(crate) fn close_connection(&self, name: &str) {
+        let list = ["list_connections", "pid", "user_provided_name"];
+        // It is listed a moment after it was opened.
+        for _ in 0..50 {
+            let connections = self.ctl(&list);
+            let mut rows = connections.lines().filter_map(|row| row.split_once('\t'));
+            if let Some((pid, _)) = rows.find(|(_, connection)| *connection == name) {
+                self.ctl(&["close_connection", pid, "closed by the test"]);
+                return;
+            }
+        }
+        panic!("there is no connection {name}");
+    }
+
+    fn settle_in<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let folder = |name: &str| self.folder.join(name);
+        command
+            .env("HOME", &self.folder)
+            .env(
+                "RABBITMQ_NODENAME",
+                format!("sentinel-{}@localhost", self.port),
+            )
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder("advanced.config"))
+            .env("RABBITMQ_CONF_ENV_FILE", folder("env.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("plugins"))
+            .env("RABBITMQ_GENERATED_CONFIG_DIR", folder("config"))
+            .env("RABBITMQ_MNESIA_BASE", folder("data"))
+            .env("RABBITMQ_LOG_BASE", folder("log"))
+            .env("RABBITMQ_PID_FILE", folder("pid"))
+            // The script becomes the server then, instead of its parent.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        match self.guard.take() {
+            Some(mut guard) => {
+                drop(guard.stdin.take());
+                drop(guard.wait());
+            }
+            None => drop(fs::remove_dir_all(&self.folder)),
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Finds the program itself: what Debian has on the path changes the user.
+fn program(name: &str) -> PathBuf {
+    let debian = Path::new("/usr/lib/rabbitmq/bin").join(name);
+    if debian.exists() {
+        return debian;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut programs = std::env::split_paths(&path).map(|folder| folder.join(name));
+    programs
+        .find(|program| program.exists())
+        .unwrap_or_else(|| panic!("{name} is missing: `apt-get install rabbitmq-server`"))
+}
