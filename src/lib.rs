@@ -56,6 +56,9 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`Consumer`] drives a [`Subscription`] into the service, drains at the end and returns a
+//!   [`Summary`]; [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`] is
+//!   how an error says that the broker may have no answer.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
@@ -88,6 +91,7 @@ mod abandoned;
 mod backoff;
 mod builder;
 mod cancel;
+mod consumer;
 mod decision;
 mod error;
 mod home;
@@ -117,6 +121,10 @@ pub use self::instruments::describe_metrics;
 pub use self::{
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
+    consumer::{
+        AfterError, ByError, Classify, Consumer, ConsumerError, Consuming, EndCause, Escalate,
+        Escalation, ReconnectingConsumer, Summary,
+    },
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
         RetryOnce, Undecided, ack_on_success,
