@@ -58,6 +58,9 @@
 //!   [`Verdict`].
 //! - [`broker`] has what reads jobs from a broker and settles them there.
 //! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
+//! - [`Consumer`] drives a [`Subscription`] into the service, drains at the end and returns a
+//!   [`Summary`]; [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`] is
+//!   how an error says that the broker may have no answer.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
@@ -106,6 +109,7 @@ mod backoff;
 pub mod broker;
 mod builder;
 mod cancel;
+mod consumer;
 mod decision;
 mod decode;
 mod error;
@@ -139,6 +143,10 @@ pub use self::instruments::describe_metrics;
 pub use self::{
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
+    consumer::{
+        AfterError, ByError, Classify, Consumer, ConsumerError, Consuming, EndCause, Escalate,
+        Escalation, ReconnectingConsumer, Summary,
+    },
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
         RejectUndecodable, RetryOnce, Undecided, ack_on_success,

@@ -3,6 +3,7 @@
 
 mod auto_traits;
 mod cancellation;
+mod consumer;
 mod decision;
 mod drops;
 mod endpoints;
@@ -18,11 +19,13 @@ mod policy;
 mod process;
 mod product;
 mod readiness;
+mod reconnecting;
 mod runtimes;
 mod seed;
 mod settle;
 mod spans;
 mod stacking;
+mod subscriptions;
 mod support;
 mod telemetry;
 mod timeouts;

@@ -1,0 +1,193 @@
+//! [`ConsumerError`]: why a consumer ended, and what it had done by then.
+
+use std::{convert::Infallible, error::Error, fmt};
+
+use super::Summary;
+use crate::{Panic, outcome::boxed_source, panic::catch};
+
+/// Why a [`Consumer`](crate::Consumer) ended without being asked to, and what it had done.
+///
+/// `T` is the error of the stream, `E` that of the service and `C` that of connecting. By the time
+/// it is returned, all that ran has been drained and the channel is closed.
+#[derive(Debug)]
+pub struct ConsumerError<T, E, C = Infallible> {
+    cause: EndCause<T, E, C>,
+    // Boxed: a `Result` with it is moved through a few hands.
+    summary: Box<Summary>,
+}
+
+impl<T, E, C> ConsumerError<T, E, C> {
+    pub(super) fn new(cause: EndCause<T, E, C>, summary: Summary) -> Self {
+        let summary = Box::new(summary);
+        Self { cause, summary }
+    }
+
+    /// Returns why the consumer ended.
+    pub fn cause(&self) -> &EndCause<T, E, C> {
+        &self.cause
+    }
+
+    /// Returns what the consumer did until then.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Returns both.
+    pub fn into_parts(self) -> (EndCause<T, E, C>, Summary) {
+        (self.cause, *self.summary)
+    }
+}
+
+impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for ConsumerError<T, E, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the consumer ended: {}", self.cause)
+    }
+}
+
+impl<T, E, C> Error for ConsumerError<T, E, C>
+where
+    T: fmt::Debug + fmt::Display + 'static,
+    E: fmt::Debug + fmt::Display + 'static,
+    C: fmt::Debug + fmt::Display + 'static,
+{
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.cause {
+            EndCause::Stream(error) => boxed_source(error),
+            EndCause::Unready(error)
+            | EndCause::Failed(error)
+            | EndCause::Unanswered(error)
+            | EndCause::Misconfigured(error) => boxed_source(error),
+            EndCause::Connect(error) => boxed_source(error),
+            EndCause::StreamPanicked(panic)
+            | EndCause::UnreadyPanicked(panic)
+            | EndCause::CallPanicked(panic)
+            | EndCause::ConnectPanicked(panic)
+            | EndCause::MakeServicePanicked(panic) => Some(panic),
+            EndCause::StreamEnded | EndCause::RuntimeGone => None,
+        }
+    }
+}
+
+/// What ended a consumer that was not asked to end.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EndCause<T, E, C = Infallible> {
+    /// The stream ended, or its channel was closed, without an error.
+    StreamEnded,
+    /// The stream, or its channel, ended with this error.
+    Stream(T),
+    /// The stream panicked.
+    StreamPanicked(Panic),
+    /// The service answered `poll_ready` with an error. No job was taken.
+    Unready(E),
+    /// The service panicked in `poll_ready`. No job was taken.
+    UnreadyPanicked(Panic),
+    /// A call failed that concerns no other, and the consumer is to
+    /// [stop](crate::AfterError::Stop) then.
+    Failed(E),
+    /// A call failed and the broker may have no answer: the channel was given up.
+    Unanswered(E),
+    /// A call failed, the broker may have no answer, and a new channel would not help. The channel
+    /// was given up.
+    Misconfigured(E),
+    /// The service panicked in a call: the channel was given up.
+    CallPanicked(Panic),
+    /// The last try to connect failed.
+    Connect(C),
+    /// The last try to connect panicked.
+    ConnectPanicked(Panic),
+    /// The last try to make a service panicked.
+    MakeServicePanicked(Panic),
+    /// The runtime ended.
+    RuntimeGone,
+}
+
+impl<T, E, C> EndCause<T, E, C> {
+    /// Returns whether a new stream and a fresh service may help.
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, EndCause::Misconfigured(_) | EndCause::RuntimeGone)
+    }
+
+    /// Returns whether the broker may wait for an answer that nobody can give any more.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(
+            self,
+            EndCause::Unanswered(_) | EndCause::Misconfigured(_) | EndCause::CallPanicked(_)
+        )
+    }
+}
+
+impl<T, E, C> EndCause<T, E, C> {
+    /// Returns whether there was a session to end.
+    pub(super) fn is_of_a_session(&self) -> bool {
+        !matches!(
+            self,
+            EndCause::Connect(_) | EndCause::ConnectPanicked(_) | EndCause::MakeServicePanicked(_)
+        )
+    }
+}
+
+impl<T, E> EndCause<T, E> {
+    /// Returns the same cause, where connecting can fail.
+    pub(super) fn widen<C>(self) -> EndCause<T, E, C> {
+        match self {
+            EndCause::StreamEnded => EndCause::StreamEnded,
+            EndCause::Stream(error) => EndCause::Stream(error),
+            EndCause::StreamPanicked(panic) => EndCause::StreamPanicked(panic),
+            EndCause::Unready(error) => EndCause::Unready(error),
+            EndCause::UnreadyPanicked(panic) => EndCause::UnreadyPanicked(panic),
+            EndCause::Failed(error) => EndCause::Failed(error),
+            EndCause::Unanswered(error) => EndCause::Unanswered(error),
+            EndCause::Misconfigured(error) => EndCause::Misconfigured(error),
+            EndCause::CallPanicked(panic) => EndCause::CallPanicked(panic),
+            EndCause::Connect(never) => match never {},
+            EndCause::ConnectPanicked(panic) => EndCause::ConnectPanicked(panic),
+            EndCause::MakeServicePanicked(panic) => EndCause::MakeServicePanicked(panic),
+            EndCause::RuntimeGone => EndCause::RuntimeGone,
+        }
+    }
+}
+
+impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
+    /// Returns the text for an event, also of an error that panics when it is printed.
+    pub(super) fn print(&self) -> String {
+        catch(|| self.to_string())
+            .unwrap_or_else(|panic| format!("the error cannot be printed: {}", panic.message()))
+    }
+}
+
+impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCause<T, E, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndCause::StreamEnded => f.write_str("the stream ended"),
+            EndCause::Stream(error) => write!(f, "the stream failed: {error}"),
+            EndCause::StreamPanicked(panic) => {
+                write!(f, "the stream panicked: {}", panic.message())
+            }
+            EndCause::Unready(error) => write!(f, "the service is not ready: {error}"),
+            EndCause::UnreadyPanicked(panic) => write!(
+                f,
+                "the service panicked while it was asked for readiness: {}",
+                panic.message()
+            ),
+            EndCause::Failed(error) => write!(f, "a call failed: {error}"),
+            EndCause::Unanswered(error) => {
+                write!(f, "a job may have no answer: {error}")
+            }
+            EndCause::Misconfigured(error) => {
+                write!(f, "a job can't be answered as configured: {error}")
+            }
+            EndCause::CallPanicked(panic) => {
+                write!(f, "the service panicked in a call: {}", panic.message())
+            }
+            EndCause::Connect(error) => write!(f, "can't connect: {error}"),
+            EndCause::ConnectPanicked(panic) => {
+                write!(f, "connecting panicked: {}", panic.message())
+            }
+            EndCause::MakeServicePanicked(panic) => {
+                write!(f, "making a service panicked: {}", panic.message())
+            }
+            EndCause::RuntimeGone => f.write_str("the runtime ended"),
+        }
+    }
+}

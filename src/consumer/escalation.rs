@@ -1,0 +1,111 @@
+//! [`Escalation`]: what a failed call means for the channel, and who says so.
+
+use std::convert::Infallible;
+
+use crate::{SentinelError, SettleError};
+
+/// How far the error of a call reaches.
+///
+/// An error of a call is one of the *answer*: that of a job went to the policy. What matters to a
+/// [`Consumer`](crate::Consumer) is whether the broker still waits for an answer that nobody can
+/// give any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Escalation {
+    /// It concerns this call alone: the broker has its answer, or waits for none.
+    ///
+    /// [`AfterError`](crate::AfterError) says whether the consumer goes on.
+    Call,
+    /// The broker may have no answer: the channel must be given up, so that it redelivers.
+    Channel,
+    /// The broker may have no answer, and a new channel would not help: the configuration is
+    /// wrong.
+    Consumer,
+}
+
+/// An error that knows how far it reaches.
+///
+/// Implement it for the error of your own policy. Where you can't, because the error is a
+/// `BoxError`, give the consumer a closure: [`Consumer::escalation`](crate::Consumer::escalation).
+///
+/// ```
+/// use tower_sentinel::{Escalate, Escalation, SentinelError};
+///
+/// #[derive(Debug)]
+/// enum PublishError { ChannelClosed, NoSuchExchange }
+///
+/// impl Escalate for PublishError {
+///     fn escalation(&self) -> Escalation {
+///         match self {
+///             PublishError::ChannelClosed => Escalation::Channel,
+///             PublishError::NoSuchExchange => Escalation::Consumer,
+///         }
+///     }
+/// }
+///
+/// type CallError = SentinelError<std::io::Error, PublishError>;
+/// let error = CallError::Policy(PublishError::ChannelClosed);
+/// assert_eq!(error.escalation(), Escalation::Channel);
+/// assert_eq!(CallError::PolicyTimedOut(Default::default()).escalation(), Escalation::Channel);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a `Consumer` can't tell from `{Self}` whether the broker has its answer",
+    label = "this error does not say how far it reaches",
+    note = "implement `tower_sentinel::Escalate` for `{Self}`, or tell the consumer: `.escalation(|error: &{Self}| Escalation::Channel)`"
+)]
+pub trait Escalate {
+    /// Returns how far the error reaches.
+    fn escalation(&self) -> Escalation;
+}
+
+impl Escalate for Infallible {
+    fn escalation(&self) -> Escalation {
+        match *self {}
+    }
+}
+
+/// A policy that panicked or took too long may have lost the answer. So has a call that was not
+/// ready: its job was taken from the stream.
+impl<E, P: Escalate> Escalate for SentinelError<E, P> {
+    fn escalation(&self) -> Escalation {
+        match self {
+            SentinelError::Policy(error) => error.escalation(),
+            SentinelError::PolicyPanicked(_)
+            | SentinelError::PolicyTimedOut(_)
+            | SentinelError::Unready(_)
+            | SentinelError::UnreadyPanicked(_) => Escalation::Channel,
+        }
+    }
+}
+
+/// What is undecided or unsupported comes back to the same configuration.
+impl<E> Escalate for SettleError<E> {
+    fn escalation(&self) -> Escalation {
+        match self {
+            SettleError::Undecided(_) | SettleError::Unsupported { .. } => Escalation::Consumer,
+            error if error.must_give_up_channel() => Escalation::Channel,
+            SettleError::TimedOut { .. } | SettleError::Failed { .. } => Escalation::Call,
+        }
+    }
+}
+
+/// Who says how far an error reaches; implemented for [`ByError`] and `Fn(&E) -> Escalation`.
+pub trait Classify<E> {
+    /// Returns how far `error` reaches.
+    fn classify(&self, error: &E) -> Escalation;
+}
+
+/// The default [`Classify`]: asks the error itself, which is to [`Escalate`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByError;
+
+impl<E: Escalate> Classify<E> for ByError {
+    fn classify(&self, error: &E) -> Escalation {
+        error.escalation()
+    }
+}
+
+impl<E, F: Fn(&E) -> Escalation> Classify<E> for F {
+    fn classify(&self, error: &E) -> Escalation {
+        self(error)
+    }
+}

@@ -1,0 +1,325 @@
+//! [`Consumer`]: drives a subscription into a service, and drains at the end.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use crate::Subscription;
+
+mod consuming;
+mod error;
+mod escalation;
+mod in_flight;
+mod reconnecting;
+mod session;
+mod signals;
+mod summary;
+
+pub use self::{
+    consuming::Consuming,
+    error::{ConsumerError, EndCause},
+    escalation::{ByError, Classify, Escalate, Escalation},
+    reconnecting::ReconnectingConsumer,
+    session::AfterError,
+    summary::Summary,
+};
+use self::{
+    session::{Options, Session},
+    signals::Signals,
+};
+
+/// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
+///
+/// It is awaited, as `axum::serve` is. The service is usually a stack of a `concurrency_limit`, a
+/// sentinel and a handler. `C` says what an error of the service means for the channel; see
+/// [`escalation`](Self::escalation).
+///
+/// # Contract
+///
+/// - *Readiness*: a job is taken from the stream when the service is ready for it, and is then
+///   called. With a `concurrency_limit` of n no more than n jobs are out of the stream and
+///   unanswered. While the service is unready, [`poll_closed`](Subscription::poll_closed) is
+///   watched, so a connection that dies does not go unnoticed.
+/// - *End*: whatever ends it, it stops pulling, drains, closes the channel and only then returns.
+///   It returns a [`Summary`] if the end was asked for and a [`ConsumerError`] otherwise.
+/// - *Lost answers*: after an error that leaves the broker without an answer the channel is given
+///   up ([`poll_close`](Subscription::poll_close)), so that the broker redelivers.
+/// - *Panics* in the stream, in the service and in its response futures end the consumer with an
+///   error. A panic in a call may have lost the answer.
+/// - *Tasks*: the consumer is one task, which asks, pulls, calls and polls the response futures. A
+///   sentinel runs the jobs on tasks of their own, so they use all cores. Where one task is not
+///   enough, run several consumers, with a subscription each.
+///
+/// # How a consumer drains
+///
+/// 1. It stops pulling, and lets what runs finish.
+/// 2. After [`drain_timeout`](Self::drain_timeout), or at the
+///    [second signal](Self::with_forced_shutdown), it cancels the [`shutdown`](Self::shutdown)
+///    token. The sentinel stops its jobs, which are `Cancelled` and by default
+///    [released](crate::Verdict::Release): no attempt is charged.
+/// 3. Response futures that have still not ended after [`stop_timeout`](Self::stop_timeout) are
+///    dropped and counted in [`Summary::abandoned`]. Without a token it does not wait: nothing was
+///    told to stop.
+/// 4. It closes the channel, for which it waits 5 s at most.
+///
+/// The token is cancelled at the end of each drain, also of one that ended in time.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, io, pin::Pin, task::{Context, Poll}};
+/// use futures_util::Stream;
+/// use tokio_util::sync::CancellationToken;
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_sentinel::{
+///     Consumer, EndCause, Job, Outcome, Report, SentinelLayer, Subscription,
+/// };
+///
+/// struct Delivery(u64);
+///
+/// impl Job for Delivery {
+///     type Tag = u64;
+///     fn tag(&self) -> u64 { self.0 }
+/// }
+///
+/// /// Stands for a broker's subscription: its connection breaks after three jobs.
+/// struct Deliveries(u64);
+///
+/// impl Stream for Deliveries {
+///     type Item = Result<Delivery, io::Error>;
+///
+///     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+///         self.0 += 1;
+///         Poll::Ready(Some(match self.0 {
+///             1..=3 => Ok(Delivery(self.0)),
+///             _ => Err(io::ErrorKind::ConnectionReset.into()),
+///         }))
+///     }
+/// }
+///
+/// impl Subscription for Deliveries {
+///     type Job = Delivery;
+///     type Error = io::Error;
+///
+///     fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+///         Poll::Pending
+///     }
+///
+///     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+///         Poll::Ready(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let shutdown = CancellationToken::new();
+/// let policy = service_fn(|report: Report<u64, (), io::Error>| async move {
+///     assert!(report.outcome.is_completed());
+///     Ok::<_, Infallible>("acked")
+/// });
+/// let service = ServiceBuilder::new()
+///     .concurrency_limit(64)
+///     .layer(SentinelLayer::new(policy).shutdown(shutdown.clone()))
+///     .service_fn(|_: Delivery| async { Ok::<_, io::Error>(()) });
+///
+/// let error = Consumer::new(Deliveries(0), service)
+///     .shutdown(shutdown)
+///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap() })
+///     .with_forced_shutdown(async { tokio::signal::ctrl_c().await.unwrap() })
+///     .await
+///     .unwrap_err();
+///
+/// assert!(matches!(error.cause(), EndCause::Stream(_)));
+/// assert_eq!(error.summary().answered, 3);
+/// # }
+/// ```
+#[must_use = "a consumer does nothing unless it is awaited"]
+pub struct Consumer<B, S, C = ByError> {
+    subscription: B,
+    service: S,
+    classify: C,
+    options: Options,
+    signals: Signals,
+}
+
+impl<B, S> Consumer<B, S> {
+    /// Creates a consumer that calls `service` with the jobs of `subscription`.
+    pub fn new(subscription: B, service: S) -> Self {
+        Self {
+            subscription,
+            service,
+            classify: ByError,
+            options: Options::default(),
+            signals: Signals::default(),
+        }
+    }
+}
+
+impl Consumer<(), ()> {
+    /// Creates a consumer that makes a new subscription and a fresh service whenever the last ones
+    /// ended without being asked to.
+    ///
+    /// `make_service` is given the token for
+    /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): each service has its own,
+    /// because it is cancelled at the end of the service's drain.
+    pub fn reconnecting<F, M>(connect: F, make_service: M) -> ReconnectingConsumer<F, M> {
+        ReconnectingConsumer::new(connect, make_service)
+    }
+}
+
+impl<B, S, C> Consumer<B, S, C> {
+    /// Drains and returns once `signal` resolves.
+    ///
+    /// A signal that panics counts as given.
+    pub fn with_graceful_shutdown<F>(mut self, signal: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.signals.graceful = Some(Box::pin(signal));
+        self
+    }
+
+    /// Cuts the drain short once `signal` resolves: the second signal.
+    ///
+    /// It is not polled before a shutdown is under way, by
+    /// [the first](Self::with_graceful_shutdown) or because the consumer's future was dropped. So
+    /// both may be `async { ctrl_c().await.unwrap() }`: the first key press drains, the second
+    /// stops.
+    pub fn with_forced_shutdown<F>(mut self, signal: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.signals.forced = Some(Box::pin(signal));
+        self
+    }
+
+    /// Sets the token that was given to the service's
+    /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): the consumer cancels it when a
+    /// drain is over or cut short.
+    ///
+    /// Without it a drain has no way to stop what runs but to drop it.
+    pub fn shutdown(mut self, token: CancellationToken) -> Self {
+        self.options.shutdown = Some(token);
+        self
+    }
+
+    /// Sets how long what runs may take to finish once the consumer ends; 30 s by default.
+    ///
+    /// It is one limit for all jobs. `Duration::MAX` is none.
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.options.drain_timeout = limit;
+        self
+    }
+
+    /// Sets how long what is told to stop may take to be settled; 40 s by default.
+    ///
+    /// It should be longer than the sentinel's [`grace`](crate::SentinelLayer::grace),
+    /// [`stop_wait`](crate::SentinelLayer::stop_wait) and
+    /// [`settle_timeout`](crate::SentinelLayer::settle_timeout) together, which are 35 s by
+    /// default.
+    pub fn stop_timeout(mut self, limit: Duration) -> Self {
+        self.options.stop_timeout = limit;
+        self
+    }
+
+    /// Sets what happens after an error that concerns [one call alone](Escalation::Call);
+    /// [`AfterError::Stop`] by default.
+    pub fn on_error(mut self, after_error: AfterError) -> Self {
+        self.options.after_error = after_error;
+        self
+    }
+
+    /// Sets who says what an error of the service means for the channel; by default the error
+    /// itself, which is to [`Escalate`].
+    ///
+    /// It is for errors that do not, such as the `BoxError` of a tower middleware around the
+    /// sentinel:
+    ///
+    /// ```
+    /// use std::{convert::Infallible, io};
+    /// use tower::{BoxError, timeout::error::Elapsed};
+    /// use tower_sentinel::{Consumer, Escalate, Escalation, SentinelError, SettleError};
+    ///
+    /// type Inner = SentinelError<Infallible, SettleError<io::Error>>;
+    ///
+    /// fn escalation(error: &BoxError) -> Escalation {
+    ///     match error.downcast_ref::<Inner>() {
+    ///         Some(error) => error.escalation(),
+    ///         // The sentinel settles in the background what a timeout drops.
+    ///         None if error.is::<Elapsed>() => Escalation::Call,
+    ///         None => Escalation::Channel,
+    ///     }
+    /// }
+    ///
+    /// # let (subscription, service) = ((), ());
+    /// let consumer = Consumer::new(subscription, service).escalation(escalation);
+    /// # drop(consumer);
+    /// let lost: BoxError = Inner::Policy(SettleError::Failed {
+    ///     verdict: tower_sentinel::Verdict::Ack,
+    ///     tries: 1,
+    ///     error: io::ErrorKind::BrokenPipe.into(),
+    /// }).into();
+    /// assert_eq!(escalation(&lost), Escalation::Channel);
+    /// ```
+    pub fn escalation<E, F>(self, classify: F) -> Consumer<B, S, F>
+    where
+        F: Fn(&E) -> Escalation,
+    {
+        Consumer {
+            subscription: self.subscription,
+            service: self.service,
+            classify,
+            options: self.options,
+            signals: self.signals,
+        }
+    }
+}
+
+impl<B, S, C> IntoFuture for Consumer<B, S, C>
+where
+    B: Subscription + Send + 'static,
+    B::Job: Send,
+    B::Error: fmt::Display + Send + 'static,
+    S: Service<B::Job> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: fmt::Display + Send + 'static,
+    C: Classify<S::Error> + Send + 'static,
+{
+    type Output = Result<Summary, ConsumerError<B::Error, S::Error>>;
+    type IntoFuture = Consuming<B::Error, S::Error>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let Self {
+            subscription,
+            service,
+            mut classify,
+            options,
+            signals,
+        } = self;
+        let subscription = Box::pin(subscription);
+        Consuming::new(signals, |mut signals| async move {
+            let session = Session::new(subscription, service, &mut classify, &options);
+            match session.run(&mut signals).await {
+                (None, summary) => Ok(summary),
+                (Some(cause), summary) => Err(ConsumerError::new(cause, summary)),
+            }
+        })
+    }
+}
+
+impl<B: fmt::Debug, S: fmt::Debug, C> fmt::Debug for Consumer<B, S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("subscription", &self.subscription)
+            .field("service", &self.service)
+            .field("options", &self.options)
+            .field("signals", &self.signals)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,344 @@
+//! [`ReconnectingConsumer`]: one session after the other.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::{
+    AfterError, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation, Summary,
+    in_flight::Call,
+    session::{Options, Session},
+    signals::{Asked, Signals},
+};
+use crate::{
+    Subscription,
+    backoff::{Delays, full_jitter},
+    panic::{catch, drop_quietly},
+};
+
+/// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
+/// last ones ended without being asked to; see
+/// [`Consumer::reconnecting`](crate::Consumer::reconnecting).
+///
+/// Before each further try there is a pause: a random part of a ceiling that doubles from try to
+/// try ("full jitter"). The ceilings start over after a session that worked: one that answered a
+/// job, or lasted longer than the longest pause.
+///
+/// It gives up
+/// - when it is asked to end, at once during a pause and while it connects: then it returns the
+///   [`Summary`] of all sessions;
+/// - after an error that a new channel would not help, [`EndCause::Misconfigured`];
+/// - after [`max_attempts`](Self::max_attempts) tries.
+///
+/// A panic in `connect` or `make_service` is a try that failed.
+///
+/// Each try and each end of a session is a `tracing` event.
+///
+/// # Examples
+///
+/// ```
+/// # use std::{io, pin::Pin, task::{Context, Poll}};
+/// # use futures_util::Stream;
+/// # struct Deliveries;
+/// # impl Stream for Deliveries {
+/// #     type Item = Result<u64, io::Error>;
+/// #     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+/// #         Poll::Pending
+/// #     }
+/// # }
+/// # impl tower_sentinel::Subscription for Deliveries {
+/// #     type Job = u64;
+/// #     type Error = io::Error;
+/// #     fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+/// #         Poll::Pending
+/// #     }
+/// #     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> { Poll::Ready(()) }
+/// # }
+/// use std::{convert::Infallible, time::Duration};
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_sentinel::{Consumer, Report, SentinelLayer};
+///
+/// async fn connect() -> io::Result<Deliveries> {
+///     Ok(Deliveries) // a connection, a channel, a subscription
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let policy = service_fn(|_: Report<u64, (), io::Error>| async { Ok::<_, Infallible>("acked") });
+/// let summary = Consumer::reconnecting(connect, move |shutdown| {
+///     ServiceBuilder::new()
+///         .concurrency_limit(64)
+///         .layer(SentinelLayer::with_tag(policy, |job: &u64| *job).shutdown(shutdown))
+///         .service_fn(|_: u64| async { Ok::<_, io::Error>(()) })
+/// })
+/// .backoff(Duration::from_secs(1)..=Duration::from_secs(60))
+/// .with_graceful_shutdown(tokio::time::sleep(Duration::from_secs(3600)))
+/// .await
+/// .unwrap();
+/// assert_eq!(summary.called, 0);
+/// # }
+/// ```
+#[must_use = "a consumer does nothing unless it is awaited"]
+pub struct ReconnectingConsumer<F, M, C = ByError> {
+    connect: F,
+    make_service: M,
+    classify: C,
+    options: Options,
+    signals: Signals,
+    retry: Retry,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    pauses: Delays,
+    longest: Duration,
+    random: fn() -> f64,
+    max_attempts: Option<u32>,
+}
+
+impl<F, M> ReconnectingConsumer<F, M> {
+    pub(super) fn new(connect: F, make_service: M) -> Self {
+        let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
+        Self {
+            connect,
+            make_service,
+            classify: ByError,
+            options: Options::default(),
+            signals: Signals::default(),
+            retry: Retry {
+                pauses: Delays::new(min..=max),
+                longest: max,
+                random: fastrand::f64,
+                max_attempts: None,
+            },
+        }
+    }
+}
+
+impl<F, M, C> ReconnectingConsumer<F, M, C> {
+    /// Sets the ceilings of the pauses: the first is the lower bound, each is twice the last, and
+    /// none is above the upper bound; from 500 ms to 30 s by default.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    #[track_caller]
+    pub fn backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
+        self.retry.longest = *pauses.end();
+        self.retry.pauses = Delays::new(pauses);
+        self
+    }
+
+    /// Sets where the jitter comes from, a number from 0 to 1; for tests.
+    pub fn random(mut self, random: fn() -> f64) -> Self {
+        self.retry.random = random;
+        self
+    }
+
+    /// Sets after how many tries in a row without a session that worked it gives up; never by
+    /// default.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max` is 0, which would never connect.
+    #[track_caller]
+    pub fn max_attempts(mut self, max: u32) -> Self {
+        assert!(max > 0, "`max_attempts(0)` would never connect");
+        self.retry.max_attempts = Some(max);
+        self
+    }
+
+    /// Drains and returns once `signal` resolves; see
+    /// [`Consumer::with_graceful_shutdown`](crate::Consumer::with_graceful_shutdown).
+    pub fn with_graceful_shutdown<G>(mut self, signal: G) -> Self
+    where
+        G: Future<Output = ()> + Send + 'static,
+    {
+        self.signals.graceful = Some(Box::pin(signal));
+        self
+    }
+
+    /// Cuts the drain short once `signal` resolves; see
+    /// [`Consumer::with_forced_shutdown`](crate::Consumer::with_forced_shutdown).
+    pub fn with_forced_shutdown<G>(mut self, signal: G) -> Self
+    where
+        G: Future<Output = ()> + Send + 'static,
+    {
+        self.signals.forced = Some(Box::pin(signal));
+        self
+    }
+
+    /// Sets how long what runs may take to finish once a session ends; 30 s by default. See
+    /// [`Consumer::drain_timeout`](crate::Consumer::drain_timeout).
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.options.drain_timeout = limit;
+        self
+    }
+
+    /// Sets how long what is told to stop may take to be settled; 40 s by default. See
+    /// [`Consumer::stop_timeout`](crate::Consumer::stop_timeout).
+    pub fn stop_timeout(mut self, limit: Duration) -> Self {
+        self.options.stop_timeout = limit;
+        self
+    }
+
+    /// Sets what happens after an error that concerns [one call alone](Escalation::Call);
+    /// [`AfterError::Stop`] by default, which ends the session.
+    pub fn on_error(mut self, after_error: AfterError) -> Self {
+        self.options.after_error = after_error;
+        self
+    }
+
+    /// Sets who says what an error of the service means for the channel; see
+    /// [`Consumer::escalation`](crate::Consumer::escalation).
+    pub fn escalation<E, K>(self, classify: K) -> ReconnectingConsumer<F, M, K>
+    where
+        K: Fn(&E) -> Escalation,
+    {
+        ReconnectingConsumer {
+            connect: self.connect,
+            make_service: self.make_service,
+            classify,
+            options: self.options,
+            signals: self.signals,
+            retry: self.retry,
+        }
+    }
+}
+
+impl<F, M, C, Fut, B, S, X> IntoFuture for ReconnectingConsumer<F, M, C>
+where
+    F: FnMut() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<B, X>> + Send + 'static,
+    M: FnMut(CancellationToken) -> S + Send + 'static,
+    X: fmt::Display + Send + 'static,
+    B: Subscription + Send + 'static,
+    B::Job: Send,
+    B::Error: fmt::Display + Send + 'static,
+    S: Service<B::Job> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: fmt::Display + Send + 'static,
+    C: Classify<S::Error> + Send + 'static,
+{
+    type Output = Result<Summary, ConsumerError<B::Error, S::Error, X>>;
+    type IntoFuture = Consuming<B::Error, S::Error, X>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let signals = self.signals;
+        let mut sessions = Sessions {
+            connect: self.connect,
+            make_service: self.make_service,
+            classify: self.classify,
+            options: self.options,
+            total: Summary::default(),
+        };
+        let retry = self.retry;
+        Consuming::new(signals, |mut signals| async move {
+            let mut failures = 0_u32;
+            loop {
+                tracing::info!(attempt = failures + 1, "connecting");
+                let started = Instant::now();
+                let answered = sessions.total.answered;
+                let Some(cause) = sessions.next(&mut signals).await else {
+                    return Ok(sessions.total);
+                };
+                let worked = sessions.total.answered > answered
+                    || started.elapsed() > retry.longest && cause.is_of_a_session();
+                failures = if worked {
+                    1
+                } else {
+                    failures.saturating_add(1)
+                };
+                if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
+                    let attempts = failures;
+                    tracing::error!(attempts, cause = cause.print(), "does not reconnect");
+                    return Err(ConsumerError::new(cause, sessions.total));
+                }
+                let ceiling = retry.pauses.nth(failures);
+                let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
+                tracing::warn!(
+                    attempts = failures,
+                    ?pause,
+                    cause = cause.print(),
+                    "will reconnect"
+                );
+                drop_quietly(cause);
+                if signals.unless_asked(sleep(pause)).await.is_none() {
+                    return Ok(sessions.total);
+                }
+            }
+        })
+    }
+}
+
+/// The sessions of a consumer, and what they did together.
+struct Sessions<F, M, C> {
+    connect: F,
+    make_service: M,
+    classify: C,
+    options: Options,
+    total: Summary,
+}
+
+impl<F, M, C> Sessions<F, M, C> {
+    /// Runs one session, and returns why it ended or could not begin: nothing if it was asked to
+    /// end.
+    async fn next<Fut, B, S, X>(
+        &mut self,
+        signals: &mut Signals,
+    ) -> Option<EndCause<B::Error, S::Error, X>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<B, X>>,
+        M: FnMut(CancellationToken) -> S,
+        B: Subscription<Error: fmt::Display>,
+        S: Service<B::Job, Response: 'static, Error: fmt::Display>,
+        C: Classify<S::Error>,
+    {
+        // Before the connection, which has then nothing to be closed for.
+        let shutdown = CancellationToken::new();
+        let service = match catch(|| (self.make_service)(shutdown.clone())) {
+            Ok(service) => service,
+            Err(panic) => return Some(EndCause::MakeServicePanicked(panic)),
+        };
+        let connecting = match catch(&mut self.connect) {
+            Ok(connecting) => connecting,
+            Err(panic) => return Some(EndCause::ConnectPanicked(panic)),
+        };
+        let subscription = match signals.unless_asked(Call::new(connecting)).await? {
+            Ok(Ok(subscription)) => subscription,
+            Ok(Err(error)) => return Some(EndCause::Connect(error)),
+            Err(panic) => return Some(EndCause::ConnectPanicked(panic)),
+        };
+        tracing::info!("connected");
+        self.options.shutdown = Some(shutdown);
+        let subscription = Box::pin(subscription);
+        let session = Session::new(subscription, service, &mut self.classify, &self.options);
+        let (cause, summary) = session.run(signals).await;
+        self.total.add(summary);
+        let cause = cause?;
+        // What is asked for while an error drains is an end too.
+        match signals.asked() {
+            Asked::Drain | Asked::Stop if cause.is_transient() => None,
+            _ => Some(cause.widen()),
+        }
+    }
+}
+
+impl<F, M, C> fmt::Debug for ReconnectingConsumer<F, M, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReconnectingConsumer")
+            .field("options", &self.options)
+            .field("signals", &self.signals)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
+}

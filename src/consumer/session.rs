@@ -1,0 +1,319 @@
+//! One subscription and its service, driven to their end.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    mem,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::{
+    Classify, EndCause, Escalation, Summary,
+    in_flight::{Call, InFlight, poll_next},
+    signals::{Asked, Signals},
+};
+use crate::{
+    Panic, Subscription,
+    home::deadline,
+    panic::{catch, drop_quietly},
+};
+
+/// How many jobs are taken before others have their turn on this thread.
+const BATCH: usize = 128;
+
+/// How long to wait for a channel to close: what can be done for the broker is done.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a [`Consumer`](crate::Consumer) does after an error that concerns
+/// [one call alone](Escalation::Call).
+///
+/// After one that reaches further it always stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AfterError {
+    /// It drains, closes and returns the error.
+    #[default]
+    Stop,
+    /// It counts the error in [`Summary::failed`] and goes on.
+    Continue,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) drain_timeout: Duration,
+    pub(super) stop_timeout: Duration,
+    pub(super) after_error: AfterError,
+    pub(super) shutdown: Option<CancellationToken>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(40),
+            after_error: AfterError::Stop,
+            shutdown: None,
+        }
+    }
+}
+
+pub(super) struct Session<'a, B, S, F, C> {
+    subscription: Pin<Box<B>>,
+    service: S,
+    calls: InFlight<F>,
+    // `&mut`, since a closure need not be `Sync`.
+    classify: &'a mut C,
+    options: &'a Options,
+    summary: Summary,
+}
+
+impl<'a, B, S, C> Session<'a, B, S, S::Future, C>
+where
+    B: Subscription<Error: fmt::Display>,
+    S: Service<B::Job, Response: 'static, Error: fmt::Display>,
+    C: Classify<S::Error>,
+{
+    pub(super) fn new(
+        subscription: Pin<Box<B>>,
+        service: S,
+        classify: &'a mut C,
+        options: &'a Options,
+    ) -> Self {
+        Self {
+            subscription,
+            service,
+            calls: InFlight::new(),
+            classify,
+            options,
+            summary: Summary::default(),
+        }
+    }
+
+    /// Consumes until the end, and returns its cause: none if it was asked for.
+    pub(super) async fn run(
+        mut self,
+        signals: &mut Signals,
+    ) -> (Option<EndCause<B::Error, S::Error>>, Summary) {
+        let mut cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
+        match &cause {
+            None => tracing::info!("a session ends: it is asked to"),
+            Some(cause) => tracing::warn!(cause = cause.print(), "a session ends"),
+        }
+        self.drain(&mut cause, signals).await;
+        self.close().await;
+        drop_quietly(self.service);
+        drop_quietly(self.subscription);
+        (cause, self.summary)
+    }
+
+    fn poll_cause(
+        &mut self,
+        signals: &mut Signals,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<EndCause<B::Error, S::Error>>> {
+        // First of all: nobody is to be kept from it by a stream that is always ready.
+        if signals.poll(cx) != Asked::Nothing {
+            return Poll::Ready(None);
+        }
+        let mut room = BATCH;
+        loop {
+            // Before the pull, since it frees permits.
+            if let Err(cause) = self.take_answers(cx) {
+                return Poll::Ready(Some(cause));
+            }
+            let before = room;
+            if let Err(cause) = self.pull(&mut room, cx) {
+                return Poll::Ready(Some(cause));
+            }
+            if room == before {
+                return Poll::Pending;
+            }
+            if room == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Calls the service with each job that it is ready for, and that is there.
+    fn pull(
+        &mut self,
+        room: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Result<(), EndCause<B::Error, S::Error>> {
+        while *room > 0 {
+            match catch(|| self.service.poll_ready(cx)) {
+                Err(panic) => return Err(EndCause::UnreadyPanicked(panic)),
+                Ok(Poll::Ready(Err(error))) => return Err(EndCause::Unready(error)),
+                Ok(Poll::Ready(Ok(()))) => {}
+                // The stream is not polled now, and would not tell.
+                Ok(Poll::Pending) => {
+                    return match catch(|| self.subscription.as_mut().poll_closed(cx)) {
+                        Err(panic) => Err(EndCause::StreamPanicked(panic)),
+                        Ok(Poll::Ready(Err(error))) => Err(EndCause::Stream(error)),
+                        Ok(Poll::Ready(Ok(()))) => Err(EndCause::StreamEnded),
+                        Ok(Poll::Pending) => Ok(()),
+                    };
+                }
+            }
+            let job = match catch(|| self.subscription.as_mut().poll_next(cx)) {
+                Err(panic) => return Err(EndCause::StreamPanicked(panic)),
+                Ok(Poll::Ready(Some(Err(error)))) => return Err(EndCause::Stream(error)),
+                Ok(Poll::Ready(None)) => return Err(EndCause::StreamEnded),
+                Ok(Poll::Ready(Some(Ok(job)))) => job,
+                Ok(Poll::Pending) => return Ok(()),
+            };
+            // From here on the job is ours: nothing may come before its call.
+            *room -= 1;
+            self.summary.called += 1;
+            match catch(|| self.service.call(job)) {
+                Ok(future) => self.calls.push(Call::new(future)),
+                Err(panic) => return Err(self.call_panicked(panic)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the calls that have ended, up to the first that ends the session.
+    fn take_answers(&mut self, cx: &mut Context<'_>) -> Result<(), EndCause<B::Error, S::Error>> {
+        while let Poll::Ready(Some(answer)) = poll_next(&mut self.calls, cx) {
+            match answer {
+                Ok(Ok(mut response)) => {
+                    self.summary.answer(&mut response);
+                    drop_quietly(response);
+                }
+                Ok(Err(error)) => self.call_failed(error)?,
+                Err(panic) => return Err(self.call_panicked(panic)),
+            }
+        }
+        Ok(())
+    }
+
+    fn call_failed(&mut self, error: S::Error) -> Result<(), EndCause<B::Error, S::Error>> {
+        self.summary.failed += 1;
+        // Whoever can't say is not to be trusted with the answer of a job.
+        let escalation = catch(|| self.classify.classify(&error)).unwrap_or(Escalation::Channel);
+        let cause = match escalation {
+            Escalation::Call => EndCause::Failed(error),
+            Escalation::Channel => EndCause::Unanswered(error),
+            Escalation::Consumer => EndCause::Misconfigured(error),
+        };
+        self.summary.unanswered += u64::from(cause.is_unanswered());
+        match (escalation, self.options.after_error) {
+            (Escalation::Call, AfterError::Continue) => {
+                tracing::warn!(error = cause.print(), "the consumer goes on after an error");
+                drop_quietly(cause);
+                Ok(())
+            }
+            _ => Err(cause),
+        }
+    }
+
+    fn call_panicked(&mut self, panic: Panic) -> EndCause<B::Error, S::Error> {
+        self.summary.failed += 1;
+        self.summary.unanswered += 1;
+        EndCause::CallPanicked(panic)
+    }
+
+    /// Lets the calls finish, then stops them, then drops them.
+    async fn drain(
+        &mut self,
+        cause: &mut Option<EndCause<B::Error, S::Error>>,
+        signals: &mut Signals,
+    ) {
+        let Options {
+            drain_timeout,
+            stop_timeout,
+            ref shutdown,
+            ..
+        } = *self.options;
+        tracing::info!(in_flight = self.calls.len(), "a drain begins");
+        let in_time = self.finish(drain_timeout, cause, Some(signals)).await;
+        if let Some(token) = shutdown {
+            token.cancel();
+            if !in_time {
+                tracing::warn!(
+                    in_flight = self.calls.len(),
+                    "a drain stops what still runs"
+                );
+                self.finish(stop_timeout, cause, None).await;
+            }
+        }
+        self.summary.abandoned = self.calls.len() as u64;
+        drop(mem::take(&mut self.calls));
+        let Summary { abandoned, .. } = self.summary;
+        match abandoned {
+            0 => tracing::info!("a drain ended"),
+            _ => tracing::error!(abandoned, "a drain ended with calls that did not"),
+        }
+    }
+
+    /// Waits for all calls, unless the time is over or it is asked to be cut short.
+    async fn finish(
+        &mut self,
+        time: Duration,
+        cause: &mut Option<EndCause<B::Error, S::Error>>,
+        mut signals: Option<&mut Signals>,
+    ) -> bool {
+        if self.calls.is_empty() {
+            return true;
+        }
+        let due = deadline(Instant::now(), time);
+        let mut timer = pin!(due.map(sleep_until));
+        poll_fn(|cx| {
+            let asked = signals.as_mut().map(|signals| signals.poll(cx));
+            let timer = timer.as_mut().as_pin_mut();
+            let is_over = timer.is_some_and(|timer| timer.poll(cx).is_ready());
+            while let Err(other) = self.take_answers(cx) {
+                tracing::warn!(
+                    cause = other.print(),
+                    "a call failed while a drain is under way"
+                );
+                match cause {
+                    // A reconnect would meet it again.
+                    Some(cause) if cause.is_transient() && !other.is_transient() => {
+                        drop_quietly(mem::replace(cause, other));
+                    }
+                    _ => drop_quietly(other),
+                }
+            }
+            match self.calls.is_empty() {
+                true => Poll::Ready(true),
+                false if is_over || asked == Some(Asked::Stop) => Poll::Ready(false),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Gives up the channel: what has no answer by now will get none from here.
+    async fn close(&mut self) {
+        let mut timer = pin!(sleep(CLOSE_TIMEOUT));
+        let closed = poll_fn(
+            |cx| match catch(|| self.subscription.as_mut().poll_close(cx)) {
+                Ok(Poll::Ready(())) => Poll::Ready(Ok(true)),
+                Err(panic) => Poll::Ready(Err(panic)),
+                Ok(Poll::Pending) => timer.as_mut().poll(cx).map(|()| Ok(false)),
+            },
+        );
+        match closed.await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(limit = ?CLOSE_TIMEOUT, "a channel did not close in time"),
+            Err(panic) => tracing::error!(%panic, "closing a channel panicked"),
+        }
+        let Summary {
+            unanswered,
+            abandoned,
+            ..
+        } = self.summary;
+        match unanswered + abandoned {
+            0 => tracing::info!("a session ended"),
+            _ => tracing::error!(unanswered, abandoned, "gave up a channel"),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Who may ask a consumer to end, and how far that went.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::panic::{catch, drop_quietly};
+
+/// What a consumer is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asked {
+    Nothing,
+    /// To let what runs finish.
+    Drain,
+    /// To stop what runs.
+    Stop,
+}
+
+/// A future of the user's that resolves when something is asked for.
+pub(super) type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The two signals, and the drop of the consumer's future, which is like the first.
+#[derive(Default)]
+pub(super) struct Signals {
+    pub(super) graceful: Option<Signal>,
+    /// Not polled before the first signal: both may wait for the same key to be pressed.
+    pub(super) forced: Option<Signal>,
+    dropped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    drain: bool,
+    stop: bool,
+}
+
+impl Signals {
+    /// Takes a cancelled `token` for the first signal.
+    pub(super) fn watch(&mut self, token: CancellationToken) {
+        self.dropped = Some(Box::pin(token.cancelled_owned()));
+    }
+
+    pub(super) fn asked(&self) -> Asked {
+        match (self.drain, self.stop) {
+            (_, true) => Asked::Stop,
+            (true, false) => Asked::Drain,
+            (false, false) => Asked::Nothing,
+        }
+    }
+
+    /// Returns what is asked for by now, and waits for more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Asked {
+        if !self.drain {
+            let dropped = self.dropped.as_mut();
+            self.drain = dropped.is_some_and(|dropped| dropped.as_mut().poll(cx).is_ready());
+            self.drain |= poll_signal(&mut self.graceful, cx);
+        }
+        if self.drain && !self.stop {
+            self.stop = poll_signal(&mut self.forced, cx);
+        }
+        self.asked()
+    }
+
+    /// Waits for `future`, unless the end is asked for first.
+    pub(super) async fn unless_asked<F: Future>(&mut self, future: F) -> Option<F::Output> {
+        let mut future = Box::pin(future);
+        let output = poll_fn(|cx| match self.poll(cx) {
+            Asked::Nothing => future.as_mut().poll(cx).map(Some),
+            Asked::Drain | Asked::Stop => Poll::Ready(None),
+        });
+        let output = output.await;
+        drop_quietly(future);
+        output
+    }
+}
+
+/// A signal that panics is one: the process has lost its way to ask.
+fn poll_signal(signal: &mut Option<Signal>, cx: &mut Context<'_>) -> bool {
+    let Some(future) = signal else {
+        return false;
+    };
+    let is_given = catch(|| future.as_mut().poll(cx).is_ready()).unwrap_or(true);
+    if is_given {
+        drop_quietly(signal.take());
+    }
+    is_given
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signals")
+            .field("graceful", &self.graceful.is_some())
+            .field("forced", &self.forced.is_some())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,97 @@
+//! [`Summary`]: what a consumer did, in numbers.
+
+use std::any::Any;
+
+use crate::{OutcomeKind, Settled, Verdict};
+
+/// The most tags that a summary keeps.
+const MAX_TAGS: usize = 1_000;
+
+/// What a [`Consumer`](crate::Consumer) did.
+///
+/// Each call is counted once: as [`answered`](Self::answered), [`failed`](Self::failed) or
+/// [`abandoned`](Self::abandoned). Outcomes and verdicts are counted where the service answers
+/// with [`Settled`], as a sentinel with a [`SettlePolicy`](crate::SettlePolicy) does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// How many jobs were taken from the stream; each of them was called.
+    pub called: u64,
+    /// How many calls succeeded.
+    pub answered: u64,
+    /// How many calls returned an error, or panicked.
+    pub failed: u64,
+    /// How many of the failed calls may have left the broker without an answer.
+    pub unanswered: u64,
+    /// How many response futures were dropped, because they did not end in time.
+    pub abandoned: u64,
+    /// How many settlements the broker counts as an attempt.
+    pub charged: u64,
+    /// How many jobs still ran when they were settled.
+    pub not_stopped: u64,
+    /// The tags of those jobs, as `Debug` prints them; the first 1,000.
+    pub not_stopped_tags: Vec<Box<str>>,
+    outcomes: [u64; 5],
+    verdicts: [u64; 5],
+}
+
+impl Summary {
+    /// Returns how many jobs had an outcome of this kind.
+    pub fn outcomes(&self, kind: OutcomeKind) -> u64 {
+        self.outcomes[kind as usize]
+    }
+
+    /// Returns how many jobs were settled with this verdict, whatever its delay.
+    pub fn verdicts(&self, verdict: Verdict) -> u64 {
+        self.verdicts[index(verdict)]
+    }
+
+    /// Counts a call that succeeded.
+    pub(super) fn answer<R: 'static>(&mut self, response: &mut R) {
+        self.answered += 1;
+        let response: &mut dyn Any = response;
+        let Some(settled) = response.downcast_mut::<Settled>() else {
+            return;
+        };
+        self.outcomes[settled.kind as usize] += 1;
+        self.verdicts[index(settled.verdict)] += 1;
+        self.charged += u64::from(settled.charged);
+        if !settled.stopped {
+            self.not_stopped += 1;
+            self.keep(settled.tag.take());
+        }
+    }
+
+    /// Adds what another session did.
+    pub(super) fn add(&mut self, other: Summary) {
+        self.called += other.called;
+        self.answered += other.answered;
+        self.failed += other.failed;
+        self.unanswered += other.unanswered;
+        self.abandoned += other.abandoned;
+        self.charged += other.charged;
+        self.not_stopped += other.not_stopped;
+        self.keep(other.not_stopped_tags);
+        for (sum, n) in self.outcomes.iter_mut().zip(other.outcomes) {
+            *sum += n;
+        }
+        for (sum, n) in self.verdicts.iter_mut().zip(other.verdicts) {
+            *sum += n;
+        }
+    }
+
+    fn keep(&mut self, tags: impl IntoIterator<Item = Box<str>>) {
+        let room = MAX_TAGS - self.not_stopped_tags.len();
+        self.not_stopped_tags.extend(tags.into_iter().take(room));
+    }
+}
+
+fn index(verdict: Verdict) -> usize {
+    match verdict {
+        Verdict::Ack => 0,
+        Verdict::Retry { .. } => 1,
+        Verdict::Release => 2,
+        Verdict::Reject => 3,
+        Verdict::Abandon => 4,
+    }
+}
