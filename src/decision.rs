@@ -3,7 +3,7 @@
 use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, time::Duration};
 
 use crate::{
-    CancelReason, Outcome, Settle, Verdict,
+    CancelReason, DecodeError, Outcome, Settle, Verdict,
     backoff::{Delays, full_jitter},
 };
 
@@ -36,7 +36,7 @@ use crate::{
     message = "`{Self}` is not a `Decision` for the tag `{Tag}` and `Outcome<{T}, {E}>`",
     label = "this cannot decide on these jobs",
     note = "a `Decision<Tag, T, E>` is a `Fn(&Tag, &Outcome<T, E>) -> Verdict`, or a ready one such as `ack_on_success()`, where `T` and `E` are the response and the error of the wrapped service",
-    note = "`delivery_limit`, `backoff` and `retry_once` ask the tag, which must be `Settle`; `on_error` takes a `Fn(&E) -> Verdict`"
+    note = "`delivery_limit`, `backoff` and `retry_once` ask the tag, which must be `Settle`; `on_error` takes a `Fn(&E) -> Verdict`; `reject_undecodable` needs a `DecodeLayer` directly inside the sentinel, since `E` must be a `DecodeError`"
 )]
 pub trait Decision<Tag, T, E> {
     /// Returns the verdict on `outcome`, of the job that `tag` answers for.
@@ -143,8 +143,8 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 ///
 /// Each method wraps what stands before it, sees its verdict, and has the last word. Methods that
 /// *replace* a verdict without looking at it ([`on_error`](Self::on_error),
-/// [`poison_on_panic`](Self::poison_on_panic)) belong first, and those that *bound* a `Retry`
-/// ([`backoff`](Self::backoff), [`retry_once`](Self::retry_once),
+/// [`poison_on_panic`](Self::poison_on_panic), [`reject_undecodable`](Self::reject_undecodable))
+/// belong first, and those that *bound* a `Retry` ([`backoff`](Self::backoff), [`retry_once`](Self::retry_once),
 /// [`delivery_limit`](Self::delivery_limit)) after them.
 ///
 /// | order | what can be seen |
@@ -154,6 +154,9 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 /// | `.on_error(f).backoff(r)` | a `Retry` of `f` without a delay gets one |
 /// | `.backoff(r).on_error(f)` | a `Retry` of `f` without a delay comes back at once |
 /// | `.on_error(f).poison_on_panic()`, or the other way round | the same: a job fails or panics |
+/// | `.on_error(f).reject_undecodable()` | what can't be decoded is rejected, and `f` decides on what the handler returned |
+/// | `.reject_undecodable().on_error(f)` | `f` decides on what can't be decoded too: a `Retry` of it hot-loops |
+/// | none of `reject_undecodable`, `on_error` and `delivery_limit` | what can't be decoded comes back for ever: at once, or with `backoff` ever later |
 /// | `.backoff(r).delivery_limit(5)`, or the other way round | the same: one says when, the other how often |
 ///
 /// # Examples
@@ -229,6 +232,42 @@ pub trait DecisionExt: Sized {
     /// [`Cancelled`](Outcome::Cancelled).
     fn poison_on_panic(self) -> PoisonOnPanic<Self> {
         PoisonOnPanic { inner: self }
+    }
+
+    /// Rejects a job that [can't be decoded](crate::DecodeLayer): it could not be the next time
+    /// either.
+    ///
+    /// Use it wherever there is a [`DecodeLayer`](crate::DecodeLayer). Without it, such a job fails
+    /// like any other; a decision that answers failures with a `Retry` at once, as
+    /// [`ack_on_success`] does, makes it go round between broker and worker as fast as they can.
+    ///
+    /// The errors of the jobs are [`DecodeError`]s, also those that an [`on_error`](Self::on_error)
+    /// before it sees:
+    ///
+    /// ```
+    /// use std::{io, string::FromUtf8Error};
+    /// use tower_sentinel::{Decision, DecisionExt, DecodeError, Outcome, Verdict, ack_on_success};
+    ///
+    /// type Error = DecodeError<FromUtf8Error, io::Error>;
+    ///
+    /// let decision = ack_on_success()
+    ///     .on_error(|error: &Error| match error {
+    ///         DecodeError::Inner(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+    ///             Verdict::Release
+    ///         }
+    ///         _ => Verdict::retry(),
+    ///     })
+    ///     .reject_undecodable();
+    ///
+    /// let decide = |error| decision.decide(&7, &Outcome::<(), Error>::Failed(error)).unwrap();
+    /// let not_text = String::from_utf8(vec![0xff]).unwrap_err();
+    /// assert_eq!(decide(DecodeError::Undecodable(not_text)), Verdict::Reject);
+    ///
+    /// let refused = io::ErrorKind::ConnectionRefused.into();
+    /// assert_eq!(decide(DecodeError::Inner(refused)), Verdict::Release);
+    /// ```
+    fn reject_undecodable(self) -> RejectUndecodable<Self> {
+        RejectUndecodable { inner: self }
     }
 
     /// Delays each `Retry` that has no delay yet, longer from delivery to delivery, with full
@@ -328,6 +367,30 @@ where
     fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
         match outcome {
             Outcome::Panicked(_) => Ok(Verdict::Reject),
+            _ => self.inner.decide(tag, outcome),
+        }
+    }
+}
+
+// === RejectUndecodable ===
+
+/// The [`Decision`] that [`DecisionExt::reject_undecodable`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct RejectUndecodable<D> {
+    inner: D,
+}
+
+impl<D, Tag, T, C, E> Decision<Tag, T, DecodeError<C, E>> for RejectUndecodable<D>
+where
+    D: Decision<Tag, T, DecodeError<C, E>>,
+{
+    fn decide(
+        &self,
+        tag: &Tag,
+        outcome: &Outcome<T, DecodeError<C, E>>,
+    ) -> Result<Verdict, Undecided> {
+        match outcome {
+            Outcome::Failed(DecodeError::Undecodable(_)) => Ok(Verdict::Reject),
             _ => self.inner.decide(tag, outcome),
         }
     }

@@ -56,6 +56,7 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`DecodeLayer`] decodes a job's bytes for its handler.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
@@ -72,19 +73,21 @@
 //! | `retry` on the policy | | repeats the answer and not the work |
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
 //! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
+//! | [`DecodeLayer`] | what can't be decoded has no answer | **here**: what can't be decoded has `Failed`, and `reject_undecodable` rejects it |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
 //!
 //! # Features
 //!
-//! None yet.
+//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 
 mod abandoned;
 mod backoff;
 mod builder;
 mod cancel;
 mod decision;
+mod decode;
 mod error;
 mod home;
 mod hooks;
@@ -105,7 +108,10 @@ pub use self::{
     cancel::{CancelReason, Cancellation, cancelled},
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
-        RetryOnce, Undecided, ack_on_success,
+        RejectUndecodable, RetryOnce, Undecided, ack_on_success,
+    },
+    decode::{
+        Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, Passing, ValueOnly, WithJob,
     },
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},

@@ -4,6 +4,7 @@
 mod auto_traits;
 mod cancellation;
 mod decision;
+mod decode;
 mod drops;
 mod gate;
 mod layer_order;
