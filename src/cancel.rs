@@ -195,7 +195,6 @@ impl Cancellation {
     }
 
     /// Returns the job, if there is one.
-    #[allow(dead_code)]
     pub(crate) fn job(&self) -> Option<&Arc<JobContext>> {
         self.context.as_ref()
     }
@@ -274,10 +273,15 @@ impl JobContext {
     }
 
     /// Stops `companion` when this job has its outcome, or at once if it has.
-    #[allow(dead_code)]
+    ///
+    /// One that nobody else holds any more is over, and is let go: a job may have many, each in its
+    /// turn.
     pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
         match &mut *self.companions() {
-            Some(companions) => companions.push(companion),
+            Some(companions) => {
+                companions.retain(|it| Arc::strong_count(it) > 1);
+                companions.push(companion);
+            }
             None => companion.stop(),
         }
     }

@@ -56,6 +56,7 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
+//! - [`KeepAliveLayer`] asks the broker for more time while a job runs.
 //! - [`DecodeLayer`] decodes a job's bytes for its handler.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
@@ -73,7 +74,10 @@
 //! | `retry` on the policy | | repeats the answer and not the work |
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
 //! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
+//! | [`KeepAliveLayer`] | a lost lease ends the keep-alive and not the job, which is acked beside its next delivery | **here**, directly: a lost lease cancels the job, and it is `Abandon`ed |
+//! | [`KeepAliveLayer`] within a `retry` or a `buffer` | | a job that waits there is not kept alive |
 //! | [`DecodeLayer`] | what can't be decoded has no answer | **here**: what can't be decoded has `Failed`, and `reject_undecodable` rejects it |
+//! | [`KeepAliveLayer`] within a [`DecodeLayer`] | | compiles by [`with_job`](DecodeLayer::with_job) only, as there is no tag otherwise |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
@@ -93,6 +97,7 @@ mod home;
 mod hooks;
 mod isolate;
 mod job;
+mod keep_alive;
 mod outcome;
 mod policy;
 mod sentinel;
@@ -102,6 +107,7 @@ mod settle_future;
 mod settle_policy;
 mod subscription;
 mod supervision;
+mod ticker;
 
 pub use self::{
     builder::ServiceBuilderExt,
@@ -116,6 +122,7 @@ pub use self::{
     error::SentinelError,
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     job::{ByJob, Job, Tagging, TimeLimit},
+    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
     outcome::{Cancelled, Failure, Outcome, OutcomeKind, Panic, TimedOut},
     policy::{AckPolicy, Report},
     sentinel::{ResponseFuture, Sentinel, SentinelLayer},

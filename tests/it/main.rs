@@ -7,6 +7,7 @@ mod decision;
 mod decode;
 mod drops;
 mod gate;
+mod keep_alive;
 mod layer_order;
 mod panics;
 mod policy;
