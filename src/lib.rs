@@ -61,6 +61,8 @@
 //! - [`Consumer`] drives a [`Subscription`] into the service, drains at the end and returns a
 //!   [`Summary`]; [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`] is
 //!   how an error says that the broker may have no answer.
+//! - [`KeepAliveLayer`] asks the broker for more time while a job runs.
+//! - [`DecodeLayer`] decodes a job's bytes for its handler.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
@@ -85,6 +87,10 @@
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
 //! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
 //! | [`IntensityLayer`] | sees no failure: what failed is answered for | **directly here**: it pauses while most jobs fail; with a `timeout` between, it does not see what that drops |
+//! | [`KeepAliveLayer`] | a lost lease ends the keep-alive and not the job, which is acked beside its next delivery | **here**, directly: a lost lease cancels the job, and it is `Abandon`ed |
+//! | [`KeepAliveLayer`] within a `retry` or a `buffer` | | a job that waits there is not kept alive |
+//! | [`DecodeLayer`] | what can't be decoded has no answer | **here**: what can't be decoded has `Failed`, and `reject_undecodable` rejects it |
+//! | [`KeepAliveLayer`] within a [`DecodeLayer`] | | compiles by [`with_job`](DecodeLayer::with_job) only, as there is no tag otherwise |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
 //! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
@@ -103,6 +109,7 @@
 //! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
 //! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams.
+//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
 
 mod abandoned;
 mod backoff;

@@ -85,6 +85,11 @@ impl fmt::Display for Verdict {
 ///   broker redelivers what has no answer.
 /// - Nothing is sent for a tag of an earlier connection: that is an error.
 /// - To drop a tag answers nothing.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a tag that can be settled",
+    label = "no broker can be answered by this tag",
+    note = "implement `tower_sentinel::Settle` for `{Self}`, or use the jobs of a broker, whose tags do"
+)]
 pub trait Settle: Sized {
     /// Why a settlement, or a keep-alive, failed.
     type Error: Error + Send + Sync + 'static;

@@ -2,9 +2,11 @@
 
 use std::{
     future::{Future, poll_fn},
-    mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -41,7 +43,13 @@ impl Rhythm {
 ///
 /// Whoever polls it holds the lock, and whoever stops it takes its future away under that lock. So
 /// once `stop` returns no keep-alive is being polled, and none ever will.
-pub(crate) struct Ticker(Mutex<Option<Beat>>);
+pub(crate) struct Ticker {
+    /// Set before the lock is asked for: a task that is woken at once would otherwise take it
+    /// again, and again, before whoever waits for it.
+    stopped: AtomicBool,
+    // `None` once it is stopped, or has ended.
+    beat: Mutex<Option<Beat>>,
+}
 
 struct Beat {
     /// Ends when the lease is lost.
@@ -57,11 +65,15 @@ impl Ticker {
     where
         Tag: Settle + Send + Sync + 'static,
     {
-        Arc::new(Self(Mutex::new(Some(Beat {
+        let beat = Beat {
             future: Box::pin(tick(tag, rhythm, Instant::now())),
             span: Span::current(),
             waker: Waker::noop().clone(),
-        }))))
+        };
+        Arc::new(Self {
+            stopped: AtomicBool::new(false),
+            beat: Mutex::new(Some(beat)),
+        })
     }
 
     /// Returns the task of this ticker; a lost lease stops `job`.
@@ -76,6 +88,9 @@ impl Ticker {
 
     /// Ready with the span of the job if the lease is lost, and without if the ticker is stopped.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Span>> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Poll::Ready(None);
+        }
         let mut slot = self.lock();
         let Some(beat) = &mut *slot else {
             return Poll::Ready(None);
@@ -93,13 +108,16 @@ impl Ticker {
 
     fn lock(&self) -> MutexGuard<'_, Option<Beat>> {
         // What is left behind by a panic is only ever dropped.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Companion for Ticker {
     fn stop(&self) {
-        let Some(beat) = mem::take(&mut *self.lock()) else {
+        self.stopped.store(true, Ordering::Relaxed);
+        // In a statement of its own: the lock is not held while the future is dropped.
+        let beat = self.lock().take();
+        let Some(beat) = beat else {
             return;
         };
         let Beat {

@@ -7,7 +7,6 @@ mod conformance;
 mod example_rabbitmq;
 mod memory;
 mod nats;
-mod redis;
-mod redis;
 mod rabbitmq;
+mod redis;
 mod server;

@@ -18,10 +18,12 @@ use std::{
 use tokio::task::yield_now;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, EventOnly, Failure, Hooks, Intensity,
-    IntensityFuture, IntensityLayer, IntensityState, Job, OnDrop, Outcome, OutcomeKind, Panic,
-    Report, ResponseFuture, Sentinel, SentinelError, SentinelLayer, ServiceBuilderExt, SettleError,
-    SettleFuture, SettlePolicy, TimeLimit, TimedOut,
+    AckOnSuccess, ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, Decode, DecodeError,
+    DecodeFuture, DecodeLayer, Decoded, EventOnly, Failure, Hooks, Intensity, IntensityFuture,
+    IntensityLayer, IntensityState, Job, KeepAlive, KeepAliveFuture, KeepAliveLayer, OnDrop,
+    Outcome, OutcomeKind, Panic, RejectUndecodable, Report, ResponseFuture, Sentinel,
+    SentinelError, SentinelLayer, ServiceBuilderExt, SettleError, SettleFuture, SettlePolicy,
+    TimeLimit, TimedOut, WithJob,
 };
 use tracing::Span;
 
@@ -266,4 +268,35 @@ async fn a_response_future_is_held_across_an_await_in_a_spawned_task() {
         answer
     });
     assert_eq!(task.await.unwrap().get(), 7);
+}
+
+#[test]
+fn the_layers_inside_ask_for_no_more_than_they_need() {
+    send::<KeepAliveLayer>();
+    sync::<KeepAliveLayer>();
+    unpin::<KeepAliveLayer>();
+    clone::<KeepAliveLayer>();
+    debug::<KeepAliveLayer>();
+    send::<KeepAlive<SendOnly>>();
+    clone::<KeepAlive<Plain<u8>>>();
+    debug::<KeepAlive<SendOnly>>();
+    send::<KeepAliveFuture<SendOnly>>();
+    unpin::<KeepAliveFuture<SendOnly>>();
+    debug::<KeepAliveFuture<Nothing>>();
+
+    send::<DecodeLayer<SendOnly, WithJob>>();
+    sync::<DecodeLayer<fn(), Nothing>>();
+    clone::<DecodeLayer<fn(), Nothing>>();
+    debug::<DecodeLayer<Nothing, Nothing>>();
+    send::<Decode<SendOnly, SendOnly, Nothing>>();
+    clone::<Decode<Plain<u8>, fn(), Nothing>>();
+    debug::<Decode<SendOnly, Nothing, Nothing>>();
+    send::<DecodeFuture<SendOnly, SendOnly>>();
+    unpin::<DecodeFuture<SendOnly, SendOnly>>();
+    debug::<DecodeFuture<Nothing, Nothing>>();
+    send::<Decoded<SendOnly, SendOnly>>();
+    send::<DecodeError<SendOnly, SendOnly>>();
+    error::<DecodeError<BoxError, BoxError>>();
+    copy::<RejectUndecodable<AckOnSuccess>>();
+    debug::<RejectUndecodable<AckOnSuccess>>();
 }

@@ -14,7 +14,11 @@ use tower::{
     BoxError, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, filter::FilterLayer,
     retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
 };
-use tower_sentinel::{IntensityLayer, OnDrop, Outcome, OutcomeKind, Report, SentinelLayer};
+use tower_sentinel::{
+    Capabilities, DecisionExt, DecodeError, DecodeLayer, Decoded, IntensityLayer, Job,
+    KeepAliveLayer, Lease, OnDrop, Outcome, OutcomeKind, Reason, Report, SentinelLayer, Settle,
+    SettlePolicy, Unsettled, Verdict, ack_on_success,
+};
 
 use crate::support::{Count, raise};
 
@@ -458,4 +462,186 @@ async fn an_outer_sentinel_holds_the_gate_though_its_caller_drops() {
     owned.ready().await.unwrap();
     dropping(&mut owned, Id::new(2)).await;
     assert!(!is_ready(&mut owned).await);
+}
+
+/// A delivery that is its own tag, and whose broker takes it away at a keep-alive.
+#[derive(Clone, Debug, Default)]
+struct Leased {
+    body: &'static str,
+    lost_at: Option<usize>,
+    asked: Count,
+    told: Arc<Mutex<Vec<Verdict>>>,
+}
+
+impl Leased {
+    fn told(&self) -> Vec<Verdict> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+impl Job for Leased {
+    type Tag = Self;
+
+    fn tag(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        self.body.as_bytes()
+    }
+}
+
+impl Settle for Leased {
+    type Error = Infallible;
+    type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
+
+    fn settle(self, verdict: Verdict, _: Reason) -> Self::Future {
+        self.told.lock().unwrap().push(verdict);
+        ready(Ok(()))
+    }
+
+    async fn keep_alive(&self) -> Result<Lease, Infallible> {
+        self.asked.add();
+        match self.lost_at {
+            Some(at) if at <= self.asked.get() => Ok(Lease::Lost),
+            _ => Ok(Lease::Held),
+        }
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        None
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::none().keep_alive()
+    }
+}
+
+fn settling() -> SentinelLayer<SettlePolicy> {
+    SentinelLayer::new(SettlePolicy::new(ack_on_success())).no_timeout()
+}
+
+async fn slow_lease<J>(_: J) -> Result<(), io::Error> {
+    sleep(Duration::from_secs(60)).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_outside_cannot_stop_a_job_whose_lease_is_lost_and_inside_it_does() {
+    let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
+    let lost = || Leased {
+        lost_at: Some(2),
+        ..Leased::default()
+    };
+
+    let job = lost();
+    let mut outside = ServiceBuilder::new()
+        .layer(keep_alive.clone())
+        .layer(settling())
+        .service_fn(slow_lease::<Leased>);
+    call(&mut outside, job.clone()).await.unwrap();
+    assert_eq!(job.told(), [Verdict::Ack]);
+    assert_eq!(job.asked.get(), 2);
+
+    let job = lost();
+    let mut inside = ServiceBuilder::new()
+        .layer(settling())
+        .layer(keep_alive)
+        .service_fn(slow_lease::<Leased>);
+    call(&mut inside, job.clone()).await.unwrap();
+    assert_eq!(job.told(), [Verdict::Abandon]);
+    assert_eq!(job.asked.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_inside_of_a_wait_is_not_asked_for_in_it_and_around_it_is() {
+    /// Waits for half a minute before each call, as a retry with a backoff does.
+    fn waiting<S>(
+        inner: S,
+    ) -> impl Service<Leased, Response = (), Error = io::Error, Future: Send> + Clone + Send
+    where
+        S: Service<Leased, Response = (), Error = io::Error, Future: Send> + Clone + Send + 'static,
+    {
+        service_fn(move |job| {
+            let mut inner = inner.clone();
+            async move {
+                sleep(Duration::from_secs(30)).await;
+                call(&mut inner, job).await
+            }
+        })
+    }
+    let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
+
+    let job = Leased::default();
+    let mut around = ServiceBuilder::new()
+        .layer(settling())
+        .layer(keep_alive.clone())
+        .layer_fn(waiting)
+        .service_fn(slow_lease::<Leased>);
+    call(&mut around, job.clone()).await.unwrap();
+    // In 90 s.
+    assert_eq!(job.asked.get(), 11);
+
+    let job = Leased::default();
+    let mut within = ServiceBuilder::new()
+        .layer(settling())
+        .layer_fn(waiting)
+        .layer(keep_alive)
+        .service_fn(slow_lease::<Leased>);
+    call(&mut within, job.clone()).await.unwrap();
+    // In the last 60 s of them.
+    assert_eq!(job.asked.get(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_decode_outside_cannot_decode_has_no_answer_and_inside_it_is_rejected() {
+    let layer = DecodeLayer::new(|body: &[u8]| std::str::from_utf8(body).unwrap().parse::<u32>());
+    let noise = || Leased {
+        body: "noise",
+        ..Leased::default()
+    };
+
+    let job = noise();
+    let mut outside = ServiceBuilder::new()
+        .layer(layer.clone().with_job())
+        .layer(settling())
+        .service_fn(slow_lease::<Decoded<Leased, u32>>);
+    let error = call(&mut outside, job.clone()).await.unwrap_err();
+    assert!(matches!(error, DecodeError::Undecodable(_)));
+    assert_eq!(job.told(), []);
+
+    let job = noise();
+    let policy = SettlePolicy::new(ack_on_success().reject_undecodable());
+    let mut inside = ServiceBuilder::new()
+        .layer(SentinelLayer::new(policy))
+        .layer(layer)
+        .service_fn(slow_lease::<u32>);
+    call(&mut inside, job.clone()).await.unwrap();
+    assert_eq!(job.told(), [Verdict::Reject]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_goes_around_a_decode_or_inside_of_one_that_hands_on_the_job() {
+    let layer = DecodeLayer::new(|body: &[u8]| Ok::<_, Infallible>(body.len()));
+    let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
+
+    let job = Leased::default();
+    let mut around = ServiceBuilder::new()
+        .layer(settling())
+        .layer(keep_alive.clone())
+        .layer(layer.clone())
+        .service_fn(slow_lease::<usize>);
+    call(&mut around, job.clone()).await.unwrap();
+    assert_eq!((job.asked.get(), job.told()), (7, vec![Verdict::Ack]));
+
+    let job = Leased::default();
+    let mut within = ServiceBuilder::new()
+        .layer(settling())
+        .layer(layer.with_job())
+        .layer(keep_alive)
+        .service_fn(slow_lease::<Decoded<Leased, usize>>);
+    call(&mut within, job.clone()).await.unwrap();
+    assert_eq!((job.asked.get(), job.told()), (7, vec![Verdict::Ack]));
 }

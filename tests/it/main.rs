@@ -5,12 +5,14 @@ mod auto_traits;
 mod cancellation;
 mod consumer;
 mod decision;
+mod decode;
 mod drops;
 mod endpoints;
 mod gate;
 #[cfg(feature = "metrics")]
 mod instruments;
 mod intensity;
+mod keep_alive;
 mod layer_order;
 mod memory;
 mod panic_hook;
