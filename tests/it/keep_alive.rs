@@ -317,7 +317,11 @@ async fn a_lost_lease_cancels_the_job_which_is_abandoned_and_no_longer_kept_aliv
     sleep(10 * INTERVAL).await;
     let abandoned = Seen::Told(Verdict::Abandon);
     assert_eq!(tag.seen(), [Seen::Asked, Seen::Asked, abandoned]);
-    assert_eq!(log.lines(), ["WARN the broker gave a job to somebody else"]);
+    let lines = [
+        "WARN the broker gave a job to somebody else",
+        "INFO the job was cancelled reason=\"lease_lost\" stopped=true",
+    ];
+    assert_eq!(log.lines(), lines);
 }
 
 #[tokio::test(start_paused = true)]
