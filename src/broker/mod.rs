@@ -1,5 +1,5 @@
 //! Brokers whose deliveries are jobs, and whose tags can settle them.
 
+pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
-pub mod memory;

@@ -3,7 +3,9 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
-mod nats;
-mod server;
 mod conformance;
 mod memory;
+mod nats;
+mod nats_conformance;
+mod proxy;
+mod server;
