@@ -85,6 +85,7 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     const LOSS_IS_CHARGED: bool = true;
     /// By a server that lives: 2.9 confirms an ack before it writes it.
     const ACK_IS_CONFIRMED: bool = false;
+    const TELLS_GIVEN_BACK: bool = false;
     const REDELIVERY: Option<Duration> = Some(REDELIVERY);
 
     fn capabilities() -> Capabilities {
