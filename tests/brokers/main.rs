@@ -9,4 +9,6 @@ mod memory;
 mod nats;
 mod rabbitmq;
 mod redis;
+mod nats_conformance;
+mod proxy;
 mod server;

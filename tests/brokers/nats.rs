@@ -44,13 +44,14 @@ struct Jobs {
 
 /// Starts a server with a work queue `jobs`, a stream `dead`, and a consumer.
 async fn jobs(ack_wait: Duration) -> Jobs {
+    jobs_of(RetentionPolicy::WorkQueue, ack_wait).await
+}
+
+async fn jobs_of(retention: RetentionPolicy, ack_wait: Duration) -> Jobs {
     let server = Server::start();
     let client = connect(&server.address()).await.unwrap();
     let context = jetstream::new(client.clone());
-    for (name, retention) in [
-        ("jobs", RetentionPolicy::WorkQueue),
-        ("dead", RetentionPolicy::Limits),
-    ] {
+    for (name, retention) in [("jobs", retention), ("dead", RetentionPolicy::Limits)] {
         let config = stream::Config {
             name: name.into(),
             subjects: vec![name.into()],
@@ -724,7 +725,9 @@ async fn run(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_again_and_again_loses_no_job() {
     const JOBS: usize = 10_000;
-    let mut jobs = jobs(Duration::from_secs(2)).await;
+    // A killed server of 2.9 brings removed messages of a work queue back, and keeps others that
+    // are gone as unacked.
+    let mut jobs = jobs_of(RetentionPolicy::Limits, Duration::from_secs(2)).await;
     for batch in 0..JOBS / 1_000 {
         let mut acks = Vec::new();
         for i in 0..1_000 {
@@ -758,8 +761,6 @@ async fn a_server_that_is_killed_again_and_again_loses_no_job() {
         }
         sleep(Duration::from_millis(5)).await;
     }
-    // The stream can't be asked: a killed server of 2.9 forgets that it removed what was acked,
-    // and the consumer knows better.
     let settled = async {
         loop {
             let info = jobs.info().await;

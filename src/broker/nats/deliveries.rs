@@ -48,12 +48,12 @@ const TICK: Duration = Duration::from_millis(250);
 ///
 /// The client reconnects by itself, and the stream goes on. What was requested is requested anew, at
 /// another inbox, so that the old request finds nobody. A tag outlives the connection that
-/// delivered it: an answer goes by a subject that names the message, and JetStream keeps what was
-/// delivered. What was on its way when the connection broke comes back after the ack wait.
+/// delivered it, as long as the stream goes on: an answer goes by a subject that names the message,
+/// and JetStream keeps what was delivered. What was on its way when the connection broke comes back after the ack wait.
 ///
 /// The stream ends with a [`SubscriptionError`] when the client is closed, when consumer or stream
 /// are deleted, and when nothing was heard for the
-/// [`reconnect_limit`](Pull::reconnect_limit). [`poll_closed`](crate::Subscription::poll_closed)
+/// [`reconnect_limit`](Pull::reconnect_limit). From then on its tags are refused. [`poll_closed`](crate::Subscription::poll_closed)
 /// notices the same; it never requests.
 ///
 /// # Closing
@@ -332,6 +332,8 @@ impl Deliveries {
     }
 
     fn fail(&mut self, error: SubscriptionError) {
+        // Whoever subscribes anew gets the unanswered again.
+        self.channel.give_up();
         self.subscriber = None;
         self.step = None;
         self.check = None;

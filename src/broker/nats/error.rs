@@ -145,7 +145,7 @@ impl Error for SubscriptionError {
 pub enum DeliveryError {
     /// It was settled before; nothing was sent.
     AlreadySettled,
-    /// Its subscription was closed; nothing was sent.
+    /// Its subscription was closed, or ended; nothing was sent.
     Stale,
     /// The ack wait passed, so JetStream gives the job to somebody else; nothing was sent.
     LeaseLost,
@@ -171,7 +171,7 @@ impl fmt::Display for DeliveryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeliveryError::AlreadySettled => f.write_str("the delivery was settled before"),
-            DeliveryError::Stale => f.write_str("the subscription of the delivery is closed"),
+            DeliveryError::Stale => f.write_str("the subscription of the delivery has ended"),
             DeliveryError::LeaseLost => f.write_str("the ack wait of the delivery has passed"),
             DeliveryError::Disconnected { limit } => {
                 write!(f, "there was no connection for {limit:?}")

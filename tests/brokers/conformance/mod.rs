@@ -49,6 +49,10 @@ pub(crate) trait TestBroker: Sized {
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
+    /// Whether what was given back is no longer [unacked](Backlog::unacked) before it is delivered
+    /// again: JetStream's count can't tell them apart.
+    const TELLS_GIVEN_BACK: bool = true;
+
     /// After which time the broker gives a job to another consumer, if it ever does while the
     /// connection lives. About 2 s: scenarios hold jobs for 1 s, and one waits until it is over.
     const REDELIVERY: Option<Duration>;

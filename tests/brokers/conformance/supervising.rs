@@ -229,7 +229,9 @@ pub(crate) async fn a_shutdown_under_load_leaves_nothing_unacked<B: TestBroker>(
     let (acked, released) = (count(Verdict::Ack), count(Verdict::Release));
     assert_eq!(acked + released, ended.settled.len());
     assert!(released > 0);
-    eventually(0, async || broker.backlog().await.unacked).await;
+    if B::TELLS_GIVEN_BACK {
+        eventually(0, async || broker.backlog().await.unacked).await;
+    }
     eventually(50 - acked, async || broker.backlog().await.total).await;
 
     let mut jobs = broker.subscribe(50).await.unwrap();

@@ -1,0 +1,237 @@
+//! What every broker must do, done by NATS.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+use tower_sentinel::{
+    Capabilities, OutcomeKind,
+    broker::nats::{
+        ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Pull, SubscriptionError,
+        async_nats::{
+            self, HeaderMap,
+            jetstream::{
+                self, Context,
+                consumer::{PullConsumer, pull},
+                context::GetStreamError,
+                stream,
+            },
+        },
+        connect,
+    },
+};
+
+use crate::{
+    conformance::{Backlog, DeadLetter, TestBroker},
+    proxy::Proxy,
+    server::nats::Server,
+};
+
+const REDELIVERY: Duration = Duration::from_secs(2);
+
+/// With a dead-letter subject, or without.
+struct Nats<const DEAD_LETTER: bool> {
+    server: Mutex<Server>,
+    /// Of the test, past all proxies.
+    context: Context,
+    /// One for each subscription.
+    proxies: Mutex<Vec<Proxy>>,
+    published: AtomicU64,
+}
+
+#[derive(Debug)]
+enum NoSubscription {
+    Connect(ConnectError),
+    Stream(GetStreamError),
+    Consumer(async_nats::Error),
+    Subscribe(SubscriptionError),
+}
+
+impl fmt::Display for NoSubscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSubscription::Connect(error) => error.fmt(f),
+            NoSubscription::Stream(error) => error.fmt(f),
+            NoSubscription::Consumer(error) => error.fmt(f),
+            NoSubscription::Subscribe(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for NoSubscription {}
+
+impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {
+    fn address(&self) -> String {
+        self.server.lock().unwrap().address()
+    }
+}
+
+impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
+    type Subscription = Deliveries;
+    type SubscriptionError = SubscriptionError;
+    type ConnectError = NoSubscription;
+    type Job = Delivery;
+    type Tag = DeliveryTag;
+    type DeliveryError = DeliveryError;
+
+    const COUNTS_DELIVERIES: bool = true;
+    const LOSS_IS_CHARGED: bool = true;
+    /// By a server that lives: 2.9 confirms an ack before it writes it.
+    const ACK_IS_CONFIRMED: bool = false;
+    const TELLS_GIVEN_BACK: bool = false;
+    const REDELIVERY: Option<Duration> = Some(REDELIVERY);
+
+    fn capabilities() -> Capabilities {
+        let capabilities = Capabilities::none().delay().keep_alive();
+        match DEAD_LETTER {
+            true => capabilities.dead_letter(),
+            false => capabilities,
+        }
+    }
+
+    async fn start() -> Self {
+        let server = Server::start();
+        let context = jetstream::new(connect(&server.address()).await.unwrap());
+        for name in ["jobs", "dead"] {
+            let config = stream::Config {
+                name: name.into(),
+                subjects: vec![name.into()],
+                ..stream::Config::default()
+            };
+            context.create_stream(config).await.unwrap();
+        }
+        let config = pull::Config {
+            durable_name: Some("workers".into()),
+            ack_wait: REDELIVERY,
+            ..pull::Config::default()
+        };
+        let consumer = context.create_consumer_on_stream(config, "jobs");
+        consumer.await.unwrap();
+        Self {
+            server: Mutex::new(server),
+            context,
+            proxies: Mutex::default(),
+            published: AtomicU64::new(0),
+        }
+    }
+
+    async fn stop(self) {}
+
+    async fn publish(&self, body: &str) {
+        let id = self.published.fetch_add(1, Ordering::Relaxed);
+        loop {
+            // Published once, however often it is tried.
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", id.to_string());
+            let body = body.to_owned().into();
+            let publishing = async {
+                let ack = self.context.publish_with_headers("jobs", headers, body);
+                ack.await.ok()?.await.ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, NoSubscription> {
+        let proxy = Proxy::start(self.address()).await;
+        let client = connect(&proxy.address()).await;
+        let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
+        let stream = context.get_stream("jobs").await;
+        let stream = stream.map_err(NoSubscription::Stream)?;
+        let consumer = stream.get_consumer("workers").await;
+        let consumer: PullConsumer = consumer.map_err(NoSubscription::Consumer)?;
+        let mut pull = Pull::new(context, consumer)
+            .prefetch(prefetch)
+            .confirm_timeout(Duration::from_secs(1))
+            .idle_heartbeat(Duration::from_millis(500))
+            .reconnect_limit(Duration::from_millis(1_500));
+        if DEAD_LETTER {
+            pull = pull.dead_letter("dead");
+        }
+        let deliveries = pull.subscribe().await.map_err(NoSubscription::Subscribe)?;
+        self.proxies.lock().unwrap().push(proxy);
+        Ok(deliveries)
+    }
+
+    async fn backlog(&self) -> Backlog {
+        loop {
+            let asking = async {
+                let consumer = self.context.get_consumer_from_stream("workers", "jobs");
+                let consumer: PullConsumer = consumer.await.ok()?;
+                Some(consumer.cached_info().clone())
+            };
+            if let Ok(Some(info)) = timeout(Duration::from_secs(1), asking).await {
+                let pending = usize::try_from(info.num_pending).unwrap();
+                return Backlog {
+                    unacked: info.num_ack_pending,
+                    total: pending + info.num_ack_pending,
+                };
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let stream = self.context.get_stream("dead").await.unwrap();
+        let mut letters = Vec::new();
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let header = |name| letter.headers.get(name).map(|value| value.as_str());
+            let kinds = [
+                OutcomeKind::Completed,
+                OutcomeKind::Failed,
+                OutcomeKind::Panicked,
+                OutcomeKind::TimedOut,
+                OutcomeKind::Cancelled,
+            ];
+            let kind = header("x-outcome-kind").unwrap();
+            letters.push(DeadLetter {
+                body: String::from_utf8(letter.payload.to_vec()).unwrap(),
+                kind: kinds
+                    .into_iter()
+                    .find(|known| known.as_str() == kind)
+                    .unwrap(),
+                message: header("x-outcome-message").map(str::to_owned),
+            });
+        }
+        letters
+    }
+
+    async fn stall(&self) {
+        self.proxies.lock().unwrap().iter().for_each(Proxy::stall);
+    }
+
+    async fn cut(&self) {
+        self.proxies.lock().unwrap().clear();
+    }
+
+    async fn kill(&self) {
+        self.server.lock().unwrap().kill();
+    }
+
+    async fn revive(&self) {
+        self.server.lock().unwrap().restart();
+    }
+}
+
+mod with_dead_letters {
+    use super::Nats;
+
+    crate::conformance::scenarios!(tokio::test(flavor = "multi_thread"), Nats<true>);
+}
+
+mod without_dead_letters {
+    use super::Nats;
+
+    crate::conformance::scenarios!(tokio::test(flavor = "multi_thread"), Nats<false>);
+}
