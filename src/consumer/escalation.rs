@@ -89,6 +89,11 @@ impl<E> Escalate for SettleError<E> {
 }
 
 /// Who says how far an error reaches; implemented for [`ByError`] and `Fn(&E) -> Escalation`.
+#[diagnostic::on_unimplemented(
+    message = "a `Consumer` can't tell from `{E}` whether the broker has its answer",
+    label = "nobody says how far this error reaches",
+    note = "implement `tower_sentinel::Escalate` for `{E}`, or tell the consumer: `.escalation(|error: &{E}| Escalation::Channel)`"
+)]
 pub trait Classify<E> {
     /// Returns how far `error` reaches.
     fn classify(&self, error: &E) -> Escalation;

@@ -280,21 +280,21 @@ impl<B, S, C> Consumer<B, S, C> {
     }
 }
 
-impl<B, S, C> IntoFuture for Consumer<B, S, C>
-where
-    B: Subscription + Send + 'static,
-    B::Job: Send,
-    B::Error: fmt::Display + Send + 'static,
-    S: Service<B::Job> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: fmt::Display + Send + 'static,
-    C: Classify<S::Error> + Send + 'static,
-{
-    type Output = Result<Summary, ConsumerError<B::Error, S::Error>>;
-    type IntoFuture = Consuming<B::Error, S::Error>;
-
-    fn into_future(self) -> Self::IntoFuture {
+impl<B, S, C> Consumer<B, S, C> {
+    /// Returns the future that `.await` would poll.
+    ///
+    /// Where the compiler says that a consumer is not a future, this says which bound is not met.
+    pub fn run(self) -> Consuming<B::Error, S::Error>
+    where
+        B: Subscription + Send + 'static,
+        B::Job: Send,
+        B::Error: fmt::Display + Send + 'static,
+        S: Service<B::Job> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Response: Send + 'static,
+        S::Error: fmt::Display + Send + 'static,
+        C: Classify<S::Error> + Send + 'static,
+    {
         let Self {
             subscription,
             service,
@@ -310,6 +310,25 @@ where
                 (Some(cause), summary) => Err(ConsumerError::new(cause, summary)),
             }
         })
+    }
+}
+
+impl<B, S, C> IntoFuture for Consumer<B, S, C>
+where
+    B: Subscription + Send + 'static,
+    B::Job: Send,
+    B::Error: fmt::Display + Send + 'static,
+    S: Service<B::Job> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: fmt::Display + Send + 'static,
+    C: Classify<S::Error> + Send + 'static,
+{
+    type Output = Result<Summary, ConsumerError<B::Error, S::Error>>;
+    type IntoFuture = Consuming<B::Error, S::Error>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        self.run()
     }
 }
 

@@ -10,5 +10,8 @@ mod nats;
 mod nats_conformance;
 mod proxy;
 mod rabbitmq;
+mod rabbitmq;
+mod redis;
+mod redis;
 mod redis;
 mod server;

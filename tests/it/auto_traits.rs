@@ -18,12 +18,12 @@ use std::{
 use tokio::task::yield_now;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    AckOnSuccess, ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, Decode, DecodeError,
-    DecodeFuture, DecodeLayer, Decoded, EventOnly, Failure, Hooks, Intensity, IntensityFuture,
-    IntensityLayer, IntensityState, Job, KeepAlive, KeepAliveFuture, KeepAliveLayer, OnDrop,
-    Outcome, OutcomeKind, Panic, RejectUndecodable, Report, ResponseFuture, Sentinel,
-    SentinelError, SentinelLayer, ServiceBuilderExt, SettleError, SettleFuture, SettlePolicy,
-    TimeLimit, TimedOut, WithJob,
+    AckOnSuccess, ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, Consumer,
+    ConsumerError, Consuming, Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, EventOnly,
+    Failure, Hooks, Intensity, IntensityFuture, IntensityLayer, IntensityState, Job, KeepAlive,
+    KeepAliveFuture, KeepAliveLayer, OnDrop, Outcome, OutcomeKind, Panic, RejectUndecodable,
+    Report, ResponseFuture, Sentinel, SentinelError, SentinelLayer, ServiceBuilderExt, SettleError,
+    SettleFuture, SettlePolicy, Summary, TimeLimit, TimedOut, WithJob,
 };
 use tracing::Span;
 
@@ -80,6 +80,9 @@ fn what_is_moved_between_tasks_is_send() {
     send::<Report<SendOnly, SendOnly, SendOnly>>();
     send::<SentinelError<SendOnly, SendOnly>>();
     send::<Failure<SendOnly>>();
+    send::<ConsumerError<SendOnly, SendOnly, SendOnly>>();
+    send::<Consuming<SendOnly, SendOnly>>();
+    send::<Consumer<SendOnly, SendOnly>>();
     send::<SentinelLayer<SendOnly>>();
     send::<PlainSentinel>();
     send::<PlainFuture>();
@@ -103,6 +106,10 @@ fn what_may_be_shared_is_sync() {
     sync::<Report<u8, u8, io::Error>>();
     sync::<SentinelError<io::Error, BoxError>>();
     sync::<Failure<io::Error>>();
+    sync::<ConsumerError<io::Error, BoxError>>();
+    sync::<Summary>();
+    unpin::<Consuming<io::Error, io::Error>>();
+    error::<ConsumerError<io::Error, BoxError, io::Error>>();
     sync::<SentinelLayer<u8>>();
     sync::<Sentinel<u8, u8>>();
     sync::<IntensityLayer>();
