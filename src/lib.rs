@@ -78,7 +78,7 @@
 //!
 //! # Features
 //!
-//! None yet.
+//! - `rabbitmq`: `broker::rabbitmq`, by lapin.
 
 mod abandoned;
 mod backoff;
