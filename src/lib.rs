@@ -110,6 +110,7 @@
 //! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams.
 //! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
+//! - `rabbitmq`: `broker::rabbitmq`, by lapin.
 
 mod abandoned;
 mod backoff;

@@ -48,8 +48,9 @@
 //!
 //! No settlement can be tried again, as lapin's acker is used up by the try: after a failed one the
 //! channel is to be given up. lapin's own recovery of connections is off in what
-//! [`connect`] returns. Where it is on, tags stay safe, as lapin makes the ackers of the old
-//! connection unusable, and a subscription ends with the connection that it was made on.
+//! [`connect`] returns. Where it is [turned on](connect_with), tags stay safe, as lapin makes the
+//! ackers of the old connection unusable; but a stream may go on as if nothing had happened, since
+//! lapin can drop the error with what it had received.
 //!
 //! # Counts
 //!

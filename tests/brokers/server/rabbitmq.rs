@@ -109,12 +109,13 @@ impl Server {
 
     /// Lets the server close the connection that has `name`.
     pub(crate) fn close_connection(&self, name: &str) {
-        let list = ["list_connections", "pid", "user_provided_name"];
+        let list = ["list_connections", "pid", "client_properties"];
+        let name = format!("\"{name}\"");
         // It is listed a moment after it was opened.
         for _ in 0..50 {
             let connections = self.ctl(&list);
             let mut rows = connections.lines().filter_map(|row| row.split_once('\t'));
-            if let Some((pid, _)) = rows.find(|(_, connection)| *connection == name) {
+            if let Some((pid, _)) = rows.find(|(_, properties)| properties.contains(&name)) {
                 self.ctl(&["close_connection", pid, "closed by the test"]);
                 return;
             }
