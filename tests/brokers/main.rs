@@ -10,8 +10,5 @@ mod nats;
 mod nats_conformance;
 mod proxy;
 mod rabbitmq;
-mod rabbitmq;
-mod redis;
-mod redis;
 mod redis;
 mod server;
