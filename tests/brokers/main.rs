@@ -3,6 +3,7 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
+mod child;
 mod conformance;
 mod example_rabbitmq;
 mod memory;
@@ -10,3 +11,4 @@ mod nats;
 mod rabbitmq;
 mod redis;
 mod server;
+mod zombie;
