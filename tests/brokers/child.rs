@@ -1,7 +1,10 @@
 //! Consumers in processes of their own: copies of this test binary that run one of its tests.
 
 use std::{
-    env, fs,
+    env,
+    fmt::{Debug, Display},
+    fs,
+    future::Future,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,6 +13,10 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use tower::{Service, service_fn};
+use tower_sentinel::{
+    Decision, Outcome, Report, Settle, SettleError, SettlePolicy, Settled, Verdict,
+};
 
 const PREFIX: &str = "TOWER_SENTINEL_TEST_";
 
@@ -81,6 +88,12 @@ impl Child {
             .collect()
     }
 
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     /// Asks it to end, and waits until it did.
     pub(crate) fn end(&mut self) {
         drop(self.process.stdin.take());
@@ -118,4 +131,38 @@ impl Ledger {
         let line = format!("{word} {text}\n");
         file.unwrap().write_all(line.as_bytes()).unwrap();
     }
+}
+
+/// Settles as `decision` says, and writes down the jobs that are acked: what they return.
+pub(crate) fn recording<D, Tag, E>(
+    decision: D,
+    ledger: Ledger,
+) -> impl Service<
+    Report<Tag, String, E>,
+    Response = Settled,
+    Error = SettleError<Tag::Error>,
+    Future = impl Future<Output = Result<Settled, SettleError<Tag::Error>>> + Send + 'static,
+> + Clone
++ Send
+where
+    D: Decision<Tag, String, E> + Clone + Send + 'static,
+    Tag: Settle<Error: Send, Future: Send> + Debug + Send + 'static,
+    E: Display,
+{
+    let policy = SettlePolicy::new(decision);
+    service_fn(move |report: Report<Tag, String, E>| {
+        let ledger = ledger.clone();
+        let body = match &report.outcome {
+            Outcome::Completed(body) => Some(body.clone()),
+            _ => None,
+        };
+        let settling = policy.clone().call(report);
+        async move {
+            let settled = settling.await?;
+            if let (Some(body), Verdict::Ack) = (body, settled.verdict) {
+                ledger.write("acked", &body);
+            }
+            Ok(settled)
+        }
+    })
 }

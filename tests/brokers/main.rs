@@ -6,6 +6,7 @@
 mod child;
 mod conformance;
 mod example_rabbitmq;
+mod killed_consumer;
 mod memory;
 mod nats;
 mod rabbitmq;

@@ -15,12 +15,11 @@ use std::{
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep};
-use tower::{Service, ServiceBuilder, service_fn, util::option_layer};
+use tower::{ServiceBuilder, util::option_layer};
 use tower_sentinel::{
-    Consumer, DecisionExt, IntensityLayer, Outcome, OutcomeKind, Report, SentinelLayer,
-    SettleError, SettlePolicy, Verdict, ack_on_success,
+    Consumer, DecisionExt, IntensityLayer, OutcomeKind, SentinelLayer, Verdict, ack_on_success,
     broker::rabbitmq::{
-        self, Delivery, DeliveryError, DeliveryTag, Queue,
+        self, Delivery, Queue,
         lapin::{
             BasicProperties, Channel,
             options::{
@@ -34,7 +33,7 @@ use tower_sentinel::{
 };
 
 use crate::{
-    child::{Child, Ledger, asked_to_end, setting},
+    child::{Child, Ledger, asked_to_end, recording, setting},
     conformance::eventually,
     server::rabbitmq::{Server, shared},
 };
@@ -151,25 +150,8 @@ async fn consume(has_intensity: bool) {
         }
     };
     let ledger = Ledger::own();
-    let policy = {
-        let ledger = ledger.clone();
-        service_fn(move |report: Report<DeliveryTag, String, Down>| {
-            let ledger = ledger.clone();
-            let done = match &report.outcome {
-                Outcome::Completed(body) => Some(body.clone()),
-                _ => None,
-            };
-            let decision = ack_on_success().on_error(|_: &Down| Verdict::Release);
-            let settling = SettlePolicy::new(decision).call(report);
-            async move {
-                let settled = settling.await?;
-                if let (Some(body), Verdict::Ack) = (done, settled.verdict) {
-                    ledger.write("acked", &body);
-                }
-                Ok::<_, SettleError<DeliveryError>>(settled)
-            }
-        })
-    };
+    let decision = ack_on_success().on_error(|_: &Down| Verdict::Release);
+    let policy = recording(decision, ledger.clone());
     let intensity = has_intensity.then(intensity);
     let make_service = move |shutdown| {
         let dependency = dependency.clone();
