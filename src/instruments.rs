@@ -50,8 +50,9 @@ const VERDICT: &str = "messaging.operation.name";
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`] of an [`IntensityLayer`]: 0 running, 1 probing, 2 paused |
 ///
 /// To these come the labels of [`SentinelLayer::metric_labels`], [`SettlePolicy::metric_labels`] and
-/// [`IntensityLayer::metric_labels`]. Metrics are looked up when a policy or a service is made, so
-/// the recorder has to be installed before; with no recorder, nothing is recorded.
+/// [`IntensityLayer::metric_labels`]. Metrics are looked up once, when a layer makes a service and
+/// when a policy settles its first job, so the recorder has to be installed before; with no
+/// recorder, nothing is recorded.
 ///
 /// ```
 /// use metrics_util::debugging::DebuggingRecorder;
@@ -139,7 +140,7 @@ impl<D> SettlePolicy<D> {
         K: Into<SharedString>,
         V: Into<SharedString>,
     {
-        self.instruments = SettleInstruments::new(&self::labels(labels));
+        self.instruments = SettleInstruments::new(self::labels(labels));
         self
     }
 }
@@ -244,10 +245,14 @@ impl Drop for InFlight {
 
 /// What one policy counts; cloned with it for each job.
 #[derive(Clone)]
-pub(crate) struct SettleInstruments(
-    /// By the order of [`index`].
-    Arc<[(Counter, Histogram); 5]>,
-);
+pub(crate) struct SettleInstruments(Arc<Settlements>);
+
+struct Settlements {
+    labels: Labels,
+    /// By the order of [`index`]. Looked up for the first settlement: a policy whose labels are set
+    /// has others before, which are not to be seen.
+    verdicts: OnceLock<[(Counter, Histogram); 5]>,
+}
 
 fn index(verdict: Verdict) -> usize {
     match verdict {
@@ -260,19 +265,9 @@ fn index(verdict: Verdict) -> usize {
 }
 
 impl SettleInstruments {
-    pub(crate) fn new(labels: &Labels) -> Self {
-        let verdicts = [
-            Verdict::Ack,
-            Verdict::retry(),
-            Verdict::Release,
-            Verdict::Reject,
-            Verdict::Abandon,
-        ];
-        Self(Arc::new(verdicts.map(|verdict| {
-            let labels = with(labels, VERDICT, verdict.as_str());
-            let verdicts = counter!(VERDICTS, labels.clone());
-            (verdicts, histogram!(SETTLE_DURATION, labels))
-        })))
+    pub(crate) fn new(labels: Labels) -> Self {
+        let verdicts = OnceLock::new();
+        Self(Arc::new(Settlements { labels, verdicts }))
     }
 
     /// Begins to measure a settlement.
@@ -281,6 +276,25 @@ impl SettleInstruments {
             instruments: self.clone(),
             started: Instant::now(),
         }
+    }
+
+    fn of(&self, verdict: Verdict) -> &(Counter, Histogram) {
+        let Settlements { labels, verdicts } = &*self.0;
+        let verdicts = verdicts.get_or_init(|| {
+            let verdicts = [
+                Verdict::Ack,
+                Verdict::retry(),
+                Verdict::Release,
+                Verdict::Reject,
+                Verdict::Abandon,
+            ];
+            verdicts.map(|verdict| {
+                let labels = with(labels, VERDICT, verdict.as_str());
+                let verdicts = counter!(VERDICTS, labels.clone());
+                (verdicts, histogram!(SETTLE_DURATION, labels))
+            })
+        });
+        &verdicts[index(verdict)]
     }
 }
 
@@ -293,7 +307,7 @@ pub(crate) struct Stopwatch {
 impl Stopwatch {
     /// Counts that the broker was told `verdict`.
     pub(crate) fn settled(&self, verdict: Verdict) {
-        let (verdicts, duration) = &self.instruments.0[index(verdict)];
+        let (verdicts, duration) = self.instruments.of(verdict);
         verdicts.increment(1);
         duration.record(self.started.elapsed());
     }

@@ -35,7 +35,7 @@ pub(crate) struct InFlight;
 pub(crate) struct SettleInstruments;
 
 impl SettleInstruments {
-    pub(crate) fn new(_: &Labels) -> Self {
+    pub(crate) fn new(_: Labels) -> Self {
         Self
     }
 

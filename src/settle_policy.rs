@@ -131,7 +131,7 @@ impl<D> SettlePolicy<D> {
                 retries: 3,
                 pauses: Delays::new(ms(100)..=ms(1_000)),
             },
-            instruments: SettleInstruments::new(&Labels::default()),
+            instruments: SettleInstruments::new(Labels::default()),
         }
     }
 

@@ -137,7 +137,7 @@ impl Ledger {
             let dead = letters.iter().filter(|it| it.payload == job);
             let dead: Vec<_> = dead.map(|it| it.death.deliveries).collect();
             let (acks, rejects) = (entry.acks, entry.rejects);
-            if acks + rejects + entry.left != entry.is_published.into() {
+            if acks + rejects + entry.left != u32::from(entry.is_published) {
                 return Err(format!("job {job} is not in one place: {entry:?}"));
             }
             if dead.len() != rejects as usize {
