@@ -21,7 +21,7 @@ use super::TestBroker;
 const DRAIN: Duration = Duration::from_millis(200);
 
 /// A time limit for jobs that hang; less than a [`TestBroker::REDELIVERY`].
-pub(super) const LIMIT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// The dependency of a scenario's jobs is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
