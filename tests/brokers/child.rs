@@ -62,6 +62,8 @@ impl Child {
             .args(["--exact", &format!("{module}::{test}"), "--nocapture"])
             .envs(settings)
             .env(format!("{PREFIX}LEDGER"), &ledger)
+            // It would take more time than the jobs that panic.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&errors).unwrap())

@@ -1,6 +1,6 @@
 //! The embedded broker, with all that it can do and with as little as it can be.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use tower_sentinel::{
     Capabilities,
@@ -10,7 +10,7 @@ use tower_sentinel::{
     },
 };
 
-use crate::conformance::{Backlog, DeadLetter, TestBroker};
+use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker};
 
 /// `FULL` with a lease and a dead-letter queue, and else without.
 struct Memory<const FULL: bool> {
@@ -62,8 +62,9 @@ impl<const FULL: bool> TestBroker for Memory<FULL> {
         self.queue.publish(body.to_owned());
     }
 
-    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries<String>, ConnectError> {
-        self.queue.subscribe(prefetch)
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries<String>, ConnectError> {
+        let queue = self.queue.clone();
+        Box::new(move || Box::pin(ready(queue.subscribe(prefetch))))
     }
 
     async fn backlog(&self) -> Backlog {

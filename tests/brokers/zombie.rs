@@ -29,7 +29,6 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
-    panic_hook,
 };
 
 use crate::{
@@ -134,7 +133,6 @@ fn intensity() -> IntensityLayer {
 }
 
 async fn consume(has_intensity: bool) {
-    panic_hook::install();
     let (address, name, dependency) = settings();
     let queue = match name.starts_with("quorum") {
         true => Queue::quorum(name),

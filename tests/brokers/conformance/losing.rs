@@ -5,11 +5,15 @@ use std::{collections::BTreeSet, time::Duration};
 use futures_util::{StreamExt, future::join_all};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tower_sentinel::{Job, Settle, Verdict, ack_on_success};
+use tower_sentinel::{EndCause, Job, Settle, Summary, Verdict, ack_on_success};
 
 use super::{
     PATIENCE, TestBroker, bodies, body, close, eventually, is_lost, left, reason,
-    settling::assert_deliveries, sorted, supervising::Runs, take, take_n, worker::work,
+    settling::assert_deliveries,
+    sorted,
+    supervising::Runs,
+    take, take_n,
+    worker::{Refused, Setup},
 };
 
 async fn publish_n<B: TestBroker>(broker: &B, n: usize) -> Vec<String> {
@@ -130,6 +134,40 @@ pub(crate) async fn a_broker_that_is_down_is_an_error_of_connecting<B: TestBroke
     take::<B>(&mut jobs).await;
 }
 
+pub(crate) async fn a_consumer_waits_for_a_broker_that_is_down_at_the_start<B>(broker: &B)
+where
+    B: TestBroker + 'static,
+{
+    broker.kill().await;
+    let stop = CancellationToken::new();
+    let handler = |_: B::Job| async { Ok::<_, Refused>(()) };
+    let setup = Setup::new(5, ack_on_success());
+    let (ended, ()) = tokio::join!(setup.work_on(broker, None, &stop, handler), async {
+        sleep(Duration::from_millis(500)).await;
+        broker.revive().await;
+        publish_n(broker, 3).await;
+        left(broker, 0).await;
+        stop.cancel();
+    });
+    let summary = ended.unwrap();
+    assert_eq!((summary.called, summary.verdicts(Verdict::Ack)), (3, 3));
+}
+
+pub(crate) async fn a_consumer_with_a_limit_of_tries_tells_that_the_broker_is_down<B>(broker: &B)
+where
+    B: TestBroker + 'static,
+{
+    broker.kill().await;
+    let handler = |_: B::Job| async { Ok::<_, Refused>(()) };
+    let setup = Setup::new(5, ack_on_success());
+    let stop = CancellationToken::new();
+    let working = setup.work_on(broker, Some(3), &stop, handler);
+    let ended = timeout(PATIENCE, working).await;
+    let error = ended.expect("three tries end").unwrap_err();
+    assert!(matches!(error.cause(), EndCause::Connect(_)), "{error}");
+    assert_eq!(*error.summary(), Summary::default());
+}
+
 pub(crate) async fn a_killed_broker_ends_the_subscription<B: TestBroker>(broker: &B) {
     let published = publish_n(broker, 2).await;
     let mut jobs = broker.subscribe(2).await.unwrap();
@@ -149,16 +187,16 @@ pub(crate) async fn a_killed_broker_ends_the_subscription<B: TestBroker>(broker:
     left(broker, 0).await;
 }
 
-pub(crate) async fn no_job_is_lost_when_the_broker_is_killed<B: TestBroker>(broker: &B) {
+pub(crate) async fn no_job_is_lost_when_the_broker_is_killed<B: TestBroker + 'static>(broker: &B) {
     survives(broker, 1).await;
 }
 
-pub(crate) async fn no_job_is_lost_in_twenty_kills<B: TestBroker>(broker: &B) {
+pub(crate) async fn no_job_is_lost_in_twenty_kills<B: TestBroker + 'static>(broker: &B) {
     survives(broker, 20).await;
 }
 
-/// Works on many jobs with a worker that connects again and again, while the broker is killed.
-async fn survives<B: TestBroker>(broker: &B, kills: usize) {
+/// Works on many jobs with a consumer that reconnects, while the broker is killed.
+async fn survives<B: TestBroker + 'static>(broker: &B, kills: usize) {
     const PREFETCH: usize = 50;
     let published = publish_n(broker, B::MANY).await;
     let runs = Runs::default();
@@ -169,21 +207,16 @@ async fn survives<B: TestBroker>(broker: &B, kills: usize) {
             async move {
                 runs.begin(&body(&job));
                 sleep(Duration::from_millis(2)).await;
-                Ok(())
+                Ok::<_, Refused>(())
             }
         }
     };
     let stop = CancellationToken::new();
-    let working = async {
-        while !stop.is_cancelled() {
-            let Ok(jobs) = broker.subscribe(PREFETCH).await else {
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let handler = handler.clone();
-            work::<B, _, _, _>(jobs, PREFETCH, ack_on_success(), PATIENCE, &stop, handler).await;
-        }
+    let setup = Setup {
+        limit: PATIENCE,
+        ..Setup::new(PREFETCH, ack_on_success())
     };
+    let working = setup.work_on(broker, None, &stop, handler);
     let killing = async {
         for kill in 1..=kills {
             let begun = B::MANY * kill / (kills + 1);
@@ -194,7 +227,8 @@ async fn survives<B: TestBroker>(broker: &B, kills: usize) {
         left(broker, 0).await;
         stop.cancel();
     };
-    tokio::join!(working, killing);
+    let (ended, ()) = tokio::join!(working, killing);
+    assert_eq!(ended.unwrap().abandoned, 0);
 
     let of_each = runs.of_each();
     assert!(of_each.keys().eq(&published), "{} ran", of_each.len());

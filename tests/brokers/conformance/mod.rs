@@ -14,7 +14,7 @@ mod worker;
 
 use std::{error::Error, fmt::Debug, future::poll_fn, pin::Pin, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{Capabilities, Job, OutcomeKind, Reason, Settle, Subscription};
 
@@ -24,14 +24,22 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for something that must not happen.
 pub(crate) const QUIET: Duration = Duration::from_millis(500);
 
+/// Connects anew and subscribes, at each call; see [`Consumer::reconnecting`].
+///
+/// [`Consumer::reconnecting`]: tower_sentinel::Consumer::reconnecting
+pub(crate) type Connector<S, E> = Box<dyn FnMut() -> BoxFuture<'static, Result<S, E>> + Send>;
+
 /// A broker with one queue, which is empty at first and has a place for dead letters.
 ///
 /// Where a broker has settings of which one scenario needs both, such as a queue with and one
 /// without a feature, there is a type for each.
 pub(crate) trait TestBroker: Sized {
-    type Subscription: Subscription<Job = Self::Job, Error = Self::SubscriptionError> + Unpin;
-    type SubscriptionError: Error;
-    type ConnectError: Error;
+    type Subscription: Subscription<Job = Self::Job, Error = Self::SubscriptionError>
+        + Unpin
+        + Send
+        + 'static;
+    type SubscriptionError: Error + Send + 'static;
+    type ConnectError: Error + Send + 'static;
     type Job: Job<Tag = Self::Tag> + AsRef<[u8]> + Send + 'static;
     type Tag: Settle<Error = Self::DeliveryError, Future: Send + 'static>
         + Clone
@@ -72,10 +80,15 @@ pub(crate) trait TestBroker: Sized {
     /// Publishes a job, which the broker has when this returns.
     async fn publish(&self, body: &str);
 
-    /// Connects anew and subscribes.
+    /// Returns what connects and subscribes.
     ///
     /// It does not wait for a broker that is down.
-    async fn subscribe(&self, prefetch: usize) -> Result<Self::Subscription, Self::ConnectError>;
+    fn connector(&self, prefetch: usize) -> Connector<Self::Subscription, Self::ConnectError>;
+
+    /// Connects and subscribes once.
+    async fn subscribe(&self, prefetch: usize) -> Result<Self::Subscription, Self::ConnectError> {
+        self.connector(prefetch)().await
+    }
 
     /// Counts what is not acked and not rejected.
     async fn backlog(&self) -> Backlog;
@@ -138,6 +151,7 @@ macro_rules! scenarios {
                 a_job_that_cannot_be_decoded_is_rejected_with_a_reason
                 a_delivery_limit_ends_a_loop
                 a_shutdown_under_load_leaves_nothing_unacked
+                a_release_at_drain_is_charged_only_where_the_broker_counts_it
             }
             losing {
                 a_lost_connection_redelivers_what_it_held
@@ -145,6 +159,8 @@ macro_rules! scenarios {
                 a_stale_tag_is_refused_while_its_twin_settles
                 a_cut_in_the_middle_of_a_settlement_loses_nothing
                 a_broker_that_is_down_is_an_error_of_connecting
+                a_consumer_waits_for_a_broker_that_is_down_at_the_start
+                a_consumer_with_a_limit_of_tries_tells_that_the_broker_is_down
                 a_killed_broker_ends_the_subscription
                 no_job_is_lost_when_the_broker_is_killed
                 no_job_is_lost_in_twenty_kills

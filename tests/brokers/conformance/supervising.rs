@@ -3,22 +3,25 @@
 use std::{
     collections::BTreeMap,
     future::pending,
+    panic::resume_unwind,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, DecisionExt, Job, OutcomeKind, Settle, Verdict, ack_on_success,
+    CancelReason, Cancellation, DecisionExt, DecodeLayer, EndCause, Job, OutcomeKind, Settle,
+    Verdict, ack_on_success,
 };
 
 use super::{
-    DeadLetter, PATIENCE, TestBroker, assert_quiet, body, eventually, left, take_n,
-    worker::{JobError, work},
+    DeadLetter, PATIENCE, TestBroker, assert_quiet, body, eventually, left, reason,
+    settling::assert_deliveries,
+    sorted, take_n,
+    worker::{Refused, Setup},
 };
-
-/// A time limit for jobs that hang; less than a [`TestBroker::REDELIVERY`].
-const LIMIT: Duration = Duration::from_millis(300);
 
 /// How often each job was begun.
 #[derive(Clone, Default)]
@@ -52,8 +55,9 @@ pub(crate) async fn each_outcome_settles_as_decided<B: TestBroker>(broker: &B) {
         async move {
             let body = body(&job);
             match (body.as_str(), runs.begin(&body)) {
-                ("error", 1) => Err(JobError::Refused),
-                ("panic", _) => panic!("poison"),
+                ("error", 1) => Err(Refused),
+                // No `panic!`: to print its backtrace may take longer than the time limit.
+                ("panic", _) => resume_unwind(Box::new("poison")),
                 ("hang", 1) => pending().await,
                 ("cancel", 1) => {
                     Cancellation::current().cancel(CancelReason::Requested);
@@ -65,21 +69,20 @@ pub(crate) async fn each_outcome_settles_as_decided<B: TestBroker>(broker: &B) {
     };
     let stop = CancellationToken::new();
     let jobs = broker.subscribe(3).await.unwrap();
-    let decision = ack_on_success().poison_on_panic();
+    let setup = Setup::new(3, ack_on_success().poison_on_panic());
     let (ended, ()) = tokio::join!(
-        work::<B, _, _, _>(jobs, 3, decision, LIMIT, &stop, handler),
+        setup.work::<B, _, _>(jobs, &stop, service_fn(handler)),
         async {
             left(broker, 0).await;
             stop.cancel();
         }
     );
-    assert_eq!(ended.errors, [""; 0]);
-    let told = ended
-        .settled
-        .iter()
-        .map(|it| format!("{:?} {}", it.kind, it.verdict));
-    let mut told: Vec<_> = told.collect();
-    told.sort_unstable();
+    let summary = ended.unwrap();
+    let told = setup.told.all().into_iter();
+    let told = sorted(
+        told.map(|(kind, verdict)| format!("{kind:?} {verdict}"))
+            .collect(),
+    );
     let wanted = [
         "Cancelled release",
         "Completed ack",
@@ -91,17 +94,9 @@ pub(crate) async fn each_outcome_settles_as_decided<B: TestBroker>(broker: &B) {
         "TimedOut retry",
     ];
     assert_eq!(told, wanted);
-    for settled in &ended.settled {
-        let is_free = B::capabilities().release_is_free();
-        assert_eq!(
-            settled.charged,
-            match settled.verdict {
-                Verdict::Retry { .. } => true,
-                Verdict::Release => !is_free,
-                _ => false,
-            }
-        );
-    }
+    assert_eq!((summary.called, summary.answered), (8, 8));
+    let is_free = B::capabilities().release_is_free();
+    assert_eq!(summary.charged, 2 + u64::from(!is_free));
     eventually_dead::<B>(broker, "panic", OutcomeKind::Panicked, "poison").await;
 }
 
@@ -124,32 +119,33 @@ pub(crate) async fn a_job_that_cannot_be_decoded_is_rejected_with_a_reason<B: Te
     broker.publish("not a number").await;
     broker.publish("7").await;
     let runs = Runs::default();
-    let handler = {
+    let codec = {
         let runs = runs.clone();
-        move |job: B::Job| {
-            let body = body(&job);
+        move |bytes: &[u8]| {
+            let body = String::from_utf8_lossy(bytes);
             runs.begin(&body);
-            let decoded = body.parse::<u32>().map_err(|_| JobError::NotDecoded);
-            async move { decoded.map(|_| ()) }
+            body.parse::<u32>()
         }
     };
-    let decision = ack_on_success().on_error(|error: &JobError| match error {
-        JobError::NotDecoded => Verdict::Reject,
-        JobError::Refused => Verdict::retry(),
-    });
+    let handler = ServiceBuilder::new()
+        .layer(DecodeLayer::new(codec))
+        .service_fn(|number: u32| async move {
+            assert_eq!(number, 7);
+            Ok::<_, Refused>(())
+        });
     let stop = CancellationToken::new();
     let jobs = broker.subscribe(3).await.unwrap();
-    let (ended, ()) = tokio::join!(
-        work::<B, _, _, _>(jobs, 3, decision, LIMIT, &stop, handler),
-        async {
-            left(broker, 0).await;
-            stop.cancel();
-        }
-    );
-    assert_eq!(ended.errors, [""; 0]);
+    let setup = Setup::new(3, ack_on_success().reject_undecodable());
+    let (ended, ()) = tokio::join!(setup.work::<B, _, _>(jobs, &stop, handler), async {
+        left(broker, 0).await;
+        stop.cancel();
+    });
+    let summary = ended.unwrap();
+    let verdicts = [Verdict::Ack, Verdict::Reject].map(|verdict| summary.verdicts(verdict));
+    assert_eq!((summary.called, verdicts), (2, [1, 1]));
     assert!(runs.of_each().values().all(|runs| *runs == 1));
-    let message = JobError::NotDecoded.to_string();
-    eventually_dead::<B>(broker, "not a number", OutcomeKind::Failed, &message).await;
+    let message = "the job cannot be decoded: invalid digit found in string";
+    eventually_dead::<B>(broker, "not a number", OutcomeKind::Failed, message).await;
 }
 
 pub(crate) async fn a_delivery_limit_ends_a_loop<B: TestBroker>(broker: &B) {
@@ -157,35 +153,39 @@ pub(crate) async fn a_delivery_limit_ends_a_loop<B: TestBroker>(broker: &B) {
     let runs = Runs::default();
     let handler = {
         let runs = runs.clone();
-        move |job: B::Job| {
+        service_fn(move |job: B::Job| {
             runs.begin(&body(&job));
-            async { Err(JobError::Refused) }
-        }
+            async { Err(Refused) }
+        })
     };
-    let decision = ack_on_success().delivery_limit(3);
+    let setup = Setup::new(3, ack_on_success().delivery_limit(3));
     let stop = CancellationToken::new();
     let jobs = broker.subscribe(3).await.unwrap();
     if !B::COUNTS_DELIVERIES {
         // What is not known is no zero: it shows at the first job, which stays in the queue.
-        let ended = work::<B, _, _, _>(jobs, 3, decision, LIMIT, &stop, handler).await;
-        assert_eq!((ended.errors.len(), ended.settled.len()), (1, 0));
-        assert_eq!(runs.total(), 1);
+        let error = setup
+            .work::<B, _, _>(jobs, &stop, handler)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error.cause(), EndCause::Misconfigured(_)),
+            "{error}"
+        );
+        assert_eq!((setup.told.all().len(), runs.total()), (0, 1));
         return left(broker, 1).await;
     }
-    let (ended, ()) = tokio::join!(
-        work::<B, _, _, _>(jobs, 3, decision, LIMIT, &stop, handler),
-        async {
-            left(broker, 0).await;
-            stop.cancel();
-        }
-    );
-    assert_eq!(ended.errors, [""; 0]);
-    let verdicts: Vec<_> = ended.settled.iter().map(|it| it.verdict).collect();
+    let (ended, ()) = tokio::join!(setup.work::<B, _, _>(jobs, &stop, handler), async {
+        left(broker, 0).await;
+        stop.cancel();
+    });
+    ended.unwrap();
+    let told = setup.told.all().into_iter();
+    let verdicts: Vec<_> = told.map(|(_, verdict)| verdict).collect();
     assert_eq!(
         verdicts,
         [Verdict::retry(), Verdict::retry(), Verdict::Reject]
     );
-    let message = JobError::Refused.to_string();
+    let message = Refused.to_string();
     eventually_dead::<B>(broker, "poison", OutcomeKind::Failed, &message).await;
 }
 
@@ -197,54 +197,90 @@ pub(crate) async fn a_shutdown_under_load_leaves_nothing_unacked<B: TestBroker>(
     let runs = Runs::default();
     let handler = {
         let runs = runs.clone();
-        move |job: B::Job| {
+        service_fn(move |job: B::Job| {
             let body = body(&job);
             let ends = body.parse::<u32>().unwrap() % 10 < 5;
             runs.begin(&body);
             async move {
                 match ends {
-                    true => Ok(()),
+                    true => sleep(Duration::from_millis(20)).await,
                     false => pending().await,
                 }
+                Ok::<_, Refused>(())
             }
-        }
+        })
+    };
+    let setup = Setup {
+        limit: PATIENCE,
+        ..Setup::new(10, ack_on_success())
     };
     let stop = CancellationToken::new();
     let jobs = broker.subscribe(10).await.unwrap();
-    let (ended, ()) = tokio::join!(
-        work::<B, _, _, _>(jobs, 10, ack_on_success(), PATIENCE, &stop, handler),
-        async {
-            eventually(true, async || runs.total() >= 15).await;
-            stop.cancel();
-        }
+    let (ended, ()) = tokio::join!(setup.work::<B, _, _>(jobs, &stop, handler), async {
+        eventually(true, async || runs.total() >= 15).await;
+        stop.cancel();
+    });
+    let summary = ended.unwrap();
+    let acked = summary.verdicts(Verdict::Ack) as usize;
+    let released = summary.verdicts(Verdict::Release) as usize;
+    assert_eq!(
+        (summary.called as usize, summary.abandoned),
+        (acked + released, 0)
     );
-    assert_eq!(ended.errors, [""; 0]);
-    let count = |verdict| {
-        ended
-            .settled
-            .iter()
-            .filter(|it| it.verdict == verdict)
-            .count()
-    };
-    let (acked, released) = (count(Verdict::Ack), count(Verdict::Release));
-    assert_eq!(acked + released, ended.settled.len());
-    assert!(released > 0);
+    assert!(acked > 0 && released > 0, "{summary:?}");
     if B::TELLS_GIVEN_BACK {
         eventually(0, async || broker.backlog().await.unacked).await;
     }
     eventually(50 - acked, async || broker.backlog().await.total).await;
 
-    let mut jobs = broker.subscribe(50).await.unwrap();
+    // What is not acked is there, and goes to the next one.
+    let stop = CancellationToken::new();
+    let jobs = broker.subscribe(10).await.unwrap();
+    let handler = service_fn(|_: B::Job| async { Ok::<_, Refused>(()) });
+    let (ended, ()) = tokio::join!(setup.work::<B, _, _>(jobs, &stop, handler), async {
+        left(broker, 0).await;
+        stop.cancel();
+    });
+    assert_eq!(ended.unwrap().verdicts(Verdict::Ack) as usize, 50 - acked);
+}
+
+pub(crate) async fn a_release_at_drain_is_charged_only_where_the_broker_counts_it<B: TestBroker>(
+    broker: &B,
+) {
+    for n in 0..3 {
+        broker.publish(&n.to_string()).await;
+    }
+    let runs = Runs::default();
+    let handler = {
+        let runs = runs.clone();
+        service_fn(move |job: B::Job| {
+            runs.begin(&body(&job));
+            pending::<Result<(), Refused>>()
+        })
+    };
+    let setup = Setup {
+        limit: PATIENCE,
+        ..Setup::new(3, ack_on_success())
+    };
+    let stop = CancellationToken::new();
+    let jobs = broker.subscribe(3).await.unwrap();
+    let (ended, ()) = tokio::join!(setup.work::<B, _, _>(jobs, &stop, handler), async {
+        eventually(3, async || runs.total()).await;
+        stop.cancel();
+    });
+    let summary = ended.unwrap();
+    assert_eq!(
+        setup.told.all(),
+        [(OutcomeKind::Cancelled, Verdict::Release); 3]
+    );
     let is_free = B::capabilities().release_is_free();
-    for job in take_n::<B>(&mut jobs, 50 - acked).await {
-        let begun = runs.of_each().contains_key(&body(&job));
-        if begun && is_free && B::COUNTS_DELIVERIES {
-            assert_eq!(job.tag().deliveries(), Some(1), "{}", body(&job));
-        }
-        job.tag()
-            .settle(Verdict::Ack, super::reason())
-            .await
-            .unwrap();
+    assert_eq!(summary.charged, if is_free { 0 } else { 3 });
+    left(broker, 3).await;
+    let mut jobs = broker.subscribe(3).await.unwrap();
+    for job in take_n::<B>(&mut jobs, 3).await {
+        assert_deliveries::<B>(&job.tag(), if is_free { 1 } else { 2 });
+        let acked = job.tag().settle(Verdict::Ack, reason()).await;
+        acked.unwrap();
     }
     left(broker, 0).await;
     assert_quiet::<B>(&mut jobs).await;

@@ -1,118 +1,159 @@
-//! A worker for the scenarios: the whole stack over one subscription.
+//! The worker of the scenarios: a [`Consumer`] with the whole stack.
 
 use std::{
+    convert::Infallible,
     fmt,
-    future::{Future, poll_fn},
-    pin::Pin,
-    task::{Poll, ready},
+    future::Future,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_sentinel::{Decision, SentinelError, SentinelLayer, SettlePolicy, Settled, Subscription};
+use tower_sentinel::{
+    Consumer, ConsumerError, Decision, OutcomeKind, SentinelError, SentinelLayer, SettleError,
+    SettlePolicy, Settled, Summary, Verdict,
+};
 
-use super::{TestBroker, close};
+use super::TestBroker;
 
-/// Why a job of a scenario failed.
+/// How long what runs may take to finish once a worker is stopped.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// A time limit for jobs that hang; less than a [`TestBroker::REDELIVERY`].
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// The dependency of a scenario's jobs is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum JobError {
-    NotDecoded,
-    Refused,
-}
+pub(super) struct Refused;
 
-impl fmt::Display for JobError {
+impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            JobError::NotDecoded => "the job cannot be decoded",
-            JobError::Refused => "the dependency refused",
-        })
+        f.write_str("the dependency refused")
     }
 }
 
-/// What a worker has done when it ends.
-#[derive(Debug, Default)]
-pub(super) struct Ended {
-    pub(super) settled: Vec<Settled>,
-    /// Jobs that are not settled, and why.
-    pub(super) errors: Vec<String>,
+/// The error of a worker's service, where `E` is that of the jobs.
+pub(super) type StackError<B, E> = SentinelError<E, SettleError<<B as TestBroker>::DeliveryError>>;
+
+/// How a worker ends; `E` is the error of the jobs, and `C` that of connecting.
+pub(super) type Ended<B, E, C = Infallible> =
+    Result<Summary, ConsumerError<<B as TestBroker>::SubscriptionError, StackError<B, E>, C>>;
+
+/// What the broker was told, job by job.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told(Arc<Mutex<Vec<(OutcomeKind, Verdict)>>>);
+
+impl Told {
+    pub(super) fn all(&self) -> Vec<(OutcomeKind, Verdict)> {
+        self.0.lock().unwrap().clone()
+    }
 }
 
-/// Works until `stop`, which cancels what still runs, or until the channel ends or must be given up.
-///
-/// What runs is settled before it returns, and the subscription is closed.
-pub(super) async fn work<B, D, H, F>(
-    mut jobs: B::Subscription,
-    prefetch: usize,
-    decision: D,
-    limit: Duration,
-    stop: &CancellationToken,
-    handler: H,
-) -> Ended
-where
-    B: TestBroker,
-    D: Decision<B::Tag, (), JobError> + Clone + Send + 'static,
-    H: Fn(B::Job) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<(), JobError>> + Send + 'static,
-{
-    let policy = SettlePolicy::new(decision);
-    let mut service = ServiceBuilder::new()
-        .concurrency_limit(prefetch)
-        .layer(
-            SentinelLayer::new(policy)
-                .timeout(limit)
-                .shutdown(stop.clone()),
-        )
-        .service(service_fn(handler));
-    let mut running = FuturesUnordered::new();
-    let mut ended = Ended::default();
-    loop {
-        let pull = poll_fn(|cx| {
-            if Pin::new(&mut jobs).poll_closed(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            ready!(service.poll_ready(cx)).expect("the service is ready");
-            Pin::new(&mut jobs).poll_next(cx)
-        });
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            Some(answer) = running.next() => {
-                if !ended.record(answer) {
-                    break;
-                }
-            }
-            pulled = pull => match pulled {
-                Some(Ok(job)) => running.push(service.call(job)),
-                Some(Err(_)) | None => break,
-            },
+/// How a worker works.
+#[derive(Clone)]
+pub(super) struct Setup<D> {
+    pub(super) prefetch: usize,
+    pub(super) decision: D,
+    pub(super) limit: Duration,
+    /// What it does is added here.
+    pub(super) told: Told,
+}
+
+impl<D> Setup<D> {
+    pub(super) fn new(prefetch: usize, decision: D) -> Self {
+        Self {
+            prefetch,
+            decision,
+            limit: LIMIT,
+            told: Told::default(),
         }
     }
-    while let Some(answer) = running.next().await {
-        ended.record(answer);
+
+    /// Returns the stack around `handler`, outermost the limit of the prefetch.
+    fn stack<B, H, E>(
+        self,
+        shutdown: CancellationToken,
+        handler: H,
+    ) -> impl Service<
+        B::Job,
+        Response = Settled,
+        Error = StackError<B, E>,
+        Future = impl Future<Output = Result<Settled, StackError<B, E>>> + Send + 'static,
+    > + Send
+    + 'static
+    where
+        B: TestBroker,
+        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
+        H: Service<B::Job, Response = (), Error = E, Future: Send> + Clone + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let told = self.told;
+        ServiceBuilder::new()
+            .concurrency_limit(self.prefetch)
+            .map_response(move |settled: Settled| {
+                told.0.lock().unwrap().push((settled.kind, settled.verdict));
+                settled
+            })
+            .layer(
+                SentinelLayer::new(SettlePolicy::new(self.decision))
+                    .timeout(self.limit)
+                    .shutdown(shutdown),
+            )
+            .service(handler)
     }
-    close::<B>(&mut jobs).await;
-    ended
-}
 
-type Answer<E> = Result<Settled, SentinelError<JobError, tower_sentinel::SettleError<E>>>;
+    /// Works on `jobs` with `handler` until `stop`, or until the session ends in another way.
+    pub(super) async fn work<B, H, E>(
+        &self,
+        jobs: B::Subscription,
+        stop: &CancellationToken,
+        handler: H,
+    ) -> Ended<B, E>
+    where
+        B: TestBroker,
+        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
+        H: Service<B::Job, Response = (), Error = E, Future: Send> + Clone + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let shutdown = CancellationToken::new();
+        let service = self.clone().stack::<B, _, _>(shutdown.clone(), handler);
+        Consumer::new(jobs, service)
+            .shutdown(shutdown)
+            .drain_timeout(DRAIN)
+            .with_graceful_shutdown(stop.clone().cancelled_owned())
+            .await
+    }
 
-impl Ended {
-    /// Returns whether the channel may be used further.
-    fn record<E: fmt::Display>(&mut self, answer: Answer<E>) -> bool {
-        match answer {
-            Ok(settled) => {
-                self.settled.push(settled);
-                true
-            }
-            Err(error) => {
-                self.errors.push(error.to_string());
-                match error {
-                    SentinelError::Policy(error) => !error.must_give_up_channel(),
-                    _ => false,
-                }
-            }
+    /// Works as [`work`](Self::work) does, and connects anew whenever a session ends.
+    ///
+    /// It gives up after `max_attempts`, if there is such a number.
+    pub(super) async fn work_on<B, H, F, E>(
+        self,
+        broker: &B,
+        max_attempts: Option<u32>,
+        stop: &CancellationToken,
+        handler: H,
+    ) -> Ended<B, E, B::ConnectError>
+    where
+        B: TestBroker + 'static,
+        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
+        H: Fn(B::Job) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let connect = broker.connector(self.prefetch);
+        let make_service = move |shutdown| {
+            self.clone()
+                .stack::<B, _, _>(shutdown, service_fn(handler.clone()))
+        };
+        let mut consumer = Consumer::reconnecting(connect, make_service)
+            .backoff(Duration::from_millis(50)..=Duration::from_millis(500))
+            .drain_timeout(DRAIN)
+            .with_graceful_shutdown(stop.clone().cancelled_owned());
+        if let Some(max) = max_attempts {
+            consumer = consumer.max_attempts(max);
         }
+        consumer.await
     }
 }

@@ -15,7 +15,7 @@ use tower_sentinel::{
 };
 
 use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
-use crate::conformance::{Backlog, DeadLetter, TestBroker};
+use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker};
 
 /// A server of its own, whose consumers connect through a proxy.
 struct Redis<const DEAD_LETTERS: bool> {
@@ -79,10 +79,13 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
         let () = self.inspect().xadd(STREAM, "*", &fields).unwrap();
     }
 
-    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, ConnectError> {
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries, ConnectError> {
         let group = self.group.clone().prefetch(prefetch);
         let url = format!("redis://127.0.0.1:{}", self.proxy.port);
-        group.connect(url).await
+        Box::new(move || {
+            let (group, url) = (group.clone(), url.clone());
+            Box::pin(async move { group.connect(url).await })
+        })
     }
 
     async fn backlog(&self) -> Backlog {
