@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
-mod example_rabbitmq;
+mod examples;
 mod memory;
 mod nats;
 mod rabbitmq;
