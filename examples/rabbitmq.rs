@@ -49,10 +49,7 @@ impl Broker {
 
         let (jobs, dead_letters) = (format!("{name}.jobs"), format!("{name}.dead-letters"));
         // Exclusive: should this process die, the broker deletes them.
-        let exclusive = QueueDeclareOptions {
-            exclusive: true,
-            ..QueueDeclareOptions::default()
-        };
+        let exclusive = QueueDeclareOptions::exclusive();
         // What the broker itself gives up goes where rejected jobs go.
         let mut arguments = FieldTable::default();
         for (key, value) in [
@@ -112,10 +109,7 @@ impl Broker {
     }
 
     async fn count(&self, queue: &str) -> Result<u64, BoxError> {
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
+        let passive = QueueDeclareOptions::default().passive();
         let queue = self
             .channel
             .queue_declare(queue.into(), passive, FieldTable::default())

@@ -9,6 +9,7 @@ use std::{
 mod nats;
 mod rabbitmq;
 mod redis;
+mod worker;
 
 const JOBS: u64 = 200;
 const PREFETCH: u64 = 4;

@@ -16,7 +16,7 @@ fn start() -> Run {
 }
 
 /// Returns the ready and the unacked messages of `queue`, if it exists.
-fn counts(queue: &str) -> Option<(u64, u64)> {
+pub(super) fn counts(queue: &str) -> Option<(u64, u64)> {
     let queues = shared().ctl(&[
         "list_queues",
         "--no-table-headers",
