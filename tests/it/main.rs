@@ -21,6 +21,7 @@ mod policy;
 mod process;
 mod product;
 mod readiness;
+mod readme;
 mod reconnecting;
 mod runtimes;
 mod seed;
