@@ -5,7 +5,7 @@
 
 mod child;
 mod conformance;
-mod example_rabbitmq;
+mod examples;
 mod killed_consumer;
 mod memory;
 mod nats;

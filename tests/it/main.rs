@@ -22,6 +22,7 @@ mod policy;
 mod process;
 mod product;
 mod readiness;
+mod readme;
 mod reconnecting;
 mod runtimes;
 mod seed;

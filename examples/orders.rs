@@ -1,0 +1,64 @@
+//! The worker of the README; `worker` is the same with all that a process needs.
+
+use serde::Deserialize;
+use std::{error::Error, io, time::Duration};
+use tokio::signal::ctrl_c;
+use tower::ServiceBuilder;
+use tower_sentinel::broker::rabbitmq::lapin::{options::QueueDeclareOptions, types::FieldTable};
+use tower_sentinel::broker::rabbitmq::{self, Deliveries, Queue};
+use tower_sentinel::{
+    Consumer, DecisionExt, DecodeLayer, SentinelLayer, SettlePolicy, ack_on_success,
+};
+
+const PREFETCH: usize = 64;
+
+#[derive(Deserialize)]
+struct Order {
+    id: u64,
+}
+
+async fn process(order: Order) -> io::Result<()> {
+    println!("order {}", order.id);
+    Ok(())
+}
+
+async fn subscribe() -> Result<Deliveries, Box<dyn Error + Send + Sync>> {
+    let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+    let channel = connection.create_channel().await?;
+    for name in ["orders", "orders.dead"] {
+        let durable = QueueDeclareOptions::durable();
+        channel
+            .queue_declare(name.into(), durable, FieldTable::default())
+            .await?;
+    }
+    let queue = Queue::classic("orders")
+        .prefetch(PREFETCH)
+        .dead_letter("orders.dead");
+    Ok(queue.subscribe(&connection).await?)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let second = Duration::from_secs(1);
+    let decision = ack_on_success()
+        .reject_undecodable() // to `orders.dead`, with the reason
+        .backoff(second..=60 * second) // what failed, panicked or hung comes back later
+        .delivery_limit(5); // and is rejected in the end
+    let summary = Consumer::reconnecting(subscribe, move |shutdown| {
+        let policy = SettlePolicy::new(decision);
+        ServiceBuilder::new()
+            .concurrency_limit(PREFETCH) // a permit is held until the broker has its answer
+            .layer(
+                SentinelLayer::new(policy)
+                    .timeout(30 * second)
+                    .shutdown(shutdown),
+            )
+            .layer(DecodeLayer::json())
+            .service_fn(process)
+    })
+    .max_attempts(10) // in a row
+    .with_graceful_shutdown(async { ctrl_c().await.expect("ctrl-c can be waited for") })
+    .await?;
+    println!("{} orders are settled", summary.answered);
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! A worker to start from: JSON jobs from RabbitMQ, supervised, on a connection that is made anew.
+//!
+//! ```sh
+//! cargo run --features json,rabbitmq --example worker -- --queue orders
+//! ```
+//!
+//! It declares a quorum queue `orders` and its dead letters `orders.dead`. Publish orders such as
+//! `{"article": "tea", "quantity": 2}`. SIGTERM or Ctrl-C: no more jobs are taken and those that
+//! run may finish; a second one stops them. Either way the broker has an answer for each of them.
+//!
+//! Yours are `Order`, `OrderError` and `process`.
+
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Parser;
+use serde::Deserialize;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceBuilder;
+use tower_sentinel::{
+    Consumer, DecisionExt, DecodeError, DecodeLayer, IntensityLayer, SentinelLayer, SettlePolicy,
+    Verdict, ack_on_success,
+    broker::rabbitmq::{
+        self, Deliveries, Queue,
+        lapin::{
+            Channel,
+            options::QueueDeclareOptions,
+            types::{AMQPValue, FieldTable},
+        },
+    },
+    panic_hook,
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+// === the configuration ===
+
+/// Processes orders from a RabbitMQ queue. `RUST_LOG` says what is logged.
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// Address of the broker
+    #[arg(
+        long,
+        env,
+        default_value = "amqp://127.0.0.1:5672/%2f",
+        hide_env_values = true
+    )]
+    amqp_addr: String,
+
+    /// Queue of the jobs; what is rejected goes to a queue of this name and `.dead`
+    #[arg(long, env, default_value = "orders")]
+    queue: String,
+
+    /// How many jobs are in flight at once
+    #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    prefetch: u16,
+
+    /// Seconds that one job may take
+    #[arg(long, env, default_value_t = 30)]
+    time_limit: u64,
+
+    /// How often a job is delivered before it is a dead letter
+    #[arg(long, env, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    delivery_limit: u32,
+
+    /// Seconds that running jobs may take to finish after the first signal
+    #[arg(long, env, default_value_t = 30)]
+    drain_timeout: u64,
+}
+
+// === the jobs ===
+
+#[derive(Debug, Deserialize)]
+struct Order {
+    article: String,
+    quantity: u32,
+}
+
+#[derive(Debug)]
+enum OrderError {
+    /// No retry will change it.
+    Empty,
+    /// It is no fault of the job.
+    #[allow(dead_code)] // until `process` calls something that can be down
+    WarehouseDown(BoxError),
+}
+
+impl fmt::Display for OrderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OrderError::Empty => f.write_str("the order is empty"),
+            OrderError::WarehouseDown(error) => write!(f, "the warehouse is down: {error}"),
+        }
+    }
+}
+
+/// Stands for the work. A job may run more than once, so let it be idempotent.
+async fn process(order: Order) -> Result<(), OrderError> {
+    if order.quantity == 0 {
+        return Err(OrderError::Empty);
+    }
+    sleep(Duration::from_millis(100)).await;
+    tracing::info!(order.article, order.quantity, "sent");
+    Ok(())
+}
+
+// === the worker ===
+
+/// Connects, declares the queues, and subscribes: once at the start and after each lost connection.
+async fn subscribe(options: Options) -> Result<Deliveries, BoxError> {
+    let connection = rabbitmq::connect(&options.amqp_addr).await?;
+    let dead_letters = format!("{}.dead", options.queue);
+    let channel = connection.create_channel().await?;
+    // What the broker itself gives up goes where rejected jobs go.
+    let arguments = [
+        ("x-dead-letter-exchange", ""),
+        ("x-dead-letter-routing-key", &dead_letters),
+    ];
+    declare(&channel, &dead_letters, &[]).await?;
+    declare(&channel, &options.queue, &arguments).await?;
+    channel.close(200, "declared".into()).await?;
+
+    let queue = Queue::quorum(options.queue)
+        .prefetch(options.prefetch.into())
+        .dead_letter(dead_letters);
+    Ok(queue.subscribe(&connection).await?)
+}
+
+async fn declare(
+    channel: &Channel,
+    queue: &str,
+    arguments: &[(&str, &str)],
+) -> Result<(), BoxError> {
+    let durable = QueueDeclareOptions::durable();
+    let mut table = FieldTable::default();
+    for (key, value) in [("x-queue-type", "quorum")].iter().chain(arguments) {
+        table.insert((*key).into(), AMQPValue::LongString((*value).into()));
+    }
+    channel.queue_declare(queue.into(), durable, table).await?;
+    Ok(())
+}
+
+async fn run(options: Options) -> Result<(), BoxError> {
+    let seconds = Duration::from_secs;
+    let (prefetch, time_limit) = (options.prefetch, seconds(options.time_limit));
+    let drain_timeout = seconds(options.drain_timeout);
+
+    let decision = ack_on_success()
+        .on_error(|error: &DecodeError<_, OrderError>| match error {
+            DecodeError::Inner(OrderError::Empty) => Verdict::Reject,
+            _ => Verdict::retry(),
+        })
+        .reject_undecodable()
+        .backoff(seconds(1)..=seconds(60))
+        .delivery_limit(options.delivery_limit);
+    let policy = SettlePolicy::new(decision);
+    // Made once: it goes on pausing while the consumer reconnects.
+    let intensity = IntensityLayer::new();
+
+    let (first_signal, second_signal) = signals()?;
+    let summary = Consumer::reconnecting(
+        move || subscribe(options.clone()),
+        move |shutdown| {
+            ServiceBuilder::new()
+                .concurrency_limit(prefetch.into()) // a permit covers the run and the answer
+                .layer(
+                    SentinelLayer::new(policy.clone())
+                        .timeout(time_limit)
+                        .process_span()
+                        .shutdown(shutdown),
+                )
+                .layer(intensity.clone())
+                .layer(DecodeLayer::json())
+                .service_fn(process)
+        },
+    )
+    .with_graceful_shutdown(first_signal)
+    .with_forced_shutdown(second_signal)
+    .drain_timeout(drain_timeout)
+    .await?;
+    tracing::info!(
+        summary.answered,
+        summary.failed,
+        summary.abandoned,
+        "the worker ended as it was asked to"
+    );
+    Ok(())
+}
+
+// === the process ===
+
+/// Returns what resolves at the first SIGTERM or SIGINT, and at the second.
+///
+/// From here on a signal does not end the process by itself.
+fn signals() -> io::Result<(
+    impl Future<Output = ()> + Send + 'static,
+    impl Future<Output = ()> + Send + 'static,
+)> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let [first, second] = [(); 2].map(|()| CancellationToken::new());
+    let tokens = [first.clone(), second.clone()];
+    tokio::spawn(async move {
+        for token in tokens {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM"),
+                _ = interrupt.recv() => tracing::info!("SIGINT"),
+            }
+            token.cancel();
+        }
+    });
+    Ok((first.cancelled_owned(), second.cancelled_owned()))
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    panic_hook::install();
+
+    match run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the worker ended");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `examples/worker.rs`.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+use tower_sentinel::broker::rabbitmq::{
+    connect,
+    lapin::{
+        BasicProperties, Channel,
+        options::{
+            BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+        },
+        types::FieldTable,
+    },
+};
+
+use super::{example, rabbitmq::counts};
+use crate::server::rabbitmq::shared;
+
+const ORDERS: u64 = 400;
+
+/// A worker, and the file that it logs to.
+struct Worker {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Worker {
+    fn start(queue: &str) -> Self {
+        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{queue}.log"));
+        let child = example("worker")
+            .args(["--", "--queue", queue])
+            .env("AMQP_ADDR", shared().address())
+            .env("PREFETCH", "4")
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Returns how many orders it has sent.
+    fn sent(&self) -> u64 {
+        let log = self.log();
+        log.lines().filter(|line| line.contains(" sent ")).count() as u64
+    }
+
+    async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
+        // Cargo may have to build it first.
+        let limit = Duration::from_secs(300);
+        let waiting = timeout(limit, async {
+            while !condition(self) {
+                let ended = self.child.try_wait().unwrap();
+                assert_eq!(ended, None, "{}", self.log());
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let waited = waiting.await;
+        assert!(waited.is_ok(), "{}", self.log());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Fails, and has nothing to do, if it has ended.
+        self.child.kill().ok();
+        self.child.wait().ok();
+        fs::remove_file(&self.log).ok();
+    }
+}
+
+async fn publish(channel: &Channel, queue: &str, body: &str) {
+    let options = BasicPublishOptions::default();
+    let properties = BasicProperties::default();
+    let confirm = channel
+        .basic_publish(
+            "".into(),
+            queue.into(),
+            options,
+            body.as_bytes(),
+            properties,
+        )
+        .await
+        .unwrap();
+    assert!(confirm.await.unwrap().is_ack());
+}
+
+/// Asks the broker how many messages of `queue` are ready.
+async fn ready(channel: &Channel, queue: &str) -> u64 {
+    let passive = QueueDeclareOptions::default().passive();
+    let queue = channel
+        .queue_declare(queue.into(), passive, FieldTable::default())
+        .await;
+    queue.unwrap().message_count().into()
+}
+
+#[tokio::test]
+async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
+    let (queue, dead_letters) = ("example-worker", "example-worker.dead");
+    let mut worker = Worker::start(queue);
+    worker
+        .until(|worker| worker.log().contains(" connected"))
+        .await;
+
+    let connection = connect(&shared().address()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let confirms = ConfirmSelectOptions::default();
+    channel.confirm_select(confirms).await.unwrap();
+    publish(&channel, queue, "no json").await;
+    publish(&channel, queue, r#"{"article": "air", "quantity": 0}"#).await;
+    for _ in 0..ORDERS {
+        publish(&channel, queue, r#"{"article": "tea", "quantity": 2}"#).await;
+    }
+    worker.until(|worker| worker.sent() >= 10).await;
+
+    let pid = worker.child.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(sent.unwrap().success());
+    let status = worker.child.wait().unwrap();
+    assert!(status.success(), "{status}: {}", worker.log());
+
+    // What was sent is acked, and all else is ready.
+    let (left, sent) = (ready(&channel, queue).await, worker.sent());
+    assert!(left > 0, "the signal came too late to interrupt anything");
+    assert_eq!(left + sent, ORDERS, "{}", worker.log());
+    assert_eq!(ready(&channel, dead_letters).await, 2);
+    // A quorum queue tells of what is unacked every 5 s.
+    let settled = timeout(Duration::from_secs(30), async {
+        while counts(queue) != Some((left, 0)) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    });
+    assert!(settled.await.is_ok(), "{:?}", counts(queue));
+
+    for queue in [queue, dead_letters] {
+        let options = QueueDeleteOptions::default();
+        channel.queue_delete(queue.into(), options).await.unwrap();
+    }
+}
