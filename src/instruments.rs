@@ -6,7 +6,11 @@
 //!
 //! `no_instruments.rs` stands in for this file where the feature is off.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use ::metrics::{
     Counter, Gauge, Histogram, Label, SharedString, Unit, counter, describe_counter,
@@ -14,7 +18,7 @@ use ::metrics::{
 };
 use tokio::time::Instant;
 
-use crate::{OutcomeKind, SentinelLayer, SettlePolicy, Verdict};
+use crate::{IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict};
 
 const PROCESS_DURATION: &str = "messaging.process.duration";
 const CONSUMED: &str = "messaging.client.consumed.messages";
@@ -24,6 +28,7 @@ const UNSETTLED: &str = "tower_sentinel.unsettled";
 const ABANDONED: &str = "tower_sentinel.abandoned";
 const VERDICTS: &str = "tower_sentinel.verdicts";
 const SETTLE_DURATION: &str = "messaging.client.operation.duration";
+const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 
 const OUTCOME: &str = "outcome";
 const VERDICT: &str = "messaging.operation.name";
@@ -42,10 +47,11 @@ const VERDICT: &str = "messaging.operation.name";
 /// | `tower_sentinel.abandoned` | gauge | | jobs that still run though their outcome is given |
 /// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | what the broker was told by a [`SettlePolicy`], such as `ack` |
 /// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | how long that took, all tries included |
+/// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`] of an [`IntensityLayer`]: 0 running, 1 probing, 2 paused |
 ///
-/// To these come the labels of [`SentinelLayer::metric_labels`] and
-/// [`SettlePolicy::metric_labels`]. A layer and a policy look up their metrics when they are made,
-/// so the recorder has to be installed before; with no recorder, nothing is recorded.
+/// To these come the labels of [`SentinelLayer::metric_labels`], [`SettlePolicy::metric_labels`] and
+/// [`IntensityLayer::metric_labels`]. Metrics are looked up when a policy or a service is made, so
+/// the recorder has to be installed before; with no recorder, nothing is recorded.
 ///
 /// ```
 /// use metrics_util::debugging::DebuggingRecorder;
@@ -80,6 +86,11 @@ pub fn describe_metrics() {
         SETTLE_DURATION,
         Unit::Seconds,
         "time that a settlement took, all tries included"
+    );
+    describe_gauge!(
+        INTENSITY_STATE,
+        Unit::Count,
+        "whether jobs are let through: 0 running, 1 probing, 2 paused"
     );
 }
 
@@ -129,6 +140,22 @@ impl<D> SettlePolicy<D> {
         V: Into<SharedString>,
     {
         self.instruments = SettleInstruments::new(&self::labels(labels));
+        self
+    }
+}
+
+impl IntensityLayer {
+    /// Sets the labels of the gauge that tells the state; none by default.
+    ///
+    /// Two layers with the same labels set the same gauge, so each should have its own, such as
+    /// `messaging.destination.name`. Clones share one state and one gauge, that of the first
+    /// service. See [`describe_metrics`].
+    pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<SharedString>,
+        V: Into<SharedString>,
+    {
+        self.labels = self::labels(labels);
         self
     }
 }
@@ -275,5 +302,42 @@ impl Stopwatch {
 impl fmt::Debug for SettleInstruments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SettleInstruments")
+    }
+}
+
+// === of an intensity layer ===
+
+/// What the services of one layer tell.
+#[derive(Default)]
+pub(crate) struct IntensityInstruments {
+    /// Looked up for the first service, since each setting makes a layer that is not used.
+    state: OnceLock<Gauge>,
+}
+
+impl IntensityInstruments {
+    /// Begins to tell the state, for a service that runs.
+    pub(crate) fn begin(&self, labels: &Labels) {
+        self.state.get_or_init(|| {
+            let state = gauge!(INTENSITY_STATE, labels.clone());
+            state.set(0.0);
+            state
+        });
+    }
+
+    /// Tells the state that the services have come to.
+    pub(crate) fn change(&self, state: IntensityState) {
+        if let Some(gauge) = self.state.get() {
+            gauge.set(match state {
+                IntensityState::Running => 0.0,
+                IntensityState::Probing => 1.0,
+                IntensityState::Paused { .. } => 2.0,
+            });
+        }
+    }
+}
+
+impl fmt::Debug for IntensityInstruments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IntensityInstruments")
     }
 }

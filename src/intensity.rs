@@ -21,7 +21,7 @@ use self::{
     machine::Limits,
     shared::{Probe, Shared, Trial, Wait},
 };
-use crate::backoff::Delays;
+use crate::{backoff::Delays, instruments::Labels};
 
 mod machine;
 mod shared;
@@ -169,22 +169,28 @@ pub use self::shared::IntensityState;
 #[must_use = "a layer does nothing until it is applied to a service"]
 pub struct IntensityLayer {
     shared: Arc<Shared>,
+    pub(crate) labels: Labels,
 }
 
 impl IntensityLayer {
     /// Creates a layer with every default.
     pub fn new() -> Self {
-        Self::from_limits(Limits {
+        let limits = Limits {
             window: 20,
             threshold: 0.5,
             sample: 10,
             pauses: Delays::new(Duration::from_millis(100)..=Duration::from_secs(30)),
-        })
-    }
-
-    fn from_limits(limits: Limits) -> Self {
+        };
         Self {
             shared: Arc::new(Shared::new(limits)),
+            labels: Labels::default(),
+        }
+    }
+
+    fn with_limits(self, limits: Limits) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(limits)),
+            labels: self.labels,
         }
     }
 
@@ -198,10 +204,11 @@ impl IntensityLayer {
     #[track_caller]
     pub fn window(self, jobs: usize) -> Self {
         assert!(jobs > 0, "a window of 0 jobs would never tell anything");
-        Self::from_limits(Limits {
+        let limits = Limits {
             window: jobs,
             ..self.shared.limits
-        })
+        };
+        self.with_limits(limits)
     }
 
     /// Sets which part of the window must have failed for a pause, from 0 to 1; 0.5 by default.
@@ -215,10 +222,11 @@ impl IntensityLayer {
             ratio > 0.0 && ratio <= 1.0,
             "a threshold of {ratio} is not above 0 and at most 1"
         );
-        Self::from_limits(Limits {
+        let limits = Limits {
             threshold: ratio,
             ..self.shared.limits
-        })
+        };
+        self.with_limits(limits)
     }
 
     /// Sets how many jobs must have ended before any pause, since the start or since it last
@@ -226,10 +234,11 @@ impl IntensityLayer {
     ///
     /// Above the [`window`](Self::window) it is the window.
     pub fn minimum_sample(self, jobs: usize) -> Self {
-        Self::from_limits(Limits {
+        let limits = Limits {
             sample: jobs,
             ..self.shared.limits
-        })
+        };
+        self.with_limits(limits)
     }
 
     /// Sets the pauses: the first is the lower bound, each one is twice the last, and none is
@@ -240,10 +249,11 @@ impl IntensityLayer {
     /// Panics if the lower bound is zero, which would never grow, or above the upper one.
     #[track_caller]
     pub fn pause(self, pauses: RangeInclusive<Duration>) -> Self {
-        Self::from_limits(Limits {
+        let limits = Limits {
             pauses: Delays::new(pauses),
             ..self.shared.limits
-        })
+        };
+        self.with_limits(limits)
     }
 
     /// Returns how many deliveries an outage can waste, in which every job fails, behind a limit
@@ -296,6 +306,7 @@ impl Clone for IntensityLayer {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
+            labels: self.labels.clone(),
         }
     }
 }
@@ -313,6 +324,7 @@ impl<S> Layer<S> for IntensityLayer {
     type Service = Intensity<S>;
 
     fn layer(&self, service: S) -> Intensity<S> {
+        self.shared.instruments.begin(&self.labels);
         Intensity {
             service,
             shared: Arc::clone(&self.shared),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{OutcomeKind, Verdict};
+use crate::{IntensityState, OutcomeKind, Verdict};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Labels(());
@@ -48,4 +48,13 @@ pub(crate) struct Stopwatch;
 
 impl Stopwatch {
     pub(crate) fn settled(&self, _: Verdict) {}
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct IntensityInstruments;
+
+impl IntensityInstruments {
+    pub(crate) fn begin(&self, _: &Labels) {}
+
+    pub(crate) fn change(&self, _: IntensityState) {}
 }

@@ -20,7 +20,10 @@ use tokio::{
 };
 
 use super::machine::{Change, Limits, Machine, Pass, Phase};
-use crate::cancel::{Cancellation, Companion, JobContext, Stopping};
+use crate::{
+    cancel::{Cancellation, Companion, JobContext, Stopping},
+    instruments::IntensityInstruments,
+};
 
 /// Whether an [`Intensity`](crate::Intensity) lets jobs through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +60,7 @@ const EPOCH: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) limits: Limits,
+    pub(super) instruments: IntensityInstruments,
     /// What the path of a job that succeeds reads instead of the lock: the epoch and two flags.
     /// Written under the lock only.
     status: AtomicU64,
@@ -76,6 +80,7 @@ impl Shared {
         let machine = Machine::new(limits);
         Self {
             limits,
+            instruments: IntensityInstruments::default(),
             status: AtomicU64::new(RUNNING),
             inner: Mutex::new(Inner {
                 machine,
@@ -146,6 +151,8 @@ impl Shared {
             // Reads the phase anew, so that the last of two changes wins.
             self.state.send_if_modified(|state| {
                 let now = self.lock().machine.phase().into();
+                // Here, where one change waits for the other.
+                self.instruments.change(now);
                 mem::replace(state, now) != now
             });
             tell(change);

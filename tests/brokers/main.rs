@@ -3,8 +3,10 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
+mod child;
 mod conformance;
 mod example_rabbitmq;
+mod killed_consumer;
 mod memory;
 mod nats;
 mod nats_conformance;
@@ -12,3 +14,4 @@ mod proxy;
 mod rabbitmq;
 mod redis;
 mod server;
+mod zombie;

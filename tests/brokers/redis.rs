@@ -3,7 +3,7 @@
 mod conforming;
 mod kills;
 mod proxy;
-mod server;
+pub(crate) mod server;
 
 use std::{
     collections::HashMap,

@@ -7,15 +7,16 @@ use std::{
     time::Duration,
 };
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
 };
 use tokio::time::sleep;
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer, Settle, SettlePolicy,
-    TimeLimit, Unsettled, Verdict, ack_on_success,
+    Capabilities, IntensityLayer, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer,
+    Settle, SettlePolicy, TimeLimit, Unsettled, Verdict, ack_on_success,
 };
 
 use crate::support::{
@@ -265,15 +266,70 @@ async fn each_verdict_that_the_broker_was_told_is_counted_and_timed() {
     }
 }
 
+// === intensity ===
+
+#[tokio::test(start_paused = true)]
+async fn the_state_of_an_intensity_layer_is_a_gauge() {
+    const PAUSE: Duration = Duration::from_secs(1);
+    // The other recorder adds up what a gauge is set to.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let text = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    // A setting after the labels keeps them, and none leaves a gauge behind.
+    let layer = IntensityLayer::new()
+        .minimum_sample(1)
+        .metric_labels([("messaging.destination.name", "orders")])
+        .pause(PAUSE..=PAUSE);
+    assert_eq!(text.render(), "");
+    let mut service = layer.layer(service_fn(|fate: Fate| async move {
+        match fate {
+            Fate::Error => Err(Refused),
+            _ => Ok(()),
+        }
+    }));
+    // As a consumer does when it reconnects.
+    let again = layer.layer(());
+    let state = || {
+        let text = text.render();
+        let lines = text
+            .lines()
+            .filter(|it| !it.starts_with('#') && !it.is_empty());
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let is = |value: u32| {
+        let name = "tower_sentinel_intensity_state";
+        [format!(
+            "{name}{{messaging_destination_name=\"orders\"}} {value}"
+        )]
+    };
+    let (running, probing, paused) = (0, 1, 2);
+    assert_eq!(state(), is(running));
+    service.ready().await.unwrap();
+    service.call(Fate::Error).await.unwrap_err();
+    assert_eq!(state(), is(paused));
+    service.ready().await.unwrap();
+    assert_eq!(state(), is(probing));
+    service.call(Fate::Error).await.unwrap_err();
+    assert_eq!(state(), is(paused));
+    service.ready().await.unwrap();
+    assert_eq!(state(), is(probing));
+    // A service that is made now does not say that all is well.
+    drop((again, layer.layer(())));
+    assert_eq!(state(), is(probing));
+    service.call(Fate::Value).await.unwrap();
+    assert_eq!(state(), is(running));
+}
+
 #[tokio::test]
 async fn every_metric_is_described() {
     let (metrics, _guard) = Metrics::start();
     let policy = SettlePolicy::new(ack_on_success());
     let service = service_fn(|_: Delivery| ready(Ok::<_, Refused>(())));
+    let service = IntensityLayer::new().layer(service);
     let _sentinel = SentinelLayer::new(policy).layer(service);
     tower_sentinel::describe_metrics();
     let all = metrics.snapshotter.snapshot().into_vec();
-    assert_eq!(all.len(), 4 + 4 * 5);
+    assert_eq!(all.len(), 4 + 4 * 5 + 1);
     for (key, unit, description, _) in all {
         assert!(unit.is_some() && description.is_some(), "{key:?}");
     }

@@ -14,6 +14,7 @@ mod instruments;
 mod intensity;
 mod keep_alive;
 mod layer_order;
+mod ledger;
 mod memory;
 mod panic_hook;
 mod panics;

@@ -1,0 +1,168 @@
+//! Consumers in processes of their own: copies of this test binary that run one of its tests.
+
+use std::{
+    env,
+    fmt::{Debug, Display},
+    fs,
+    future::Future,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use tokio::sync::oneshot;
+use tower::{Service, service_fn};
+use tower_sentinel::{
+    Decision, Outcome, Report, Settle, SettleError, SettlePolicy, Settled, Verdict,
+};
+
+const PREFIX: &str = "TOWER_SENTINEL_TEST_";
+
+/// Returns what this process was told as `name`, if it is a [`Child`].
+pub(crate) fn setting(name: &str) -> Option<String> {
+    env::var(format!("{PREFIX}{name}")).ok()
+}
+
+/// Resolves when the test lets this process end, or is gone itself.
+pub(crate) async fn asked_to_end() {
+    let (ended, end) = oneshot::channel();
+    // A thread, as it could not be stopped on a runtime.
+    thread::spawn(move || {
+        drop(std::io::stdin().read_to_end(&mut Vec::new()));
+        ended.send(()).ok();
+    });
+    drop(end.await);
+}
+
+/// A running copy; killed when it is dropped.
+pub(crate) struct Child {
+    process: std::process::Child,
+    ledger: PathBuf,
+    errors: PathBuf,
+}
+
+impl Child {
+    /// Runs the test `module::test` of this binary, with settings.
+    ///
+    /// `module` is its `module_path!`.
+    pub(crate) fn start(module: &str, test: &str, settings: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let nth = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{test}-{}-{nth}", std::process::id());
+        let file =
+            |ending: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.clone() + ending);
+        let (ledger, errors) = (file(".ledger"), file(".errors"));
+        let module = module.split_once("::").unwrap().1;
+        let settings = settings
+            .iter()
+            .map(|(name, value)| (format!("{PREFIX}{name}"), *value));
+        let process = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("{module}::{test}"), "--nocapture"])
+            .envs(settings)
+            .env(format!("{PREFIX}LEDGER"), &ledger)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&errors).unwrap())
+            .spawn()
+            .unwrap();
+        Self {
+            process,
+            ledger,
+            errors,
+        }
+    }
+
+    /// Returns what it wrote down as `word`, in this order.
+    pub(crate) fn told(&self, word: &str) -> Vec<String> {
+        let ledger = fs::read_to_string(&self.ledger).unwrap_or_default();
+        // The last line may be half written.
+        let lines = ledger
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'));
+        let words = lines.filter_map(|line| line.split_once(' '));
+        words
+            .filter(|(found, _)| *found == word)
+            .map(|(_, text)| text.to_owned())
+            .collect()
+    }
+
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Asks it to end, and waits until it did.
+    pub(crate) fn end(&mut self) {
+        drop(self.process.stdin.take());
+        let status = self.process.wait().unwrap();
+        let errors = fs::read_to_string(&self.errors).unwrap_or_default();
+        assert!(status.success(), "{status}: {errors}");
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Fails, and has nothing to do, if it has ended.
+        self.process.kill().ok();
+        self.process.wait().ok();
+        fs::remove_file(&self.ledger).ok();
+        fs::remove_file(&self.errors).ok();
+    }
+}
+
+/// Where a [`Child`] writes down what it did.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger(PathBuf);
+
+impl Ledger {
+    /// Returns the one of this process, which is a [`Child`].
+    pub(crate) fn own() -> Self {
+        Self(setting("LEDGER").unwrap().into())
+    }
+
+    pub(crate) fn write(&self, word: &str, text: &str) {
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.0);
+        let line = format!("{word} {text}\n");
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// Settles as `decision` says, and writes down the jobs that are acked: what they return.
+pub(crate) fn recording<D, Tag, E>(
+    decision: D,
+    ledger: Ledger,
+) -> impl Service<
+    Report<Tag, String, E>,
+    Response = Settled,
+    Error = SettleError<Tag::Error>,
+    Future = impl Future<Output = Result<Settled, SettleError<Tag::Error>>> + Send + 'static,
+> + Clone
++ Send
+where
+    D: Decision<Tag, String, E> + Clone + Send + 'static,
+    Tag: Settle<Error: Send, Future: Send> + Debug + Send + 'static,
+    E: Display,
+{
+    let policy = SettlePolicy::new(decision);
+    service_fn(move |report: Report<Tag, String, E>| {
+        let ledger = ledger.clone();
+        let body = match &report.outcome {
+            Outcome::Completed(body) => Some(body.clone()),
+            _ => None,
+        };
+        let settling = policy.clone().call(report);
+        async move {
+            let settled = settling.await?;
+            if let (Some(body), Verdict::Ack) = (body, settled.verdict) {
+                ledger.write("acked", &body);
+            }
+            Ok(settled)
+        }
+    })
+}

@@ -1,0 +1,213 @@
+//! A consumer's process that is killed with SIGKILL: its jobs go to another one.
+
+use std::{convert::Infallible, future::pending, time::Duration};
+
+use tokio::time::sleep;
+use tower::{ServiceBuilder, service_fn};
+use tower_sentinel::{
+    Consumer, Job, KeepAliveLayer, SentinelLayer, Settle, Subscription, ack_on_success,
+    broker::{
+        nats::{
+            self, Pull,
+            async_nats::jetstream::{
+                self,
+                consumer::{PullConsumer, pull},
+                stream::{self, RetentionPolicy},
+            },
+        },
+        rabbitmq::{
+            self, Queue,
+            lapin::{
+                BasicProperties,
+                options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+                types::{AMQPValue, FieldTable},
+            },
+        },
+        redis::{
+            ConsumerGroup,
+            redis::{Commands, streams::StreamPendingReply},
+        },
+    },
+};
+
+use crate::{
+    child::{Child, Ledger, asked_to_end, recording, setting},
+    conformance::{eventually, sorted},
+    redis::server::Server as RedisServer,
+    server,
+};
+
+const PREFETCH: usize = 5;
+const QUICK: usize = 10;
+const SLOW: usize = 15;
+
+/// After which time a broker gives a job to somebody else, if it was not kept alive.
+const REDELIVERY: Duration = Duration::from_secs(4);
+
+fn bodies() -> impl Iterator<Item = String> {
+    let quick = (0..QUICK).map(|n| format!("quick {n:02}"));
+    quick.chain((0..SLOW).map(|n| format!("slow {n:02}")))
+}
+
+// === in the consumer's process ===
+
+/// Works until it is asked to end; the first consumer never ends a slow job.
+async fn work<B>(jobs: B)
+where
+    B: Subscription + Send + 'static,
+    B::Job: Job<Tag: Settle<Future: Send> + std::fmt::Debug + Send + Sync>
+        + AsRef<[u8]>
+        + Send
+        + 'static,
+    B::Error: std::fmt::Display + Send + 'static,
+{
+    let is_first = setting("ROLE").unwrap() == "first";
+    let ledger = Ledger::own();
+    let policy = recording(ack_on_success(), ledger.clone());
+    let handler = service_fn(move |job: B::Job| {
+        let ledger = ledger.clone();
+        async move {
+            let body = String::from_utf8(job.as_ref().to_vec()).unwrap();
+            ledger.write("begun", &body);
+            if job.tag().redelivered() == Some(true) {
+                ledger.write("again", &body);
+            }
+            if is_first && body.starts_with("slow") {
+                pending::<()>().await;
+            }
+            Ok::<_, Infallible>(body)
+        }
+    });
+    let service = ServiceBuilder::new()
+        .concurrency_limit(PREFETCH)
+        .layer(SentinelLayer::new(policy).no_timeout())
+        .layer(KeepAliveLayer::new(REDELIVERY / 4))
+        .service(handler);
+    let consumer = Consumer::new(jobs, service).with_graceful_shutdown(asked_to_end());
+    let summary = consumer.await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((summary.failed, summary.abandoned), (0, 0), "{summary:?}");
+}
+
+// === in the test ===
+
+/// Kills a consumer that holds as many jobs as it may, beside one that works.
+async fn kill_one(test: &str, address: &str) {
+    let start = |role| {
+        let settings = [("ROLE", role), ("ADDRESS", address)];
+        Child::start(module_path!(), test, &settings)
+    };
+    let mut first = start("first");
+    let held = || {
+        let begun = first.told("begun").into_iter();
+        sorted(begun.filter(|body| body.starts_with("slow")).collect())
+    };
+    eventually((QUICK, PREFETCH), async || {
+        (first.told("acked").len(), held().len())
+    })
+    .await;
+    let mut second = start("second");
+    eventually(SLOW - PREFETCH, async || second.told("acked").len()).await;
+    // As long as it lives they are its own.
+    sleep(2 * REDELIVERY).await;
+    let held = held();
+    assert_eq!(held.len(), PREFETCH);
+    assert_eq!(second.told("begun").len(), SLOW - PREFETCH);
+    assert_eq!(second.told("again"), [""; 0]);
+
+    first.kill();
+    eventually(SLOW, async || second.told("acked").len()).await;
+    assert_eq!(sorted(second.told("again")), held);
+    let acked = [first.told("acked"), second.told("acked")].concat();
+    assert!(
+        bodies().eq(sorted(acked)),
+        "none is lost, and none done twice"
+    );
+    second.end();
+}
+
+#[tokio::test]
+async fn another_one_gets_what_it_held_of_rabbitmq() {
+    if let Some(address) = setting("ADDRESS") {
+        let connection = rabbitmq::connect(&address).await.unwrap();
+        let queue = Queue::quorum("killed").prefetch(PREFETCH);
+        return work(queue.subscribe(&connection).await.unwrap()).await;
+    }
+    let server = server::rabbitmq::shared();
+    let admin = rabbitmq::connect(&server.address()).await.unwrap();
+    let admin = admin.create_channel().await.unwrap();
+    let options = ConfirmSelectOptions::default();
+    admin.confirm_select(options).await.unwrap();
+    let mut arguments = FieldTable::default();
+    let queue_type = AMQPValue::LongString("quorum".into());
+    arguments.insert("x-queue-type".into(), queue_type);
+    let options = QueueDeclareOptions::durable();
+    let declared = admin.queue_declare("killed".into(), options, arguments);
+    declared.await.unwrap();
+    for body in bodies() {
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let (exchange, queue) = ("".into(), "killed".into());
+        let confirm = admin.basic_publish(exchange, queue, options, body.as_bytes(), properties);
+        assert!(confirm.await.unwrap().await.unwrap().is_ack());
+    }
+
+    let test = "another_one_gets_what_it_held_of_rabbitmq";
+    kill_one(test, &server.address()).await;
+    let list = ["list_queues", "name", "messages"];
+    let has_none = |rows: String| rows.lines().any(|row| row == "killed\t0");
+    eventually(true, async || has_none(server.ctl(&list))).await;
+}
+
+#[tokio::test]
+async fn another_one_gets_what_it_held_of_nats() {
+    if let Some(address) = setting("ADDRESS") {
+        let context = jetstream::new(nats::connect(&address).await.unwrap());
+        let consumer = context.get_consumer_from_stream("workers", "jobs").await;
+        let pull = Pull::new(context, consumer.unwrap()).prefetch(PREFETCH);
+        return work(pull.subscribe().await.unwrap()).await;
+    }
+    let server = server::nats::Server::start();
+    let context = jetstream::new(nats::connect(&server.address()).await.unwrap());
+    let config = stream::Config {
+        name: "jobs".into(),
+        retention: RetentionPolicy::WorkQueue,
+        ..stream::Config::default()
+    };
+    context.create_stream(config).await.unwrap();
+    let config = pull::Config {
+        durable_name: Some("workers".into()),
+        ack_wait: REDELIVERY,
+        ..pull::Config::default()
+    };
+    let consumer = context.create_consumer_on_stream(config, "jobs");
+    let consumer: PullConsumer = consumer.await.unwrap();
+    for body in bodies() {
+        let ack = context.publish("jobs", body.into()).await;
+        ack.unwrap().await.unwrap();
+    }
+
+    let test = "another_one_gets_what_it_held_of_nats";
+    kill_one(test, &server.address()).await;
+    let info = consumer.get_info().await.unwrap();
+    assert_eq!((info.num_pending, info.num_ack_pending), (0, 0));
+}
+
+#[tokio::test]
+async fn another_one_gets_what_it_held_of_redis() {
+    let group = ConsumerGroup::new("jobs", "workers")
+        .prefetch(PREFETCH)
+        .min_idle(REDELIVERY);
+    if let Some(address) = setting("ADDRESS") {
+        return work(group.connect(address).await.unwrap()).await;
+    }
+    let server = RedisServer::start();
+    let mut inspect = server.inspect();
+    for body in bodies() {
+        let () = inspect.xadd("jobs", "*", &[("payload", body)]).unwrap();
+    }
+
+    let test = "another_one_gets_what_it_held_of_redis";
+    kill_one(test, &server.url()).await;
+    let pending: StreamPendingReply = inspect.xpending("jobs", "workers").unwrap();
+    assert!(matches!(pending, StreamPendingReply::Empty), "{pending:?}");
+}
