@@ -668,9 +668,11 @@ async fn the_consumer_timeout_closes_the_channel() {
 async fn a_killed_server_loses_no_job() {
     let mut server = Server::start("");
     let mut scenes = Vec::new();
-    // Of a quorum queue, the 3.10 server on one node may elect no leader after it was killed.
-    for kind in [QueueKind::Classic] {
+    for kind in KINDS {
         let scene = Scene::on(&server, "a_killed_server_loses_no_job", kind).await;
+        if kind == QueueKind::Quorum {
+            server.has_written(&scene.name).await;
+        }
         scene.publish("one").await;
         scene.publish("two").await;
         let mut jobs = scene.subscribe().await;

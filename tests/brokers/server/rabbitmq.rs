@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::sleep;
+
 /// Kills the server when its standard input ends, which it does with the test process, however
 /// that ends.
 const GUARD: &str = r#"
@@ -78,6 +80,32 @@ impl Server {
         panic!("rabbitmq-server is not up after 2 min:\n{output}");
     }
 
+    /// Waits until the server has written down that the quorum queue exists, which 3.10 does within
+    /// a second, and not before it says that the queue is declared.
+    ///
+    /// Killed before that, it starts the queue anew: empty, and with no leader. "Quorum queues" in
+    /// the documentation of the adapter says more.
+    pub(crate) async fn has_written(&self, queue: &str) {
+        let node = self.node();
+        let names = format!("data/{node}/quorum/{node}/names.dets");
+        let names = self.folder.join(names);
+        let name = format!("%2F_{queue}");
+        // Its length comes first, so that no longer name is taken for it.
+        let entry = [&[name.len() as u8], name.as_bytes()].concat();
+        for _ in 0..400 {
+            let written = fs::read(&names).unwrap_or_default();
+            if written.windows(entry.len()).any(|part| part == entry) {
+                return;
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{queue} is not in {names:?} after 10 s");
+    }
+
+    fn node(&self) -> String {
+        format!("sentinel-{}@localhost", self.port)
+    }
+
     /// Kills the server with SIGKILL; its data stay.
     pub(crate) fn kill(&mut self) {
         let mut guard = self.guard.take().unwrap();
@@ -127,10 +155,7 @@ impl Server {
         let folder = |name: &str| self.folder.join(name);
         command
             .env("HOME", &self.folder)
-            .env(
-                "RABBITMQ_NODENAME",
-                format!("sentinel-{}@localhost", self.port),
-            )
+            .env("RABBITMQ_NODENAME", self.node())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder("advanced.config"))
