@@ -4,7 +4,7 @@ use std::{
     error::Error,
     fmt,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -29,7 +29,7 @@ use tower_sentinel::{
 };
 
 use crate::{
-    conformance::{Backlog, DeadLetter, TestBroker},
+    conformance::{Backlog, Connector, DeadLetter, TestBroker},
     proxy::Proxy,
     server::nats::Server,
 };
@@ -42,7 +42,7 @@ struct Nats<const DEAD_LETTER: bool> {
     /// Of the test, past all proxies.
     context: Context,
     /// One for each subscription.
-    proxies: Mutex<Vec<Proxy>>,
+    proxies: Arc<Mutex<Vec<Proxy>>>,
     published: AtomicU64,
 }
 
@@ -66,6 +66,28 @@ impl fmt::Display for NoSubscription {
 }
 
 impl Error for NoSubscription {}
+
+async fn subscribe(
+    address: &str,
+    prefetch: usize,
+    dead_letter: bool,
+) -> Result<Deliveries, NoSubscription> {
+    let client = connect(address).await;
+    let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
+    let stream = context.get_stream("jobs").await;
+    let stream = stream.map_err(NoSubscription::Stream)?;
+    let consumer = stream.get_consumer("workers").await;
+    let consumer: PullConsumer = consumer.map_err(NoSubscription::Consumer)?;
+    let mut pull = Pull::new(context, consumer)
+        .prefetch(prefetch)
+        .confirm_timeout(Duration::from_secs(1))
+        .idle_heartbeat(Duration::from_millis(500))
+        .reconnect_limit(Duration::from_millis(1_500));
+    if dead_letter {
+        pull = pull.dead_letter("dead");
+    }
+    pull.subscribe().await.map_err(NoSubscription::Subscribe)
+}
 
 impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {
     fn address(&self) -> String {
@@ -117,7 +139,7 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
         Self {
             server: Mutex::new(server),
             context,
-            proxies: Mutex::default(),
+            proxies: Arc::default(),
             published: AtomicU64::new(0),
         }
     }
@@ -142,25 +164,17 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
         }
     }
 
-    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, NoSubscription> {
-        let proxy = Proxy::start(self.address()).await;
-        let client = connect(&proxy.address()).await;
-        let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
-        let stream = context.get_stream("jobs").await;
-        let stream = stream.map_err(NoSubscription::Stream)?;
-        let consumer = stream.get_consumer("workers").await;
-        let consumer: PullConsumer = consumer.map_err(NoSubscription::Consumer)?;
-        let mut pull = Pull::new(context, consumer)
-            .prefetch(prefetch)
-            .confirm_timeout(Duration::from_secs(1))
-            .idle_heartbeat(Duration::from_millis(500))
-            .reconnect_limit(Duration::from_millis(1_500));
-        if DEAD_LETTER {
-            pull = pull.dead_letter("dead");
-        }
-        let deliveries = pull.subscribe().await.map_err(NoSubscription::Subscribe)?;
-        self.proxies.lock().unwrap().push(proxy);
-        Ok(deliveries)
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
+        let (address, proxies) = (self.address(), Arc::clone(&self.proxies));
+        Box::new(move || {
+            let (address, proxies) = (address.clone(), Arc::clone(&proxies));
+            Box::pin(async move {
+                let proxy = Proxy::start(address).await;
+                let deliveries = subscribe(&proxy.address(), prefetch, DEAD_LETTER).await?;
+                proxies.lock().unwrap().push(proxy);
+                Ok(deliveries)
+            })
+        })
     }
 
     async fn backlog(&self) -> Backlog {
