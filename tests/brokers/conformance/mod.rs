@@ -4,8 +4,8 @@
 //! can't do is asserted as the refusal that its documentation promises, so each scenario says
 //! something of each broker.
 //!
-//! Not here, as it is different for each broker: wrong credentials, and the death of a consumer's
-//! process, which for the broker is the loss of a connection.
+//! Not here, as it is different for each broker: wrong credentials. The death of a consumer's
+//! process is in `killed_consumer`, with processes, and an outage of what jobs need in `zombie`.
 
 pub(crate) mod losing;
 pub(crate) mod settling;

@@ -275,7 +275,9 @@ pub(crate) async fn a_release_at_drain_is_charged_only_where_the_broker_counts_i
     );
     let is_free = B::capabilities().release_is_free();
     assert_eq!(summary.charged, if is_free { 0 } else { 3 });
-    left(broker, 3).await;
+    if B::TELLS_GIVEN_BACK {
+        left(broker, 3).await;
+    }
     let mut jobs = broker.subscribe(3).await.unwrap();
     for job in take_n::<B>(&mut jobs, 3).await {
         assert_deliveries::<B>(&job.tag(), if is_free { 1 } else { 2 });
