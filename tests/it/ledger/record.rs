@@ -9,7 +9,7 @@ use std::{
 
 use tower_sentinel::{
     Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict,
-    broker::memory::{Delivery, DeliveryError, DeliveryTag, Queue, Settlement},
+    broker::memory::{Counts, DeadLetter, Delivery, DeliveryError, DeliveryTag, Queue, Settlement},
 };
 
 /// The job's number is its payload.
@@ -126,9 +126,11 @@ impl Ledger {
     }
 
     /// Checks that each job is in one place, and that the broker says the same.
-    pub(super) fn check(&self, queue: &Jobs) -> Result<(), String> {
-        let letters = queue.dead_letters();
-        let counts = queue.counts();
+    pub(super) fn check(
+        &self,
+        counts: Counts,
+        letters: &[DeadLetter<usize>],
+    ) -> Result<(), String> {
         let entries = self.lock();
         if let Some(violation) = entries.violations.first() {
             return Err(violation.clone());
@@ -137,7 +139,7 @@ impl Ledger {
             let dead = letters.iter().filter(|it| it.payload == job);
             let dead: Vec<_> = dead.map(|it| it.death.deliveries).collect();
             let (acks, rejects) = (entry.acks, entry.rejects);
-            if acks + rejects + entry.left != entry.is_published.into() {
+            if acks + rejects + entry.left != u32::from(entry.is_published) {
                 return Err(format!("job {job} is not in one place: {entry:?}"));
             }
             if dead.len() != rejects as usize {
