@@ -1,38 +1,26 @@
-//! A queue of jobs that complete, fail, panic and hang: each gets its one answer.
+//! A worker for a queue of jobs that complete, fail, panic and hang: none is lost.
 //!
 //! ```sh
 //! cargo run --example quickstart
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    error::Error,
-    future, io, panic,
-    process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{error::Error, future, io, panic, process::ExitCode, time::Duration};
 
-use tokio::task::JoinSet;
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_sentinel::{Job, OutcomeKind, Report, SentinelLayer};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceBuilder;
+use tower_sentinel::{
+    Consumer, DecisionExt, OutcomeKind, SentinelLayer, SettlePolicy, ack_on_success,
+    broker::memory::{Broker, Delivery},
+};
 
 const JOBS: u64 = 1_000;
 const PREFETCH: usize = 32;
 
-#[derive(Clone, Copy)]
-struct Delivery(u64);
-
-impl Job for Delivery {
-    type Tag = u64;
-
-    fn tag(&self) -> u64 {
-        self.0
-    }
-}
-
-async fn process(Delivery(job): Delivery) -> io::Result<()> {
-    tokio::time::sleep(Duration::from_millis(job % 7)).await;
+/// The work: one in ten fails, one panics and one hangs, each time it is delivered.
+async fn process(delivery: Delivery<u64>) -> io::Result<()> {
+    let job = delivery.into_payload();
+    sleep(Duration::from_millis(job % 7)).await;
     match job % 10 {
         7 => Err(io::Error::other("the disk is full")),
         8 => panic!("job {job} is poison"),
@@ -41,70 +29,65 @@ async fn process(Delivery(job): Delivery) -> io::Result<()> {
     }
 }
 
-/// The broker's side: which deliveries have no answer yet.
-#[derive(Clone, Default)]
-struct Unanswered(Arc<Mutex<BTreeSet<u64>>>);
-
-impl Unanswered {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.0.lock().expect("nobody panics with the lock")
-    }
-
-    fn deliver(&self, tag: u64) -> Delivery {
-        self.lock().insert(tag);
-        Delivery(tag)
-    }
-
-    fn answer(&self, tag: u64) -> io::Result<()> {
-        match self.lock().remove(&tag) {
-            true => Ok(()),
-            false => Err(io::Error::other(format!("no such delivery: {tag}"))),
-        }
-    }
-}
-
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    // The policy hears of each panic; standard error need not.
+    // The decision hears of each panic; standard error need not.
     panic::set_hook(Box::new(|_| ()));
 
-    let unanswered = Unanswered::default();
-    let broker = unanswered.clone();
-    let policy = service_fn(move |report: Report<u64, (), io::Error>| {
-        let answer = broker.answer(report.tag);
-        future::ready(answer.map(|()| report.outcome.kind()))
-    });
-    let mut handler = ServiceBuilder::new()
+    // An embedded broker stands for RabbitMQ, JetStream or Redis.
+    let queue = Broker::new().queue("jobs").dead_letter("dead").declare();
+    (0..JOBS).for_each(|job| queue.publish(job));
+
+    // What the broker is told: ack, or retry after a growing pause; the third time is the last, and
+    // for a job that panics the first.
+    let pauses = Duration::from_millis(10)..=Duration::from_millis(100);
+    let decision = ack_on_success()
+        .poison_on_panic()
+        .backoff(pauses)
+        .delivery_limit(3);
+
+    // The limit comes first: it bounds the jobs that are taken from the broker and not answered.
+    let shutdown = CancellationToken::new();
+    let sentinel = SentinelLayer::new(SettlePolicy::new(decision))
+        .timeout(Duration::from_millis(50))
+        .shutdown(shutdown.clone());
+    let worker = ServiceBuilder::new()
         .concurrency_limit(PREFETCH)
-        .layer(SentinelLayer::new(policy).timeout(Duration::from_millis(50)))
+        .layer(sentinel)
         .service_fn(process);
 
-    let mut answers = JoinSet::new();
-    for tag in 0..JOBS {
-        let handler = handler.ready().await?;
-        answers.spawn(handler.call(unanswered.deliver(tag)));
-    }
-    let mut kinds = BTreeMap::new();
-    while let Some(answer) = answers.join_next().await {
-        match answer? {
-            Ok(kind) => *kinds.entry(kind).or_default() += 1,
-            Err(error) => eprintln!("error: {error}"),
-        }
-    }
+    // It runs until it is asked to end: here when nothing is left, elsewhere by `ctrl_c`.
+    let emptied = queue.clone();
+    let summary = Consumer::new(queue.subscribe(PREFETCH)?, worker)
+        .shutdown(shutdown)
+        .with_graceful_shutdown(async move { emptied.emptied().await })
+        .await?;
 
-    let count = |kind| kinds.get(&kind).copied().unwrap_or(0);
-    let settled = kinds.values().sum::<u64>();
-    let lost = unanswered.lock().len();
+    // A job is settled when it is acked or a dead letter, and lost when it is neither.
+    let letters = queue.dead_letters();
+    let died = |kind| {
+        letters
+            .iter()
+            .filter(|it| it.death.reason.kind == kind)
+            .count()
+    };
+    let completed = summary.outcomes(OutcomeKind::Completed);
+    let counts = queue.counts();
+    let settled = counts.acked + letters.len() as u64;
+    let lost = JOBS.saturating_sub(settled);
     println!(
-        "settled {settled} of {JOBS} jobs: {} completed, {} failed, {} panicked, {} timed out; \
-         lost {lost}",
-        count(OutcomeKind::Completed),
-        count(OutcomeKind::Failed),
-        count(OutcomeKind::Panicked),
-        count(OutcomeKind::TimedOut),
+        "{} deliveries, of which {} were retried",
+        summary.called, summary.charged
     );
-    Ok(match (settled, lost) {
-        (JOBS, 0) => ExitCode::SUCCESS,
+    println!(
+        "settled {settled} of {JOBS} jobs: {completed} completed, {} failed, {} panicked, \
+         {} timed out; lost {lost}",
+        died(OutcomeKind::Failed),
+        died(OutcomeKind::Panicked),
+        died(OutcomeKind::TimedOut),
+    );
+    Ok(match (counts.acked == completed, settled) {
+        (true, JOBS) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
 }

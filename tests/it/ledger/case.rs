@@ -160,7 +160,7 @@ fn worker() -> impl Strategy<Value = Worker> {
         end,
         ms(0..100),
         prop_oneof![ms(0..20), ms(500..501)],
-        option::weighted(0.2, ms(1..100)),
+        option::weighted(0.2, ms(5..100)),
         any::<bool>(),
     )
         .prop_map(

@@ -9,7 +9,7 @@ use std::{
 
 use tower_sentinel::{
     Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict,
-    broker::memory::{Delivery, DeliveryError, DeliveryTag, Queue, Settlement},
+    broker::memory::{Counts, DeadLetter, Delivery, DeliveryError, DeliveryTag, Queue, Settlement},
 };
 
 /// The job's number is its payload.
@@ -126,9 +126,11 @@ impl Ledger {
     }
 
     /// Checks that each job is in one place, and that the broker says the same.
-    pub(super) fn check(&self, queue: &Jobs) -> Result<(), String> {
-        let letters = queue.dead_letters();
-        let counts = queue.counts();
+    pub(super) fn check(
+        &self,
+        counts: Counts,
+        letters: &[DeadLetter<usize>],
+    ) -> Result<(), String> {
         let entries = self.lock();
         if let Some(violation) = entries.violations.first() {
             return Err(violation.clone());
