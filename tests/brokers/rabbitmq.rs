@@ -3,7 +3,11 @@
 use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpListener,
+    time::{Instant, sleep, timeout},
+};
 use tower_sentinel::{
     Job, OutcomeKind, Reason, Settle, Subscription, Verdict,
     broker::rabbitmq::{
@@ -21,7 +25,10 @@ use tower_sentinel::{
     },
 };
 
-use crate::server::rabbitmq::{Server, shared};
+use crate::{
+    proxy::Proxy,
+    server::rabbitmq::{Server, shared},
+};
 
 const KINDS: [QueueKind; 2] = [QueueKind::Classic, QueueKind::Quorum];
 
@@ -714,6 +721,78 @@ async fn a_killed_server_loses_no_job() {
             settle(job.tag(), Verdict::Ack).await.unwrap();
         }
         quiet(&mut jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_retry_outlives_a_kill() {
+    let mut server = Server::start("");
+    let mut queues = Vec::new();
+    for kind in KINDS {
+        let scene = Scene::on(&server, "a_delayed_retry_outlives_a_kill", kind).await;
+        if kind == QueueKind::Quorum {
+            server.has_written(&scene.name).await;
+        }
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let verdict = Verdict::retry_after(Duration::from_secs(3));
+        settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+        queues.push(scene.queue());
+    }
+    // The retry queue of the quorum queue was declared for it.
+    server.kill();
+    server.restart();
+    for queue in queues {
+        let mut jobs = resubscribe(&server, queue).await;
+        let job = next(&mut jobs).await;
+        assert_eq!(job.as_ref(), b"one");
+        assert_eq!(job.tag().deliveries(), Some(2));
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_is_given_up_on() {
+    let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let accepted = tokio::spawn(async move { silent.accept().await.unwrap().0 });
+    let connecting = format!("amqp://guest:secret@{address}/%2f?connection_timeout=300");
+    let started = Instant::now();
+    let error = rabbitmq::connect(&connecting).await.unwrap_err();
+    let limit = Duration::from_millis(300);
+    assert!(started.elapsed() >= limit);
+    assert!(
+        matches!(error, ConnectError::TimedOut { limit: found, .. } if found == limit),
+        "{error:?}"
+    );
+    let line = format!("rabbitmq at {address} did not answer within 300ms");
+    assert_eq!(error.to_string(), line);
+    // Nothing is left behind: lapin's thread would wait for as long as the server does.
+    let mut server_side = accepted.await.unwrap();
+    let mut sent = Vec::new();
+    let end = timeout(Duration::from_secs(5), server_side.read_to_end(&mut sent));
+    end.await.expect("the connection is closed").unwrap();
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_not_answered_is_given_up_on() {
+    for kind in KINDS {
+        let test = "a_subscription_that_is_not_answered_is_given_up_on";
+        let scene = Scene::new(test, kind).await;
+        let proxy = Proxy::start(shared().host()).await;
+        let address = format!("amqp://guest:guest@{}/%2f", proxy.address());
+        let connection = rabbitmq::connect(&address).await.unwrap();
+        proxy.stall();
+        let limit = Duration::from_millis(300);
+        let queue = scene.queue().subscribe_timeout(limit);
+        let started = Instant::now();
+        let error = queue.subscribe(&connection).await.unwrap_err();
+        assert!(started.elapsed() >= limit);
+        let is_late =
+            matches!(&error, SubscriptionError::TimedOut { limit: found, .. } if *found == limit);
+        assert!(is_late, "{error:?}");
+        let line = format!("no subscription to \"{}\" within 300ms", scene.name);
+        assert_eq!(error.to_string(), line);
     }
 }
 

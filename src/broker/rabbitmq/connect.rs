@@ -1,13 +1,21 @@
 //! [`connect`]: a connection, or one line that says why there is none.
 
-use lapin::{Connection, ConnectionProperties, uri::AMQPUri};
+use std::time::Duration;
 
-use super::ConnectError;
+use lapin::{Connection, ConnectionProperties, uri::AMQPUri};
+use tokio::time::timeout;
+
+use super::{ConnectError, half_made::HalfMade};
+
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects to `address`, as in `amqp://user:password@host:5672/%2f`.
 ///
 /// lapin's recovery of connections is off: a subscription ends with its connection, and whoever reads
 /// it starts over.
+///
+/// It takes no longer than 10 s, or than `?connection_timeout=<milliseconds>` in the address says:
+/// for the name, TCP and AMQP's handshake together.
 ///
 /// ```
 /// use tower_sentinel::broker::rabbitmq;
@@ -29,8 +37,7 @@ use super::ConnectError;
 ///
 /// # Cancel safety
 ///
-/// Cancel safe: a connection that is half made is closed. There is no time limit but
-/// `?connection_timeout=<milliseconds>` in the address, which covers TCP only.
+/// Cancel safe: a connection that is half made is closed.
 pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
     connect_with(ConnectionProperties::default(), address).await
 }
@@ -60,6 +67,14 @@ pub async fn connect_with(
     })?;
     let place = format!("{}:{}", uri.authority.host, uri.authority.port);
     let vhost = uri.vhost.clone();
-    let connected = Connection::connect_uri(uri, properties).await;
-    connected.map_err(|error| ConnectError::new(place, vhost, error))
+    let limit = uri.query.connection_timeout.map(Duration::from_millis);
+    let limit = limit.unwrap_or(LIMIT);
+    let half_made = HalfMade::new();
+    match timeout(limit, half_made.connect(uri, properties)).await {
+        Ok(connected) => connected.map_err(|error| ConnectError::new(place, vhost, error)),
+        Err(_) => Err(ConnectError::TimedOut {
+            address: place,
+            limit,
+        }),
+    }
 }

@@ -22,6 +22,13 @@ pub enum ConnectError {
         /// What the client says.
         error: lapin::Error,
     },
+    /// The connection was not made in time.
+    TimedOut {
+        /// Host and port.
+        address: String,
+        /// The time that it had.
+        limit: Duration,
+    },
     /// The server refuses the credentials.
     Denied {
         /// Host and port.
@@ -75,6 +82,9 @@ impl fmt::Display for ConnectError {
             ConnectError::Unreachable { address, error } => {
                 write!(f, "rabbitmq at {address} can't be reached: {error}")
             }
+            ConnectError::TimedOut { address, limit } => {
+                write!(f, "rabbitmq at {address} did not answer within {limit:?}")
+            }
             ConnectError::Denied { address, .. } => {
                 write!(f, "rabbitmq at {address} refuses the credentials")
             }
@@ -91,7 +101,7 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ConnectError::InvalidAddress { .. } => None,
+            ConnectError::InvalidAddress { .. } | ConnectError::TimedOut { .. } => None,
             ConnectError::Unreachable { error, .. }
             | ConnectError::Denied { error, .. }
             | ConnectError::NoVirtualHost { error, .. } => Some(error),
@@ -120,6 +130,13 @@ pub enum SubscriptionError {
     ConnectionClosed(lapin::Error),
     /// The connection broke.
     ConnectionLost(lapin::Error),
+    /// The server did not answer in time, as for a quorum queue that has no leader.
+    TimedOut {
+        /// The queue.
+        queue: String,
+        /// The time that it had.
+        limit: Duration,
+    },
     /// The server refused to subscribe.
     Refused {
         /// The queue.
@@ -163,6 +180,9 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::ConnectionLost(error) => {
                 write!(f, "the connection was lost: {error}")
             }
+            SubscriptionError::TimedOut { queue, limit } => {
+                write!(f, "no subscription to \"{queue}\" within {limit:?}")
+            }
             SubscriptionError::Refused { queue, error } => {
                 write!(f, "no subscription to \"{queue}\": {error}")
             }
@@ -177,7 +197,9 @@ impl Error for SubscriptionError {
             | SubscriptionError::ConnectionClosed(error)
             | SubscriptionError::ConnectionLost(error)
             | SubscriptionError::Refused { error, .. } => Some(error),
-            SubscriptionError::NameTooLong { .. } | SubscriptionError::Cancelled { .. } => None,
+            SubscriptionError::NameTooLong { .. }
+            | SubscriptionError::Cancelled { .. }
+            | SubscriptionError::TimedOut { .. } => None,
         }
     }
 }

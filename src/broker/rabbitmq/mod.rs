@@ -78,6 +78,19 @@
 //! dead-lettering (RabbitMQ 3.10 or newer), so that the way back is confirmed as well.
 //! A classic one sends its messages back without a confirmation, as classic queues do.
 //!
+//! Before a subscription first uses a retry queue of quorum type it waits for 2 s, because the queue
+//! may be new: see below.
+//!
+//! # Quorum queues that are new
+//!
+//! A server with ra before [the change of May 2024](https://github.com/rabbitmq/ra/pull/443), such as
+//! RabbitMQ 3.10, writes the name of a new quorum queue to disk a second after it has confirmed the
+//! declaration. If it is killed before that, it does not find the queue's log when it starts again,
+//! and starts the queue anew, without a word in its log: what was confirmed in that second is gone.
+//! A queue with one member is then a follower that holds no election. A subscription to it is
+//! answered with an internal error (541), which ends the connection, or not at all
+//! ([`SubscriptionError::TimedOut`]). A queue that is older than that survives any kill.
+//!
 //! # Dead letters
 //!
 //! A job that is rejected bears these headers:
@@ -105,6 +118,7 @@ mod connect;
 mod deliveries;
 mod delivery;
 mod error;
+mod half_made;
 mod headers;
 mod publisher;
 mod queue;

@@ -1,7 +1,11 @@
 //! What is republished: retries, and dead letters.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,7 +14,10 @@ use lapin::{
     options::{BasicPublishOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::sync::RwLock;
+use tokio::{
+    sync::RwLock,
+    time::{Instant, sleep_until},
+};
 
 use super::{DeliveryError, QueueKind};
 
@@ -19,6 +26,10 @@ use super::{DeliveryError, QueueKind};
 /// The server deletes a queue with all that is in it. So it must also cover a target that takes
 /// nothing for a while, such as a quorum queue without a majority.
 const RETRY_QUEUE_MARGIN: Duration = Duration::from_secs(3600);
+
+/// How long a new quorum queue may be lost by a server that is killed: 3.10 writes its name down a
+/// second after it has said that the queue is declared.
+const UNWRITTEN: Duration = Duration::from_secs(2);
 
 /// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
 const LONGEST_DELAY: u64 = 1 << 31;
@@ -29,6 +40,13 @@ pub(super) struct Target {
     pub(super) routing_key: ShortString,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct RetryQueue {
+    used: Instant,
+    /// From when on it outlives the server.
+    written: Instant,
+}
+
 /// A channel with publisher confirms.
 #[derive(Debug)]
 pub(super) struct Publisher {
@@ -36,6 +54,8 @@ pub(super) struct Publisher {
     queue: ShortString,
     kind: QueueKind,
     dead_letter: Option<Target>,
+    /// The retry queues that were used, by their time to live.
+    retry_queues: Mutex<HashMap<u64, RetryQueue>>,
     /// Taken exclusively by a publish that may be returned. lapin pairs a returned message with the
     /// next confirmation, so a second one in flight could take the blame, and the returned one be
     /// taken for stored.
@@ -57,6 +77,7 @@ impl Publisher {
             queue,
             kind,
             dead_letter,
+            retry_queues: Mutex::default(),
             turn: RwLock::new(()),
             is_torn: AtomicBool::new(false),
         }
@@ -105,11 +126,33 @@ impl Publisher {
         self.channel
             .queue_declare(name.clone(), options, self.retry_arguments(millis))
             .await?;
+        if self.kind == QueueKind::Quorum {
+            sleep_until(self.written(millis)).await;
+        }
         let turn = self.turn.read().await;
         self.publish("".into(), name, false, payload, properties)
             .await?;
         drop(turn);
         Ok(())
+    }
+
+    /// Returns from when on a retry queue that was just declared outlives the server.
+    ///
+    /// It may have been new, unless it was used so short a time ago that it can't have expired.
+    fn written(&self, millis: u64) -> Instant {
+        let now = Instant::now();
+        let new = RetryQueue {
+            used: now,
+            written: now + UNWRITTEN,
+        };
+        let queues = self.retry_queues.lock();
+        let mut queues = queues.unwrap_or_else(PoisonError::into_inner);
+        let queue = queues.entry(millis).or_insert(new);
+        if now - queue.used >= RETRY_QUEUE_MARGIN {
+            *queue = new;
+        }
+        queue.used = now;
+        queue.written
     }
 
     fn retry_arguments(&self, millis: u64) -> FieldTable {

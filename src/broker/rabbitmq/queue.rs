@@ -1,10 +1,13 @@
 //! [`Queue`]: how a queue is read, and what happens to the jobs that fail.
 
+use std::time::Duration;
+
 use lapin::{
     Channel, Connection,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
     types::{FieldTable, ShortString},
 };
+use tokio::time::timeout;
 
 use super::{
     Deliveries, SubscriptionError,
@@ -36,6 +39,7 @@ pub struct Queue {
     prefetch: u16,
     dead_letter: Option<(String, String)>,
     free_release: bool,
+    subscribe_timeout: Duration,
 }
 
 impl Queue {
@@ -56,6 +60,7 @@ impl Queue {
             prefetch: 64,
             dead_letter: None,
             free_release: false,
+            subscribe_timeout: Duration::from_secs(10),
         }
     }
 
@@ -102,6 +107,14 @@ impl Queue {
         self
     }
 
+    /// Sets how long [`subscribe`](Self::subscribe) waits for the server; 10 s by default.
+    ///
+    /// A quorum queue that has no leader yet lets it wait.
+    pub fn subscribe_timeout(mut self, limit: Duration) -> Self {
+        self.subscribe_timeout = limit;
+        self
+    }
+
     /// Opens a channel on `connection` and subscribes.
     ///
     /// A second channel, with publisher confirms, is for what has to be republished: an exchange
@@ -109,8 +122,11 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// If the queue does not exist or is read exclusively, if a name is too long, or if the
-    /// connection is lost.
+    /// If the queue does not exist or is read exclusively, if a name is too long, if the connection
+    /// is lost, or if the [time](Self::subscribe_timeout) is up.
+    ///
+    /// Some of them end the connection too, such as that of a quorum queue that has lost its leader.
+    /// So whoever tries again connects anew.
     ///
     /// # Cancel safety
     ///
@@ -126,7 +142,11 @@ impl Queue {
             }),
             None => None,
         };
-        let opened = self.open(connection, name.clone()).await;
+        let limit = self.subscribe_timeout;
+        let Ok(opened) = timeout(limit, self.open(connection, name.clone())).await else {
+            let queue = self.name;
+            return Err(SubscriptionError::TimedOut { queue, limit });
+        };
         let (channel, publishing, consumer) =
             opened.map_err(|error| match error.is_io_error() {
                 true => SubscriptionError::ConnectionLost(error),

@@ -83,8 +83,8 @@ impl Server {
     /// Waits until the server has written down that the quorum queue exists, which 3.10 does within
     /// a second, and not before it says that the queue is declared.
     ///
-    /// Killed before that, it starts the queue anew: empty, and with no leader. "Quorum queues" in
-    /// the documentation of the adapter says more.
+    /// Killed before that, it starts the queue anew: empty, and with no leader. "Quorum queues that
+    /// are new" in the documentation of the adapter says more.
     pub(crate) async fn has_written(&self, queue: &str) {
         let node = self.node();
         let names = format!("data/{node}/quorum/{node}/names.dets");
@@ -112,6 +112,11 @@ impl Server {
         let mut stdin = guard.stdin.take().unwrap();
         stdin.write_all(b"keep\n").unwrap();
         guard.wait().unwrap();
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     pub(crate) fn address(&self) -> String {
