@@ -15,6 +15,7 @@ mod intensity;
 mod keep_alive;
 mod layer_order;
 mod memory;
+mod otlp;
 mod panic_hook;
 mod panics;
 mod policy;
