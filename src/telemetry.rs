@@ -25,8 +25,9 @@ use crate::{CancelReason, MakeSpan, Outcome, Settle, Verdict};
 pub struct Messaging<'a> {
     /// `messaging.system`: which broker it is, such as `rabbitmq`.
     pub system: &'a str,
-    /// `messaging.destination.name`: the queue, stream or subject.
-    pub destination: &'a str,
+    /// `messaging.destination.name`: the queue or stream. It is in the names of the spans, so it
+    /// should have few values.
+    pub destination: Cow<'a, str>,
     /// `messaging.message.id`.
     pub message_id: Option<Cow<'a, str>>,
     /// `messaging.rabbitmq.message.delivery_tag`.
@@ -39,10 +40,10 @@ pub struct Messaging<'a> {
 
 impl<'a> Messaging<'a> {
     /// Creates the description of a delivery from `destination`, on a broker called `system`.
-    pub fn new(system: &'a str, destination: &'a str) -> Self {
+    pub fn new(system: &'a str, destination: impl Into<Cow<'a, str>>) -> Self {
         Self {
             system,
-            destination,
+            destination: destination.into(),
             ..Self::default()
         }
     }
@@ -75,7 +76,7 @@ impl<'a> Messaging<'a> {
         let name = format_args!("{operation} {}", self.destination);
         span.record("otel.name", field::display(name));
         span.record("messaging.system", self.system);
-        span.record("messaging.destination.name", self.destination);
+        span.record("messaging.destination.name", &*self.destination);
         if let Some(id) = &self.message_id {
             span.record("messaging.message.id", &**id);
         }

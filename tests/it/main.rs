@@ -16,6 +16,7 @@ mod keep_alive;
 mod layer_order;
 mod ledger;
 mod memory;
+mod otlp;
 mod outage;
 mod panic_hook;
 mod panics;

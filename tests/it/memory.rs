@@ -6,7 +6,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, DecisionExt, Job, Lease, OutcomeKind, Reason, SentinelLayer, Settle,
+    Capabilities, DecisionExt, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer, Settle,
     SettlePolicy, Subscription as _, Unsettled, Verdict, ack_on_success,
     broker::memory::{
         Broker, ConnectError, Connection, Counts, Deliveries, Delivery, DeliveryError, DeliveryTag,
@@ -436,6 +436,43 @@ fn the_tag_of_an_earlier_delivery_does_not_answer_for_the_next() {
         Err(DeliveryError::AlreadySettled)
     );
     assert_eq!(counts(&queue), (0, 0, 1, 1, 0, 0));
+}
+
+// === what traces say of it ===
+
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+#[test]
+fn a_tag_says_its_queue_the_number_of_the_job_and_the_trace_of_its_sender() {
+    let broker = Broker::new();
+    let queue = broker.queue("jobs").dead_letter("dead").declare();
+    queue.publish(1);
+    let headers = [("Traceparent", TRACEPARENT), ("tracestate", "k=v")];
+    queue.publish_with_headers(2, headers);
+    let mut jobs = queue.subscribe(10).unwrap();
+    let [without, with] = take_all(&mut jobs).try_into().unwrap();
+
+    let expected = Messaging::new("memory", "jobs").message_id("1");
+    assert_eq!(without.tag().messaging(), Some(expected));
+    assert_eq!(without.header("traceparent"), None);
+
+    let traced = |destination| {
+        Messaging::new("memory", destination)
+            .message_id("2")
+            .traceparent(Some(TRACEPARENT))
+            .tracestate(Some("k=v"))
+    };
+    assert_eq!(with.tag().messaging(), Some(traced("jobs")));
+    assert_eq!(with.header("traceparent"), Some(TRACEPARENT));
+
+    // It is the same message when it comes back, and as a dead letter.
+    settle(&with, Verdict::retry()).unwrap();
+    let again = take(&mut jobs);
+    assert_eq!(again.tag().messaging(), Some(traced("jobs")));
+    settle(&again, Verdict::Reject).unwrap();
+    let mut dead = broker.queue("dead").declare().subscribe(1).unwrap();
+    let dead = take(&mut dead);
+    assert_eq!(dead.tag().messaging(), Some(traced("dead")));
 }
 
 // === losing the channel ===

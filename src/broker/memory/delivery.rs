@@ -10,8 +10,10 @@ use std::{
 
 use tokio::time::{Sleep, sleep};
 
-use super::{Death, DeliveryError, jobs::Taken, queue::Inner, state::Address};
-use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
+use super::{
+    Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
+};
+use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
 /// A job that was delivered.
 pub struct Delivery<P> {
@@ -25,6 +27,7 @@ impl<P> Delivery<P> {
         let tag = DeliveryTag {
             queue: Arc::clone(queue),
             address,
+            properties: taken.properties,
             deliveries: taken.deliveries,
             redelivered: taken.redelivered,
         };
@@ -43,6 +46,11 @@ impl<P> Delivery<P> {
     /// Returns what was published; the job stays to be settled by its tag.
     pub fn into_payload(self) -> P {
         self.payload
+    }
+
+    /// Returns the first header of this name, in whichever case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.tag.properties.header(name)
     }
 
     /// Returns how the job came into the dead-letter queue, if that is where it is from.
@@ -91,6 +99,7 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 pub struct DeliveryTag<P> {
     queue: Arc<Inner<P>>,
     address: Address,
+    properties: Properties,
     deliveries: u32,
     redelivered: bool,
 }
@@ -99,6 +108,7 @@ impl<P> Clone for DeliveryTag<P> {
     fn clone(&self) -> Self {
         Self {
             queue: Arc::clone(&self.queue),
+            properties: self.properties.clone(),
             ..*self
         }
     }
@@ -151,6 +161,16 @@ impl<P: Send> Settle for DeliveryTag<P> {
 
     fn capabilities(&self) -> Capabilities {
         self.queue.capabilities()
+    }
+
+    /// The system is `memory`, the destination the queue, and the message's id a number that it keeps
+    /// when it comes back, and as a dead letter.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let messaging = Messaging::new("memory", &*self.queue.config.name)
+            .message_id(self.properties.message_id.to_string())
+            .traceparent(self.properties.header("traceparent"))
+            .tracestate(self.properties.header("tracestate"));
+        Some(messaging)
     }
 }
 

@@ -10,12 +10,13 @@ use std::{
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Counts, DeadLetter, Death};
+use super::{Counts, DeadLetter, Death, properties::Properties};
 
 /// A job, wherever in its queue it is.
 #[derive(Debug)]
 pub(super) struct Entry<P> {
     payload: P,
+    properties: Properties,
     /// How many attempts are charged.
     attempts: u32,
     redelivered: bool,
@@ -48,6 +49,7 @@ struct LeaseEnd {
 #[derive(Debug)]
 pub(super) struct Taken<P> {
     pub(super) payload: P,
+    pub(super) properties: Properties,
     pub(super) key: usize,
     pub(super) deliveries: u32,
     pub(super) redelivered: bool,
@@ -108,9 +110,10 @@ impl<P> Jobs<P> {
         !(self.returned.is_empty() && self.ready.is_empty())
     }
 
-    pub(super) fn push(&mut self, payload: P, death: Option<Arc<Death>>) {
+    pub(super) fn push(&mut self, payload: P, properties: Properties, death: Option<Arc<Death>>) {
         let key = self.slab.insert(Entry {
             payload,
+            properties,
             attempts: 0,
             redelivered: false,
             death,
@@ -138,6 +141,7 @@ impl<P> Jobs<P> {
         });
         let taken = Taken {
             payload,
+            properties: entry.properties.clone(),
             key,
             deliveries: entry.attempts.saturating_add(1),
             redelivered: entry.redelivered,
@@ -166,13 +170,14 @@ impl<P> Jobs<P> {
     }
 
     /// Removes a job that is held, and counts it as dead or dropped.
-    pub(super) fn reject(&mut self, key: usize, is_kept: bool) -> (P, u32) {
+    pub(super) fn reject(&mut self, key: usize, is_kept: bool) -> (P, Properties, u32) {
         match is_kept {
             true => self.dead += 1,
             false => self.dropped += 1,
         }
         let entry = self.remove(key);
-        (entry.payload, entry.attempts.saturating_add(1))
+        let deliveries = entry.attempts.saturating_add(1);
+        (entry.payload, entry.properties, deliveries)
     }
 
     fn remove(&mut self, key: usize) -> Entry<P> {

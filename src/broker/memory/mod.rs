@@ -70,7 +70,7 @@
 //! - *Channels*: each subscription has one, and a tag is valid on its own only. A second answer is a
 //!   typed error for this delivery; RabbitMQ closes the channel.
 //! - *Delays* ([`Verdict::Retry`](crate::Verdict::Retry)) are exact, and are the answer's own.
-//! - *Dead letters* keep the [`Reason`](crate::Reason). Publishing to a dead-letter queue and removing the
+//! - *Dead letters* keep the [`Reason`](crate::Reason), the headers and the message's id. Publishing to a dead-letter queue and removing the
 //!   job are one step.
 //! - *Leases* ([`QueueBuilder::lease`]) are not RabbitMQ's but those of JetStream, Redis and SQS: a
 //!   job that is held for longer is taken back, with a delivery charged.
@@ -91,6 +91,7 @@ mod deliveries;
 mod delivery;
 mod error;
 mod jobs;
+mod properties;
 mod queue;
 mod settling;
 mod state;

@@ -4,6 +4,7 @@ use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use super::{
     Broker, ConnectError, Connection, Deliveries,
+    properties::Headers,
     state::{Config, Server},
 };
 use crate::{Capabilities, Reason};
@@ -40,8 +41,43 @@ impl<P> Queue<P> {
 
     /// Puts a job at the end of the queue.
     pub fn publish(&self, payload: P) {
+        self.push(payload, None);
+    }
+
+    /// Puts a job with headers at the end of the queue.
+    ///
+    /// Of those called `traceparent` and `tracestate` its [spans](crate::ProcessSpan) can be linked
+    /// to the trace of the sender.
+    ///
+    /// ```
+    /// use futures_util::StreamExt;
+    /// use tower_sentinel::{Job, Settle, broker::memory::Broker};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let queue = Broker::new().queue("orders").declare();
+    /// let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    /// queue.publish_with_headers("order 7", [("traceparent", traceparent), ("tenant", "acme")]);
+    ///
+    /// let job = queue.subscribe(1).unwrap().next().await.unwrap().unwrap();
+    /// assert_eq!(job.header("tenant"), Some("acme"));
+    /// assert_eq!(job.tag().messaging().unwrap().traceparent.unwrap(), traceparent);
+    /// # }
+    /// ```
+    pub fn publish_with_headers<K, V>(&self, payload: P, headers: impl IntoIterator<Item = (K, V)>)
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        let headers = headers.into_iter();
+        let headers = headers.map(|(name, value)| (name.into(), value.into()));
+        let headers: Headers = headers.collect();
+        self.push(payload, (!headers.is_empty()).then_some(headers));
+    }
+
+    fn push(&self, payload: P, headers: Option<Headers>) {
         let Inner { server, index, .. } = &*self.inner;
-        let step = server.lock().publish(*index, payload);
+        let step = server.lock().publish(*index, payload, headers);
         step.finish();
     }
 

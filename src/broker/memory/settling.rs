@@ -144,7 +144,8 @@ impl<P> State<P> {
     ) -> Option<P> {
         let queue = &mut self.queues[address.queue];
         let dead_letter = queue.config.dead_letter;
-        let (payload, deliveries) = queue.jobs.reject(address.key, dead_letter.is_some());
+        let rejected = queue.jobs.reject(address.key, dead_letter.is_some());
+        let (payload, properties, deliveries) = rejected;
         let Some(dead_letter) = dead_letter else {
             return Some(payload);
         };
@@ -155,7 +156,7 @@ impl<P> State<P> {
             number,
         });
         let dead_letter = &mut self.queues[dead_letter];
-        dead_letter.jobs.push(payload, Some(death));
+        dead_letter.jobs.push(payload, properties, Some(death));
         dead_letter.wake_all(wakers);
         None
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{
     channel::{Channel, End},
     jobs::{Jobs, Taken},
+    properties::{Headers, Properties},
     settling::Faults,
     step::{Step, Wakers},
 };
@@ -26,6 +27,7 @@ impl<P> Server<P> {
             queues: Vec::new(),
             channels: Slab::new(),
             last_number: 0,
+            last_message_id: 0,
             severed: 0,
             refusals: 0,
         }))
@@ -42,6 +44,7 @@ pub(super) struct State<P> {
     pub(super) queues: Vec<QueueState<P>>,
     pub(super) channels: Slab<Channel>,
     pub(super) last_number: u64,
+    last_message_id: u64,
     /// Connections with numbers up to this one are lost.
     pub(super) severed: u64,
     pub(super) refusals: u32,
@@ -134,9 +137,19 @@ impl<P> State<P> {
         self.queues.iter().position(|it| *it.config.name == *name)
     }
 
-    pub(super) fn publish(&mut self, queue: usize, payload: P) -> Step<(), P> {
+    pub(super) fn publish(
+        &mut self,
+        queue: usize,
+        payload: P,
+        headers: Option<Headers>,
+    ) -> Step<(), P> {
+        self.last_message_id += 1;
+        let properties = Properties {
+            message_id: self.last_message_id,
+            headers,
+        };
         let queue = &mut self.queues[queue];
-        queue.jobs.push(payload, None);
+        queue.jobs.push(payload, properties, None);
         let mut wakers = Wakers::default();
         queue.wake_all(&mut wakers);
         Step::new((), wakers)

@@ -10,7 +10,7 @@ use async_nats::{
     Client, Request, Subject,
     client::RequestErrorKind,
     connection::State,
-    jetstream::{AckKind, Context, consumer},
+    jetstream::{AckKind, Context, consumer::Info},
 };
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
@@ -23,6 +23,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Channel {
     pub(super) context: Context,
     pub(super) client: Client,
+    /// The name of the stream.
+    pub(super) stream: String,
     pub(super) dead_letter: Option<Subject>,
     pub(super) confirm_timeout: Duration,
     ack_wait: Duration,
@@ -39,7 +41,7 @@ pub(super) struct Channel {
 impl Channel {
     pub(super) fn new(
         context: Context,
-        config: &consumer::Config,
+        info: &Info,
         dead_letter: Option<Subject>,
         confirm_timeout: Duration,
     ) -> Self {
@@ -48,8 +50,9 @@ impl Channel {
             context,
             dead_letter,
             confirm_timeout,
-            ack_wait: config.ack_wait,
-            backoff: config.backoff.clone(),
+            stream: info.stream_name.clone(),
+            ack_wait: info.config.ack_wait,
+            backoff: info.config.backoff.clone(),
             held: AtomicUsize::new(0),
             given_up: AtomicBool::new(false),
             waker: AtomicWaker::new(),

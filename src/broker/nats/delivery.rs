@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{HeaderMap, Message, Subject, jetstream::AckKind};
+use async_nats::{HeaderMap, HeaderName, Message, Subject, jetstream::AckKind};
 use tokio::time::Instant;
 
 use super::{DeliveryError, channel::Channel, dead_letter};
-use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
+use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
 // === impl Delivery ===
 
@@ -294,6 +294,28 @@ impl Settle for DeliveryTag {
             Some(_) => capabilities.dead_letter(),
             None => capabilities,
         }
+    }
+
+    /// The destination is the stream: subjects often have ids in them, and it is in the names of
+    /// spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let Place {
+            channel, fetched, ..
+        } = &*self.place;
+        let header = |name: &str| {
+            let mut headers = fetched.message.headers.iter().flat_map(HeaderMap::iter);
+            // Go's clients write them with a capital.
+            let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
+            let values = headers.find(|(key, _)| is_it(key));
+            values.and_then(|(_, values)| Some(values.first()?.as_str()))
+        };
+        let messaging = Messaging::new("nats", &*channel.stream)
+            .traceparent(header("traceparent"))
+            .tracestate(header("tracestate"));
+        Some(match header("Nats-Msg-Id") {
+            Some(id) => messaging.message_id(id),
+            None => messaging.message_id(fetched.sequence.to_string()),
+        })
     }
 }
 

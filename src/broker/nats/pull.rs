@@ -137,7 +137,7 @@ impl Pull {
         }
         let channel = Channel::new(
             self.context.clone(),
-            &info.config,
+            &info,
             self.dead_letter.clone(),
             self.confirm_timeout,
         );

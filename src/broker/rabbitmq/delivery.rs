@@ -10,8 +10,12 @@ use std::{
 
 use lapin::BasicProperties;
 
-use super::{DeliveryError, QueueKind, Settlement, headers::Counted, publisher::Publisher};
-use crate::{Capabilities, Job, Lease, Reason, Settle, Verdict};
+use super::{
+    DeliveryError, QueueKind, Settlement,
+    headers::{self, Counted},
+    publisher::Publisher,
+};
+use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Verdict};
 
 /// What the deliveries of one channel share.
 #[derive(Debug)]
@@ -170,6 +174,15 @@ impl Settle for DeliveryTag {
             capabilities = capabilities.free_release();
         }
         capabilities
+    }
+
+    /// The destination is `{exchange}:{routing key}:{queue}`, as the
+    /// [conventions for RabbitMQ](https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/)
+    /// have it: without what is empty, and without the routing key where it is the queue's name.
+    /// They are those of the first publish, also for a job that was republished.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let Message { delivery, link, .. } = &*self.message;
+        Some(headers::messaging(delivery, link.publisher.queue()))
     }
 }
 

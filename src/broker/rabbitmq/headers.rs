@@ -1,6 +1,9 @@
 //! What a republished job bears, and what is read from the headers of a delivered one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use lapin::{
     BasicProperties,
@@ -8,7 +11,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use crate::{OutcomeKind, Reason};
+use crate::{Messaging, OutcomeKind, Reason};
 
 /// The queue's own count of failed deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -88,6 +91,54 @@ fn count(value: &AMQPValue) -> Option<u32> {
         _ => return None,
     };
     u32::try_from(count).ok()
+}
+
+/// Returns what traces are to say of `message`, which came from `queue`.
+pub(super) fn messaging<'a>(message: &'a Delivery, queue: &'a str) -> Messaging<'a> {
+    let header = |name: &str| {
+        let headers = message.properties.headers().as_ref()?.inner();
+        let mut headers = headers.iter();
+        let value = headers.find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
+        value.and_then(|(_, value)| as_text(value))
+    };
+    // A job that was republished came by the default exchange. It is the same job, so its spans go
+    // by the same name.
+    let (exchange, routing_key) = match (header(ORIGINAL_EXCHANGE), header(ORIGINAL_ROUTING_KEY)) {
+        (Some(exchange), Some(routing_key)) => (exchange, routing_key),
+        _ => (message.exchange.as_str(), message.routing_key.as_str()),
+    };
+    let messaging = Messaging::new("rabbitmq", destination(exchange, routing_key, queue))
+        .delivery_tag(message.delivery_tag)
+        .traceparent(header("traceparent"))
+        .tracestate(header("tracestate"));
+    match message.properties.message_id() {
+        Some(id) => messaging.message_id(id.as_str()),
+        None => messaging,
+    }
+}
+
+/// Returns `{exchange}:{routing key}:{queue}`, as the conventions have it: without what is empty,
+/// and without the routing key where it is the queue's name.
+fn destination<'a>(exchange: &str, routing_key: &str, queue: &'a str) -> Cow<'a, str> {
+    let routing_key = if routing_key == queue {
+        ""
+    } else {
+        routing_key
+    };
+    if exchange.is_empty() && routing_key.is_empty() {
+        return Cow::Borrowed(queue);
+    }
+    let mut parts = vec![exchange, routing_key, queue];
+    parts.retain(|part| !part.is_empty());
+    Cow::Owned(parts.join(":"))
+}
+
+fn as_text(value: &AMQPValue) -> Option<&str> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
+    }
 }
 
 /// Returns the properties of `message` for its next try, with `deliveries` made so far.

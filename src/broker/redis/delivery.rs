@@ -14,7 +14,7 @@ use super::{
     DeliveryError,
     channel::{Channel, DeliveryId, Failed},
 };
-use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
+use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
 /// An entry of a stream that was delivered to this consumer.
 ///
@@ -24,25 +24,15 @@ use crate::{Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict};
 #[derive(Clone, Debug)]
 pub struct Delivery {
     tag: DeliveryTag,
-    fields: Arc<[(Vec<u8>, Vec<u8>)]>,
+    /// Its place in the fields.
     payload: Option<usize>,
 }
 
 impl Delivery {
-    pub(super) fn new(
-        tag: DeliveryTag,
-        fields: Vec<(Vec<u8>, Vec<u8>)>,
-        payload_field: &str,
-    ) -> Self {
-        let payload = fields
-            .iter()
-            .position(|(name, _)| name == payload_field.as_bytes());
-        let fields = fields.into();
-        Self {
-            tag,
-            fields,
-            payload,
-        }
+    pub(super) fn new(tag: DeliveryTag, payload_field: &str) -> Self {
+        let mut fields = tag.shared.fields.iter();
+        let payload = fields.position(|(name, _)| name == payload_field.as_bytes());
+        Self { tag, payload }
     }
 
     /// Returns the id of the entry, such as `1526919030474-55`. It is kept when the entry comes back.
@@ -52,19 +42,19 @@ impl Delivery {
 
     /// Returns the value of the payload field, if the entry has one.
     pub fn payload(&self) -> Option<&[u8]> {
-        self.payload.map(|index| &*self.fields[index].1)
+        self.payload.map(|index| &*self.tag.shared.fields[index].1)
     }
 
     /// Returns the value of the first field that is called `name`.
     pub fn field(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
         let name = name.as_ref();
-        let mut fields = self.fields();
-        fields.find_map(|(field, value)| (field == name).then_some(value))
+        self.tag.field(|field| field == name)
     }
 
     /// Returns all fields, in the order in which they were added.
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields.iter().map(|(name, value)| (&**name, &**value))
+        let fields = self.tag.shared.fields.iter();
+        fields.map(|(name, value)| (&**name, &**value))
     }
 }
 
@@ -84,6 +74,9 @@ impl Job for Delivery {
 
 /// What a [`Delivery`] is settled with.
 ///
+/// It shares the fields with the delivery, since some of them are what
+/// [traces say of it](Settle::messaging).
+///
 /// What each verdict does is in the [module's docs](super#verdicts). A settlement that fails gives
 /// the tag back if the server refused it as a whole (it is loading its data, it is out of memory,
 /// it is a replica, its master is down): nothing was done then. After any other failure it is not
@@ -95,14 +88,20 @@ pub struct DeliveryTag {
 
 struct Shared {
     id: DeliveryId,
+    fields: Vec<(Vec<u8>, Vec<u8>)>,
     settled: AtomicBool,
     channel: Arc<Channel>,
 }
 
 impl DeliveryTag {
-    pub(super) fn new(id: DeliveryId, channel: Arc<Channel>) -> Self {
+    pub(super) fn new(
+        id: DeliveryId,
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+        channel: Arc<Channel>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             id,
+            fields,
             settled: AtomicBool::new(false),
             channel,
         });
@@ -112,6 +111,11 @@ impl DeliveryTag {
     /// Returns the id of the entry.
     pub fn id(&self) -> &str {
         &self.shared.id.entry
+    }
+
+    fn field(&self, is_it: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
+        let mut fields = self.shared.fields.iter();
+        fields.find_map(|(field, value)| is_it(field).then_some(&**value))
     }
 }
 
@@ -130,6 +134,7 @@ impl Settle for DeliveryTag {
                 id,
                 settled,
                 channel,
+                ..
             } = &*self.shared;
             match channel.settle(id, verdict, reason).await {
                 Ok(()) => Ok(()),
@@ -157,6 +162,20 @@ impl Settle for DeliveryTag {
             Some(_) => all.dead_letter(),
             None => all,
         }
+    }
+
+    /// The destination is the stream's key, and the message's id that of the entry. The trace context
+    /// is in the entry's fields of its names.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let text = |name: &str| {
+            let value = self.field(|field| field.eq_ignore_ascii_case(name.as_bytes()))?;
+            std::str::from_utf8(value).ok()
+        };
+        let messaging = Messaging::new("redis", &*self.shared.channel.keys.stream)
+            .message_id(self.id())
+            .traceparent(text("traceparent"))
+            .tracestate(text("tracestate"));
+        Some(messaging)
     }
 }
 

@@ -236,8 +236,8 @@ impl Reader {
                 permit.forget();
             }
             let id = DeliveryId { entry: id, count };
-            let tag = DeliveryTag::new(id, Arc::clone(&self.channel));
-            let delivery = Delivery::new(tag, fields, &self.payload_field);
+            let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
+            let delivery = Delivery::new(tag, &self.payload_field);
             if let Err(unread) = self.incoming.send(Read { delivery, at }) {
                 self.unseen.push(unread.0.delivery.id().to_owned());
             }
