@@ -6,6 +6,7 @@
 mod child;
 mod conformance;
 mod examples;
+mod gates;
 mod killed_consumer;
 mod memory;
 mod nats;

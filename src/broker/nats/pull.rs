@@ -10,6 +10,8 @@ use async_nats::{
     },
 };
 
+use tower::limit::ConcurrencyLimitLayer;
+
 use super::{Deliveries, SubscriptionError, channel::Channel};
 
 /// How a pull consumer is read: the builder of [`Deliveries`].
@@ -65,6 +67,15 @@ impl Pull {
         assert!(prefetch > 0, "a prefetch of zero delivers nothing");
         self.prefetch = prefetch;
         self
+    }
+
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// sentinel.
+    ///
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
+    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this subscribes.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch)
     }
 
     /// Sets the subject that rejected messages are published to; none by default.

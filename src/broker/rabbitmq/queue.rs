@@ -8,6 +8,7 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use tokio::time::timeout;
+use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     Deliveries, SubscriptionError,
@@ -77,6 +78,15 @@ impl Queue {
         assert!(prefetch > 0, "a prefetch of zero is no limit in amqp");
         self.prefetch = u16::try_from(prefetch).expect("a prefetch is at most 65535");
         self
+    }
+
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// sentinel.
+    ///
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
+    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this subscribes.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch.into())
     }
 
     /// Sets the queue that rejected jobs are published to, with the reason in their headers.

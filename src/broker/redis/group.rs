@@ -11,6 +11,7 @@ use ::redis::{
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     ConnectError, Deliveries,
@@ -82,6 +83,15 @@ impl ConsumerGroup {
         assert!(prefetch > 0, "a prefetch of 0 reads nothing");
         self.prefetch = prefetch;
         self
+    }
+
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// sentinel.
+    ///
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
+    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this connects.
+    pub fn gate(&self) -> ConcurrencyLimitLayer {
+        ConcurrencyLimitLayer::new(self.prefetch)
     }
 
     /// Sets after which time without an answer or a keep-alive an entry is given to another
