@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -57,7 +57,7 @@ impl Worker {
 
     async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
         // Cargo may have to build it first.
-        let limit = Duration::from_secs(300);
+        let limit = Duration::from_secs(600);
         let waiting = timeout(limit, async {
             while !condition(self) {
                 let ended = self.child.try_wait().unwrap();
@@ -67,6 +67,19 @@ impl Worker {
         });
         let waited = waiting.await;
         assert!(waited.is_ok(), "{}", self.log());
+    }
+
+    async fn end(&mut self) -> ExitStatus {
+        let ending = timeout(Duration::from_secs(30), async {
+            loop {
+                match self.child.try_wait().unwrap() {
+                    Some(status) => break status,
+                    None => sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        let ended = ending.await;
+        ended.unwrap_or_else(|_| panic!("it goes on: {}", self.log()))
     }
 }
 
@@ -126,7 +139,7 @@ async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
     let pid = worker.child.id().to_string();
     let sent = Command::new("kill").args(["-TERM", &pid]).status();
     assert!(sent.unwrap().success());
-    let status = worker.child.wait().unwrap();
+    let status = worker.end().await;
     assert!(status.success(), "{status}: {}", worker.log());
 
     // What was sent is acked, and all else is ready.
