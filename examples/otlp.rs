@@ -126,9 +126,15 @@ pub fn subscriber(provider: &SdkTracerProvider) -> impl Subscriber + Send + Sync
         .with(tracing_opentelemetry::layer().with_tracer(tracer))
 }
 
-/// Exports what is left. It blocks, and the exporter is a task.
+/// Exports what is left, on a thread of its own: it blocks, and the exporter's connection is a task.
 pub async fn flush(provider: SdkTracerProvider) -> Result<(), Box<dyn Error>> {
-    Ok(tokio::task::spawn_blocking(move || provider.shutdown()).await??)
+    let flushing = tokio::task::spawn_blocking(move || {
+        // A shutdown exports too, but does not say whether that worked.
+        let flushed = provider.force_flush();
+        provider.shutdown()?;
+        flushed
+    });
+    Ok(flushing.await??)
 }
 
 #[tokio::main]

@@ -198,6 +198,19 @@ async fn a_collector_gets_the_spans_of_each_job_linked_to_its_sender() {
     }
 }
 
+#[tokio::test]
+async fn a_worker_without_a_collector_works_all_the_same_and_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let provider = exporting(Some(nobody)).unwrap();
+    let guard = tracing::subscriber::set_default(subscriber(&provider));
+    let counts = run().await.unwrap();
+    drop(guard);
+    assert_eq!((counts.acked, counts.dead), (1, 3));
+    flush(provider).await.unwrap_err();
+}
+
 fn same(found: &BTreeMap<&str, String>, expected: &BTreeMap<&str, &str>) -> bool {
     let found: BTreeMap<_, _> = found.iter().map(|(key, value)| (*key, &**value)).collect();
     found == *expected
