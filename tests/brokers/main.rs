@@ -12,6 +12,7 @@ mod nats;
 mod nats_conformance;
 mod proxy;
 mod rabbitmq;
+mod rabbitmq_conformance;
 mod redis;
 mod server;
 mod zombie;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{StreamExt, future::join_all, stream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower_sentinel::{Job, Settle, Verdict, ack_on_success};
@@ -14,9 +14,8 @@ use super::{
 
 async fn publish_n<B: TestBroker>(broker: &B, n: usize) -> Vec<String> {
     let bodies: Vec<_> = (0..n).map(|n| format!("{n:05}")).collect();
-    for body in &bodies {
-        broker.publish(body).await;
-    }
+    let publishing = stream::iter(&bodies).map(|body| broker.publish(body));
+    publishing.buffered(64).collect::<()>().await;
     bodies
 }
 
