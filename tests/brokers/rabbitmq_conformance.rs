@@ -44,7 +44,7 @@ Counts = [
     case amqqueue:get_type(Queue) of
         rabbit_quorum_queue ->
             Count = fun(State) ->
-                Unacked = maps:size(rabbit_fifo:query_messages_checked_out(State)),
+                Unacked = rabbit_fifo:query_messages_checked_out(State),
                 {Unacked, rabbit_fifo:query_messages_total(State)}
             end,
             {ok, {_, Counted}, _} = ra:leader_query(amqqueue:get_pid(Queue), Count),
@@ -252,12 +252,13 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     }
 
     async fn backlog(&self) -> Backlog {
-        loop {
+        for _ in 0..200 {
             if let Some(backlog) = self.counted().await {
                 return backlog;
             }
             sleep(Duration::from_millis(50)).await;
         }
+        panic!("{} can't be counted", self.name);
     }
 
     async fn dead_letters(&self) -> Vec<DeadLetter> {
