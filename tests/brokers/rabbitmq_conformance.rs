@@ -58,7 +58,7 @@ Counts = [
        Found <- [element(4, amqqueue:get_name(Queue))],
        Found =:= Name orelse string:prefix(Found, Retries) =/= nomatch
 ],
-{lists:sum([Unacked || {Unacked, _} <- Counts]), lists:sum([Total || {_, Total} <- Counts])}.
+{lists:sum([Unacked || {Unacked, _} <- Counts]), lists:sum([Total || {_, Total} <- Counts])}
 "#;
 
 /// A queue of its own, and a queue for dead letters beside it, which it uses or does not.

@@ -180,11 +180,11 @@ pub(crate) async fn a_delivery_limit_ends_a_loop<B: TestBroker>(broker: &B) {
         }
     );
     assert_eq!(ended.errors, [""; 0]);
-    let verdicts: Vec<_> = ended.settled.iter().map(|it| it.verdict).collect();
-    assert_eq!(
-        verdicts,
-        [Verdict::retry(), Verdict::retry(), Verdict::Reject]
-    );
+    // In no order: where a retry takes two steps, the next delivery may be settled between them.
+    let verdicts = ended.settled.iter().map(|it| it.verdict.to_string());
+    let mut verdicts: Vec<_> = verdicts.collect();
+    verdicts.sort_unstable();
+    assert_eq!(verdicts, ["reject", "retry", "retry"]);
     let message = JobError::Refused.to_string();
     eventually_dead::<B>(broker, "poison", OutcomeKind::Failed, &message).await;
 }

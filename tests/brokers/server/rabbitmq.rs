@@ -143,7 +143,7 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Evaluates an Erlang expression in the server, and returns what it gives.
+    /// Evaluates Erlang expressions in the server, and returns what the last one gives.
     ///
     /// `None` if the server is down, or the expression fails. Many times faster than `rabbitmqctl`.
     pub(crate) fn eval(&self, code: &str) -> impl Future<Output = Option<String>> + use<> {
@@ -154,7 +154,8 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let code = code.to_owned();
+        // Erlang's full stop is one before white space.
+        let code = format!("{code}.\n");
         async move {
             let mut calling = command.spawn().expect("erl_call comes with Erlang");
             let mut stdin = calling.stdin.take().unwrap();
