@@ -37,6 +37,12 @@ use crate::{
 /// How long to wait for a queue that has no leader yet.
 const SUBSCRIBE: Duration = Duration::from_secs(2);
 
+/// After how many entries a classic queue writes its journal down, with the acks in it.
+///
+/// By default it is after 32768, or when the queue is idle. Killed before, the server delivers again
+/// all that was acked since: in twenty kills amid 10 000 jobs, each job ten times.
+const JOURNAL: &str = "{queue_index_max_journal_entries, 64}";
+
 /// Counts what is unacked, and all that there is, in the queue and in its retry queues.
 const COUNT: &str = r#"
 Retries = <<Name/binary, ".retry.">>,
@@ -188,6 +194,8 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     const COUNTS_DELIVERIES: bool = true;
     const LOSS_IS_CHARGED: bool = QUORUM;
     const ACK_IS_CONFIRMED: bool = false;
+    /// What is on its way into the log of a quorum queue, or in the journal of a classic one.
+    const UNPROVEN: Option<usize> = Some(if QUORUM { 50 } else { 2 * 64 });
     const REDELIVERY: Option<Duration> = None;
     const MANY: usize = 10_000;
 
@@ -208,7 +216,7 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     }
 
     async fn start_mortal() -> Self {
-        let server = Servers::Own(Box::new(Mutex::new(Server::start(""))));
+        let server = Servers::Own(Box::new(Mutex::new(Server::start(JOURNAL))));
         let broker = Self::on(server).await;
         if QUORUM {
             let writing = broker

@@ -49,6 +49,9 @@ pub(crate) trait TestBroker: Sized {
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
+    /// How many acks without proof a kill may take back, if that is known.
+    const UNPROVEN: Option<usize> = None;
+
     /// Whether what was given back is no longer [unacked](Backlog::unacked) before it is delivered
     /// again: JetStream's count can't tell them apart.
     const TELLS_GIVEN_BACK: bool = true;
