@@ -13,6 +13,7 @@ mod nats;
 mod nats_conformance;
 mod proxy;
 mod rabbitmq;
+mod rabbitmq_conformance;
 mod redis;
 mod server;
 mod zombie;

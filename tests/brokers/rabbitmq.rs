@@ -1,13 +1,19 @@
 //! RabbitMQ: what each verdict does, and what a lost channel or connection does to its jobs.
 
-use std::{future::poll_fn, pin::Pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    pin::Pin,
+    time::Duration,
+};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
     time::{Instant, sleep, timeout},
 };
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
     Job, Messaging, OutcomeKind, Reason, Settle, Subscription, Verdict,
     broker::rabbitmq::{
@@ -669,6 +675,114 @@ async fn the_consumer_timeout_closes_the_channel() {
             .unwrap();
         scene.assert_empty(jobs).await;
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_not_sent_is_an_error() {
+    let settings = "{consumer_timeout, 1000}, {channel_tick_interval, 200}";
+    let server = Server::start(settings);
+    let test = "an_answer_that_was_not_sent_is_an_error";
+    let scene = Scene::on(&server, test, QueueKind::Quorum).await;
+    let mut jobs = scene.subscribe().await;
+    scene.publish("one").await;
+    let tag = next(&mut jobs).await.tag();
+    // Between the steps, while it waits to use a new retry queue, the server closes the channel.
+    let verdict = Verdict::retry_after(Duration::from_millis(200));
+    let (settled, ended) = tokio::join!(settle(tag, verdict), end(&mut jobs));
+    assert!(
+        matches!(ended, SubscriptionError::ChannelClosed(_)),
+        "{ended:?}"
+    );
+    assert!(
+        matches!(settled, Err(DeliveryError::NotSent)),
+        "{settled:?}"
+    );
+    // It is there twice: republished, and not acked.
+    let mut jobs = scene.subscribe().await;
+    for _ in 0..2 {
+        let job = next(&mut jobs).await;
+        assert_eq!(job.as_ref(), b"one");
+        settle(job.tag(), Verdict::Ack).await.unwrap();
+    }
+    scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn the_gate_is_as_wide_as_the_prefetch() {
+    let test = "the_gate_is_as_wide_as_the_prefetch";
+    let scene = Scene::new(test, QueueKind::Classic).await;
+    let queue = scene.queue().prefetch(2);
+    let jobs = queue.subscribe(&scene.connection).await.unwrap();
+    let service = service_fn(|()| pending::<Result<(), Infallible>>());
+    let mut service = ServiceBuilder::new().layer(jobs.gate()).service(service);
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        calls.push(service.ready().await.unwrap().call(()));
+    }
+    assert!(service.ready().now_or_never().is_none());
+    calls.pop();
+    assert!(service.ready().now_or_never().is_some());
+    close(jobs).await;
+}
+
+#[tokio::test]
+async fn a_retry_queue_outlives_its_last_job_by_an_hour() {
+    for kind in KINDS {
+        let test = "a_retry_queue_outlives_its_last_job_by_an_hour";
+        let scene = Scene::new(test, kind).await;
+        let mut jobs = scene.subscribe().await;
+        scene.publish("one").await;
+        let verdict = Verdict::retry_after(Duration::from_millis(512));
+        settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+        let code = format!(
+            r#"Name = rabbit_misc:r(<<"/">>, queue, <<"{}.retry.512">>),
+            {{ok, Queue}} = rabbit_amqqueue:lookup(Name),
+            Arguments = amqqueue:get_arguments(Queue),
+            {{_, _, Expires}} = lists:keyfind(<<"x-expires">>, 1, Arguments),
+            Expires"#,
+            scene.name
+        );
+        let expires = shared().eval(&code).await;
+        assert_eq!(expires.as_deref(), Some("3600512"));
+        settle(next(&mut jobs).await.tag(), Verdict::Ack)
+            .await
+            .unwrap();
+        scene.assert_empty(jobs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_connection_settles_when_it_is_unblocked() {
+    let server = Server::start("");
+    let test = "a_blocked_connection_settles_when_it_is_unblocked";
+    let scene = Scene::on(&server, test, QueueKind::Classic).await;
+    let mut jobs = scene.subscribe().await;
+    for body in ["one", "two"] {
+        scene.publish(body).await;
+    }
+    let (one, two) = (next(&mut jobs).await.tag(), next(&mut jobs).await.tag());
+    // What publishes is blocked: nothing of its connection is read any more.
+    let alarm = "vm_memory_monitor:set_vm_memory_high_watermark(0)";
+    server.eval(alarm).await.unwrap();
+    let mut retry = tokio::spawn(settle(one, Verdict::retry()));
+    let waits = timeout(Duration::from_secs(1), &mut retry).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let mut ack = tokio::spawn(settle(two, Verdict::Ack));
+    let waits = timeout(Duration::from_secs(1), &mut ack).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let calm = "vm_memory_monitor:set_vm_memory_high_watermark(0.4)";
+    server.eval(calm).await.unwrap();
+    let settled = timeout(Duration::from_secs(20), async {
+        (retry.await.unwrap(), ack.await.unwrap())
+    });
+    let (retry, ack) = settled.await.expect("an answer within 20 s");
+    retry.unwrap();
+    ack.unwrap();
+    let job = next(&mut jobs).await;
+    assert_eq!(job.as_ref(), b"one");
+    assert_eq!(job.tag().deliveries(), Some(2));
+    settle(job.tag(), Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
 }
 
 #[tokio::test]

@@ -46,6 +46,11 @@
 //! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: that one of them is `Ok` says
 //! that it was handed to the connection. If the connection is lost then, the job may come back.
 //!
+//! If the *server* is killed, what comes back depends on the queue. A quorum queue logs an ack at once:
+//! little more comes back than what was unanswered. A classic queue of 3.10 keeps acks in memory until
+//! its journal has 32768 entries (`queue_index_max_journal_entries` in `advanced.config`) or nothing
+//! happens any more: a kill under load brings all of these jobs back.
+//!
 //! No settlement can be tried again, as lapin's acker is used up by the try: after a failed one the
 //! channel is to be given up. lapin's own recovery of connections is off in what
 //! [`connect`] returns. Where it is [turned on](connect_with), tags stay safe, as lapin makes the

@@ -57,6 +57,9 @@ pub(crate) trait TestBroker: Sized {
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
+    /// How many acks without proof a kill may take back, if that is known.
+    const UNPROVEN: Option<usize> = None;
+
     /// Whether what was given back is no longer [unacked](Backlog::unacked) before it is delivered
     /// again: JetStream's count can't tell them apart.
     const TELLS_GIVEN_BACK: bool = true;
@@ -73,6 +76,12 @@ pub(crate) trait TestBroker: Sized {
 
     /// Starts the server, if need be, with an empty queue.
     async fn start() -> Self;
+
+    /// As [`start`](Self::start), with a server that may be killed: where several brokers share one,
+    /// one of its own.
+    async fn start_mortal() -> Self {
+        Self::start().await
+    }
 
     /// Removes all that was made.
     async fn stop(self);
@@ -133,7 +142,7 @@ pub(crate) struct DeadLetter {
 /// The first argument is the attribute that makes a test of an `async fn`.
 macro_rules! scenarios {
     ($test:meta, $broker:ty) => {
-        $crate::conformance::scenarios! { @ $test, $broker,
+        $crate::conformance::scenarios! { @ $test, $broker, start,
             settling {
                 an_ack_removes_the_job
                 a_retry_redelivers_with_the_count_raised
@@ -158,6 +167,10 @@ macro_rules! scenarios {
                 a_closed_subscription_redelivers_what_it_held
                 a_stale_tag_is_refused_while_its_twin_settles
                 a_cut_in_the_middle_of_a_settlement_loses_nothing
+            }
+        }
+        $crate::conformance::scenarios! { @ $test, $broker, start_mortal,
+            losing {
                 a_broker_that_is_down_is_an_error_of_connecting
                 a_consumer_waits_for_a_broker_that_is_down_at_the_start
                 a_consumer_with_a_limit_of_tries_tells_that_the_broker_is_down
@@ -167,11 +180,11 @@ macro_rules! scenarios {
             }
         }
     };
-    (@ $test:meta, $broker:ty, $($module:ident { $($name:ident)* })*) => {
+    (@ $test:meta, $broker:ty, $start:ident, $($module:ident { $($name:ident)* })*) => {
         $($(
             #[$test]
             async fn $name() {
-                let broker = <$broker as $crate::conformance::TestBroker>::start().await;
+                let broker = <$broker as $crate::conformance::TestBroker>::$start().await;
                 $crate::conformance::$module::$name(&broker).await;
                 $crate::conformance::TestBroker::stop(broker).await;
             }

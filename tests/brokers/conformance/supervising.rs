@@ -180,11 +180,10 @@ pub(crate) async fn a_delivery_limit_ends_a_loop<B: TestBroker>(broker: &B) {
     });
     ended.unwrap();
     let told = setup.told.all().into_iter();
-    let verdicts: Vec<_> = told.map(|(_, verdict)| verdict).collect();
-    assert_eq!(
-        verdicts,
-        [Verdict::retry(), Verdict::retry(), Verdict::Reject]
-    );
+    // In no order: where a retry takes two steps, the next delivery may be settled between them.
+    let mut verdicts: Vec<_> = told.map(|(_, verdict)| verdict.as_str()).collect();
+    verdicts.sort_unstable();
+    assert_eq!(verdicts, ["reject", "retry", "retry"]);
     let message = Refused.to_string();
     eventually_dead::<B>(broker, "poison", OutcomeKind::Failed, &message).await;
 }
