@@ -56,21 +56,17 @@
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
 //! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
 //!   [`Verdict`].
-//! - [`broker`] has what reads jobs from a broker and settles them there.
-//! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
 //! - [`Consumer`] drives a [`Subscription`] into the service, drains at the end and returns a
 //!   [`Summary`]; [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`] is
 //!   how an error says that the broker may have no answer.
 //! - [`KeepAliveLayer`] asks the broker for more time while a job runs.
 //! - [`DecodeLayer`] decodes a job's bytes for its handler.
+//! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
+//! - [`broker`] has what reads jobs from a broker and settles them there: RabbitMQ, NATS JetStream and
+//!   Redis Streams behind features, and [`broker::memory`], an embedded one for tests of a worker.
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
-//! - `broker::nats` reads a pull consumer of NATS JetStream.
-//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out.
-//! - [`SentinelError`] is what no outcome can carry.
-//! - [`broker::memory`] is an embedded broker, for tests of a worker and to try things out. The
-//!   others in [`broker`] are behind features.
 //! - [`cancelled`] and [`Cancellation`] are for use inside a job.
 //!
 //! # Which side of what
@@ -104,13 +100,11 @@
 //!
 //! None is on by default.
 //!
+//! - `json`: `DecodeLayer::json`, with `serde` and `serde_json`.
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
-//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
-//! - `redis`: [`broker::redis`](crate::broker), Redis Streams.
-//! - `nats`: the broker adapter `broker::nats`, on `async-nats`.
-//! - `redis`: `broker::redis`, the consumer groups of Redis Streams.
-//! - `json`: [`DecodeLayer::json`], with `serde` and `serde_json`.
-//! - `rabbitmq`: `broker::rabbitmq`, by lapin.
+//! - `nats`: `broker::nats`, the pull consumers of JetStream, by async-nats.
+//! - `rabbitmq`: `broker::rabbitmq`, classic and quorum queues, by lapin.
+//! - `redis`: `broker::redis`, the consumer groups of Redis Streams, by redis.
 
 mod abandoned;
 mod backoff;
