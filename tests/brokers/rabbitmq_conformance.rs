@@ -228,6 +228,9 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     }
 
     async fn stop(self) {
+        if let Servers::Own(_) = self.server {
+            return;
+        }
         let admin = self.admin.lock().await;
         for queue in [self.name.clone(), dead(&self.name)] {
             let options = QueueDeleteOptions::default();
