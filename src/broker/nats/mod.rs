@@ -5,9 +5,8 @@
 //! [`DeliveryTag`]s.
 //!
 //! ```no_run
-//! use futures_util::StreamExt;
-//! use tower::{Service, ServiceBuilder, ServiceExt};
-//! use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
+//! use tower::ServiceBuilder;
+//! use tower_sentinel::{Consumer, DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
 //! use tower_sentinel::broker::nats::{Delivery, Pull, async_nats::jetstream, connect};
 //!
 //! async fn process(job: Delivery) -> Result<u32, std::num::ParseIntError> {
@@ -15,21 +14,18 @@
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! let context = jetstream::new(connect("nats://127.0.0.1:4222").await?);
 //! let stream = context.get_stream("jobs").await?;
 //! let consumer = stream.get_consumer("workers").await?;
 //! let pull = Pull::new(context, consumer).prefetch(64).dead_letter("dead.jobs");
-//! let mut deliveries = pull.subscribe().await?;
-//! let mut worker = ServiceBuilder::new()
+//! let deliveries = pull.subscribe().await?;
+//! let worker = ServiceBuilder::new()
 //!     .layer(deliveries.gate()) // the same number
 //!     .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success().delivery_limit(5))))
 //!     .service_fn(process);
-//! loop {
-//!     let ready = worker.ready().await?;
-//!     let Some(job) = deliveries.next().await else { break };
-//!     tokio::spawn(ready.call(job?));
-//! }
+//! let summary = Consumer::new(deliveries, worker).await?;
+//! println!("{} jobs are settled", summary.answered);
 //! # Ok(())
 //! # }
 //! ```
