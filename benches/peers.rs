@@ -232,7 +232,8 @@ fn main() {
             let mut sorted = theirs.clone();
             sorted.sort();
             let (median, ratio) = (sorted[rounds / 2], ratios[rounds / 2]);
-            println!("{contender:<22} {median:>9.0?} a job, {ratio:.2} of tower-sentinel's");
+            let (name, nanos) = (contender.to_string(), median.as_nanos());
+            println!("{name:<22} {nanos:>6} ns a job, {ratio:.2} of tower-sentinel's");
             if *contender == Contender::Sentinel {
                 match panicking {
                     false => sound = median,

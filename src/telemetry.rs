@@ -73,8 +73,8 @@ impl<'a> Messaging<'a> {
     }
 
     fn record(&self, span: &Span, operation: &str) {
-        let name = format_args!("{operation} {}", self.destination);
-        span.record("otel.name", field::display(name));
+        let name = format!("{operation} {}", self.destination);
+        span.record("otel.name", &*name);
         span.record("messaging.system", self.system);
         span.record("messaging.destination.name", &*self.destination);
         if let Some(id) = &self.message_id {

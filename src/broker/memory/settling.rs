@@ -75,9 +75,11 @@ impl<P> State<P> {
             return Step::new(result, wakers);
         }
         let queue = &mut self.queues[address.queue];
-        if verdict != Verdict::Abandon
-            && let Some(fault) = queue.faults.next()
-        {
+        let fault = match verdict {
+            Verdict::Abandon => None,
+            _ => queue.faults.next(),
+        };
+        if let Some(fault) = fault {
             let again = fault == SettleFault::Again;
             let error = DeliveryError::Injected;
             return Step::new(Err(Refusal { error, again }), wakers);
