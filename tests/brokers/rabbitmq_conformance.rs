@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tower_sentinel::{
     Capabilities, OutcomeKind,
     broker::rabbitmq::{
@@ -323,7 +323,17 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
         let address = self.server.with(Server::address);
         // Until the queue has a leader again.
         self.backlog().await;
-        *self.admin.lock().await = admin(&address).await.unwrap();
+        // It may listen before it serves.
+        let connecting = async {
+            loop {
+                match admin(&address).await {
+                    Some(channel) => return channel,
+                    None => sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        let channel = timeout(Duration::from_secs(20), connecting).await;
+        *self.admin.lock().await = channel.expect("a server that was started serves");
     }
 }
 
