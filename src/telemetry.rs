@@ -174,12 +174,7 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
         error.type = field::Empty,
         error.message = field::Empty,
     );
-    // What the tag has to say may have to be made, so nobody asks in vain.
-    if !span.is_disabled() {
-        if let Some(messaging) = tag.messaging() {
-            messaging.record(&span, "process");
-        }
-    }
+    describe(&span, tag, "process");
     span
 }
 
@@ -198,12 +193,19 @@ pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> Span {
         messaging.rabbitmq.message.delivery_tag = field::Empty,
         error.type = field::Empty,
     );
-    if !span.is_disabled() {
-        if let Some(messaging) = tag.messaging() {
-            messaging.record(&span, verdict.as_str());
-        }
-    }
+    describe(&span, tag, verdict.as_str());
     span
+}
+
+/// Records in `span` what the tag says of its delivery.
+fn describe<Tag: Settle>(span: &Span, tag: &Tag, operation: &str) {
+    // What the tag has to say may have to be made, so nobody asks in vain.
+    if span.is_disabled() {
+        return;
+    }
+    if let Some(messaging) = tag.messaging() {
+        messaging.record(span, operation);
+    }
 }
 
 /// Marks a span as that of something that went wrong.
