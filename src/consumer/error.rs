@@ -118,6 +118,11 @@ impl<T, E, C> EndCause<T, E, C> {
 }
 
 impl<T, E, C> EndCause<T, E, C> {
+    /// Returns whether this is what to report of the two: a reconnect would meet it again.
+    pub(super) fn outranks(&self, other: &Self) -> bool {
+        !self.is_transient() && other.is_transient()
+    }
+
     /// Returns whether there was a session to end.
     pub(super) fn is_of_a_session(&self) -> bool {
         !matches!(

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, IntoFuture},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,8 +18,10 @@ mod escalation;
 mod in_flight;
 mod reconnecting;
 mod session;
+mod share;
 mod signals;
 mod summary;
+mod tasks;
 
 pub use self::{
     consuming::Consuming,
@@ -28,10 +31,7 @@ pub use self::{
     session::AfterError,
     summary::Summary,
 };
-use self::{
-    session::{Options, Session},
-    signals::Signals,
-};
+use self::{session::Options, signals::Signals, tasks::consume};
 
 /// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
 ///
@@ -53,7 +53,7 @@ use self::{
 ///   error. A panic in a call may have lost the answer.
 /// - *Tasks*: the consumer is one task, which asks, pulls, calls and polls the response futures. A
 ///   sentinel runs the jobs on tasks of their own, so they use all cores. Where one task is not
-///   enough, run several consumers, with a subscription each.
+///   enough, there can be [several](Self::with_tasks).
 ///
 /// # How a consumer drains
 ///
@@ -141,7 +141,7 @@ use self::{
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct Consumer<B, S, C = ByError> {
     subscription: B,
-    service: S,
+    services: Vec<S>,
     classify: C,
     options: Options,
     signals: Signals,
@@ -150,9 +150,67 @@ pub struct Consumer<B, S, C = ByError> {
 impl<B, S> Consumer<B, S> {
     /// Creates a consumer that calls `service` with the jobs of `subscription`.
     pub fn new(subscription: B, service: S) -> Self {
+        Self::with_tasks(subscription, [service])
+    }
+
+    /// Creates a consumer of as many tasks as there are `services`, with one of them each.
+    ///
+    /// For short jobs, hundreds of thousands a second, of which one task can't follow up on all. The
+    /// tasks share the subscription: a job goes to whichever asks first, and a task whose service is
+    /// unready does not ask. They end together, for the same cause, and the channel is closed when the
+    /// last of them has drained.
+    ///
+    /// The limits of the services add up: with n tasks, an n-th of the prefetch is the concurrency
+    /// limit of each. Clones of one `concurrency_limit` share its permits instead, which is as correct but
+    /// slower, since every answer may wake another core. An
+    /// [intensity](crate::IntensityLayer) sees the outcomes of its own service only, unless a clone is
+    /// what each service is made of.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are no services.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use tower::{ServiceBuilder, limit::ConcurrencyLimit};
+    /// use tower_sentinel::{
+    ///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+    ///     broker::memory::{Broker, Delivery},
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let broker = Broker::new();
+    /// let queue = broker.queue("jobs").declare();
+    /// (0..1_000).for_each(|number| queue.publish(number));
+    ///
+    /// let sentinel = ServiceBuilder::new()
+    ///     .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success())))
+    ///     .service_fn(|_: Delivery<u64>| async { Ok::<_, Infallible>(()) });
+    /// let deliveries = queue.subscribe(64).unwrap();
+    /// let services = [(); 4].map(|()| ConcurrencyLimit::new(sentinel.clone(), 64 / 4));
+    ///
+    /// let summary = Consumer::with_tasks(deliveries, services)
+    ///     .with_graceful_shutdown(async move {
+    ///         queue.emptied().await;
+    ///     })
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(summary.answered, 1_000);
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn with_tasks(subscription: B, services: impl IntoIterator<Item = S>) -> Self {
+        let services = Vec::from_iter(services);
+        assert!(
+            !services.is_empty(),
+            "a consumer with 0 tasks would consume nothing"
+        );
         Self {
             subscription,
-            service,
+            services,
             classify: ByError,
             options: Options::default(),
             signals: Signals::default(),
@@ -272,7 +330,7 @@ impl<B, S, C> Consumer<B, S, C> {
     {
         Consumer {
             subscription: self.subscription,
-            service: self.service,
+            services: self.services,
             classify,
             options: self.options,
             signals: self.signals,
@@ -297,15 +355,15 @@ impl<B, S, C> Consumer<B, S, C> {
     {
         let Self {
             subscription,
-            service,
-            mut classify,
+            services,
+            classify,
             options,
             signals,
         } = self;
         let subscription = Box::pin(subscription);
+        let classify = Arc::new(Mutex::new(classify));
         Consuming::new(signals, |mut signals| async move {
-            let session = Session::new(subscription, service, &mut classify, &options);
-            match session.run(&mut signals).await {
+            match consume(subscription, services, &classify, &options, &mut signals).await {
                 (None, summary) => Ok(summary),
                 (Some(cause), summary) => Err(ConsumerError::new(cause, summary)),
             }
@@ -336,7 +394,7 @@ impl<B: fmt::Debug, S: fmt::Debug, C> fmt::Debug for Consumer<B, S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("subscription", &self.subscription)
-            .field("service", &self.service)
+            .field("services", &self.services)
             .field("options", &self.options)
             .field("signals", &self.signals)
             .finish_non_exhaustive()

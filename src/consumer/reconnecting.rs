@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     ops::RangeInclusive,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,8 +15,9 @@ use tower_service::Service;
 use super::{
     AfterError, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation, Summary,
     in_flight::Call,
-    session::{Options, Session},
+    session::Options,
     signals::{Asked, Signals},
+    tasks::consume,
 };
 use crate::{
     Subscription,
@@ -93,6 +95,7 @@ pub struct ReconnectingConsumer<F, M, C = ByError> {
     options: Options,
     signals: Signals,
     retry: Retry,
+    tasks: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +121,7 @@ impl<F, M> ReconnectingConsumer<F, M> {
                 random: fastrand::f64,
                 max_attempts: None,
             },
+            tasks: 1,
         }
     }
 }
@@ -189,6 +193,22 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
+    /// Sets how many tasks a session has; 1 by default. `make_service` is called for each, with the
+    /// same token.
+    ///
+    /// See [`Consumer::with_tasks`](crate::Consumer::with_tasks), in particular for their limits, which
+    /// add up.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `number` is 0, which would consume nothing.
+    #[track_caller]
+    pub fn tasks(mut self, number: usize) -> Self {
+        assert!(number > 0, "`tasks(0)` would consume nothing");
+        self.tasks = number;
+        self
+    }
+
     /// Sets what happens after an error that concerns [one call alone](Escalation::Call);
     /// [`AfterError::Stop`] by default, which ends the session.
     pub fn on_error(mut self, after_error: AfterError) -> Self {
@@ -209,6 +229,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             options: self.options,
             signals: self.signals,
             retry: self.retry,
+            tasks: self.tasks,
         }
     }
 }
@@ -236,8 +257,9 @@ where
         let mut sessions = Sessions {
             connect: self.connect,
             make_service: self.make_service,
-            classify: self.classify,
+            classify: Arc::new(Mutex::new(self.classify)),
             options: self.options,
+            tasks: self.tasks,
             total: Summary::default(),
         };
         let retry = self.retry;
@@ -283,8 +305,9 @@ where
 struct Sessions<F, M, C> {
     connect: F,
     make_service: M,
-    classify: C,
+    classify: Arc<Mutex<C>>,
     options: Options,
+    tasks: usize,
     total: Summary,
 }
 
@@ -299,14 +322,20 @@ impl<F, M, C> Sessions<F, M, C> {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<B, X>>,
         M: FnMut(CancellationToken) -> S,
-        B: Subscription<Error: fmt::Display>,
-        S: Service<B::Job, Response: 'static, Error: fmt::Display>,
-        C: Classify<S::Error>,
+        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
+        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
+        S::Error: fmt::Display + Send + 'static,
+        S::Future: Send + 'static,
+        C: Classify<S::Error> + Send + 'static,
     {
         // Before the connection, which has then nothing to be closed for.
         let shutdown = CancellationToken::new();
-        let service = match catch(|| (self.make_service)(shutdown.clone())) {
-            Ok(service) => service,
+        let make_services = || {
+            let services = (0..self.tasks).map(|_| (self.make_service)(shutdown.clone()));
+            services.collect()
+        };
+        let services = match catch(make_services) {
+            Ok(services) => services,
             Err(panic) => return Some(EndCause::MakeServicePanicked(panic)),
         };
         let connecting = match catch(&mut self.connect) {
@@ -321,8 +350,11 @@ impl<F, M, C> Sessions<F, M, C> {
         tracing::info!("connected");
         self.options.shutdown = Some(shutdown);
         let subscription = Box::pin(subscription);
-        let session = Session::new(subscription, service, &mut self.classify, &self.options);
-        let (cause, summary) = session.run(signals).await;
+        let Self {
+            classify, options, ..
+        } = self;
+        let consuming = consume(subscription, services, classify, options, signals);
+        let (cause, summary) = consuming.await;
         self.total.add(summary);
         let cause = cause?;
         // What is asked for while an error drains is an end too.

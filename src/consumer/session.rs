@@ -5,6 +5,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::{Pin, pin},
+    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -66,10 +67,12 @@ pub(super) struct Session<'a, B, S, F, C> {
     subscription: Pin<Box<B>>,
     service: S,
     calls: InFlight<F>,
-    // `&mut`, since a closure need not be `Sync`.
-    classify: &'a mut C,
+    // A closure need not be `Sync`.
+    classify: &'a Mutex<C>,
     options: &'a Options,
     summary: Summary,
+    /// Tells the other tasks of the subscription to end with this one, if there are any.
+    peers: Option<CancellationToken>,
 }
 
 impl<'a, B, S, C> Session<'a, B, S, S::Future, C>
@@ -81,7 +84,7 @@ where
     pub(super) fn new(
         subscription: Pin<Box<B>>,
         service: S,
-        classify: &'a mut C,
+        classify: &'a Mutex<C>,
         options: &'a Options,
     ) -> Self {
         Self {
@@ -91,7 +94,14 @@ where
             classify,
             options,
             summary: Summary::default(),
+            peers: None,
         }
+    }
+
+    /// Makes this the part of one task among several, which end when `peers` is cancelled.
+    pub(super) fn among(mut self, peers: CancellationToken) -> Self {
+        self.peers = Some(peers);
+        self
     }
 
     /// Consumes until the end, and returns its cause: none if it was asked for.
@@ -100,6 +110,9 @@ where
         signals: &mut Signals,
     ) -> (Option<EndCause<B::Error, S::Error>>, Summary) {
         let mut cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
+        if let Some(peers) = &self.peers {
+            peers.cancel();
+        }
         match &cause {
             None => tracing::info!("a session ends: it is asked to"),
             Some(cause) => tracing::warn!(cause = cause.print(), "a session ends"),
@@ -171,10 +184,9 @@ where
             // From here on the job is ours: nothing may come before its call.
             *room -= 1;
             self.summary.called += 1;
-            match catch(|| self.service.call(job)) {
-                Ok(future) => self.calls.push(Call::new(future)),
-                Err(panic) => return Err(self.call_panicked(panic)),
-            }
+            // The push is in it, so that the future is moved once.
+            let called = catch(|| self.calls.push(Call::new(self.service.call(job))));
+            called.map_err(|panic| self.call_panicked(panic))?;
         }
         Ok(())
     }
@@ -197,7 +209,7 @@ where
     fn call_failed(&mut self, error: S::Error) -> Result<(), EndCause<B::Error, S::Error>> {
         self.summary.failed += 1;
         // Whoever can't say is not to be trusted with the answer of a job.
-        let escalation = catch(|| self.classify.classify(&error)).unwrap_or(Escalation::Channel);
+        let escalation = catch(|| self.classify().classify(&error)).unwrap_or(Escalation::Channel);
         let cause = match escalation {
             Escalation::Call => EndCause::Failed(error),
             Escalation::Channel => EndCause::Unanswered(error),
@@ -212,6 +224,11 @@ where
             }
             _ => Err(cause),
         }
+    }
+
+    fn classify(&self) -> MutexGuard<'a, C> {
+        // One that panicked is asked again: it can't say worse of an error than was assumed.
+        self.classify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn call_panicked(&mut self, panic: Panic) -> EndCause<B::Error, S::Error> {
@@ -234,15 +251,13 @@ where
         } = *self.options;
         tracing::info!(in_flight = self.calls.len(), "a drain begins");
         let in_time = self.finish(drain_timeout, cause, Some(signals)).await;
-        if let Some(token) = shutdown {
+        if let (false, Some(token)) = (in_time, shutdown) {
             token.cancel();
-            if !in_time {
-                tracing::warn!(
-                    in_flight = self.calls.len(),
-                    "a drain stops what still runs"
-                );
-                self.finish(stop_timeout, cause, None).await;
-            }
+            tracing::warn!(
+                in_flight = self.calls.len(),
+                "a drain stops what still runs"
+            );
+            self.finish(stop_timeout, cause, None).await;
         }
         self.summary.abandoned = self.calls.len() as u64;
         drop(mem::take(&mut self.calls));
@@ -275,10 +290,11 @@ where
                     "a call failed while a drain is under way"
                 );
                 match cause {
-                    // A reconnect would meet it again.
-                    Some(cause) if cause.is_transient() && !other.is_transient() => {
+                    Some(cause) if other.outranks(cause) => {
                         drop_quietly(mem::replace(cause, other));
                     }
+                    // It may have been another task's error that it was asked for.
+                    None if self.peers.is_some() => *cause = Some(other),
                     _ => drop_quietly(other),
                 }
             }

@@ -36,6 +36,14 @@ pub(super) struct Signals {
 }
 
 impl Signals {
+    /// Takes cancelled tokens for the two signals.
+    pub(super) fn relayed(drain: CancellationToken, stop: CancellationToken) -> Self {
+        let mut signals = Self::default();
+        signals.watch(drain);
+        signals.forced = Some(Box::pin(stop.cancelled_owned()));
+        signals
+    }
+
     /// Takes a cancelled `token` for the first signal.
     pub(super) fn watch(&mut self, token: CancellationToken) {
         self.dropped = Some(Box::pin(token.cancelled_owned()));

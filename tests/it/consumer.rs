@@ -179,8 +179,8 @@ fn expected(by: By, load: Load) -> Expected {
     }
 }
 
-async fn check(by: By, load: Load) {
-    let case = format!("{by:?} × {load:?}");
+async fn check(by: By, load: Load, tasks: usize) {
+    let case = format!("{by:?} × {load:?} × {tasks} tasks");
     let fails = by == By::PolicyFailure;
     let mut jobs = match load {
         Load::Idle => vec![],
@@ -221,9 +221,17 @@ async fn check(by: By, load: Load) {
         .map_or_else(Handle::current, |it| it.handle().clone());
     let shutdown = CancellationToken::new();
     let switch = Switch::default();
-    let service = switch.around(stack(gate, shutdown.clone(), (worker, handle)));
+    let gates = match (tasks, load) {
+        (1, _) => vec![gate],
+        (_, Load::Idle) => vec![1; tasks],
+        _ => vec![1; gate],
+    };
+    let services = gates.into_iter().map(|gate| {
+        let here = (worker.clone(), handle.clone());
+        switch.around(stack(gate, shutdown.clone(), here))
+    });
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let consumer = Consumer::new(channel.subscribe(), service)
+    let consumer = Consumer::with_tasks(channel.subscribe(), services)
         .shutdown(shutdown.clone())
         .drain_timeout(MS(10_000))
         .with_graceful_shutdown(first.clone().cancelled_owned())
@@ -335,7 +343,9 @@ async fn check_all(load: Load) {
         By::FutureDropped,
         By::SecondSignal,
     ] {
-        check(by, load).await;
+        for tasks in [1, 3] {
+            check(by, load, tasks).await;
+        }
     }
 }
 

@@ -163,6 +163,7 @@ impl Scene {
         } = patience;
         let Worker {
             prefetch,
+            tasks,
             call_timeout,
             ..
         } = self.case.workers[worker];
@@ -187,7 +188,7 @@ impl Scene {
         let scene = self.clone();
         let work = self.clone();
         ServiceBuilder::new()
-            .concurrency_limit(prefetch)
+            .concurrency_limit(prefetch.div_ceil(tasks))
             .option_layer(call_timeout.map(TimeoutLayer::new))
             .map_err(BoxError::from)
             .map_request(move |delivery| {
@@ -241,6 +242,7 @@ impl Scene {
     /// Consumes until the worker's end, and returns what it did, if somebody waited for that.
     async fn consume(self, worker: usize, done: CancellationToken) -> Option<Summary> {
         let Worker {
+            tasks,
             reconnects,
             end,
             drain_timeout,
@@ -276,6 +278,7 @@ impl Scene {
                 move || ready(connecting.connect(worker)),
                 move |shutdown| making.service(worker, shutdown),
             )
+            .tasks(tasks)
             .backoff(MS(5)..=MS(20))
             .random(|| 0.5)
             .with_graceful_shutdown(graceful)
@@ -294,8 +297,9 @@ impl Scene {
                 return Some(Summary::default());
             };
             let shutdown = CancellationToken::new();
-            let consumer = Consumer::new(deliveries, self.service(worker, shutdown.clone()))
-                .shutdown(shutdown)
+            let services = (0..tasks).map(|_| self.service(worker, shutdown.clone()));
+            let consumer = Consumer::with_tasks(deliveries, services)
+                .shutdown(shutdown.clone())
                 .with_graceful_shutdown(graceful)
                 .with_forced_shutdown(forced)
                 .drain_timeout(drain_timeout)

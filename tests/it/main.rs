@@ -33,6 +33,7 @@ mod spans;
 mod stacking;
 mod subscriptions;
 mod support;
+mod tasks;
 mod telemetry;
 mod timeouts;
 mod tower_http;

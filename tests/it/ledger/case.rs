@@ -78,6 +78,8 @@ pub(super) struct Patience {
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
     pub(super) prefetch: usize,
+    /// Each has a part of the prefetch, rounded up.
+    pub(super) tasks: usize,
     pub(super) reconnects: bool,
     pub(super) end: End,
     pub(super) drain_timeout: Duration,
@@ -155,7 +157,7 @@ fn worker() -> impl Strategy<Value = Worker> {
         1 => ms(0..300).prop_map(End::FutureDropped),
     ];
     (
-        1..5_usize,
+        (1..5_usize, prop_oneof![2 => Just(1_usize), 1 => 2..4_usize]),
         prop::bool::weighted(0.75),
         end,
         ms(0..100),
@@ -164,9 +166,18 @@ fn worker() -> impl Strategy<Value = Worker> {
         any::<bool>(),
     )
         .prop_map(
-            |(prefetch, reconnects, end, drain_timeout, stop_timeout, call_timeout, goes_on)| {
+            |(
+                (prefetch, tasks),
+                reconnects,
+                end,
+                drain_timeout,
+                stop_timeout,
+                call_timeout,
+                goes_on,
+            )| {
                 Worker {
                     prefetch,
+                    tasks,
                     reconnects,
                     end,
                     drain_timeout,

@@ -1,0 +1,126 @@
+//! [`Share`]: one subscription, for several tasks.
+
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::{stream::Stream, task::AtomicWaker};
+
+use crate::Subscription;
+
+/// A subscription as one of the tasks has it that take their jobs from it.
+///
+/// Each job goes to the task that asks. The end is told to one of them, whichever asks first, as to
+/// a stream's only reader; for the others nothing comes any more. The channel is closed when the last of
+/// them gives it up, since the tags of the others are of this channel.
+pub(super) struct Share<B> {
+    common: Arc<Common<B>>,
+    task: usize,
+    given_up: bool,
+}
+
+struct Common<B> {
+    held: Mutex<Held<B>>,
+    /// Wakes them all: which of them is ready for a job is not known here.
+    waker: Waker,
+    wakers: Arc<Wakers>,
+}
+
+struct Held<B> {
+    subscription: Pin<Box<B>>,
+    /// Whether the end was told, or a poll panicked.
+    is_over: bool,
+    /// How many tasks have not given up the channel.
+    open: usize,
+}
+
+struct Wakers(Box<[AtomicWaker]>);
+
+impl Wake for Wakers {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.iter().for_each(AtomicWaker::wake);
+    }
+}
+
+impl<B> Share<B> {
+    /// Shares `subscription` out to `tasks`.
+    pub(super) fn among(tasks: usize, subscription: Pin<Box<B>>) -> impl Iterator<Item = Self> {
+        let wakers = Arc::new(Wakers((0..tasks).map(|_| AtomicWaker::new()).collect()));
+        let common = Arc::new(Common {
+            held: Mutex::new(Held {
+                subscription,
+                is_over: false,
+                open: tasks,
+            }),
+            waker: Arc::clone(&wakers).into(),
+            wakers,
+        });
+        (0..tasks).map(move |task| Self {
+            common: Arc::clone(&common),
+            task,
+            given_up: false,
+        })
+    }
+
+    /// Polls until it is over: `is_end` says so of what is ready.
+    fn poll_with<R>(
+        &self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut B>, &mut Context<'_>) -> Poll<R>,
+        is_end: impl FnOnce(&R) -> bool,
+    ) -> Poll<R> {
+        let Common { waker, wakers, .. } = &*self.common;
+        wakers.0[self.task].register(cx.waker());
+        let mut held = self.common.lock();
+        if held.is_over {
+            return Poll::Pending;
+        }
+        // Also if this panics.
+        held.is_over = true;
+        let polled = poll(held.subscription.as_mut(), &mut Context::from_waker(waker));
+        held.is_over = matches!(&polled, Poll::Ready(ready) if is_end(ready));
+        polled
+    }
+}
+
+impl<B> Common<B> {
+    fn lock(&self) -> MutexGuard<'_, Held<B>> {
+        // A subscription that panicked is over, and is only closed and dropped.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: Subscription> Stream for Share<B> {
+    type Item = Result<B::Job, B::Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_with(cx, B::poll_next, |item| !matches!(item, Some(Ok(_))))
+    }
+}
+
+impl<B: Subscription> Subscription for Share<B> {
+    type Job = B::Job;
+    type Error = B::Error;
+
+    fn poll_closed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
+        self.poll_with(cx, B::poll_closed, |_| true)
+    }
+
+    /// Ready at once for all but the last task.
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let first = !mem::replace(&mut self.given_up, true);
+        let mut held = self.common.lock();
+        held.open -= usize::from(first);
+        match held.open {
+            0 => held.subscription.as_mut().poll_close(cx),
+            _ => Poll::Ready(()),
+        }
+    }
+}
