@@ -2,11 +2,13 @@
 //!
 //! Both take trivial jobs from a queue in memory, 64 at a time, under a limit of 30 s, and survive a
 //! panic. apalis runs all jobs inside of one task, unless it is told to `parallelize`; a sentinel
-//! gives each a task of its own. `cargo bench --bench peers` prints the medians of rounds that
-//! alternate, in nanoseconds for each job, and their ratios.
+//! gives each a task of its own. The consumer runs on one task, or on as many as there are workers,
+//! with an equal part of the 64 each. `cargo bench --bench peers` prints the medians of rounds that
+//! alternate, in nanoseconds for each job, and their ratios: of the whole way of a job, and of what
+//! comes after its publishing.
 
 use std::{
-    fmt, panic,
+    fmt, iter, panic,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,6 +31,7 @@ use tower_sentinel::{
 };
 
 const IN_FLIGHT: usize = 64;
+const WORKERS: usize = 2;
 const LIMIT: Duration = Duration::from_secs(30);
 const JOBS: u64 = 20_000;
 const ROUNDS: usize = 101;
@@ -68,7 +71,21 @@ enum Contender {
     ByHand,
     Apalis,
     ApalisParallelized,
-    Sentinel,
+    /// With this many tasks.
+    Sentinel(usize),
+}
+
+/// What a job took.
+#[derive(Clone, Copy)]
+struct Times {
+    publishing: Duration,
+    running: Duration,
+}
+
+impl Times {
+    fn whole(self) -> Duration {
+        self.publishing + self.running
+    }
 }
 
 impl fmt::Display for Contender {
@@ -77,23 +94,26 @@ impl fmt::Display for Contender {
             Self::ByHand => "timeout(spawn)",
             Self::Apalis => "apalis",
             Self::ApalisParallelized => "apalis, parallelized",
-            Self::Sentinel => "tower-sentinel",
+            Self::Sentinel(1) => "tower-sentinel",
+            Self::Sentinel(_) => "tower-sentinel, tasks",
         })
     }
 }
 
 impl Contender {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::ByHand,
         Self::Apalis,
         Self::ApalisParallelized,
-        Self::Sentinel,
+        Self::Sentinel(1),
+        Self::Sentinel(WORKERS),
     ];
 
     /// Runs all jobs, of which half panic if asked to, and returns the time for each.
-    fn run(self, runtime: &Runtime, panicking: bool) -> Duration {
+    fn run(self, runtime: &Runtime, panicking: bool) -> Times {
         let finish = Finish::after(JOBS);
-        let elapsed = match self {
+        let mut publishing = Duration::ZERO;
+        let running = match self {
             Self::ByHand => {
                 let jobs = async move {
                     let mut running = FuturesUnordered::new();
@@ -115,7 +135,7 @@ impl Contender {
             }
             Self::Apalis | Self::ApalisParallelized => {
                 let mut storage = MemoryStorage::new();
-                runtime.block_on(async {
+                publishing = time(runtime, async {
                     for number in 0..JOBS {
                         storage.push(number).await.expect("memory has room");
                     }
@@ -151,10 +171,12 @@ impl Contender {
                     }
                 }
             }
-            Self::Sentinel => {
+            Self::Sentinel(tasks) => {
                 let broker = Broker::new();
                 let queue = broker.queue("jobs").dead_letter("dead").declare();
-                (0..JOBS).for_each(|number| queue.publish(number));
+                publishing = time(runtime, async {
+                    (0..JOBS).for_each(|number| queue.publish(number));
+                });
                 let deliveries = queue.subscribe(IN_FLIGHT).expect("memory is there");
                 // A job that panicked would not end if it were given back.
                 let decision = |_: &_, outcome: &Outcome<_, _>| match outcome.is_completed() {
@@ -172,11 +194,14 @@ impl Contender {
                         }
                     }
                 };
-                let service = ServiceBuilder::new()
-                    .layer(deliveries.gate())
-                    .layer(SentinelLayer::new(policy).timeout(LIMIT))
-                    .service_fn(handler);
-                let consumer = Consumer::new(deliveries, service)
+                let stack = || {
+                    ServiceBuilder::new()
+                        .concurrency_limit(IN_FLIGHT / tasks)
+                        .layer(SentinelLayer::new(policy.clone()).timeout(LIMIT))
+                        .service_fn(handler.clone())
+                };
+                let services = iter::repeat_with(stack).take(tasks);
+                let consumer = Consumer::with_tasks(deliveries, services)
                     .with_graceful_shutdown(async move { finish.last.notified().await });
                 time(runtime, async {
                     let summary = consumer.await.expect("nothing fails");
@@ -184,7 +209,10 @@ impl Contender {
                 })
             }
         };
-        elapsed / JOBS as u32
+        Times {
+            publishing: publishing / JOBS as u32,
+            running: running / JOBS as u32,
+        }
     }
 }
 
@@ -200,7 +228,7 @@ fn main() {
     // Unwinding is part of the cost, printing is not.
     panic::set_hook(Box::new(|_| {}));
     let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKERS)
         .enable_all()
         .build()
         .expect("a runtime starts");
@@ -220,29 +248,38 @@ fn main() {
                 times[index].push(Contender::ALL[index].run(&runtime, panicking));
             }
         }
-        let ours = times[3].clone();
-        println!("\n{name}");
+        println!("\n{name:<24} published and answered   answered alone");
+        let [.., ours] = &times;
         for (contender, theirs) in Contender::ALL.iter().zip(&times) {
-            let mut ratios: Vec<f64> = theirs
-                .iter()
-                .zip(&ours)
-                .map(|(theirs, ours)| theirs.as_secs_f64() / ours.as_secs_f64())
-                .collect();
-            ratios.sort_by(f64::total_cmp);
-            let mut sorted = theirs.clone();
-            sorted.sort();
-            let (median, ratio) = (sorted[rounds / 2], ratios[rounds / 2]);
-            let (name, nanos) = (contender.to_string(), median.as_nanos());
-            println!("{name:<22} {nanos:>6} ns a job, {ratio:.2} of tower-sentinel's");
-            if *contender == Contender::Sentinel {
-                match panicking {
-                    false => sound = median,
-                    true => println!(
-                        "tower-sentinel: {:.2} times as long as without panics",
-                        median.as_secs_f64() / sound.as_secs_f64()
-                    ),
-                }
-            }
+            let [whole, running] =
+                [Times::whole, |times: Times| times.running].map(|of| {
+                    let ratios = theirs.iter().zip(ours);
+                    (
+                        median(theirs.iter().map(|times| of(*times))).as_nanos(),
+                        median(ratios.map(|(theirs, ours)| {
+                            of(*theirs).as_secs_f64() / of(*ours).as_secs_f64()
+                        })),
+                    )
+                });
+            let name = contender.to_string();
+            println!(
+                "{name:<24} {:>9} ns {:>8.2} {:>11} ns {:>8.2}",
+                whole.0, whole.1, running.0, running.1
+            );
+        }
+        let ours = median(ours.iter().map(|times| times.whole()));
+        match panicking {
+            false => sound = ours,
+            true => println!(
+                "tower-sentinel, tasks: {:.2} times as long as without panics",
+                ours.as_secs_f64() / sound.as_secs_f64()
+            ),
         }
     }
+}
+
+fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
+    let mut values = Vec::from_iter(values);
+    values.sort_by(|one, other| one.partial_cmp(other).expect("no time is NaN"));
+    values[values.len() / 2]
 }
