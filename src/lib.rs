@@ -76,7 +76,7 @@
 //!
 //! | middleware | outside | inside |
 //! | --- | --- | --- |
-//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch | the permit is free when the job ends; unanswered jobs exceed it |
+//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch; the `gate()` of a broker's builder or subscription is one of that number | the permit is free when the job ends; unanswered jobs exceed it |
 //! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)` | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
 //! | `retry` | sees a failed *answer* only, and runs the job again for it | repeats the work under one tag, one limit and one answer |
 //! | `retry` on the policy | | repeats the answer and not the work |
