@@ -10,8 +10,6 @@ use tower_sentinel::{
     Consumer, DecisionExt, DecodeLayer, SentinelLayer, SettlePolicy, ack_on_success,
 };
 
-const PREFETCH: usize = 64;
-
 #[derive(Deserialize)]
 struct Order {
     id: u64,
@@ -22,7 +20,7 @@ async fn process(order: Order) -> io::Result<()> {
     Ok(())
 }
 
-async fn subscribe() -> Result<Deliveries, Box<dyn Error + Send + Sync>> {
+async fn subscribe(orders: Queue) -> Result<Deliveries, Box<dyn Error + Send + Sync>> {
     let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
     let channel = connection.create_channel().await?;
     for name in ["orders", "orders.dead"] {
@@ -31,10 +29,7 @@ async fn subscribe() -> Result<Deliveries, Box<dyn Error + Send + Sync>> {
             .queue_declare(name.into(), durable, FieldTable::default())
             .await?;
     }
-    let queue = Queue::classic("orders")
-        .prefetch(PREFETCH)
-        .dead_letter("orders.dead");
-    Ok(queue.subscribe(&connection).await?)
+    Ok(orders.subscribe(&connection).await?)
 }
 
 #[tokio::main]
@@ -44,10 +39,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .reject_undecodable() // to `orders.dead`, with the reason
         .backoff(second..=60 * second) // what failed, panicked or hung comes back later
         .delivery_limit(5); // and is rejected in the end
-    let summary = Consumer::reconnecting(subscribe, move |shutdown| {
+    let orders = Queue::classic("orders")
+        .prefetch(64)
+        .dead_letter("orders.dead");
+    let gate = orders.gate(); // 64 at once: a permit is held until the broker has its answer
+    let connect = move || subscribe(orders.clone());
+    let summary = Consumer::reconnecting(connect, move |shutdown| {
         let policy = SettlePolicy::new(decision);
         ServiceBuilder::new()
-            .concurrency_limit(PREFETCH) // a permit is held until the broker has its answer
+            .layer(gate.clone())
             .layer(
                 SentinelLayer::new(policy)
                     .timeout(30 * second)

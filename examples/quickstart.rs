@@ -46,19 +46,20 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .backoff(pauses)
         .delivery_limit(3);
 
-    // The limit comes first: it bounds the jobs that are taken from the broker and not answered.
+    // The gate comes first: it bounds the jobs that are taken from the broker and not answered.
+    let jobs = queue.subscribe(PREFETCH)?;
     let shutdown = CancellationToken::new();
     let sentinel = SentinelLayer::new(SettlePolicy::new(decision))
         .timeout(Duration::from_millis(50))
         .shutdown(shutdown.clone());
     let worker = ServiceBuilder::new()
-        .concurrency_limit(PREFETCH)
+        .layer(jobs.gate())
         .layer(sentinel)
         .service_fn(process);
 
     // It runs until it is asked to end: here when nothing is left, elsewhere by `ctrl_c`.
     let emptied = queue.clone();
-    let summary = Consumer::new(queue.subscribe(PREFETCH)?, worker)
+    let summary = Consumer::new(jobs, worker)
         .shutdown(shutdown)
         .with_graceful_shutdown(async move { emptied.emptied().await })
         .await?;

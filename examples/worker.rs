@@ -79,6 +79,19 @@ struct Options {
     drain_timeout: u64,
 }
 
+impl Options {
+    fn dead_letters(&self) -> String {
+        format!("{}.dead", self.queue)
+    }
+
+    /// Returns how the queue is read.
+    fn jobs(&self) -> Queue {
+        Queue::quorum(&self.queue)
+            .prefetch(self.prefetch.into())
+            .dead_letter(self.dead_letters())
+    }
+}
+
 // === the jobs ===
 
 #[derive(Debug, Deserialize)]
@@ -120,7 +133,7 @@ async fn process(order: Order) -> Result<(), OrderError> {
 /// Connects, declares the queues, and subscribes: once at the start and after each lost connection.
 async fn subscribe(options: Options) -> Result<Deliveries, BoxError> {
     let connection = rabbitmq::connect(&options.amqp_addr).await?;
-    let dead_letters = format!("{}.dead", options.queue);
+    let dead_letters = options.dead_letters();
     let channel = connection.create_channel().await?;
     // What the broker itself gives up goes where rejected jobs go.
     let arguments = [
@@ -131,10 +144,7 @@ async fn subscribe(options: Options) -> Result<Deliveries, BoxError> {
     declare(&channel, &options.queue, &arguments).await?;
     channel.close(200, "declared".into()).await?;
 
-    let queue = Queue::quorum(options.queue)
-        .prefetch(options.prefetch.into())
-        .dead_letter(dead_letters);
-    Ok(queue.subscribe(&connection).await?)
+    Ok(options.jobs().subscribe(&connection).await?)
 }
 
 async fn declare(
@@ -153,8 +163,8 @@ async fn declare(
 
 async fn run(options: Options) -> Result<(), BoxError> {
     let seconds = Duration::from_secs;
-    let (prefetch, time_limit) = (options.prefetch, seconds(options.time_limit));
-    let drain_timeout = seconds(options.drain_timeout);
+    let (time_limit, drain_timeout) = (seconds(options.time_limit), seconds(options.drain_timeout));
+    let gate = options.jobs().gate();
 
     let decision = ack_on_success()
         .on_error(|error: &DecodeError<_, OrderError>| match error {
@@ -173,7 +183,7 @@ async fn run(options: Options) -> Result<(), BoxError> {
         move || subscribe(options.clone()),
         move |shutdown| {
             ServiceBuilder::new()
-                .concurrency_limit(prefetch.into()) // a permit covers the run and the answer
+                .layer(gate.clone()) // the prefetch: a permit covers the run and the answer
                 .layer(
                     SentinelLayer::new(policy.clone())
                         .timeout(time_limit)

@@ -76,8 +76,8 @@
 //!
 //! | middleware | outside | inside |
 //! | --- | --- | --- |
-//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch | the permit is free when the job ends; unanswered jobs exceed it |
-//! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)` | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
+//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch; the `gate()` of a broker's builder or subscription is one of that number | the permit is free when the job ends; unanswered jobs exceed it |
+//! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)`; a [`Consumer`] hears of `Elapsed` and not of an answer that fails then, so [`on_unsettled`](SentinelLayer::on_unsettled) has to give up the channel | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
 //! | `retry` | sees a failed *answer* only, and runs the job again for it | repeats the work under one tag, one limit and one answer |
 //! | `retry` on the policy | | repeats the answer and not the work |
 //! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |

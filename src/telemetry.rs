@@ -151,6 +151,9 @@ impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
 ///
 /// fn linked_span<Tag: Settle>(tag: &Tag) -> Span {
 ///     let span = process_span(tag);
+///     if span.is_disabled() {
+///         return span; // what the tag says may have to be made, and nobody would read it
+///     }
 ///     if let Some(traceparent) = tag.messaging().and_then(|it| it.traceparent) {
 ///         let headers = HashMap::from([("traceparent".to_owned(), traceparent.into_owned())]);
 ///         let sender = TraceContextPropagator::new().extract(&headers);

@@ -3,8 +3,9 @@
 
 use std::{
     convert::Infallible,
-    future::{self, Future, Ready, ready},
+    future::{self, Future, IntoFuture, Ready, ready},
     io,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,9 +16,10 @@ use tower::{
     retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
 };
 use tower_sentinel::{
-    Capabilities, DecisionExt, DecodeError, DecodeLayer, Decoded, IntensityLayer, Job,
-    KeepAliveLayer, Lease, OnDrop, Outcome, OutcomeKind, Reason, Report, SentinelLayer, Settle,
-    SettlePolicy, Unsettled, Verdict, ack_on_success,
+    AfterError, Capabilities, Consumer, DecisionExt, DecodeError, DecodeLayer, Decoded, Escalation,
+    IntensityLayer, Job, KeepAliveLayer, Lease, OnDrop, Outcome, OutcomeKind, Reason, Report,
+    SentinelError, SentinelLayer, Settle, SettlePolicy, Unsettled, Verdict, ack_on_success,
+    broker::memory::{Broker, Delivery, SettleFault},
 };
 
 use crate::support::{Count, raise};
@@ -128,6 +130,48 @@ async fn a_timeout_outside_cancels_the_job_and_inside_fails_it() {
     let mut own = ServiceBuilder::new().layer(layer).service_fn(slow);
     let kind = call(&mut own, Id::new(3)).await.unwrap();
     assert_eq!(kind, OutcomeKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_outside_needs_on_unsettled_to_give_up_the_channel() {
+    for gives_up in [false, true] {
+        let broker = Broker::new();
+        let queue = broker.queue("jobs").declare();
+        let connection = broker.connect().unwrap();
+        let jobs = connection.subscribe(&queue, 1).unwrap();
+        queue.publish("slow");
+        queue.fail_settlements(1, SettleFault::Last);
+        let sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+        let sentinel = sentinel.on_unsettled(move |_: SentinelError<_, _>| {
+            if gives_up {
+                connection.drop_now();
+            }
+        });
+        let service = ServiceBuilder::new()
+            .layer(jobs.gate())
+            .timeout(Duration::from_secs(1))
+            .layer(sentinel)
+            .service_fn(|_: Delivery<_>| future::pending::<Result<(), io::Error>>());
+        // All that the consumer hears of, and it comes before the answer is tried.
+        let escalation = |error: &BoxError| {
+            assert!(error.is::<Elapsed>());
+            Escalation::Call
+        };
+        let consumer = Consumer::new(jobs, service)
+            .escalation(escalation)
+            .on_error(AfterError::Continue);
+        let mut consumer = pin!(consumer.into_future());
+        let ended = tokio::time::timeout(HOUR, &mut consumer).await;
+        let counts = queue.counts();
+        match gives_up {
+            // It goes on, and the job is held for as long.
+            false => assert!(ended.is_err() && counts.unacked == 1, "{counts:?}"),
+            true => assert!(
+                matches!(ended, Ok(Err(_))) && counts.ready == 1,
+                "{counts:?}"
+            ),
+        }
+    }
 }
 
 /// Tries three times in all.

@@ -91,6 +91,12 @@ impl Channel {
         self.client.connection_state() == State::Connected
     }
 
+    /// Returns how often the client has connected.
+    pub(super) fn connects(&self) -> u64 {
+        let statistics = self.client.statistics();
+        statistics.connects.load(Ordering::Relaxed)
+    }
+
     /// Sends an answer and waits until the server confirms it.
     pub(super) async fn confirm(
         &self,

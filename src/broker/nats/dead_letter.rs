@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_nats::{HeaderMap, HeaderValue, Subject, header, jetstream::context::PublishErrorKind};
 use tokio::time::timeout;
 
-use super::{DeliveryError, channel::Channel, delivery::Fetched};
+use super::{DeliveryError, channel::Channel, fetched::Fetched};
 use crate::Reason;
 
 /// The longest message of an outcome that is kept, in bytes: headers count against the server's

@@ -5,31 +5,20 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use async_nats::{
-    StatusCode, Subscriber,
-    client::SubscribeError,
-    jetstream::{
-        self, AckKind,
-        consumer::{
-            PullConsumer,
-            pull::{BatchConfig, BatchRequestError},
-        },
-        context::{ConsumerInfoError, ConsumerInfoErrorKind},
-    },
-};
+use async_nats::{Subscriber, jetstream::AckKind};
 use futures_util::{Stream, StreamExt};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::timeout;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, Pull, SubscriptionError, channel::Channel, delivery::Fetched};
-
-/// How often the connection is looked at.
-const TICK: Duration = Duration::from_millis(250);
+use super::{
+    Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
+    requests::Requests,
+};
 
 /// What a pull consumer delivers: a stream of [`Delivery`]s, and a
 /// [`Subscription`](crate::Subscription).
@@ -65,32 +54,12 @@ const TICK: Duration = Duration::from_millis(250);
 #[must_use = "a stream delivers nothing unless it is polled"]
 pub struct Deliveries {
     channel: Arc<Channel>,
-    consumer: Arc<PullConsumer>,
     prefetch: usize,
     idle_heartbeat: Duration,
-    reconnect_limit: Duration,
-    subscriber: Option<Subscriber>,
-    inbox: String,
-    /// What was requested and is not here yet.
-    requested: usize,
+    requests: Requests,
+    liveness: Liveness,
     waiting: VecDeque<Fetched>,
-    step: Option<Pin<Box<dyn Future<Output = Step> + Send>>>,
-    check: Option<Pin<Box<dyn Future<Output = Result<(), ConsumerInfoError>> + Send>>>,
-    tick: Pin<Box<Sleep>>,
-    /// When the server gave its last sign of life.
-    heard: Instant,
-    /// Since when something is requested without a break.
-    asked: Instant,
-    /// How often the client had connected when the inbox was made.
-    connects: u64,
-    /// Whether JetStream is not there; until the next tick nothing is requested.
-    is_refused: bool,
     state: State,
-}
-
-enum Step {
-    Requested(Result<(), BatchRequestError>),
-    Subscribed(Result<Subscriber, SubscribeError>),
 }
 
 enum State {
@@ -105,28 +74,18 @@ enum State {
 
 impl Deliveries {
     pub(super) async fn open(pull: Pull, channel: Arc<Channel>) -> Result<Self, SubscriptionError> {
-        let connects = connects(&channel);
-        let inbox = channel.client.new_inbox();
-        let subscriber = channel.client.subscribe(inbox.clone()).await;
-        let subscriber = subscriber.map_err(|error| SubscriptionError::Subscribe(error.into()))?;
-        let now = Instant::now();
+        let consumer = Arc::new(pull.consumer);
+        let reconnect_limit = pull.reconnect_limit.max(3 * pull.idle_heartbeat);
+        let asked = Arc::clone(&consumer);
+        let requests =
+            Requests::subscribe(Arc::clone(&channel), asked, pull.idle_heartbeat).await?;
         Ok(Self {
             channel,
-            consumer: Arc::new(pull.consumer),
             prefetch: pull.prefetch,
             idle_heartbeat: pull.idle_heartbeat,
-            reconnect_limit: pull.reconnect_limit.max(3 * pull.idle_heartbeat),
-            subscriber: Some(subscriber),
-            inbox,
-            requested: 0,
+            requests,
+            liveness: Liveness::new(consumer, reconnect_limit),
             waiting: VecDeque::new(),
-            step: None,
-            check: None,
-            tick: Box::pin(sleep(TICK)),
-            heard: now,
-            asked: now,
-            connects,
-            is_refused: false,
             state: State::Open,
         })
     }
@@ -149,7 +108,7 @@ impl Deliveries {
             if self.poll_step(cx) | self.poll_check(cx) | self.poll_tick(cx) {
                 continue;
             }
-            if !(may_pull && self.pull()) {
+            if !(may_pull && self.request()) {
                 return;
             }
         }
@@ -157,186 +116,64 @@ impl Deliveries {
 
     /// Takes what the client has received.
     fn receive(&mut self, cx: &mut Context<'_>) {
-        while let Some(subscriber) = &mut self.subscriber {
-            match subscriber.poll_next_unpin(cx) {
-                Poll::Pending => return,
-                Poll::Ready(None) => return self.fail(SubscriptionError::ClientClosed),
-                Poll::Ready(Some(message)) => self.take(message),
-            }
-        }
-    }
-
-    fn take(&mut self, message: async_nats::Message) {
-        let status = message.status.unwrap_or(StatusCode::OK);
-        if status != StatusCode::NO_RESPONDERS {
-            self.heard = Instant::now();
-        }
-        match status {
-            StatusCode::OK => match fetched(message, &self.channel) {
-                Some(fetched) => {
-                    self.requested = self.requested.saturating_sub(1);
-                    self.waiting.push_back(fetched);
+        while let Poll::Ready(received) = self.requests.poll_received(cx) {
+            match received {
+                Ok(received) => {
+                    if received.is_sign_of_life {
+                        self.liveness.hear();
+                    }
+                    self.waiting.extend(received.delivery);
                 }
-                None => tracing::warn!("a message that no consumer delivered was ignored"),
-            },
-            StatusCode::IDLE_HEARTBEAT => {}
-            // JetStream is starting, or is gone.
-            StatusCode::NO_RESPONDERS => {
-                self.requested = 0;
-                self.is_refused = true;
-            }
-            _ => self.take_status(&message),
-        }
-    }
-
-    /// Takes the end of a request: it has expired, or the server does not carry it out.
-    fn take_status(&mut self, message: &async_nats::Message) {
-        let description = message.description.as_deref().unwrap_or_default();
-        if description == "Consumer Deleted" {
-            return self.fail(SubscriptionError::ConsumerDeleted);
-        }
-        // The same request would be refused again.
-        if description.starts_with("Exceeded MaxRequest")
-            || description == "Consumer is push based"
-            || description.starts_with("Bad Request")
-        {
-            let description = description.to_owned();
-            return self.fail(SubscriptionError::Refused { description });
-        }
-        let headers = message.headers.as_ref();
-        let pending = headers.and_then(|headers| headers.get("Nats-Pending-Messages"));
-        match pending.and_then(|pending| pending.as_str().parse::<usize>().ok()) {
-            Some(pending) => self.requested = self.requested.saturating_sub(pending),
-            // The request is not named, so how much of it was left is unknown: begin anew.
-            None => {
-                tracing::warn!(description, "the server does not carry a request out");
-                self.requested = 0;
-                self.is_refused = true;
+                Err(error) => return self.fail(error),
             }
         }
     }
 
     /// Returns whether a step was done.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(step) = &mut self.step else {
-            return false;
-        };
-        let Poll::Ready(step) = step.as_mut().poll(cx) else {
-            return false;
-        };
-        self.step = None;
-        match step {
-            Step::Requested(Ok(())) => {}
-            // The client takes nothing any more; its subscriber will say so.
-            Step::Requested(Err(error)) => {
-                tracing::warn!(%error, "the client does not take a request");
-                self.fail(SubscriptionError::ClientClosed);
-            }
-            Step::Subscribed(Ok(subscriber)) => self.subscriber = Some(subscriber),
-            Step::Subscribed(Err(error)) => {
-                self.fail(SubscriptionError::Subscribe(error.into()));
-            }
-        }
-        true
+        let step = self.requests.poll_step(cx);
+        self.take_result(step)
     }
 
     fn poll_check(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(check) = &mut self.check else {
-            return false;
-        };
-        let Poll::Ready(result) = check.as_mut().poll(cx) else {
-            return false;
-        };
-        self.check = None;
-        match result {
-            Ok(()) => self.heard = Instant::now(),
-            Err(error) => match deleted(&error) {
-                Some(deleted) => self.fail(deleted),
-                None => tracing::debug!(%error, "jetstream does not answer"),
-            },
-        }
-        true
+        let check = self.liveness.poll_check(cx);
+        self.take_result(check)
     }
 
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.tick.as_mut().poll(cx).is_pending() {
-            return false;
+        let tick = self.liveness.poll_tick(cx);
+        let is_alive = matches!(tick, Poll::Ready(Ok(())));
+        if is_alive && self.channel.is_connected() {
+            let patience = 2 * self.idle_heartbeat;
+            let heard = self.liveness.heard();
+            self.requests.renew_if_lost(heard, patience);
+            if self.requests.take_refusal() || heard.elapsed() > patience {
+                self.liveness.check();
+            }
         }
-        let now = Instant::now();
-        self.tick.as_mut().reset(now + TICK);
-        let silence = now - self.heard;
-        if silence > self.reconnect_limit {
-            self.fail(SubscriptionError::Unreachable { silence });
-            return true;
-        }
-        if !self.channel.is_connected() {
-            return true;
-        }
-        let patience = 2 * self.idle_heartbeat;
-        let is_lost = self.requested > 0 && now - self.heard.max(self.asked) > patience;
-        if connects(&self.channel) != self.connects || is_lost {
-            self.begin_anew();
-        }
-        if self.check.is_none() && (silence > patience || self.is_refused) {
-            let consumer = Arc::clone(&self.consumer);
-            self.check = Some(Box::pin(
-                async move { consumer.get_info().await.map(|_| ()) },
-            ));
-        }
-        self.is_refused = false;
-        true
+        self.take_result(tick)
     }
 
-    /// Forgets what was requested and takes another inbox, where no old request can deliver.
-    fn begin_anew(&mut self) {
-        self.connects = connects(&self.channel);
-        self.requested = 0;
-        self.subscriber = None;
-        let client = self.channel.client.clone();
-        let inbox = client.new_inbox();
-        self.inbox.clone_from(&inbox);
-        self.step = Some(Box::pin(async move {
-            Step::Subscribed(client.subscribe(inbox).await)
-        }));
+    /// Returns whether there is a result; an error ends the subscription.
+    fn take_result(&mut self, result: Poll<Result<(), SubscriptionError>>) -> bool {
+        if let Poll::Ready(Err(error)) = result {
+            self.fail(error);
+            return true;
+        }
+        result.is_ready()
     }
 
     /// Requests what there are places for, and returns whether it did.
-    fn pull(&mut self) -> bool {
-        if self.step.is_some() || self.subscriber.is_none() || self.is_refused {
-            return false;
-        }
-        let taken = self.channel.held() + self.waiting.len() + self.requested;
-        let free = self.prefetch.saturating_sub(taken);
-        if free == 0 || (self.requested > 0 && free * 4 < self.prefetch) {
-            return false;
-        }
-        if !self.channel.is_connected() {
-            return false;
-        }
-        if self.requested == 0 {
-            self.asked = Instant::now();
-        }
-        self.requested += free;
-        let consumer = Arc::clone(&self.consumer);
-        let inbox = self.inbox.clone().into();
-        let batch = BatchConfig {
-            batch: free,
-            expires: Some(self.idle_heartbeat.saturating_mul(6)),
-            idle_heartbeat: self.idle_heartbeat,
-            ..BatchConfig::default()
-        };
-        self.step = Some(Box::pin(async move {
-            Step::Requested(consumer.request_batch(batch, inbox).await)
-        }));
-        true
+    fn request(&mut self) -> bool {
+        let taken = self.channel.held() + self.waiting.len();
+        self.requests.request(self.prefetch, taken)
     }
 
     fn fail(&mut self, error: SubscriptionError) {
         // Whoever subscribes anew gets the unanswered again.
         self.channel.give_up();
-        self.subscriber = None;
-        self.step = None;
-        self.check = None;
+        drop(self.requests.close());
+        self.liveness.close();
         self.waiting.clear();
         let is_told = false;
         self.state = State::Failed { error, is_told };
@@ -397,10 +234,9 @@ impl crate::Subscription for Deliveries {
         let this = self.get_mut();
         this.channel.give_up();
         if matches!(this.state, State::Open) {
-            this.step = None;
-            this.check = None;
+            this.liveness.close();
             let channel = Arc::clone(&this.channel);
-            let subscriber = this.subscriber.take();
+            let subscriber = this.requests.close();
             let waiting = std::mem::take(&mut this.waiting);
             this.state = State::Closing(Box::pin(give_back(channel, subscriber, waiting)));
         }
@@ -416,7 +252,7 @@ impl fmt::Debug for Deliveries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Deliveries")
             .field("prefetch", &self.prefetch)
-            .field("requested", &self.requested)
+            .field("requested", &self.requests.requested())
             .field("waiting", &self.waiting.len())
             .field("unanswered", &self.channel.held())
             .finish_non_exhaustive()
@@ -434,7 +270,7 @@ async fn give_back(
             // Ends when all that is on its way has come.
             if subscriber.drain().await.is_ok() {
                 while let Some(message) = subscriber.next().await {
-                    waiting.extend(fetched(message, &channel));
+                    waiting.extend(Fetched::read(message, &channel));
                 }
             }
         }
@@ -450,51 +286,4 @@ async fn give_back(
     if timeout(channel.confirm_timeout, closing).await.is_err() {
         tracing::warn!("what was fetched and not taken comes back after the ack wait only");
     }
-}
-
-/// Reads who delivered a message, and how often; none if no consumer did.
-fn fetched(message: async_nats::Message, channel: &Channel) -> Option<Fetched> {
-    if message
-        .status
-        .is_some_and(|status| status != StatusCode::OK)
-    {
-        return None;
-    }
-    let context = channel.context.clone();
-    let message = jetstream::Message { message, context };
-    let info = message.info().ok()?;
-    let deliveries = u32::try_from(info.delivered).unwrap_or(u32::MAX);
-    let sequence = info.stream_sequence;
-    // A stream that was made anew counts from one again, so the time belongs to the name.
-    let id = format!("{}:{sequence}:{}", info.stream, info.published);
-    let message = message.message;
-    Some(Fetched {
-        reply: message.reply.clone()?,
-        message,
-        id,
-        sequence,
-        deliveries,
-        since: Instant::now(),
-    })
-}
-
-/// Returns why a subscription ends, if the consumer does not exist.
-pub(super) fn deleted(error: &ConsumerInfoError) -> Option<SubscriptionError> {
-    use jetstream::ErrorCode;
-    let code = match error.kind() {
-        ConsumerInfoErrorKind::NotFound => return Some(SubscriptionError::ConsumerDeleted),
-        ConsumerInfoErrorKind::StreamNotFound => return Some(SubscriptionError::StreamDeleted),
-        ConsumerInfoErrorKind::JetStream(error) => error.error_code(),
-        _ => return None,
-    };
-    match code {
-        ErrorCode::CONSUMER_NOT_FOUND => Some(SubscriptionError::ConsumerDeleted),
-        ErrorCode::STREAM_NOT_FOUND => Some(SubscriptionError::StreamDeleted),
-        _ => None,
-    }
-}
-
-fn connects(channel: &Channel) -> u64 {
-    let statistics = channel.client.statistics();
-    statistics.connects.load(Ordering::Relaxed)
 }

@@ -15,7 +15,7 @@ use std::{
 use async_nats::{HeaderMap, HeaderName, Message, Subject, jetstream::AckKind};
 use tokio::time::Instant;
 
-use super::{DeliveryError, channel::Channel, dead_letter};
+use super::{DeliveryError, channel::Channel, dead_letter, fetched::Fetched};
 use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
 // === impl Delivery ===
@@ -92,21 +92,6 @@ impl fmt::Debug for Delivery {
             .field("deliveries", &self.place.fetched.deliveries)
             .finish_non_exhaustive()
     }
-}
-
-// === impl Fetched ===
-
-/// A message that was fetched, and perhaps not yet taken.
-pub(super) struct Fetched {
-    pub(super) message: Message,
-    /// Where it is answered.
-    pub(super) reply: Subject,
-    /// Names the message, wherever it is redelivered.
-    pub(super) id: String,
-    pub(super) sequence: u64,
-    pub(super) deliveries: u32,
-    /// When it was seen first. The server's ack wait began earlier, by the way through the network.
-    pub(super) since: Instant,
 }
 
 // === impl Place ===

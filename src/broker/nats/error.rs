@@ -4,7 +4,10 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use async_nats::{
     client::{RequestError, SubscribeError},
-    jetstream::context::{ConsumerInfoError, GetStreamByNameError, PublishError},
+    jetstream::{
+        ErrorCode,
+        context::{ConsumerInfoError, ConsumerInfoErrorKind, GetStreamByNameError, PublishError},
+    },
 };
 
 /// Why there is no connection.
@@ -92,6 +95,23 @@ pub enum SubscriptionError {
     Info(Arc<ConsumerInfoError>),
     /// The client can't subscribe.
     Subscribe(Arc<SubscribeError>),
+}
+
+impl SubscriptionError {
+    /// Returns what is deleted, if that is why the consumer does not tell its state.
+    pub(super) fn deleted(error: &ConsumerInfoError) -> Option<Self> {
+        let code = match error.kind() {
+            ConsumerInfoErrorKind::NotFound => return Some(Self::ConsumerDeleted),
+            ConsumerInfoErrorKind::StreamNotFound => return Some(Self::StreamDeleted),
+            ConsumerInfoErrorKind::JetStream(error) => error.error_code(),
+            _ => return None,
+        };
+        match code {
+            ErrorCode::CONSUMER_NOT_FOUND => Some(Self::ConsumerDeleted),
+            ErrorCode::STREAM_NOT_FOUND => Some(Self::StreamDeleted),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for SubscriptionError {

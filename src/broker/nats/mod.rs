@@ -101,7 +101,10 @@ mod dead_letter;
 mod deliveries;
 mod delivery;
 mod error;
+mod fetched;
+mod liveness;
 mod pull;
+mod requests;
 
 pub use ::async_nats;
 

@@ -134,7 +134,7 @@ impl Pull {
     pub async fn subscribe(self) -> Result<Deliveries, SubscriptionError> {
         let info = self.consumer.get_info().await;
         let info = info.map_err(|error| {
-            super::deliveries::deleted(&error).unwrap_or(SubscriptionError::Info(error.into()))
+            SubscriptionError::deleted(&error).unwrap_or(SubscriptionError::Info(error.into()))
         })?;
         if !matches!(info.config.ack_policy, AckPolicy::Explicit) {
             return Err(SubscriptionError::NotExplicit);

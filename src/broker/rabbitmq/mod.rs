@@ -55,7 +55,8 @@
 //! channel is to be given up. lapin's own recovery of connections is off in what
 //! [`connect`] returns. Where it is [turned on](connect_with), tags stay safe, as lapin makes the
 //! ackers of the old connection unusable; but a stream may go on as if nothing had happened, since
-//! lapin can drop the error with what it had received.
+//! lapin can drop the error with what it had received, and with 4.12.3 a connection that breaks while a
+//! channel is being opened may hang for good.
 //!
 //! # Counts
 //!

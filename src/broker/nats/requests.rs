@@ -1,0 +1,237 @@
+//! [`Requests`]: what is asked of a pull consumer, and what comes of it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use async_nats::{
+    Message, StatusCode, Subscriber,
+    client::SubscribeError,
+    jetstream::consumer::{
+        PullConsumer,
+        pull::{BatchConfig, BatchRequestError},
+    },
+};
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use super::{SubscriptionError, channel::Channel, fetched::Fetched};
+
+/// The requests of one subscription, and the inbox that they are answered at.
+pub(super) struct Requests {
+    channel: Arc<Channel>,
+    consumer: Arc<PullConsumer>,
+    idle_heartbeat: Duration,
+    subscriber: Option<Subscriber>,
+    inbox: String,
+    /// What was requested and is not here yet.
+    requested: usize,
+    step: Option<Pin<Box<dyn Future<Output = Step> + Send>>>,
+    /// Since when something is requested without a break.
+    asked: Instant,
+    /// How often the client had connected when the inbox was made.
+    connects: u64,
+    /// Whether JetStream is not there; until the next tick nothing is requested.
+    is_refused: bool,
+}
+
+enum Step {
+    Requested(Result<(), BatchRequestError>),
+    Subscribed(Result<Subscriber, SubscribeError>),
+}
+
+/// What came to the inbox.
+pub(super) struct Received {
+    pub(super) delivery: Option<Fetched>,
+    /// Whether JetStream sent it; else nobody takes requests, as it is starting or gone.
+    pub(super) is_sign_of_life: bool,
+}
+
+impl Requests {
+    /// Subscribes to an inbox; nothing is requested yet.
+    pub(super) async fn subscribe(
+        channel: Arc<Channel>,
+        consumer: Arc<PullConsumer>,
+        idle_heartbeat: Duration,
+    ) -> Result<Self, SubscriptionError> {
+        let connects = channel.connects();
+        let inbox = channel.client.new_inbox();
+        let subscriber = channel.client.subscribe(inbox.clone()).await;
+        let subscriber = subscriber.map_err(|error| SubscriptionError::Subscribe(error.into()))?;
+        Ok(Self {
+            channel,
+            consumer,
+            idle_heartbeat,
+            subscriber: Some(subscriber),
+            inbox,
+            requested: 0,
+            step: None,
+            asked: Instant::now(),
+            connects,
+            is_refused: false,
+        })
+    }
+
+    /// Returns how many deliveries were requested and are not here yet.
+    pub(super) fn requested(&self) -> usize {
+        self.requested
+    }
+
+    /// Takes what the client has received.
+    pub(super) fn poll_received(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Received, SubscriptionError>> {
+        let Some(subscriber) = &mut self.subscriber else {
+            return Poll::Pending;
+        };
+        let message = ready!(subscriber.poll_next_unpin(cx));
+        let message = message.ok_or(SubscriptionError::ClientClosed);
+        Poll::Ready(message.and_then(|message| self.take(message)))
+    }
+
+    fn take(&mut self, message: Message) -> Result<Received, SubscriptionError> {
+        let mut received = Received {
+            delivery: None,
+            is_sign_of_life: true,
+        };
+        match message.status.unwrap_or(StatusCode::OK) {
+            StatusCode::OK => {
+                received.delivery = Fetched::read(message, &self.channel);
+                match received.delivery {
+                    Some(_) => self.requested = self.requested.saturating_sub(1),
+                    None => tracing::warn!("a message that no consumer delivered was ignored"),
+                }
+            }
+            StatusCode::IDLE_HEARTBEAT => {}
+            StatusCode::NO_RESPONDERS => {
+                self.requested = 0;
+                self.is_refused = true;
+                received.is_sign_of_life = false;
+            }
+            _ => self.take_status(&message)?,
+        }
+        Ok(received)
+    }
+
+    /// Takes the end of a request: it has expired, or the server does not carry it out.
+    fn take_status(&mut self, message: &Message) -> Result<(), SubscriptionError> {
+        let description = message.description.as_deref().unwrap_or_default();
+        if description == "Consumer Deleted" {
+            return Err(SubscriptionError::ConsumerDeleted);
+        }
+        // The same request would be refused again.
+        if description.starts_with("Exceeded MaxRequest")
+            || description == "Consumer is push based"
+            || description.starts_with("Bad Request")
+        {
+            let description = description.to_owned();
+            return Err(SubscriptionError::Refused { description });
+        }
+        let headers = message.headers.as_ref();
+        let pending = headers.and_then(|headers| headers.get("Nats-Pending-Messages"));
+        match pending.and_then(|pending| pending.as_str().parse::<usize>().ok()) {
+            Some(pending) => self.requested = self.requested.saturating_sub(pending),
+            // The request is not named, so how much of it was left is unknown: begin anew.
+            None => {
+                tracing::warn!(description, "the server does not carry a request out");
+                self.requested = 0;
+                self.is_refused = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the client has taken a request, or has subscribed anew.
+    pub(super) fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SubscriptionError>> {
+        let Some(step) = &mut self.step else {
+            return Poll::Pending;
+        };
+        let step = ready!(step.as_mut().poll(cx));
+        self.step = None;
+        match step {
+            Step::Requested(Ok(())) => {}
+            // The client takes nothing any more; its subscriber will say so.
+            Step::Requested(Err(error)) => {
+                tracing::warn!(%error, "the client does not take a request");
+                return Poll::Ready(Err(SubscriptionError::ClientClosed));
+            }
+            Step::Subscribed(Ok(subscriber)) => self.subscriber = Some(subscriber),
+            Step::Subscribed(Err(error)) => {
+                return Poll::Ready(Err(SubscriptionError::Subscribe(error.into())));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Begins anew if what was requested is lost: the client has connected anew, or `patience` has
+    /// passed since the request and since the server was `heard`.
+    pub(super) fn renew_if_lost(&mut self, heard: Instant, patience: Duration) {
+        let is_lost = self.requested > 0 && heard.max(self.asked).elapsed() > patience;
+        if self.channel.connects() != self.connects || is_lost {
+            self.begin_anew();
+        }
+    }
+
+    /// Returns whether JetStream was not there since this was called last; now it may be asked again.
+    pub(super) fn take_refusal(&mut self) -> bool {
+        std::mem::take(&mut self.is_refused)
+    }
+
+    /// Forgets what was requested and takes another inbox, where no old request can deliver.
+    fn begin_anew(&mut self) {
+        self.connects = self.channel.connects();
+        self.requested = 0;
+        self.subscriber = None;
+        let client = self.channel.client.clone();
+        let inbox = client.new_inbox();
+        self.inbox.clone_from(&inbox);
+        self.step = Some(Box::pin(async move {
+            Step::Subscribed(client.subscribe(inbox).await)
+        }));
+    }
+
+    /// Requests what there are places for, and returns whether it did; `taken` of the `prefetch` are
+    /// here already.
+    pub(super) fn request(&mut self, prefetch: usize, taken: usize) -> bool {
+        if self.step.is_some() || self.subscriber.is_none() || self.is_refused {
+            return false;
+        }
+        let free = prefetch.saturating_sub(taken + self.requested);
+        if free == 0 || (self.requested > 0 && free * 4 < prefetch) {
+            return false;
+        }
+        if !self.channel.is_connected() {
+            return false;
+        }
+        if self.requested == 0 {
+            self.asked = Instant::now();
+        }
+        self.requested += free;
+        let consumer = Arc::clone(&self.consumer);
+        let inbox = self.inbox.clone().into();
+        let batch = BatchConfig {
+            batch: free,
+            expires: Some(self.idle_heartbeat.saturating_mul(6)),
+            idle_heartbeat: self.idle_heartbeat,
+            ..BatchConfig::default()
+        };
+        self.step = Some(Box::pin(async move {
+            Step::Requested(consumer.request_batch(batch, inbox).await)
+        }));
+        true
+    }
+
+    /// Requests nothing from now on, and returns what may still bring what was requested.
+    pub(super) fn close(&mut self) -> Option<Subscriber> {
+        self.step = None;
+        self.subscriber.take()
+    }
+}
