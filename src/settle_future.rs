@@ -63,12 +63,35 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
     }
 
     /// Begins to settle in `span`.
-    pub(crate) fn settling(span: Span, stopwatch: Stopwatch, settling: Settling<Tag, F>) -> Self {
+    ///
+    /// What this is made of is put in its place at once: it is large, and made for every job.
+    pub(crate) fn settling(
+        span: Span,
+        stopwatch: Stopwatch,
+        (tag, settled, message): (Tag, Settled, Option<String>),
+        patience: Patience,
+    ) -> Self
+    where
+        Tag: Settle<Future = F>,
+    {
+        let kept = match patience.retries {
+            0 => None,
+            _ => message.clone(),
+        };
+        let reason = settled.reason(message);
+        let future = span.in_scope(|| tag.settle(settled.verdict, reason));
         Self {
             state: State::Settling {
                 span,
                 stopwatch,
-                settling,
+                settling: Settling {
+                    step: Step::Trying { future },
+                    timer: None,
+                    tries: 1,
+                    patience,
+                    settled,
+                    message: kept,
+                },
             },
         }
     }
@@ -146,27 +169,6 @@ pin_project! {
 }
 
 impl<Tag: Settle> Settling<Tag, Tag::Future> {
-    pub(crate) fn begin(
-        tag: Tag,
-        settled: Settled,
-        message: Option<String>,
-        patience: Patience,
-    ) -> Self {
-        let kept = match patience.retries {
-            0 => None,
-            _ => message.clone(),
-        };
-        let future = tag.settle(settled.verdict, settled.reason(message));
-        Self {
-            step: Step::Trying { future },
-            timer: None,
-            tries: 1,
-            patience,
-            settled,
-            message: kept,
-        }
-    }
-
     fn poll(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -17,7 +17,7 @@ use crate::{
     backoff::Delays,
     instruments::{Labels, SettleInstruments},
     panic::{catch, drop_quietly},
-    settle_future::{Patience, Settling},
+    settle_future::Patience,
     telemetry::settle_span,
 };
 
@@ -269,9 +269,12 @@ where
         };
         let stopwatch = self.instruments.begin();
         let span = settle_span(&tag, verdict);
-        let begin = || Settling::begin(tag, settled, reason.message, self.patience);
-        let settling = span.in_scope(begin);
-        SettleFuture::settling(span, stopwatch, settling)
+        SettleFuture::settling(
+            span,
+            stopwatch,
+            (tag, settled, reason.message),
+            self.patience,
+        )
     }
 }
 
