@@ -234,25 +234,23 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     }
 }
 
-impl<F, M, C, Fut, B, S, X> IntoFuture for ReconnectingConsumer<F, M, C>
-where
-    F: FnMut() -> Fut + Send + 'static,
-    Fut: Future<Output = Result<B, X>> + Send + 'static,
-    M: FnMut(CancellationToken) -> S + Send + 'static,
-    X: fmt::Display + Send + 'static,
-    B: Subscription + Send + 'static,
-    B::Job: Send,
-    B::Error: fmt::Display + Send + 'static,
-    S: Service<B::Job> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: fmt::Display + Send + 'static,
-    C: Classify<S::Error> + Send + 'static,
-{
-    type Output = Result<Summary, ConsumerError<B::Error, S::Error, X>>;
-    type IntoFuture = Consuming<B::Error, S::Error, X>;
-
-    fn into_future(self) -> Self::IntoFuture {
+impl<F, M, C> ReconnectingConsumer<F, M, C> {
+    /// Returns the future that `.await` would poll; see [`Consumer::run`](crate::Consumer::run).
+    pub fn run<Fut, B, S, X>(self) -> Consuming<B::Error, S::Error, X>
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<B, X>> + Send + 'static,
+        M: FnMut(CancellationToken) -> S + Send + 'static,
+        X: fmt::Display + Send + 'static,
+        B: Subscription + Send + 'static,
+        B::Job: Send,
+        B::Error: fmt::Display + Send + 'static,
+        S: Service<B::Job> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Response: Send + 'static,
+        S::Error: fmt::Display + Send + 'static,
+        C: Classify<S::Error> + Send + 'static,
+    {
         let signals = self.signals;
         let mut sessions = Sessions {
             connect: self.connect,
@@ -298,6 +296,29 @@ where
                 }
             }
         })
+    }
+}
+
+impl<F, M, C, Fut, B, S, X> IntoFuture for ReconnectingConsumer<F, M, C>
+where
+    F: FnMut() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<B, X>> + Send + 'static,
+    M: FnMut(CancellationToken) -> S + Send + 'static,
+    X: fmt::Display + Send + 'static,
+    B: Subscription + Send + 'static,
+    B::Job: Send,
+    B::Error: fmt::Display + Send + 'static,
+    S: Service<B::Job> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: fmt::Display + Send + 'static,
+    C: Classify<S::Error> + Send + 'static,
+{
+    type Output = Result<Summary, ConsumerError<B::Error, S::Error, X>>;
+    type IntoFuture = Consuming<B::Error, S::Error, X>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        self.run()
     }
 }
 

@@ -201,7 +201,8 @@ async fn a_wrong_configuration_is_not_tried_again() {
     channel.refuse(Refusal::Unsupported);
     let broker = Broker::new([Try::Channel(channel.clone())]);
     let connect = broker.clone();
-    let error = ends(Consumer::reconnecting(move || connect.connect(), service)).await;
+    let consumer = Consumer::reconnecting(move || connect.connect(), service);
+    let error = ends(consumer.run()).await;
     let error = error.unwrap_err();
     assert!(matches!(error.cause(), EndCause::Misconfigured(_)));
     assert_eq!((broker.asked().len(), channel.closed()), (1, 1));
