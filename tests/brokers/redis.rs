@@ -1,5 +1,6 @@
 //! Redis Streams, on a private server for each test.
 
+mod acks;
 mod conforming;
 mod kills;
 mod proxy;
@@ -361,7 +362,7 @@ async fn a_second_settlement_is_refused_locally() {
     assert_eq!(delayed(&mut inspect), 0);
 }
 
-/// Returns how many commands were sent that settle: each is one script beside the reader's.
+/// Returns how many commands were sent that ack: each is one script beside the reader's.
 fn calls(connection: &mut Connection) -> u64 {
     let info: String = cmd("INFO").arg("commandstats").query(connection).unwrap();
     let acks = info.lines().find_map(|line| {
