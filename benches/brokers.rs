@@ -5,7 +5,8 @@
 //! the ratios of their throughputs, and of the 99th percentiles of the time from a message's
 //! arrival to its settlement: medians over pairs of rounds that ran right after each other, since a
 //! machine's speed drifts more than these differ. A broker that can't be reached is left out; the
-//! addresses are those of the examples: `AMQP_ADDR`, `NATS_ADDR`, `REDIS_ADDR`.
+//! addresses are those of the examples: `AMQP_ADDR`, `NATS_ADDR`, `REDIS_ADDR`. Names of brokers on the
+//! command line choose among them: `-- redis`.
 
 use std::{
     env,
@@ -226,6 +227,9 @@ struct Size {
 }
 
 async fn compare<B: Broker>(size: Size) -> Result<(), BoxError> {
+    if !is_wanted(B::NAME) {
+        return Ok(());
+    }
     let (variable, default) = B::ADDRESS;
     let address = env::var(variable).unwrap_or_else(|_| default.to_owned());
     let name = format!("tower-sentinel-bench-{}", process::id());
@@ -313,4 +317,13 @@ async fn main() -> Result<(), BoxError> {
     compare::<rabbitmq::Rabbitmq>(size).await?;
     compare::<nats::Nats>(size).await?;
     compare::<redis::Redis>(size).await
+}
+
+/// Returns whether `broker` is among the names on the command line, or there are none.
+fn is_wanted(broker: &str) -> bool {
+    let mut names = env::args()
+        .skip(1)
+        .filter(|name| !name.starts_with('-'))
+        .peekable();
+    names.peek().is_none() || names.any(|name| name == broker)
 }

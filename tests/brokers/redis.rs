@@ -1,5 +1,6 @@
 //! Redis Streams, on a private server for each test.
 
+mod acks;
 mod conforming;
 mod kills;
 mod proxy;
@@ -361,7 +362,7 @@ async fn a_second_settlement_is_refused_locally() {
     assert_eq!(delayed(&mut inspect), 0);
 }
 
-/// Returns how many commands were sent that settle: each is one script beside the reader's.
+/// Returns how many commands were sent that ack: each is one script beside the reader's.
 fn calls(connection: &mut Connection) -> u64 {
     let info: String = cmd("INFO").arg("commandstats").query(connection).unwrap();
     let acks = info.lines().find_map(|line| {
@@ -532,8 +533,17 @@ async fn a_lease_that_was_lost_is_told_and_settles_nothing() {
     assert_eq!(dead(&mut inspect).len(), 0);
 }
 
+/// Gives the entry to another consumer. Its count stays, so that the owner alone tells.
 fn steal(connection: &mut Connection, id: &str) {
-    let () = connection.xclaim(STREAM, GROUP, "thief", 0, &[id]).unwrap();
+    let _: Value = cmd("XCLAIM")
+        .arg(STREAM)
+        .arg(GROUP)
+        .arg("thief")
+        .arg(0)
+        .arg(id)
+        .arg("JUSTID")
+        .query(connection)
+        .unwrap();
 }
 
 #[tokio::test]

@@ -2,17 +2,21 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use ::redis::{
-    ErrorKind, RedisError, ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
+    ErrorKind, FromRedisValue, ParsingError, RedisError, ScriptInvocation, ServerErrorKind, Value,
+    aio::MultiplexedConnection,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{DeliveryError, scripts};
+use super::{DeliveryError, acks::Acks, scripts};
 use crate::{Lease, Reason, Verdict};
 
 /// The keys of a group, all in the hash slot of its stream.
@@ -30,6 +34,7 @@ pub(super) struct Channel {
     pub(super) group: String,
     pub(super) consumer: String,
     pub(super) delete_settled: bool,
+    pub(super) acks: Acks,
     /// One permit for each delivery that may still be read. Only the reader takes permits.
     pub(super) free: Semaphore,
     /// Cancelled when a connection of the subscription is lost.
@@ -45,7 +50,7 @@ pub(super) struct DeliveryId {
 }
 
 /// Whether a script found the entry as it should be.
-enum Reply {
+pub(super) enum Reply {
     Settled,
     Lost,
     Gone,
@@ -64,7 +69,7 @@ impl Channel {
 
     /// Carries `verdict` out and frees the delivery's place.
     pub(super) async fn settle(
-        &self,
+        self: &Arc<Self>,
         id: &DeliveryId,
         verdict: Verdict,
         reason: Reason,
@@ -75,7 +80,10 @@ impl Channel {
         };
         let done = match verdict {
             // Nothing is sent, so the connection doesn't matter.
-            Verdict::Abandon => Ok(Reply::Settled),
+            Verdict::Abandon => {
+                self.free.add_permits(1);
+                Ok(Reply::Settled)
+            }
             _ if self.is_stale() => return Err(last(DeliveryError::Stale)),
             Verdict::Ack => self.ack(id).await,
             Verdict::Retry { after } => {
@@ -89,20 +97,18 @@ impl Channel {
             }
             Verdict::Reject => self.reject(id, reason).await,
         };
-        let error = match done {
-            Ok(Reply::Settled) => None,
-            Ok(Reply::Lost) => Some(DeliveryError::Lost),
-            Ok(Reply::Gone) => Some(DeliveryError::Gone),
+        match done {
+            Ok(Reply::Settled) => Ok(()),
+            Ok(Reply::Lost) => Err(last(DeliveryError::Lost)),
+            Ok(Reply::Gone) => Err(last(DeliveryError::Gone)),
             Err(error) => {
                 let may_repeat = is_refused_whole(&error);
-                return Err(Failed {
+                Err(Failed {
                     error: DeliveryError::Command(error),
                     may_repeat,
-                });
+                })
             }
-        };
-        self.free.add_permits(1);
-        error.map_or(Ok(()), |error| Err(last(error)))
+        }
     }
 
     pub(super) async fn keep_alive(&self, id: &DeliveryId) -> Result<Lease, DeliveryError> {
@@ -110,17 +116,12 @@ impl Channel {
             return Err(DeliveryError::Stale);
         }
         let mut script = scripts::KEEP_ALIVE.prepare_invoke();
-        match self.run(&mut script, id).await {
+        self.owned(&mut script, id);
+        match self.invoke(&script).await {
             Ok(Reply::Settled) => Ok(Lease::Held),
             Ok(Reply::Lost | Reply::Gone) => Ok(Lease::Lost),
             Err(error) => Err(DeliveryError::Command(error)),
         }
-    }
-
-    async fn ack(&self, id: &DeliveryId) -> Result<Reply, RedisError> {
-        let mut script = scripts::ACK.prepare_invoke();
-        self.owned(&mut script, id).arg(self.delete_settled);
-        self.invoke(&script).await
     }
 
     /// Lets the entry wait, out of the pending list, until it is due.
@@ -132,10 +133,14 @@ impl Channel {
     ) -> Result<Reply, RedisError> {
         let mut script = scripts::PARK.prepare_invoke();
         self.owned(&mut script, id).arg(count).arg(millis(delay));
-        self.invoke(&script).await
+        self.answer(&script).await
     }
 
-    async fn reject(&self, id: &DeliveryId, reason: Reason) -> Result<Reply, RedisError> {
+    async fn reject(
+        self: &Arc<Self>,
+        id: &DeliveryId,
+        reason: Reason,
+    ) -> Result<Reply, RedisError> {
         if self.keys.dead.is_none() {
             return self.ack(id).await;
         }
@@ -146,16 +151,14 @@ impl Channel {
         if let Some(message) = reason.message {
             script.arg(message);
         }
-        self.invoke(&script).await
+        self.answer(&script).await
     }
 
-    async fn run(
-        &self,
-        script: &mut ScriptInvocation<'_>,
-        id: &DeliveryId,
-    ) -> Result<Reply, RedisError> {
-        self.owned(script, id);
-        self.invoke(script).await
+    /// Runs a script that answers for a delivery, and frees its place.
+    async fn answer(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
+        let reply = self.invoke(script).await?;
+        self.free.add_permits(1);
+        Ok(reply)
     }
 
     /// Adds what `owned.lua` reads.
@@ -175,19 +178,26 @@ impl Channel {
             .arg(id.count)
     }
 
-    async fn invoke(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
-        let reply: Result<String, _> = script.invoke_async(&mut self.connection.clone()).await;
-        match reply.as_deref() {
-            Ok("settled") => Ok(Reply::Settled),
-            Ok("gone") => Ok(Reply::Gone),
-            Ok(_) => Ok(Reply::Lost),
-            Err(error) => {
-                if error.is_unrecoverable_error() {
-                    self.lost.cancel();
-                }
-                Err(error.clone())
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, RedisError> {
+        let reply = script.invoke_async(&mut self.connection.clone()).await;
+        reply.inspect_err(|error: &RedisError| {
+            if error.is_unrecoverable_error() {
+                self.lost.cancel();
             }
-        }
+        })
+    }
+}
+
+impl FromRedisValue for Reply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        Ok(match &*String::from_redis_value(value)? {
+            "settled" => Reply::Settled,
+            "gone" => Reply::Gone,
+            _ => Reply::Lost,
+        })
     }
 }
 

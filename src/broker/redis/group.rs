@@ -15,6 +15,7 @@ use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     ConnectError, Deliveries,
+    acks::Acks,
     channel::{Channel, Keys},
     reader::{Reader, Timing},
 };
@@ -272,6 +273,7 @@ impl ConsumerGroup {
             consumer: format!("{}-{:016x}", self.consumer, fastrand::u64(..)),
             delete_settled: self.delete_settled,
             free: Semaphore::new(self.prefetch),
+            acks: Acks::new(),
             lost,
             closed: AtomicBool::new(false),
         });

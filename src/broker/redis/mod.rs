@@ -45,6 +45,11 @@
 //! with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is all the
 //! same who has the entry now: another consumer, or this one once more.
 //!
+//! Acks that come at the same time share a script, up to 64 of them, and each is answered for itself.
+//! None waits for another to come: what is shared is what is ready at once. A settlement that fails
+//! for all, as when the connection is lost, tells each. An ack that was begun goes out, and frees its
+//! place, even if its future is dropped.
+//!
 //! # Parked entries
 //!
 //! A parked entry is acked in the group, and its id and count wait in a sorted set until it is due.
@@ -103,6 +108,7 @@
 //! entry when *all* groups have acked it; Redis 8.8 has `XNACK`, a native `Release` (SILENT) and
 //! `Retry` (FAIL) without a delay. Neither is used.
 
+mod acks;
 mod channel;
 mod deliveries;
 mod delivery;

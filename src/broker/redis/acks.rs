@@ -1,0 +1,147 @@
+//! [`Acks`]: those that come at the same time go to the server together.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ::redis::RedisError;
+use tokio::{
+    runtime::Handle,
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    task::yield_now,
+};
+
+use super::{
+    channel::{Channel, DeliveryId, Reply},
+    scripts,
+};
+
+/// How many acks a batch has at most: a script keeps all other clients of the server waiting.
+const LIMIT: usize = 64;
+
+/// Collects the acks of a channel into batches.
+///
+/// A batch is open until all that is ready to run has had its turn, without a timer, and then is one
+/// call of a script. So a lone ack goes alone and at once, while those of a busy worker share the
+/// call, its round trip and the wake-ups. No batch waits for the answer to another.
+///
+/// A batch is sent by a task of its own, so an ack whose future is dropped goes out all the same, and
+/// takes nothing from the others. Should that task end early, since its runtime does, the open end
+/// of the batch closes, and each ack in it is answered with an error.
+pub(super) struct Acks {
+    /// The batch that can still be joined, if it isn't closed.
+    open: Mutex<mpsc::Sender<Ack>>,
+    /// Where the connection is driven, which may not be where jobs run.
+    runtime: Handle,
+}
+
+struct Ack {
+    id: DeliveryId,
+    answer: oneshot::Sender<Result<Reply, RedisError>>,
+}
+
+impl Acks {
+    /// Creates it without an open batch.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    pub(super) fn new() -> Self {
+        let (closed, _) = mpsc::channel(1);
+        Self {
+            open: Mutex::new(closed),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Adds `ack` to the open batch. If there is none, or it is full, opens one and returns it.
+    fn add(&self, ack: Ack) -> Option<mpsc::Receiver<Ack>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err(TrySendError::Full(ack) | TrySendError::Closed(ack)) = open.try_send(ack) else {
+            return None;
+        };
+        let (sender, batch) = mpsc::channel(LIMIT);
+        // It is empty and its other end is here, so this can't fail.
+        drop(sender.try_send(ack));
+        *open = sender;
+        Some(batch)
+    }
+}
+
+impl Channel {
+    /// Acks the delivery and frees its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
+    pub(super) async fn ack(self: &Arc<Self>, id: &DeliveryId) -> Result<Reply, RedisError> {
+        let (answer, answered) = oneshot::channel();
+        let id = id.clone();
+        if let Some(batch) = self.acks.add(Ack { id, answer }) {
+            let sending = Arc::clone(self).send(batch);
+            self.acks.runtime.spawn(sending);
+        }
+        answered
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
+    }
+
+    /// Closes the batch and sends it.
+    async fn send(self: Arc<Self>, mut batch: mpsc::Receiver<Ack>) {
+        // Comes back after all that can run now.
+        yield_now().await;
+        batch.close();
+        let mut acks = Vec::with_capacity(batch.len());
+        while batch.recv_many(&mut acks, LIMIT).await > 0 {}
+        acks.sort_unstable_by(|a, b| order(&a.id.entry).cmp(&order(&b.id.entry)));
+
+        let mut script = scripts::ACK.prepare_invoke();
+        script
+            .key(&self.keys.stream)
+            .arg(&self.consumer)
+            .arg(self.delete_settled)
+            .arg(&self.group);
+        for ack in &acks {
+            script.arg(&ack.id.entry);
+        }
+        for ack in &acks {
+            script.arg(ack.id.count);
+        }
+        let lost: Result<Vec<usize>, _> = self.invoke(&script).await;
+        if lost.is_ok() {
+            // At once, so that the reader asks for all of them at once.
+            self.free.add_permits(acks.len());
+        }
+        for (position, ack) in (1..).zip(acks) {
+            let reply = match &lost {
+                Ok(lost) if lost.contains(&position) => Ok(Reply::Lost),
+                Ok(_) => Ok(Reply::Settled),
+                Err(error) => Err(error.clone()),
+            };
+            // Whoever has stopped waiting has told that it doesn't know.
+            drop(ack.answer.send(reply));
+        }
+    }
+}
+
+/// By this ids are in the order that they have in the stream. They are two decimal numbers without
+/// leading zeros, of which the longer is the larger.
+fn order(id: &str) -> (usize, &str, usize, &str) {
+    let (time, sequence) = id.split_once('-').unwrap_or((id, ""));
+    (time.len(), time, sequence.len(), sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn ids_are_ordered_as_in_the_stream() {
+        let ids = ["9-1", "10-2", "10-10", "11-0", "1526919030474-55"];
+        assert!(ids.is_sorted_by_key(|id| order(id)));
+    }
+}

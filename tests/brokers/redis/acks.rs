@@ -1,0 +1,210 @@
+//! Acks that go to the server together.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::{FutureExt, future::join_all};
+use tokio::{runtime::Builder, time::timeout};
+use tower_sentinel::{
+    Job, Settle, Unsettled, Verdict,
+    broker::redis::{
+        ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag,
+        redis::{Commands, Connection, Value, cmd},
+    },
+};
+
+use super::{
+    GROUP, STREAM, add, calls, close, group, next, pending, proxy::Proxy, reason, server::Server,
+    steal,
+};
+
+type Answer = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
+
+/// Delivers `count` new entries, all that the group may have.
+async fn deliver(
+    server: &Server,
+    group: ConsumerGroup,
+    url: String,
+    count: usize,
+) -> (Deliveries, Vec<Delivery>) {
+    let mut inspect = server.inspect();
+    for n in 0..count {
+        add(&mut inspect, &n.to_string());
+    }
+    let mut deliveries = group.prefetch(count).connect(url).await.unwrap();
+    let mut held = Vec::new();
+    while held.len() < count {
+        held.push(next(&mut deliveries).await);
+    }
+    (deliveries, held)
+}
+
+/// Acks all of them at the same time.
+async fn ack_all<'a>(held: impl IntoIterator<Item = &'a Delivery>) -> Vec<Answer> {
+    let acks = held
+        .into_iter()
+        .map(|delivery| delivery.tag().settle(Verdict::Ack, reason()));
+    let answers = timeout(Duration::from_secs(10), join_all(acks)).await;
+    answers.expect("an ack is not answered")
+}
+
+/// Counts the delivery once more, though the same consumer keeps it.
+fn deliver_again(connection: &mut Connection, consumer: &str, id: &str) {
+    let () = connection
+        .xclaim(STREAM, GROUP, consumer, 0, &[id])
+        .unwrap();
+}
+
+fn lengths(connection: &mut Connection) -> (usize, usize) {
+    (pending(connection), connection.xlen(STREAM).unwrap())
+}
+
+#[tokio::test]
+async fn acks_that_come_together_are_one_command_and_are_each_answered() {
+    for (group, left) in [(group(), 19), (group().delete_settled(), 2)] {
+        let server = Server::start();
+        let mut inspect = server.inspect();
+        let (deliveries, held) = deliver(&server, group, server.url(), 20).await;
+        let ids: Vec<_> = held.iter().map(Delivery::id).collect();
+        steal(&mut inspect, ids[3]);
+        deliver_again(&mut inspect, deliveries.consumer(), ids[7]);
+        let () = inspect.xdel(STREAM, &[ids[11]]).unwrap();
+
+        let answers = ack_all(held.iter().rev()).await;
+        for (n, answer) in answers.into_iter().rev().enumerate() {
+            match answer {
+                Ok(()) => assert!(![3, 7].contains(&n), "{n} is not ours"),
+                Err(Unsettled { tag, error, .. }) => {
+                    assert!([3, 7].contains(&n), "{n}: {error}");
+                    assert!(matches!(error, DeliveryError::Lost), "{n}: {error}");
+                    assert!(tag.is_none());
+                }
+            }
+        }
+        assert_eq!(calls(&mut inspect), 1);
+        assert_eq!(lengths(&mut inspect), (2, left));
+    }
+}
+
+#[tokio::test]
+async fn acks_of_entries_that_stand_far_apart_are_each_answered() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let (_deliveries, mut held) = deliver(&server, group(), server.url(), 40).await;
+    steal(&mut inspect, held[20].id());
+    let apart = [0, 20, 30, 39];
+    let answers = ack_all(apart.map(|n| &held[n])).await;
+    let settled: Vec<_> = answers.iter().map(Result::is_ok).collect();
+    assert_eq!(settled, [true, false, true, true]);
+    assert_eq!(calls(&mut inspect), 1);
+    assert_eq!(pending(&mut inspect), 37);
+
+    for n in apart.into_iter().rev() {
+        held.remove(n);
+    }
+    assert!(ack_all(&held).await.iter().all(Result::is_ok));
+    assert_eq!(pending(&mut inspect), 1);
+}
+
+#[tokio::test]
+async fn a_command_has_a_bounded_number_of_acks() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let (_deliveries, held) = deliver(&server, group(), server.url(), 150).await;
+    assert!(ack_all(&held).await.iter().all(Result::is_ok));
+    assert_eq!(pending(&mut inspect), 0);
+    assert_eq!(calls(&mut inspect), 3);
+}
+
+#[tokio::test]
+async fn an_ack_that_is_dropped_takes_nothing_from_the_others() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let (mut deliveries, held) = deliver(&server, group(), server.url(), 5).await;
+    let settle = |delivery: &Delivery| delivery.tag().settle(Verdict::Ack, reason());
+    let mut acks: Vec<_> = held.iter().map(settle).collect();
+    for ack in &mut acks {
+        assert!(Pin::new(ack).now_or_never().is_none());
+    }
+    // The one that came first, and one that joined it.
+    drop(acks.remove(3));
+    drop(acks.remove(0));
+    let answers = timeout(Duration::from_secs(10), join_all(acks)).await;
+    assert!(answers.unwrap().iter().all(Result::is_ok));
+    assert_eq!(pending(&mut inspect), 0);
+    // Those two gave their places up too.
+    for n in 0..5 {
+        add(&mut inspect, &n.to_string());
+    }
+    let mut held = Vec::new();
+    while held.len() < 5 {
+        held.push(next(&mut deliveries).await);
+    }
+    assert!(ack_all(&held).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_answers_for_all_acks_under_way() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let group = group().min_idle(Duration::from_millis(500));
+    let (mut deliveries, held) = deliver(&server, group.clone(), url, 10).await;
+    proxy.stall();
+    let (answers, ()) = tokio::join!(ack_all(&held), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        proxy.cut();
+    });
+    for answer in answers {
+        let Unsettled { tag, error, .. } = answer.unwrap_err();
+        assert!(matches!(error, DeliveryError::Command(_)), "{error}");
+        assert!(tag.is_none(), "nobody knows whether it was done");
+    }
+    close(&mut deliveries).await;
+
+    let mut deliveries = group.prefetch(10).connect(server.url()).await.unwrap();
+    for _ in 0..10 {
+        let again = next(&mut deliveries).await;
+        assert!(ack_all([&again]).await[0].is_ok());
+    }
+    assert_eq!(pending(&mut server.inspect()), 0);
+}
+
+#[tokio::test]
+async fn acks_that_the_server_refuses_as_a_whole_give_all_tags_back() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let (_deliveries, held) = deliver(&server, group(), server.url(), 10).await;
+    let mut set_replicas = |least: &str| {
+        let _: Value = cmd("CONFIG")
+            .arg("SET")
+            .arg("min-replicas-to-write")
+            .arg(least)
+            .query(&mut inspect)
+            .unwrap();
+    };
+    set_replicas("1");
+    let refused = ack_all(&held).await;
+    set_replicas("0");
+    assert_eq!(pending(&mut inspect), 10);
+    let again = refused.into_iter().map(|answer| {
+        let Unsettled { tag, error, .. } = answer.unwrap_err();
+        let tag = tag.unwrap_or_else(|| panic!("{error}"));
+        tag.settle(Verdict::Ack, reason())
+    });
+    assert!(join_all(again).await.iter().all(Result::is_ok));
+    assert_eq!(pending(&mut inspect), 0);
+}
+
+#[test]
+fn an_ack_after_the_end_of_its_connections_runtime_is_answered() {
+    let server = Server::start();
+    let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let connecting = runtime();
+    let (_deliveries, held) = connecting.block_on(deliver(&server, group(), server.url(), 2));
+    drop(connecting);
+    for answer in runtime().block_on(ack_all(&held)) {
+        let Unsettled { tag, error, .. } = answer.unwrap_err();
+        assert!(matches!(error, DeliveryError::Command(_)), "{error}");
+        assert!(tag.is_none());
+    }
+}
