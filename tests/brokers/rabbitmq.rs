@@ -36,6 +36,8 @@ use crate::{
     server::rabbitmq::{Server, shared},
 };
 
+mod acks;
+
 const KINDS: [QueueKind; 2] = [QueueKind::Classic, QueueKind::Quorum];
 
 /// A queue, and a connection of the test's own beside that of the subscription.

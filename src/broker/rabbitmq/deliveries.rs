@@ -16,7 +16,7 @@ use futures_util::Stream;
 use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery as Received};
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, SubscriptionError, delivery::Link, publisher::Publisher};
+use super::{Delivery, SubscriptionError, acks::Acks, delivery::Link, publisher::Publisher};
 use crate::Subscription;
 
 /// The jobs of one subscription, over a channel of its own: a [`Subscription`].
@@ -62,6 +62,7 @@ impl Deliveries {
             publisher,
             free_release,
             is_over: AtomicBool::new(false),
+            acks: Arc::new(Acks::new()),
         });
         Self {
             channel,

@@ -12,6 +12,7 @@ use lapin::BasicProperties;
 
 use super::{
     DeliveryError, QueueKind, Settlement,
+    acks::{Acks, Place},
     headers::{self, Counted},
     publisher::Publisher,
 };
@@ -24,6 +25,7 @@ pub(super) struct Link {
     pub(super) free_release: bool,
     /// Set when the channel is closed or given up.
     pub(super) is_over: AtomicBool,
+    pub(super) acks: Arc<Acks>,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub(super) struct Message {
     pub(super) delivery: lapin::message::Delivery,
     pub(super) counted: Counted,
     pub(super) link: Arc<Link>,
+    pub(super) place: Place,
     is_settled: AtomicBool,
 }
 
@@ -70,6 +73,7 @@ impl Delivery {
     pub(super) fn new(delivery: lapin::message::Delivery, link: &Arc<Link>) -> Self {
         let message = Arc::new(Message {
             counted: Counted::read(&delivery.properties),
+            place: link.acks.enter(delivery.delivery_tag),
             delivery,
             link: Arc::clone(link),
             is_settled: AtomicBool::new(false),

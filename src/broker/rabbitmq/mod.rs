@@ -45,6 +45,8 @@
 //!
 //! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: that one of them is `Ok` says
 //! that it was handed to the connection. If the connection is lost then, the job may come back.
+//! Jobs that are acked at the same time share a frame (`multiple`) as far as they are the oldest of
+//! their channel without an answer.
 //!
 //! If the *server* is killed, what comes back depends on the queue. A quorum queue logs an ack at once:
 //! little more comes back than what was unanswered. A classic queue of 3.10 keeps acks in memory until
@@ -121,6 +123,7 @@
 //! (`consumer_timeout` in `rabbitmq.conf`; from 3.12 on also `x-consumer-timeout` of a queue).
 //! From 4.3 on it is not applied to classic queues.
 
+mod acks;
 mod connect;
 mod deliveries;
 mod delivery;

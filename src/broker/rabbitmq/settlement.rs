@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
 use super::{DeliveryError, DeliveryTag, QueueKind, delivery::Message, headers};
 use crate::{Reason, Unsettled, Verdict};
@@ -63,14 +63,17 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
                 let properties = headers::for_retry(&message.delivery, charged(message), true);
                 publisher.retry(payload, properties).await?;
             }
-            None => return sent(acker.reject(BasicRejectOptions { requeue: true }).await),
+            None => {
+                let options = BasicRejectOptions { requeue: true };
+                return otherwise(message, acker.reject(options).await);
+            }
         },
         Verdict::Release => {
             let options = BasicNackOptions {
                 requeue: true,
                 multiple: false,
             };
-            return sent(acker.nack(options).await);
+            return otherwise(message, acker.nack(options).await);
         }
         Verdict::Reject => match publisher.dead_letter() {
             Some(target) => {
@@ -78,17 +81,28 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
                 let properties = headers::for_dead_letter(&message.delivery, deliveries, reason);
                 publisher.bury(target, payload, properties).await?;
             }
-            None => return sent(acker.reject(BasicRejectOptions { requeue: false }).await),
+            None => {
+                let options = BasicRejectOptions { requeue: false };
+                return otherwise(message, acker.reject(options).await);
+            }
         },
         Verdict::Abandon => return Ok(()),
     }
-    sent(acker.ack(BasicAckOptions::default()).await)
+    sent(message.link.acks.ack(message.place, acker.clone()).await)
 }
 
 /// Returns how many deliveries a retry carries on; of an unknown number, those that are known.
 fn charged(message: &Message) -> u32 {
     let known = message.counted.before.saturating_add(1);
     message.deliveries().unwrap_or(known)
+}
+
+/// Notes that the delivery was answered, and not by an ack.
+fn otherwise(message: &Message, result: lapin::Result<bool>) -> Result<(), DeliveryError> {
+    if let Ok(true) = result {
+        message.link.acks.strike_out(message.place);
+    }
+    sent(result)
 }
 
 /// lapin's `Ok(false)` means that nothing was sent.
