@@ -123,6 +123,14 @@ impl<T, E, C> EndCause<T, E, C> {
         !self.is_transient() && other.is_transient()
     }
 
+    /// Returns whether the stream is over.
+    pub(super) fn is_of_the_stream(&self) -> bool {
+        matches!(
+            self,
+            EndCause::StreamEnded | EndCause::Stream(_) | EndCause::StreamPanicked(_)
+        )
+    }
+
     /// Returns whether there was a session to end.
     pub(super) fn is_of_a_session(&self) -> bool {
         !matches!(

@@ -57,7 +57,8 @@ use self::{session::Options, signals::Signals, tasks::consume};
 ///
 /// # How a consumer drains
 ///
-/// 1. It stops pulling, and lets what runs finish.
+/// 1. It stops pulling, asks the broker for no more jobs
+///    ([`poll_stop`](Subscription::poll_stop)), and lets what runs finish meanwhile.
 /// 2. After [`drain_timeout`](Self::drain_timeout), or at the
 ///    [second signal](Self::with_forced_shutdown), it cancels the [`shutdown`](Self::shutdown)
 ///    token. The sentinel stops its jobs, which are `Cancelled` and by default

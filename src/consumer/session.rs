@@ -71,6 +71,8 @@ pub(super) struct Session<'a, B, S, F, C> {
     classify: &'a Mutex<C>,
     options: &'a Options,
     summary: Summary,
+    /// Whether the subscription brings no more jobs, or can't be asked for it.
+    is_stopped: bool,
     /// Tells the other tasks of the subscription to end with this one, if there are any.
     peers: Option<CancellationToken>,
 }
@@ -94,6 +96,7 @@ where
             classify,
             options,
             summary: Summary::default(),
+            is_stopped: false,
             peers: None,
         }
     }
@@ -117,6 +120,7 @@ where
             None => tracing::info!("a session ends: it is asked to"),
             Some(cause) => tracing::warn!(cause = cause.print(), "a session ends"),
         }
+        self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
         self.drain(&mut cause, signals).await;
         self.close().await;
         drop_quietly(self.service);
@@ -275,12 +279,11 @@ where
         cause: &mut Option<EndCause<B::Error, S::Error>>,
         mut signals: Option<&mut Signals>,
     ) -> bool {
-        if self.calls.is_empty() {
-            return true;
-        }
         let due = deadline(Instant::now(), time);
         let mut timer = pin!(due.map(sleep_until));
         poll_fn(|cx| {
+            // First, so that nothing that is answered makes room for another job.
+            self.poll_stop(cx);
             let asked = signals.as_mut().map(|signals| signals.poll(cx));
             let timer = timer.as_mut().as_pin_mut();
             let is_over = timer.is_some_and(|timer| timer.poll(cx).is_ready());
@@ -305,6 +308,20 @@ where
             }
         })
         .await
+    }
+
+    /// Asks for no more jobs. Nobody waits for it: the close does as well.
+    fn poll_stop(&mut self, cx: &mut Context<'_>) {
+        if self.is_stopped {
+            return;
+        }
+        match catch(|| self.subscription.as_mut().poll_stop(cx)) {
+            Ok(polled) => self.is_stopped = polled.is_ready(),
+            Err(panic) => {
+                self.is_stopped = true;
+                tracing::error!(%panic, "stopping a subscription panicked");
+            }
+        }
     }
 
     /// Gives up the channel: what has no answer by now will get none from here.

@@ -14,8 +14,9 @@ use crate::Subscription;
 /// A subscription as one of the tasks has it that take their jobs from it.
 ///
 /// Each job goes to the task that asks. The end is told to one of them, whichever asks first, as to
-/// a stream's only reader; for the others nothing comes any more. The channel is closed when the last of
-/// them gives it up, since the tags of the others are of this channel.
+/// a stream's only reader; for the others nothing comes any more, nor after one of them has begun to
+/// stop it. The channel is closed when the last of them gives it up, since the tags of the others are of
+/// this channel.
 pub(super) struct Share<B> {
     common: Arc<Common<B>>,
     task: usize,
@@ -33,8 +34,17 @@ struct Held<B> {
     subscription: Pin<Box<B>>,
     /// Whether the end was told, or a poll panicked.
     is_over: bool,
+    /// Whether, and how far, it was asked to stop.
+    stop: Stop,
     /// How many tasks have not given up the channel.
     open: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Not,
+    Stops,
+    Stopped,
 }
 
 struct Wakers(Box<[AtomicWaker]>);
@@ -57,6 +67,7 @@ impl<B> Share<B> {
             held: Mutex::new(Held {
                 subscription,
                 is_over: false,
+                stop: Stop::Not,
                 open: tasks,
             }),
             waker: Arc::clone(&wakers).into(),
@@ -79,7 +90,7 @@ impl<B> Share<B> {
         let Common { waker, wakers, .. } = &*self.common;
         wakers.0[self.task].register(cx.waker());
         let mut held = self.common.lock();
-        if held.is_over {
+        if held.is_over || held.stop != Stop::Not {
             return Poll::Pending;
         }
         // Also if this panics.
@@ -111,6 +122,26 @@ impl<B: Subscription> Subscription for Share<B> {
 
     fn poll_closed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
         self.poll_with(cx, B::poll_closed, |_| true)
+    }
+
+    /// Whichever task asks drives it.
+    fn poll_stop(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Common { waker, wakers, .. } = &*self.common;
+        wakers.0[self.task].register(cx.waker());
+        let mut held = self.common.lock();
+        if held.is_over || held.stop == Stop::Stopped {
+            return Poll::Ready(());
+        }
+        // Also if this panics.
+        held.stop = Stop::Stopped;
+        let polled = held
+            .subscription
+            .as_mut()
+            .poll_stop(&mut Context::from_waker(waker));
+        if polled.is_pending() {
+            held.stop = Stop::Stops;
+        }
+        polled
     }
 
     /// Ready at once for all but the last task.

@@ -2,8 +2,12 @@
 
 use std::{
     convert::Infallible,
-    future::{pending, poll_fn},
+    future::{IntoFuture, pending, poll_fn},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,11 +15,14 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
+    sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Job, Messaging, OutcomeKind, Reason, Settle, Subscription, Verdict,
+    Consumer, Job, Messaging, OutcomeKind, Reason, SentinelLayer, Settle, SettlePolicy,
+    Subscription, Verdict, ack_on_success,
     broker::rabbitmq::{
         self, ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, QueueKind,
         SubscriptionError,
@@ -118,6 +125,28 @@ impl Scene {
         self.admin.basic_get(queue.into(), options).await.unwrap()
     }
 
+    /// Waits until `n` jobs wait in the queue for a consumer.
+    async fn wait_for_ready(&self, n: u32) {
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let waiting = async {
+            loop {
+                let name = self.name.as_str().into();
+                let queue = self
+                    .admin
+                    .queue_declare(name, options, FieldTable::default());
+                if queue.await.unwrap().message_count() == n {
+                    return;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = timeout(Duration::from_secs(20), waiting).await;
+        waited.unwrap_or_else(|_| panic!("{} has {n} jobs within 20 s", self.name));
+    }
+
     /// Asserts that the queue is empty, also of what was unanswered, which goes back first.
     async fn assert_empty(&self, jobs: Deliveries) {
         close(jobs).await;
@@ -158,6 +187,12 @@ async fn closed(jobs: &mut Deliveries) -> Result<(), SubscriptionError> {
     let closed = poll_fn(|cx| Pin::new(&mut *jobs).poll_closed(cx));
     let closed = timeout(Duration::from_secs(20), closed).await;
     closed.expect("the end within 20 s")
+}
+
+async fn stop(jobs: &mut Deliveries) {
+    let stopped = poll_fn(|cx| Pin::new(&mut *jobs).poll_stop(cx));
+    let stopped = timeout(Duration::from_secs(20), stopped).await;
+    stopped.expect("a subscription stops within 20 s");
 }
 
 async fn close(mut jobs: Deliveries) {
@@ -714,6 +749,113 @@ async fn an_answer_that_was_not_sent_is_an_error() {
         settle(job.tag(), Verdict::Ack).await.unwrap();
     }
     scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn what_a_stopped_subscription_gives_back_goes_to_others() {
+    for kind in KINDS {
+        for watched in [false, true] {
+            let test = format!("what_a_stopped_subscription_gives_back.{watched}");
+            let scene = Scene::new(&test, kind).await;
+            for body in ["one", "two", "three", "four", "five", "six"] {
+                scene.publish(body).await;
+            }
+            scene.wait_for_ready(6).await;
+            let queue = scene.queue().prefetch(4);
+            let mut stopped = queue.subscribe(&scene.connection).await.unwrap();
+            let (one, two) = (next(&mut stopped).await, next(&mut stopped).await);
+            scene.wait_for_ready(2).await;
+            sleep(Duration::from_millis(100)).await;
+            if watched {
+                // It takes what lapin has received.
+                let watch = poll_fn(|cx| Pin::new(&mut stopped).poll_closed(cx));
+                assert!(watch.now_or_never().is_none());
+            }
+            stop(&mut stopped).await;
+            stop(&mut stopped).await;
+            settle(one.tag(), Verdict::Release).await.unwrap();
+            assert!(stopped.next().await.is_none());
+            closed(&mut stopped).await.unwrap();
+
+            // The first lives, and has one to answer.
+            let mut jobs = scene.subscribe().await;
+            let mut came = Vec::new();
+            for _ in 0..5 {
+                let job = next(&mut jobs).await;
+                let body = String::from_utf8(job.as_ref().to_vec()).unwrap();
+                let is_free = job.tag().capabilities().release_is_free();
+                let was_delivered = ["one", "three", "four"].contains(&&*body);
+                let deliveries = if was_delivered && !is_free { 2 } else { 1 };
+                assert_eq!(job.tag().deliveries(), Some(deliveries), "{kind:?} {body}");
+                settle(job.tag(), Verdict::Ack).await.unwrap();
+                came.push(body);
+            }
+            came.sort_unstable();
+            assert_eq!(came, ["five", "four", "one", "six", "three"]);
+            settle(two.tag(), Verdict::Ack).await.unwrap();
+            close(stopped).await;
+            scene.assert_empty(jobs).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_drains_leaves_the_others_what_waits() {
+    for kind in KINDS {
+        let test = "a_consumer_that_drains_leaves_the_others_what_waits";
+        let scene = Scene::new(test, kind).await;
+        for n in 0..30 {
+            scene.publish(&n.to_string()).await;
+        }
+        let queue = scene.queue().prefetch(10);
+        let jobs = queue.subscribe(&scene.connection).await.unwrap();
+        // A place is free for each that ends.
+        let begun = Arc::new(AtomicUsize::new(0));
+        let end = Arc::new(Semaphore::new(0));
+        let service = {
+            let (begun, end) = (Arc::clone(&begun), Arc::clone(&end));
+            ServiceBuilder::new()
+                .layer(jobs.gate())
+                .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success())).no_timeout())
+                .service_fn(move |_: Delivery| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let end = Arc::clone(&end);
+                    async move {
+                        end.acquire().await.unwrap().forget();
+                        Ok::<_, Infallible>(())
+                    }
+                })
+        };
+        let signal = CancellationToken::new();
+        let consumer = Consumer::new(jobs, service)
+            .with_graceful_shutdown(signal.clone().cancelled_owned())
+            .into_future();
+        let draining = tokio::spawn(consumer);
+        scene.wait_for_ready(20).await;
+        let full = async {
+            while begun.load(Ordering::SeqCst) < 10 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), full).await.unwrap();
+        signal.cancel();
+        // The drain has begun; nothing tells when.
+        sleep(Duration::from_millis(200)).await;
+        end.add_permits(5);
+        sleep(Duration::from_millis(200)).await;
+        let mut others = scene.subscribe().await;
+        for _ in 0..20 {
+            let job = next(&mut others).await;
+            assert_eq!(job.tag().redelivered(), Some(false));
+            settle(job.tag(), Verdict::Ack).await.unwrap();
+        }
+        assert!(!draining.is_finished());
+        end.add_permits(5);
+        let summary = timeout(Duration::from_secs(20), draining).await.unwrap();
+        let summary = summary.unwrap().unwrap();
+        assert_eq!((summary.answered, begun.load(Ordering::SeqCst)), (10, 10));
+        scene.assert_empty(others).await;
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use tower_sentinel::{
 };
 
 use crate::{
-    subscriptions::{Channel, Delivery, End, Refusal},
+    subscriptions::{Channel, Delivery, End, Refusal, Stopping},
     support::{Blocked, Bomb, Count, Fate, Refused, Work, Worker, raise, until, wait_until},
 };
 
@@ -137,7 +137,9 @@ enum Load {
 /// What is to be seen at the end.
 struct Expected {
     verdicts: Vec<Verdict>,
-    /// The end, counted from the first poll.
+    /// When it stops to ask for jobs, counted from the first poll.
+    begins: Duration,
+    /// The end, counted likewise.
     after: Duration,
     unanswered: u64,
     not_stopped: u64,
@@ -173,6 +175,7 @@ fn expected(by: By, load: Load) -> Expected {
     };
     Expected {
         verdicts,
+        begins: drain_begins,
         after,
         unanswered: fails.into(),
         not_stopped: (load == Load::Blocking).into(),
@@ -319,12 +322,28 @@ async fn check(by: By, load: Load, tasks: usize) {
         }
     }
     let Expected {
-        verdicts, after, ..
+        verdicts,
+        begins,
+        after,
+        ..
     } = expected(by, load);
     assert_eq!(channel.verdicts(), verdicts, "{case}");
     let took = channel.closed_at() - started;
     assert!((after..after + MS(5)).contains(&took), "{case}: {took:?}");
     assert_eq!((channel.closed(), channel.stale()), (1, 0), "{case}");
+    match (by, &channel.stops()[..]) {
+        // The stream is over.
+        (By::StreamEnd | By::StreamError, []) => {}
+        (By::StreamEnd | By::StreamError, stops) => panic!("{case}: {stops:?}"),
+        (_, [stop]) => {
+            let took = stop.at - started;
+            assert!((begins..begins + MS(5)).contains(&took), "{case}: {took:?}");
+            // All end at once where it is one of them that begins the drain.
+            let may_be_late = fails && load == Load::Finishing;
+            assert!(stop.settled == 0 || may_be_late, "{case}: {stop:?}");
+        }
+        (_, stops) => panic!("{case}: {stops:?}"),
+    }
     assert_eq!(channel.taken(), jobs.len() as u64, "{case}");
     assert!(shutdown.is_cancelled(), "{case}");
     thread.release();
@@ -367,6 +386,32 @@ async fn every_end_with_jobs_that_finish_during_the_drain() {
 #[tokio::test(start_paused = true)]
 async fn every_end_with_a_job_that_blocks() {
     check_all(Load::Blocking).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_panics_or_never_ends_costs_and_delays_nothing() {
+    for stopping in [Stopping::Panics, Stopping::Never] {
+        for (tasks, jobs) in [(1, 0), (1, 2), (3, 0), (3, 2)] {
+            let case = format!("{stopping:?}, {tasks} tasks, {jobs} jobs");
+            // They finish after a second.
+            let channel = Channel::of(vec![Fate::Value; jobs]);
+            channel.stop_by(stopping);
+            let shutdown = CancellationToken::new();
+            let services = (0..tasks).map(|_| stack(2, shutdown.clone(), here()));
+            let consumer = Consumer::with_tasks(channel.subscribe(), services)
+                .shutdown(shutdown.clone())
+                .with_graceful_shutdown(sleep(MS(500)));
+            let started = Instant::now();
+            let summary = ends(consumer).await.unwrap();
+            assert_eq!(summary.answered, jobs as u64, "{case}");
+            assert_eq!(channel.verdicts(), vec![Verdict::Ack; jobs], "{case}");
+            assert_eq!((channel.closed(), channel.stale()), (1, 0), "{case}");
+            assert_eq!(channel.stops().len(), 1, "{case}");
+            let after = MS(if jobs == 0 { 500 } else { 1_000 });
+            let took = channel.closed_at() - started;
+            assert!((after..after + MS(5)).contains(&took), "{case}: {took:?}");
+        }
+    }
 }
 
 // === pulling ===

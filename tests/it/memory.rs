@@ -1,13 +1,20 @@
 //! The embedded broker: who is given which job, and what becomes of it.
 
-use std::{future::poll_fn, panic::catch_unwind, pin::Pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{IntoFuture, pending, poll_fn},
+    panic::catch_unwind,
+    pin::Pin,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, advance, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, DecisionExt, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer, Settle,
-    SettlePolicy, Subscription as _, Unsettled, Verdict, ack_on_success,
+    Capabilities, Consumer, DecisionExt, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer,
+    Settle, SettlePolicy, Subscription as _, Unsettled, Verdict, ack_on_success,
     broker::memory::{
         Broker, ConnectError, Connection, Counts, Deliveries, Delivery, DeliveryError, DeliveryTag,
         Queue, SettleFault, SubscriptionError,
@@ -613,6 +620,70 @@ async fn a_closed_channel_ends_its_stream_without_an_error() {
     assert_eq!(closed(&mut jobs).await, Ok(()));
     close(&mut jobs).await;
     assert!(jobs.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_stopped_is_given_nothing_and_can_answer() {
+    let queue = queue();
+    (1..=3).for_each(|n| queue.publish(n));
+    let mut stopped = queue.subscribe(2).unwrap();
+    let held = take_all(&mut stopped);
+    poll_fn(|cx| Pin::new(&mut stopped).poll_stop(cx)).await;
+    settle(&held[0], Verdict::Release).unwrap();
+    assert!(stopped.next().await.is_none());
+    // Also of what was there when it was polled last.
+    assert_eq!(counts(&queue), (2, 0, 1, 0, 0, 0));
+    let mut other = queue.subscribe(5).unwrap();
+    let taken = take_all(&mut other);
+    assert_eq!(payloads(&taken), [1, 3]);
+    assert_eq!(taken[0].tag().deliveries(), Some(1));
+    settle(&held[1], Verdict::Ack).unwrap();
+    taken
+        .iter()
+        .for_each(|job| settle(job, Verdict::Ack).unwrap());
+    assert!(closed(&mut stopped).now_or_never().is_none());
+    close(&mut stopped).await;
+    closed(&mut stopped).await.unwrap();
+    assert!(stopped.next().await.is_none());
+    assert_eq!(counts(&queue), (0, 0, 0, 3, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_consumer_releases_while_it_drains_goes_to_another_at_once() {
+    let queue = queue();
+    (1..=4).for_each(|n| queue.publish(n));
+    let shutdown = CancellationToken::new();
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).no_timeout();
+    // Odd ones end after 10 s, even ones hang until they are told to stop.
+    let service = ServiceBuilder::new()
+        .concurrency_limit(2)
+        .layer(layer.shutdown(shutdown.clone()))
+        .service_fn(|job: Delivery<u32>| async move {
+            match job.payload() % 2 {
+                1 => sleep(10 * SECOND).await,
+                _ => pending().await,
+            }
+            Ok::<_, Infallible>(())
+        });
+    let consumer = Consumer::new(queue.subscribe(2).unwrap(), service)
+        .shutdown(shutdown)
+        .drain_timeout(20 * SECOND)
+        .with_graceful_shutdown(sleep(SECOND));
+    let draining = tokio::spawn(consumer.into_future());
+    sleep(2 * SECOND).await;
+    let mut other = queue.subscribe(5).unwrap();
+    let waiting = take_all(&mut other);
+    assert_eq!(payloads(&waiting), [3, 4]);
+    // The answer of 1 makes room for a job, which goes to another all the same.
+    sleep(9 * SECOND).await;
+    queue.publish(5);
+    assert_eq!(*take(&mut other).payload(), 5);
+    let released = timeout(15 * SECOND, other.next()).await;
+    let released = released.expect("2 is released").unwrap().unwrap();
+    assert_eq!(*released.payload(), 2);
+    assert_eq!(released.tag().deliveries(), Some(1));
+    let summary = draining.await.unwrap().unwrap();
+    assert_eq!((summary.called, summary.charged), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]

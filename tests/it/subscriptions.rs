@@ -27,6 +27,9 @@ struct State {
     taken: u64,
     settled: Vec<(u64, Verdict)>,
     most_unsettled: u64,
+    /// When it was asked for no more jobs, each time.
+    stops: Vec<Stopped>,
+    stopping: Stopping,
     closed: u32,
     closed_at: Option<Instant>,
     never_closes: bool,
@@ -41,6 +44,22 @@ pub(crate) enum End {
     Ended,
     Failed,
     Panics,
+}
+
+/// How a subscription takes it to be asked for no more jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stopping {
+    #[default]
+    AtOnce,
+    Never,
+    Panics,
+}
+
+/// What was there when a subscription was asked for no more jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stopped {
+    pub(crate) at: Instant,
+    pub(crate) settled: usize,
 }
 
 /// How a tag refuses to be settled.
@@ -77,6 +96,15 @@ impl Channel {
     /// Lets the next settlement fail.
     pub(crate) fn refuse(&self, refusal: Refusal) {
         self.change(|state| state.refuses = Some(refusal));
+    }
+
+    pub(crate) fn stop_by(&self, stopping: Stopping) {
+        self.change(|state| state.stopping = stopping);
+    }
+
+    /// Returns when it was asked for no more jobs, and what was settled by then.
+    pub(crate) fn stops(&self) -> Vec<Stopped> {
+        self.lock().stops.clone()
     }
 
     pub(crate) fn never_close(&self) {
@@ -210,6 +238,27 @@ impl Subscription for Deliveries {
                 drop(state);
                 raise("in the stream")
             }
+        }
+    }
+
+    fn poll_stop(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.channel.lock();
+        let stopped = Stopped {
+            at: Instant::now(),
+            settled: state.settled.len(),
+        };
+        let first = state.stops.is_empty();
+        let stopping = state.stopping;
+        if first || stopping != Stopping::Never {
+            state.stops.push(stopped);
+        }
+        drop(state);
+        // Whoever asks for a job after this is told that it is over.
+        self.is_over = true;
+        match stopping {
+            Stopping::AtOnce => Poll::Ready(()),
+            Stopping::Never => Poll::Pending,
+            Stopping::Panics => raise("in the stop"),
         }
     }
 

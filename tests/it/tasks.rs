@@ -341,6 +341,91 @@ async fn a_stream_that_is_over_is_polled_no_more() {
     }
 }
 
+/// Ends when it is asked for no more jobs.
+struct Stops {
+    is_stopped: Arc<AtomicBool>,
+    polled_late: Arc<AtomicBool>,
+}
+
+impl Stream for Stops {
+    type Item = Result<(), Refused>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let is_stopped = self.is_stopped.load(Ordering::SeqCst);
+        self.polled_late.fetch_or(is_stopped, Ordering::SeqCst);
+        match is_stopped {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Subscription for Stops {
+    type Job = ();
+    type Error = Refused;
+
+    fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Refused>> {
+        Poll::Pending
+    }
+
+    fn poll_stop(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        Poll::Ready(())
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+/// The first fails once the second is asked, which is ready once the stream was stopped.
+struct Late {
+    is_first: bool,
+    is_asked: Arc<AtomicBool>,
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Service<()> for Late {
+    type Response = ();
+    type Error = Refused;
+    type Future = Ready<Result<(), Refused>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refused>> {
+        if self.is_first {
+            assert!(wait_until(|| self.is_asked.load(Ordering::SeqCst)));
+            return Poll::Ready(Err(Refused));
+        }
+        self.is_asked.store(true, Ordering::SeqCst);
+        assert!(wait_until(|| self.is_stopped.load(Ordering::SeqCst)));
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_stopped_is_polled_no_more() {
+    let (is_asked, is_stopped) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let services = [true, false].map(|is_first| Late {
+        is_first,
+        is_asked: Arc::clone(&is_asked),
+        is_stopped: Arc::clone(&is_stopped),
+    });
+    let stream = Stops {
+        is_stopped,
+        polled_late: Arc::default(),
+    };
+    let polled_late = Arc::clone(&stream.polled_late);
+    let consumer = Consumer::with_tasks(stream, services);
+    let consumer = consumer.escalation(|_: &Refused| Escalation::Call);
+    let error = consumer.await.unwrap_err();
+    assert!(matches!(error.cause(), EndCause::Unready(_)), "{error}");
+    // Else its end might have been told instead.
+    assert!(!polled_late.load(Ordering::SeqCst));
+}
+
 #[test]
 #[should_panic = "a consumer with 0 tasks would consume nothing"]
 fn a_consumer_without_a_task_is_refused() {

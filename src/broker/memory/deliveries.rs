@@ -34,7 +34,7 @@ pub struct Deliveries<P> {
     prefetch: usize,
     /// Until the next job is due. Kept while it may serve again.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Whether the stream has told its last item.
+    /// Whether the stream has told its last item, or was stopped.
     is_over: bool,
 }
 
@@ -117,6 +117,13 @@ impl<P: Clone> Subscription for Deliveries<P> {
             Some(End::GivenUp) => Poll::Ready(Ok(())),
             Some(End::Lost) => Poll::Ready(Err(SubscriptionError::Disconnected)),
         }
+    }
+
+    /// Ends the stream; ready at once.
+    fn poll_stop(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        // Nothing was received that was not taken: a job is delivered when the stream is polled.
+        self.is_over = true;
+        Poll::Ready(())
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {

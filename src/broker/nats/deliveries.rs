@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -47,8 +48,9 @@ use super::{
 ///
 /// # Closing
 ///
-/// JetStream knows no channel. [`poll_close`](crate::Subscription::poll_close) gives back what waits
-/// here by a NAK, which counts as a delivery, and refuses what is still to be answered
+/// JetStream knows no channel. [`poll_stop`](crate::Subscription::poll_stop) requests nothing more, lets
+/// the open requests find nobody, and gives back what waits here or is on its way by a NAK, which
+/// counts as a delivery. [`poll_close`](crate::Subscription::poll_close) does the same, and refuses what is still to be answered
 /// ([`DeliveryError::Stale`](super::DeliveryError::Stale)); those jobs come back after the ack wait.
 /// To drop the stream gives nothing back and refuses nothing.
 #[must_use = "a stream delivers nothing unless it is polled"]
@@ -169,6 +171,25 @@ impl Deliveries {
         self.requests.request(self.prefetch, taken)
     }
 
+    /// Requests nothing more, and begins to give back what nobody took.
+    fn begin_closing(&mut self) {
+        if matches!(self.state, State::Open) {
+            self.liveness.close();
+            let channel = Arc::clone(&self.channel);
+            let subscriber = self.requests.close();
+            let waiting = mem::take(&mut self.waiting);
+            self.state = State::Closing(Box::pin(give_back(channel, subscriber, waiting)));
+        }
+    }
+
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let State::Closing(closing) = &mut self.state {
+            ready!(closing.as_mut().poll(cx));
+            self.state = State::Closed;
+        }
+        Poll::Ready(())
+    }
+
     fn fail(&mut self, error: SubscriptionError) {
         // Whoever subscribes anew gets the unanswered again.
         self.channel.give_up();
@@ -218,33 +239,24 @@ impl crate::Subscription for Deliveries {
     ) -> Poll<Result<(), SubscriptionError>> {
         let this = self.get_mut();
         this.drive(cx, false);
-        match &mut this.state {
+        match &this.state {
             State::Open => Poll::Pending,
-            State::Closing(closing) => {
-                ready!(closing.as_mut().poll(cx));
-                this.state = State::Closed;
-                Poll::Ready(Ok(()))
-            }
-            State::Closed => Poll::Ready(Ok(())),
+            State::Closing(_) | State::Closed => this.poll_closing(cx).map(Ok),
             State::Failed { error, .. } => Poll::Ready(Err(error.clone())),
         }
+    }
+
+    fn poll_stop(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.begin_closing();
+        this.poll_closing(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.channel.give_up();
-        if matches!(this.state, State::Open) {
-            this.liveness.close();
-            let channel = Arc::clone(&this.channel);
-            let subscriber = this.requests.close();
-            let waiting = std::mem::take(&mut this.waiting);
-            this.state = State::Closing(Box::pin(give_back(channel, subscriber, waiting)));
-        }
-        if let State::Closing(closing) = &mut this.state {
-            ready!(closing.as_mut().poll(cx));
-            this.state = State::Closed;
-        }
-        Poll::Ready(())
+        this.begin_closing();
+        this.poll_closing(cx)
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -12,14 +13,22 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::Stream;
-use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery as Received};
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::{
+    Channel, ConnectionStatus, Consumer,
+    message::Delivery as Received,
+    options::{BasicCancelOptions, BasicNackOptions},
+};
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, SubscriptionError, acks::Acks, delivery::Link, publisher::Publisher};
 use crate::Subscription;
 
 /// The jobs of one subscription, over a channel of its own: a [`Subscription`].
+///
+/// [`poll_stop`](Subscription::poll_stop) cancels the consumer at the server, which then delivers to
+/// others, and gives back what was received and not taken with `basic.nack`. That is charged where a
+/// [release](super#counts) is; on a quorum queue the end of the channel is charged by every server.
 ///
 /// Dropping it closes the channel: what was not answered is redelivered, and its tags are stale.
 #[must_use = "jobs wait unanswered unless the stream is polled"]
@@ -32,7 +41,8 @@ pub struct Deliveries {
     /// What was received while waiting for the end; no more than the prefetch.
     received: VecDeque<Received>,
     end: Option<End>,
-    closing: Option<Closing>,
+    stopping: Option<Step>,
+    closing: Option<Step>,
 }
 
 /// How the stream ends.
@@ -44,9 +54,23 @@ struct End {
     is_told: bool,
 }
 
-enum Closing {
-    Closes(Pin<Box<dyn Future<Output = ()> + Send>>),
-    Closed,
+enum Step {
+    Begun(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Done,
+}
+
+impl Step {
+    fn new(step: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self::Begun(Box::pin(step))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Begun(step) = self {
+            ready!(step.as_mut().poll(cx));
+            *self = Self::Done;
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Deliveries {
@@ -72,6 +96,7 @@ impl Deliveries {
             prefetch,
             received: VecDeque::new(),
             end: None,
+            stopping: None,
             closing: None,
         }
     }
@@ -162,9 +187,10 @@ impl Subscription for Deliveries {
     type Job = Delivery;
     type Error = SubscriptionError;
 
-    /// Waits until the channel is closed, or the subscription to it is cancelled by the server.
+    /// Waits until the channel is closed, or the subscription to it is cancelled by the server or
+    /// stopped.
     ///
-    /// After a cancel the channel is still open: what was delivered can be settled until
+    /// After a cancel or a stop the channel is still open: what was delivered can be settled until
     /// [`poll_close`](Subscription::poll_close).
     fn poll_closed(
         mut self: Pin<&mut Self>,
@@ -173,13 +199,30 @@ impl Subscription for Deliveries {
         while let Some(received) = ready!(self.poll_receive(cx)) {
             self.received.push_back(received);
         }
-        if let Some(Closing::Closes(_)) = self.closing {
+        if let Some(Step::Begun(_)) = self.closing {
             ready!(self.poll_close(cx));
             return Poll::Ready(Ok(()));
         }
         self.received.clear();
         let reason = self.end.as_ref().and_then(|end| end.reason.clone());
         Poll::Ready(reason.map_or(Ok(()), Err))
+    }
+
+    /// Ends the stream at once; ready when the server has confirmed the cancel and all is given back.
+    fn poll_stop(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if this.end.is_none() {
+            // Before the server's answer, which looks like a cancel of the server's own.
+            this.end = Some(End {
+                reason: None,
+                is_told: true,
+            });
+            let received = mem::take(&mut this.received);
+            let stop = stop(this.channel.clone(), this.consumer.clone(), received);
+            this.stopping = Some(Step::new(stop));
+        }
+        let stopping = this.stopping.as_mut();
+        stopping.map_or(Poll::Ready(()), |stopping| stopping.poll(cx))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -189,19 +232,17 @@ impl Subscription for Deliveries {
             reason: None,
             is_told: true,
         });
+        // The close gives back what it had no time for.
+        this.stopping = None;
         let channel = &this.channel;
         let closing = this.closing.get_or_insert_with(|| {
             let channel = channel.clone();
-            Closing::Closes(Box::pin(async move {
+            Step::new(async move {
                 // An error says that it is closed, or lost, already.
                 drop(channel.close(200, "OK".into()).await);
-            }))
+            })
         });
-        if let Closing::Closes(close) = closing {
-            ready!(close.as_mut().poll(cx));
-            *closing = Closing::Closed;
-        }
-        Poll::Ready(())
+        closing.poll(cx)
     }
 }
 
@@ -218,5 +259,28 @@ impl fmt::Debug for Deliveries {
             .field("prefetch", &self.prefetch)
             .field("end", &self.end)
             .finish_non_exhaustive()
+    }
+}
+
+/// Cancels a consumer, and gives back what it had received.
+async fn stop(channel: Channel, mut consumer: Consumer, mut received: VecDeque<Received>) {
+    let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    if cancel.await.is_err() {
+        // The channel is closed, and all that it had goes back.
+        return;
+    }
+    // Not before, since what is given back would be delivered here again. lapin ends its stream with
+    // the answer to the cancel; what is missing there by then, the close gives back.
+    while let Some(Some(Ok(late))) = consumer.next().now_or_never() {
+        received.push_back(late);
+    }
+    for received in received {
+        let options = BasicNackOptions {
+            requeue: true,
+            multiple: false,
+        };
+        if received.acker.nack(options).await.is_err() {
+            return;
+        }
     }
 }

@@ -72,7 +72,8 @@
 //! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server: a delivery
 //! that bears `x-acquired-count`, which came with 4.3, proves it, and
 //! [`Queue::free_release`] declares it. What is released while the subscription lives may be delivered
-//! to it again at once, also while it drains; the end of its channel is then charged too.
+//! to it again at once. A [`Consumer`](crate::Consumer) that drains is delivered nothing, since it has
+//! [stopped](crate::Subscription::poll_stop) the subscription.
 //!
 //! Since 4.0 a quorum queue has a delivery limit of 20 unless it is set up otherwise: then the job
 //! goes to the queue's own dead-letter exchange, or is dropped.

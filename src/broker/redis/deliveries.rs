@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
@@ -16,7 +17,11 @@ use tokio::{
 };
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, SubscriptionError, channel::Channel, reader::Read};
+use super::{
+    Delivery, SubscriptionError,
+    channel::Channel,
+    reader::{Read, release},
+};
 use crate::Subscription;
 
 /// The deliveries to one consumer of a group.
@@ -26,6 +31,10 @@ use crate::Subscription;
 /// [`prefetch`](Self::prefetch).
 ///
 /// # Closing
+///
+/// [`poll_stop`](Subscription::poll_stop) reads nothing more, and gives back what was read and not yet
+/// taken from the stream, without a delivery counted; what a read that is under way still brings
+/// follows.
 ///
 /// [`poll_close`](Subscription::poll_close) gives back at once whatever this consumer has: what was
 /// read and not yet taken from the stream without a delivery counted, what was handed out and not
@@ -38,6 +47,10 @@ use crate::Subscription;
 pub struct Deliveries {
     incoming: UnboundedReceiver<Read>,
     close: Option<oneshot::Sender<Vec<String>>>,
+    /// Gives back what nobody had taken when it was stopped.
+    stopping: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// What that was; the close gives back what is left of it.
+    unseen: Vec<String>,
     reader: JoinHandle<Result<(), SubscriptionError>>,
     /// How the reader ended.
     ended: Option<Result<(), SubscriptionError>>,
@@ -60,6 +73,8 @@ impl Deliveries {
         Self {
             incoming,
             close: Some(close),
+            stopping: None,
+            unseen: Vec::new(),
             reader,
             ended: None,
             told: false,
@@ -89,13 +104,20 @@ impl Deliveries {
             return;
         };
         self.channel.closed.store(true, Ordering::Release);
-        self.incoming.close();
-        let mut unseen = Vec::new();
-        while let Ok(read) = self.incoming.try_recv() {
-            unseen.push(read.delivery.id().to_owned());
-        }
+        self.take_unread();
+        self.stopping = None;
         // The reader may have ended for a reason of its own.
-        drop(close.send(unseen));
+        drop(close.send(mem::take(&mut self.unseen)));
+    }
+
+    /// Takes nothing more from the reader, which reads nothing more then; returns what had come.
+    fn take_unread(&mut self) -> Vec<Delivery> {
+        self.incoming.close();
+        let read = std::iter::from_fn(|| self.incoming.try_recv().ok());
+        let unread: Vec<_> = read.map(|read| read.delivery).collect();
+        let unseen = unread.iter().map(|delivery| delivery.id().to_owned());
+        self.unseen.extend(unseen);
+        unread
     }
 
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SubscriptionError>> {
@@ -115,11 +137,12 @@ impl Stream for Deliveries {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Poll::Ready(ended) = self.poll_ended(cx) {
-            let told = std::mem::replace(&mut self.told, true);
+            let told = mem::replace(&mut self.told, true);
             return Poll::Ready(ended.err().filter(|_| !told).map(Err));
         }
         loop {
-            // When there are no more, the reader is about to end, which wakes this task.
+            // When there are no more, it was stopped, or the reader is about to end, which wakes this
+            // task.
             let Some(read) = ready!(self.incoming.poll_recv(cx)) else {
                 return Poll::Pending;
             };
@@ -142,6 +165,18 @@ impl Subscription for Deliveries {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SubscriptionError>> {
         self.poll_ended(cx)
+    }
+
+    fn poll_stop(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.close.is_some() && !self.incoming.is_closed() {
+            let unread = self.take_unread();
+            self.stopping = Some(Box::pin(release(unread)));
+        }
+        if let Some(stopping) = &mut self.stopping {
+            ready!(stopping.as_mut().poll(cx));
+            self.stopping = None;
+        }
+        Poll::Ready(())
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -1,6 +1,6 @@
 //! The task that reads a stream, on a connection of its own.
 
-use std::{mem, pin::pin, sync::Arc, time::Duration};
+use std::{future::pending, mem, pin::pin, sync::Arc, time::Duration};
 
 use ::redis::{RedisError, Value, aio::MultiplexedConnection, cmd};
 use futures_util::future::{Either, select};
@@ -16,6 +16,7 @@ use super::{
     reply::{Entry, counted_entries, cursor_and_entries, new_entries},
     scripts,
 };
+use crate::{Job, Reason, Settle, Unsettled, Verdict};
 
 /// How often a connection that waits for nothing is asked whether it lives.
 const PING: Duration = Duration::from_secs(1);
@@ -42,8 +43,10 @@ pub(super) struct Reader {
     /// When to look for entries that nobody answers.
     next_reclaim: Instant,
     cursor: String,
-    /// What was read when the subscription was closed already.
+    /// What was read when the subscription was closed, or stopped, already.
     unseen: Vec<String>,
+    /// Those of them that nobody has given back yet.
+    unread: Vec<Delivery>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +90,7 @@ impl Reader {
             next_reclaim: now,
             cursor: "0-0".to_owned(),
             unseen: Vec::new(),
+            unread: Vec::new(),
         }
     }
 
@@ -122,13 +126,22 @@ impl Reader {
                 Wait::Closed(unseen) => return Ok(unseen),
                 Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
             }
+            // If it was stopped meanwhile. After a close all goes back at once.
+            release(mem::take(&mut self.unread)).await;
         }
     }
 
-    /// Waits for a free place.
+    /// Waits for a free place, of which a subscription that was stopped has none.
     async fn wait(&mut self) -> Result<Wait, SubscriptionError> {
         loop {
-            let free = pin!(self.channel.free.acquire());
+            let (incoming, free) = (&self.incoming, &self.channel.free);
+            let free = pin!(async move {
+                let permit = free.acquire().await;
+                match incoming.is_closed() {
+                    true => pending().await,
+                    false => permit,
+                }
+            });
             let lost = pin!(self.channel.lost.cancelled());
             let over = select(&mut self.close, lost);
             match timeout(PING, select(over, free)).await {
@@ -239,7 +252,9 @@ impl Reader {
             let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
             if let Err(unread) = self.incoming.send(Read { delivery, at }) {
-                self.unseen.push(unread.0.delivery.id().to_owned());
+                let unread = unread.0.delivery;
+                self.unseen.push(unread.id().to_owned());
+                self.unread.push(unread);
             }
         }
     }
@@ -254,5 +269,17 @@ impl Reader {
             .arg(&self.channel.consumer)
             .arg(&self.unseen);
         script.invoke_async(&mut self.connection).await
+    }
+}
+
+/// Gives back what nobody took, without a delivery counted.
+pub(super) async fn release(unread: Vec<Delivery>) {
+    for delivery in unread {
+        let reason = Reason::completed(Duration::ZERO);
+        let released = delivery.tag().settle(Verdict::Release, reason).await;
+        if let Err(Unsettled { error, .. }) = released {
+            // The close gives it back.
+            tracing::debug!(%error, id = delivery.id(), "what nobody took is given back later");
+        }
     }
 }
