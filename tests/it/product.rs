@@ -203,7 +203,9 @@ async fn observe(cell: Cell) -> Observed {
     let mut layer = SentinelLayer::new(recorder.scripted(cell.plan, Duration::from_millis(10)))
         .timeout(match cell.rig {
             Rig::Paused => Duration::from_secs(10),
-            Rig::SharedThread | Rig::OwnThread => Duration::from_millis(50),
+            Rig::SharedThread => Duration::from_millis(50),
+            // A job must have begun by then, with the threads of all cells beside it.
+            Rig::OwnThread => Duration::from_millis(500),
         })
         // Long wherever the job does stop, so that a busy machine does not show.
         .stop_wait(match blocked_when_stopped {
