@@ -2,25 +2,30 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, mem,
+    fmt,
+    future::{Future, poll_fn},
+    mem,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
-use futures_util::future::{OptionFuture, join, join_all};
-use lapin::{Acker, options::BasicAckOptions};
+use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
+use lapin::{Acker, Channel, options::BasicAckOptions};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 /// The acks of a channel.
 ///
-/// One task sends them while there are any: first it lets all that is ready to run have its turn,
-/// without a timer, and then it takes what has gathered. Those that are the oldest of the channel
-/// which have no answer need only one frame, with `multiple` set; AMQP 0-9-1 lets it stand for all
-/// deliveries up to its tag. Each of the others has a frame of its own.
+/// The first of them begins a task that lets all that is ready to run have its turn, without a timer,
+/// and then sends what has gathered. Those that are the oldest of the channel which have no answer
+/// need only one frame, with `multiple` set; AMQP 0-9-1 lets it stand for all deliveries up to its
+/// tag. Each of the others has a frame of its own. No task waits for the frames of the one before.
 ///
 /// `multiple` must not hit a delivery that is still to be answered, or was answered otherwise by a
 /// frame that is yet to be sent. So a delivery is entered before anybody can answer it, and struck
-/// out when the frame that answers it has been sent. As only one task sends acks, no frame hits
-/// what another ack is on its way for: to the server that would be an unknown tag.
+/// out when the frame that answers it is on its way. Frames are handed over under the lock, in the
+/// order in which they are made: to the server, an ack of what is acked already would be an unknown
+/// tag.
 pub(super) struct Acks {
     state: Mutex<State>,
     runtime: Handle,
@@ -34,8 +39,9 @@ pub(super) struct Place {
     tag: u64,
 }
 
-#[derive(Default)]
 struct State {
+    /// `None` once it is given up: the last handle of a channel closes it.
+    channel: Option<Arc<Channel>>,
     epoch: u32,
     /// The tag that was entered last.
     last: u64,
@@ -43,7 +49,8 @@ struct State {
     /// after all of these.
     unanswered: BTreeSet<Place>,
     waiting: Vec<Ack>,
-    is_sending: bool,
+    /// Whether a task will send what waits.
+    is_gathering: bool,
 }
 
 struct Ack {
@@ -52,15 +59,29 @@ struct Ack {
     answer: oneshot::Sender<lapin::Result<bool>>,
 }
 
+/// A frame on its way, and the acks that it stands for.
+struct Frame {
+    acks: Vec<Ack>,
+    sent: MaybeDone<BoxFuture<'static, lapin::Result<bool>>>,
+}
+
 impl Acks {
     /// Creates it for a channel without deliveries.
     ///
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(channel: Channel) -> Self {
+        let state = State {
+            channel: Some(Arc::new(channel)),
+            epoch: 0,
+            last: 0,
+            unanswered: BTreeSet::new(),
+            waiting: Vec::new(),
+            is_gathering: false,
+        };
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             runtime: Handle::current(),
         }
     }
@@ -87,7 +108,14 @@ impl Acks {
         self.state().unanswered.remove(&place);
     }
 
-    /// Acks a delivery.
+    /// Lets go of the channel; no ack is sent any more.
+    pub(super) fn give_up(&self) {
+        let channel = self.state().channel.take();
+        // Not under the lock, as this may close it.
+        drop(channel);
+    }
+
+    /// Acks a delivery. `Ok(false)` means that nothing was sent.
     ///
     /// # Cancel safety
     ///
@@ -101,16 +129,16 @@ impl Acks {
                 acker,
                 answer,
             });
-            !mem::replace(&mut state.is_sending, true)
+            !mem::replace(&mut state.is_gathering, true)
         };
         if begins {
-            let sending = Sending {
+            let gathering = Gathering {
                 acks: Arc::clone(self),
                 is_over: false,
             };
-            self.runtime.spawn(sending.run());
+            self.runtime.spawn(gathering.run());
         }
-        // Its task has ended with its runtime, before it sent it.
+        // Its task has ended with its runtime, or the channel was given up.
         answered.await.unwrap_or(Ok(false))
     }
 
@@ -126,74 +154,107 @@ impl fmt::Debug for Acks {
     }
 }
 
-/// The task that sends.
-struct Sending {
-    acks: Arc<Acks>,
-    is_over: bool,
-}
-
-impl Sending {
-    async fn run(mut self) {
-        loop {
-            // Comes back after all that can run now.
-            yield_now().await;
-            let Some((oldest, others)) = self.take() else {
-                return;
-            };
-            let first = oldest.last().map(|last| {
-                let multiple = oldest.len() > 1;
-                last.acker.ack(BasicAckOptions { multiple })
-            });
-            let single = |ack: &Ack| {
-                let acker = ack.acker.clone();
-                async move { acker.ack(BasicAckOptions::default()).await }
-            };
-            let singles = join_all(others.iter().map(single));
-            let (first, singles) = join(OptionFuture::from(first), singles).await;
-            let first = first.into_iter().cycle();
-            self.answer(oldest.into_iter().zip(first));
-            self.answer(others.into_iter().zip(singles));
-        }
-    }
-
-    /// Takes what waits, those apart that are the oldest without an answer. If there is nothing,
-    /// this is over: the next ack begins anew.
-    fn take(&mut self) -> Option<(Vec<Ack>, Vec<Ack>)> {
-        let mut state = self.acks.state();
-        let mut acks = mem::take(&mut state.waiting);
-        if acks.is_empty() {
-            state.is_sending = false;
-            self.is_over = true;
-            return None;
-        }
+impl State {
+    /// Takes what waits, those first that are the oldest without an answer.
+    fn take(&mut self) -> impl Iterator<Item = Vec<Ack>> + use<> {
+        let mut acks = mem::take(&mut self.waiting);
         acks.sort_unstable_by_key(|ack| ack.place);
-        let oldest = state.unanswered.iter().zip(&acks);
+        let oldest = self.unanswered.iter().zip(&acks);
         let oldest = oldest
             .take_while(|(place, ack)| **place == ack.place)
             .count();
         let others = acks.split_off(oldest);
-        Some((acks, others))
+        let oldest = Some(acks).filter(|acks| !acks.is_empty());
+        oldest
+            .into_iter()
+            .chain(others.into_iter().map(|ack| vec![ack]))
     }
 
-    fn answer(&self, acks: impl Iterator<Item = (Ack, lapin::Result<bool>)>) {
-        for (ack, result) in acks {
-            if let Ok(true) = result {
-                self.acks.strike_out(ack.place);
+    /// Hands frames for all that waits over to the client.
+    fn send(&mut self, cx: &mut Context<'_>) -> Vec<Frame> {
+        let acks = self.take();
+        let Some(channel) = &self.channel else {
+            return Vec::new();
+        };
+        let frames = acks.map(|acks| Frame::new(acks, channel));
+        let mut frames: Vec<_> = frames.collect();
+        for Frame { acks, sent } in &mut frames {
+            // The first poll hands it over.
+            let _pending = Pin::new(&mut *sent).poll(cx);
+            if matches!(sent, MaybeDone::Future(_) | MaybeDone::Done(Ok(true))) {
+                for ack in acks {
+                    self.unanswered.remove(&ack.place);
+                }
             }
+        }
+        frames
+    }
+}
+
+impl Frame {
+    fn new(acks: Vec<Ack>, channel: &Arc<Channel>) -> Self {
+        let channel = Arc::clone(channel);
+        let last = acks.last().map(|ack| (ack.place.tag, ack.acker.clone()));
+        let multiple = acks.len() > 1;
+        // Not by the acker, which hands its ack to a task, in no order.
+        let sent = async move {
+            match last {
+                // It knows whether the channel is still the one that its tag is of.
+                Some((tag, acker)) if !acker.poisoned() => {
+                    let options = BasicAckOptions { multiple };
+                    channel.basic_ack(tag, options).await.map(|()| true)
+                }
+                _ => Ok(false),
+            }
+        };
+        Self {
+            acks,
+            sent: maybe_done(Box::pin(sent)),
+        }
+    }
+
+    /// Waits until it is sent, and tells those who wait.
+    async fn finish(mut self) {
+        let mut sent = Pin::new(&mut self.sent);
+        sent.as_mut().await;
+        let sent = sent.take_output().unwrap_or(Ok(false));
+        for ack in self.acks {
             // Whoever has stopped waiting has told that it doesn't know.
-            drop(ack.answer.send(result));
+            drop(ack.answer.send(sent.clone()));
         }
     }
 }
 
-impl Drop for Sending {
+/// The task that sends what waits when its turn comes.
+struct Gathering {
+    acks: Arc<Acks>,
+    is_over: bool,
+}
+
+impl Gathering {
+    async fn run(mut self) {
+        // Comes back after all that can run now.
+        yield_now().await;
+        let frames = poll_fn(|cx| {
+            self.is_over = true;
+            let mut state = self.acks.state();
+            state.is_gathering = false;
+            Poll::Ready(state.send(cx))
+        });
+        for frame in frames.await {
+            frame.finish().await;
+        }
+    }
+}
+
+impl Drop for Gathering {
     /// Answers what waits, and lets another task begin, if this one's runtime has ended.
     fn drop(&mut self) {
         if self.is_over {
             return;
         }
         let mut state = self.acks.state();
-        state.is_sending = false;
+        state.is_gathering = false;
         let waiting = mem::take(&mut state.waiting);
         drop(state);
         drop(waiting);

@@ -86,7 +86,7 @@ impl Deliveries {
             publisher,
             free_release,
             is_over: AtomicBool::new(false),
-            acks: Arc::new(Acks::new()),
+            acks: Arc::new(Acks::new(channel.clone())),
         });
         Self {
             channel,
@@ -150,6 +150,7 @@ impl Deliveries {
     /// Makes the tags stale, and drops the jobs that were not taken.
     fn give_up(&mut self) {
         self.link.is_over.store(true, Ordering::Release);
+        self.link.acks.give_up();
         self.received.clear();
     }
 }
