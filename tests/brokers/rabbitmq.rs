@@ -942,6 +942,7 @@ async fn a_killed_server_loses_no_job() {
     let mut scenes = Vec::new();
     for kind in KINDS {
         let scene = Scene::on(&server, "a_killed_server_loses_no_job", kind).await;
+        server.write_declared().await;
         if kind == QueueKind::Quorum {
             server.has_written(&scene.name).await;
         }
@@ -995,6 +996,7 @@ async fn a_delayed_retry_outlives_a_kill() {
     let mut queues = Vec::new();
     for kind in KINDS {
         let scene = Scene::on(&server, "a_delayed_retry_outlives_a_kill", kind).await;
+        server.write_declared().await;
         if kind == QueueKind::Quorum {
             server.has_written(&scene.name).await;
         }
@@ -1004,7 +1006,7 @@ async fn a_delayed_retry_outlives_a_kill() {
         settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
         queues.push(scene.queue());
     }
-    // The retry queue of the quorum queue was declared for it.
+    // The retry queues were declared for it.
     server.kill();
     server.restart();
     for queue in queues {
@@ -1013,6 +1015,26 @@ async fn a_delayed_retry_outlives_a_kill() {
         assert_eq!(job.as_ref(), b"one");
         assert_eq!(job.tag().deliveries(), Some(2));
         settle(job.tag(), Verdict::Ack).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_retry_queue_that_may_be_new_is_not_used_yet() {
+    // The server loses a classic one too seldom for a test that kills it.
+    let newness = Duration::from_secs(2);
+    for kind in KINDS {
+        let scene = Scene::new("a_retry_queue_that_may_be_new_is_not_used_yet", kind).await;
+        let mut jobs = scene.subscribe().await;
+        for (delay, is_new) in [(1, true), (1, false), (2, true), (1, false)] {
+            scene.publish("one").await;
+            let started = Instant::now();
+            let verdict = Verdict::retry_after(Duration::from_millis(delay));
+            settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+            assert_eq!(started.elapsed() > newness, is_new, "{kind:?}, {delay} ms");
+            let again = next(&mut jobs).await.tag();
+            settle(again, Verdict::Ack).await.unwrap();
+        }
+        scene.assert_empty(jobs).await;
     }
 }
 

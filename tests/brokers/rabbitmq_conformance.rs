@@ -218,6 +218,7 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     async fn start_mortal() -> Self {
         let server = Servers::Own(Box::new(Mutex::new(Server::start(JOURNAL))));
         let broker = Self::on(server).await;
+        broker.server.with(Server::write_declared).await;
         if QUORUM {
             let writing = broker
                 .server

@@ -88,18 +88,27 @@
 //! dead-lettering (RabbitMQ 3.10 or newer), so that the way back is confirmed as well.
 //! A classic one sends its messages back without a confirmation, as classic queues do.
 //!
-//! Before a subscription first uses a retry queue of quorum type it waits for 2 s, because the queue
-//! may be new: see below.
+//! Before a subscription first uses a retry queue it waits for 2.5 s, because the queue may be new: see
+//! below.
 //!
-//! # Quorum queues that are new
+//! # Queues that are new
 //!
-//! A server with ra before [the change of May 2024](https://github.com/rabbitmq/ra/pull/443), such as
-//! RabbitMQ 3.10, writes the name of a new quorum queue to disk a second after it has confirmed the
-//! declaration. If it is killed before that, it does not find the queue's log when it starts again,
-//! and starts the queue anew, without a word in its log: what was confirmed in that second is gone.
-//! A queue with one member is then a follower that holds no election. A subscription to it is
-//! answered with an internal error (541), which ends the connection, or not at all
-//! ([`SubscriptionError::TimedOut`]). A queue that is older than that survives any kill.
+//! A server that is killed may lose a durable queue that it has just confirmed, with all that it has
+//! confirmed to be in it. A queue that is older than two seconds survives any kill. So a retry that
+//! needs a new queue waits for 2.5 s before it is published, which is within the 5 s that a
+//! [`SettlePolicy`](crate::SettlePolicy) gives to each try. Declare your own queues in advance.
+//!
+//! Servers that keep their metadata in Mnesia, as RabbitMQ 3.10 does, seldom do so: nearly always the
+//! record of a queue is on disk when the declaration is confirmed, and otherwise two seconds later,
+//! when Erlang's `disk_log` writes what it holds. It was seen in one kill out of some dozens.
+//!
+//! With a quorum queue it is the rule. A server with ra before [the change of May
+//! 2024](https://github.com/rabbitmq/ra/pull/443), such as RabbitMQ 3.10, writes the name of a new
+//! quorum queue to disk a second after it has confirmed the declaration. If it is killed before that,
+//! it does not find the queue's log when it starts again, and starts the queue anew, without a word in
+//! its log: what was confirmed in that second is gone. A queue with one member is then a follower that
+//! holds no election. A subscription to it is answered with an internal error (541), which ends the
+//! connection, or not at all ([`SubscriptionError::TimedOut`]).
 //!
 //! # Dead letters
 //!

@@ -27,9 +27,9 @@ use super::{DeliveryError, QueueKind};
 /// nothing for a while, such as a quorum queue without a majority.
 const RETRY_QUEUE_MARGIN: Duration = Duration::from_secs(3600);
 
-/// How long a new quorum queue may be lost by a server that is killed: 3.10 writes its name down a
-/// second after it has said that the queue is declared.
-const UNWRITTEN: Duration = Duration::from_secs(2);
+/// How long a new queue may be lost by a server that is killed, though it has said that the queue is
+/// declared: up to 2 s, see [Queues that are new](super#queues-that-are-new).
+const UNWRITTEN: Duration = Duration::from_millis(2_500);
 
 /// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
 const LONGEST_DELAY: u64 = 1 << 31;
@@ -126,9 +126,7 @@ impl Publisher {
         self.channel
             .queue_declare(name.clone(), options, self.retry_arguments(millis))
             .await?;
-        if self.kind == QueueKind::Quorum {
-            sleep_until(self.written(millis)).await;
-        }
+        sleep_until(self.written(millis)).await;
         let turn = self.turn.read().await;
         self.publish("".into(), name, false, payload, properties)
             .await?;

@@ -81,11 +81,19 @@ impl Server {
         panic!("rabbitmq-server is not up after 2 min:\n{output}");
     }
 
+    /// Lets the server write down which queues are declared. "Queues that are new" in the
+    /// documentation of the adapter says what it may forget in a kill otherwise.
+    ///
+    /// For a quorum queue there is more: [`has_written`](Self::has_written).
+    pub(crate) fn write_declared(&self) -> impl Future<Output = ()> + use<> {
+        let writing = self.eval("mnesia:dump_log()");
+        async { assert_eq!(writing.await.as_deref(), Some("dumped")) }
+    }
+
     /// Waits until the server has written down that the quorum queue exists, which 3.10 does within
     /// a second, and not before it says that the queue is declared.
     ///
-    /// Killed before that, it starts the queue anew: empty, and with no leader. "Quorum queues that
-    /// are new" in the documentation of the adapter says more.
+    /// Killed before that, it starts the queue anew: empty, and with no leader.
     pub(crate) fn has_written(&self, queue: &str) -> impl Future<Output = ()> + use<> {
         let node = self.node();
         let names = format!("data/{node}/quorum/{node}/names.dets");
