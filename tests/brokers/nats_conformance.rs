@@ -109,6 +109,7 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     const ACK_IS_CONFIRMED: bool = false;
     const TELLS_GIVEN_BACK: bool = false;
     const REDELIVERY: Option<Duration> = Some(REDELIVERY);
+    const MANY: usize = 10_000;
 
     fn capabilities() -> Capabilities {
         let capabilities = Capabilities::none().delay().keep_alive();
