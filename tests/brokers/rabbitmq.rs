@@ -558,7 +558,7 @@ async fn a_closed_channel_gives_its_jobs_back() {
         let mut jobs = scene.subscribe().await;
         let stale = next(&mut jobs).await.tag();
         drop(jobs);
-        let error = settle(stale, Verdict::Ack).await;
+        let error = settle(stale.clone(), Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
 
         let mut jobs = scene.subscribe().await;
@@ -569,6 +569,8 @@ async fn a_closed_channel_gives_its_jobs_back() {
             settle(job.tag(), Verdict::Ack).await.unwrap();
         }
         scene.assert_empty(jobs).await;
+        // A tag that lives on had not kept the channel open.
+        drop(stale);
     }
 }
 
@@ -658,6 +660,25 @@ async fn a_connection_that_the_user_closes_ends_the_stream() {
     assert!(is_closed, "{error:?}");
 }
 
+/// Waits until a connection that was closed has recovered, so that an answer would be sent.
+///
+/// lapin notices the end of the connection on its runtime, which may have been blocked. A channel that
+/// is opened before can stop its I/O thread for good: when it has opened the channel anew, lapin 4.12
+/// drops what waited for it, with the last handle of the channel, whose `drop` reads the status that
+/// this thread has locked for writing (`ChannelStatus::finalize_connection`).
+async fn recovered(connection: &Connection) {
+    let recovered = async {
+        while connection.status().connected() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        while !connection.status().connected() || connection.create_channel().await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let recovered = timeout(Duration::from_secs(20), recovered).await;
+    recovered.expect("lapin recovers within 20 s");
+}
+
 #[tokio::test]
 async fn the_recovery_of_lapin_sends_no_stale_tag() {
     for kind in KINDS {
@@ -669,21 +690,7 @@ async fn the_recovery_of_lapin_sends_no_stale_tag() {
         scene.publish("one").await;
         let stale = next(&mut jobs).await.tag();
         shared().close_connection(&name);
-        // Until it has recovered, so that an answer would be sent. lapin notices the end of the
-        // connection on this runtime, which `close_connection` has blocked. A channel that is opened
-        // before can stop its I/O thread for good: when it has opened the channel anew, lapin 4.12
-        // drops what waited for it, with the last handle of the channel, whose `drop` reads the
-        // status that this thread has locked for writing (`ChannelStatus::finalize_connection`).
-        let recovered = async {
-            while connection.status().connected() {
-                sleep(Duration::from_millis(5)).await;
-            }
-            while !connection.status().connected() || connection.create_channel().await.is_err() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let recovered = timeout(Duration::from_secs(20), recovered).await;
-        recovered.expect("lapin recovers within 20 s");
+        recovered(&connection).await;
         let error = settle(stale, Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
         // The stream ends, or lapin has dropped its error with what it had received, and goes on.

@@ -6,10 +6,10 @@ use futures_util::future::join_all;
 use tokio::{runtime::Builder, time::timeout};
 use tower_sentinel::{
     Job, Settle, Verdict,
-    broker::rabbitmq::{Deliveries, Delivery, DeliveryError},
+    broker::rabbitmq::{Deliveries, Delivery, DeliveryError, lapin::ConnectionProperties},
 };
 
-use super::{KINDS, Scene, close, next, reason, settle};
+use super::{KINDS, Scene, close, named, next, reason, recovered, settle, shared};
 
 const JOBS: u16 = 60;
 
@@ -169,4 +169,36 @@ fn an_ack_after_the_end_of_its_runtime_is_an_error() {
         }
     });
     drop((scene, jobs));
+}
+
+#[test]
+fn an_ack_that_waits_is_void_when_the_channel_is_opened_anew() {
+    let name = "an_ack_that_waits_is_void";
+    let recovering = ConnectionProperties::default().enable_auto_recover();
+    let lapins = Builder::new_multi_thread().enable_all().build().unwrap();
+    let connection = lapins.block_on(named(shared(), name, recovering));
+    // Nothing runs here while nobody blocks on it.
+    let ours = Builder::new_current_thread().enable_all().build().unwrap();
+    let (scene, jobs, ack) = ours.block_on(async {
+        let scene = Scene::new(name, KINDS[0]).await;
+        scene.publish("one").await;
+        let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+        let mut ack = Box::pin(settle(next(&mut jobs).await.tag(), Verdict::Ack));
+        let polled = poll_fn(|cx| Poll::Ready(ack.as_mut().poll(cx))).await;
+        assert!(polled.is_pending());
+        (scene, jobs, ack)
+    });
+    shared().close_connection(name);
+    lapins.block_on(recovered(&connection));
+    ours.block_on(async {
+        let error = timeout(Duration::from_secs(20), ack).await;
+        let error = error.expect("an answer within 20 s").unwrap_err();
+        assert!(matches!(error, DeliveryError::NotSent), "{error:?}");
+        drop(jobs);
+        let mut jobs = scene.subscribe().await;
+        settle(next(&mut jobs).await.tag(), Verdict::Ack)
+            .await
+            .unwrap();
+        scene.assert_empty(jobs).await;
+    });
 }
