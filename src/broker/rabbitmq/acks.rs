@@ -4,14 +4,14 @@ use std::{
     collections::BTreeSet,
     fmt,
     future::{Future, poll_fn},
-    mem,
+    io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
-use lapin::{Acker, Channel, options::BasicAckOptions};
+use lapin::{Acker, Channel, ErrorKind, options::BasicAckOptions};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 /// The acks of a channel.
@@ -138,8 +138,9 @@ impl Acks {
             };
             self.runtime.spawn(gathering.run());
         }
-        // Its task has ended with its runtime, or the channel was given up.
-        answered.await.unwrap_or(Ok(false))
+        // Its task has ended with its runtime after it had handed the frame over.
+        let unknown = || Err(ErrorKind::IOError(Arc::new(io::ErrorKind::BrokenPipe.into())).into());
+        answered.await.unwrap_or_else(|_| unknown())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,10 +174,7 @@ impl State {
     /// Hands frames for all that waits over to the client.
     fn send(&mut self, cx: &mut Context<'_>) -> Vec<Frame> {
         let acks = self.take();
-        let Some(channel) = &self.channel else {
-            return Vec::new();
-        };
-        let frames = acks.map(|acks| Frame::new(acks, channel));
+        let frames = acks.map(|acks| Frame::new(acks, self.channel.clone()));
         let mut frames: Vec<_> = frames.collect();
         for Frame { acks, sent } in &mut frames {
             // The first poll hands it over.
@@ -192,15 +190,14 @@ impl State {
 }
 
 impl Frame {
-    fn new(acks: Vec<Ack>, channel: &Arc<Channel>) -> Self {
-        let channel = Arc::clone(channel);
+    fn new(acks: Vec<Ack>, channel: Option<Arc<Channel>>) -> Self {
         let last = acks.last().map(|ack| (ack.place.tag, ack.acker.clone()));
         let multiple = acks.len() > 1;
         // Not by the acker, which hands its ack to a task, in no order.
         let sent = async move {
-            match last {
+            match channel.zip(last) {
                 // It knows whether the channel is still the one that its tag is of.
-                Some((tag, acker)) if !acker.poisoned() => {
+                Some((channel, (tag, acker))) if !acker.poisoned() => {
                     let options = BasicAckOptions { multiple };
                     channel.basic_ack(tag, options).await.map(|()| true)
                 }
@@ -257,6 +254,8 @@ impl Drop for Gathering {
         state.is_gathering = false;
         let waiting = mem::take(&mut state.waiting);
         drop(state);
-        drop(waiting);
+        for ack in waiting {
+            drop(ack.answer.send(Ok(false)));
+        }
     }
 }

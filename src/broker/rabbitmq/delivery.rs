@@ -146,6 +146,9 @@ impl DeliveryTag {
 /// # Errors
 ///
 /// Each uses the tag up, and calls for the channel to be given up.
+///
+/// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a
+/// [`SettlePolicy`](crate::SettlePolicy) gives it up in time.
 impl Settle for DeliveryTag {
     type Error = DeliveryError;
     type Future = Settlement;

@@ -96,7 +96,9 @@
 //! A server that is killed may lose a durable queue that it has just confirmed, with all that it has
 //! confirmed to be in it. A queue that is older than two seconds survives any kill. So a retry that
 //! needs a new queue waits for 2.5 s before it is published, which is within the 5 s that a
-//! [`SettlePolicy`](crate::SettlePolicy) gives to each try. Declare your own queues in advance.
+//! [`SettlePolicy`](crate::SettlePolicy) gives to each try; with a
+//! [`try_timeout`](crate::SettlePolicy::try_timeout) that is shorter no delayed retry would ever be
+//! published. Declare your own queues in advance.
 //!
 //! Servers that keep their metadata in Mnesia, as RabbitMQ 3.10 does, seldom do so: nearly always the
 //! record of a queue is on disk when the declaration is confirmed, and otherwise two seconds later,
