@@ -949,10 +949,8 @@ async fn a_killed_server_loses_no_job() {
     let mut scenes = Vec::new();
     for kind in KINDS {
         let scene = Scene::on(&server, "a_killed_server_loses_no_job", kind).await;
-        server.write_declared().await;
-        if kind == QueueKind::Quorum {
-            server.has_written(&scene.name).await;
-        }
+        let is_quorum = kind == QueueKind::Quorum;
+        server.has_written(&scene.name, is_quorum).await;
         scene.publish("one").await;
         scene.publish("two").await;
         let mut jobs = scene.subscribe().await;
@@ -1003,10 +1001,8 @@ async fn a_delayed_retry_outlives_a_kill() {
     let mut queues = Vec::new();
     for kind in KINDS {
         let scene = Scene::on(&server, "a_delayed_retry_outlives_a_kill", kind).await;
-        server.write_declared().await;
-        if kind == QueueKind::Quorum {
-            server.has_written(&scene.name).await;
-        }
+        let is_quorum = kind == QueueKind::Quorum;
+        server.has_written(&scene.name, is_quorum).await;
         let mut jobs = scene.subscribe().await;
         scene.publish("one").await;
         let verdict = Verdict::retry_after(Duration::from_secs(3));

@@ -218,13 +218,9 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     async fn start_mortal() -> Self {
         let server = Servers::Own(Box::new(Mutex::new(Server::start(JOURNAL))));
         let broker = Self::on(server).await;
-        broker.server.with(Server::write_declared).await;
-        if QUORUM {
-            let writing = broker
-                .server
-                .with(|server| server.has_written(&broker.name));
-            writing.await;
-        }
+        let server = &broker.server;
+        let writing = server.with(|server| server.has_written(&broker.name, QUORUM));
+        writing.await;
         broker
     }
 

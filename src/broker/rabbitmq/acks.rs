@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
-use lapin::{Acker, Channel, ErrorKind, options::BasicAckOptions};
+use lapin::{Acker, Channel, options::BasicAckOptions};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 /// The acks of a channel.
@@ -48,9 +48,8 @@ struct State {
     /// What has no answer. What the client has received and the stream has not given out comes
     /// after all of these.
     unanswered: BTreeSet<Place>,
+    /// What the next task will send: there is one unless this is empty.
     waiting: Vec<Ack>,
-    /// Whether a task will send what waits.
-    is_gathering: bool,
 }
 
 struct Ack {
@@ -78,7 +77,6 @@ impl Acks {
             last: 0,
             unanswered: BTreeSet::new(),
             waiting: Vec::new(),
-            is_gathering: false,
         };
         Self {
             state: Mutex::new(state),
@@ -123,13 +121,13 @@ impl Acks {
     pub(super) async fn ack(self: &Arc<Self>, place: Place, acker: Acker) -> lapin::Result<bool> {
         let (answer, answered) = oneshot::channel();
         let begins = {
-            let mut state = self.state();
-            state.waiting.push(Ack {
+            let waiting = &mut self.state().waiting;
+            waiting.push(Ack {
                 place,
                 acker,
                 answer,
             });
-            !mem::replace(&mut state.is_gathering, true)
+            waiting.len() == 1
         };
         if begins {
             let gathering = Gathering {
@@ -139,8 +137,9 @@ impl Acks {
             self.runtime.spawn(gathering.run());
         }
         // Its task has ended with its runtime after it had handed the frame over.
-        let unknown = || Err(ErrorKind::IOError(Arc::new(io::ErrorKind::BrokenPipe.into())).into());
-        answered.await.unwrap_or_else(|_| unknown())
+        answered
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,17 +172,17 @@ impl State {
 
     /// Hands frames for all that waits over to the client.
     fn send(&mut self, cx: &mut Context<'_>) -> Vec<Frame> {
-        let acks = self.take();
-        let frames = acks.map(|acks| Frame::new(acks, self.channel.clone()));
-        let mut frames: Vec<_> = frames.collect();
-        for Frame { acks, sent } in &mut frames {
+        let mut frames = Vec::new();
+        for acks in self.take() {
+            let mut frame = Frame::new(acks, self.channel.clone());
             // The first poll hands it over.
-            let _pending = Pin::new(&mut *sent).poll(cx);
-            if matches!(sent, MaybeDone::Future(_) | MaybeDone::Done(Ok(true))) {
-                for ack in acks {
+            let _pending = Pin::new(&mut frame.sent).poll(cx);
+            if let MaybeDone::Future(_) | MaybeDone::Done(Ok(true)) = frame.sent {
+                for ack in &frame.acks {
                     self.unanswered.remove(&ack.place);
                 }
             }
+            frames.push(frame);
         }
         frames
     }
@@ -191,17 +190,18 @@ impl State {
 
 impl Frame {
     fn new(acks: Vec<Ack>, channel: Option<Arc<Channel>>) -> Self {
-        let last = acks.last().map(|ack| (ack.place.tag, ack.acker.clone()));
+        // It knows whether the channel is still the one that its tag is of.
+        let last = acks.last().filter(|last| !last.acker.poisoned());
+        let target = channel.zip(last.map(|last| last.place.tag));
         let multiple = acks.len() > 1;
         // Not by the acker, which hands its ack to a task, in no order.
         let sent = async move {
-            match channel.zip(last) {
-                // It knows whether the channel is still the one that its tag is of.
-                Some((channel, (tag, acker))) if !acker.poisoned() => {
+            match target {
+                Some((channel, tag)) => {
                     let options = BasicAckOptions { multiple };
                     channel.basic_ack(tag, options).await.map(|()| true)
                 }
-                _ => Ok(false),
+                None => Ok(false),
             }
         };
         Self {
@@ -234,9 +234,7 @@ impl Gathering {
         yield_now().await;
         let frames = poll_fn(|cx| {
             self.is_over = true;
-            let mut state = self.acks.state();
-            state.is_gathering = false;
-            Poll::Ready(state.send(cx))
+            Poll::Ready(self.acks.state().send(cx))
         });
         for frame in frames.await {
             frame.finish().await;
@@ -250,10 +248,7 @@ impl Drop for Gathering {
         if self.is_over {
             return;
         }
-        let mut state = self.acks.state();
-        state.is_gathering = false;
-        let waiting = mem::take(&mut state.waiting);
-        drop(state);
+        let waiting = mem::take(&mut self.acks.state().waiting);
         for ack in waiting {
             drop(ack.answer.send(Ok(false)));
         }

@@ -81,20 +81,18 @@ impl Server {
         panic!("rabbitmq-server is not up after 2 min:\n{output}");
     }
 
-    /// Lets the server write down which queues are declared. "Queues that are new" in the
-    /// documentation of the adapter says what it may forget in a kill otherwise.
+    /// Waits until the server has written down which queues are declared. "Queues that are new" in
+    /// the documentation of the adapter says what it may forget in a kill otherwise.
     ///
-    /// For a quorum queue there is more: [`has_written`](Self::has_written).
-    pub(crate) fn write_declared(&self) -> impl Future<Output = ()> + use<> {
-        let writing = self.eval("mnesia:dump_log()");
-        async { assert_eq!(writing.await.as_deref(), Some("dumped")) }
-    }
-
-    /// Waits until the server has written down that the quorum queue exists, which 3.10 does within
-    /// a second, and not before it says that the queue is declared.
-    ///
-    /// Killed before that, it starts the queue anew: empty, and with no leader.
-    pub(crate) fn has_written(&self, queue: &str) -> impl Future<Output = ()> + use<> {
+    /// For `queue` it has more to write if it is a quorum queue, which 3.10 does within a second, and
+    /// not before it says that the queue is declared. Killed before that, it starts the queue anew:
+    /// empty, and with no leader.
+    pub(crate) fn has_written(
+        &self,
+        queue: &str,
+        is_quorum: bool,
+    ) -> impl Future<Output = ()> + use<> {
+        let dumping = self.eval("mnesia:dump_log()");
         let node = self.node();
         let names = format!("data/{node}/quorum/{node}/names.dets");
         let names = self.folder.join(names);
@@ -102,6 +100,10 @@ impl Server {
         // Its length comes first, so that no longer name is taken for it.
         let entry = [&[name.len() as u8], name.as_bytes()].concat();
         async move {
+            assert_eq!(dumping.await.as_deref(), Some("dumped"));
+            if !is_quorum {
+                return;
+            }
             for _ in 0..400 {
                 let written = fs::read(&names).unwrap_or_default();
                 if written.windows(entry.len()).any(|part| part == entry) {
