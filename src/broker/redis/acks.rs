@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ::redis::RedisError;
+use ::redis::{RedisError, cmd};
+use futures_util::future::join;
 use tokio::{
     runtime::Handle,
     sync::{
@@ -97,8 +98,46 @@ impl Channel {
         batch.close();
         let mut acks = Vec::with_capacity(batch.len());
         while batch.recv_many(&mut acks, LIMIT).await > 0 {}
-        acks.sort_unstable_by(|a, b| order(&a.id.entry).cmp(&order(&b.id.entry)));
+        let is_leased = |ack: &Ack| ack.id.asked_at.elapsed() < self.lease;
+        let (leased, others): (Vec<_>, Vec<_>) = acks.into_iter().partition(is_leased);
+        join(self.send_leased(leased), self.send_others(others)).await;
+    }
 
+    /// Acks what nobody else can have yet.
+    async fn send_leased(&self, acks: Vec<Ack>) {
+        if acks.is_empty() {
+            return;
+        }
+        let ids = acks.iter().map(|ack| &ack.id.entry);
+        let pending: Result<usize, _> = if self.delete_settled {
+            let mut script = scripts::ACK_LEASED.prepare_invoke();
+            script.key(&self.keys.stream).arg(&self.group);
+            for id in ids {
+                script.arg(id);
+            }
+            self.invoke(&script).await
+        } else {
+            let mut command = cmd("XACK");
+            command.arg(&self.keys.stream).arg(&self.group);
+            for id in ids {
+                command.arg(id);
+            }
+            self.query(&command).await
+        };
+        let of = acks.len();
+        let reply = pending.map(|pending| match of.saturating_sub(pending) {
+            0 => Reply::Settled,
+            lost if lost == of => Reply::Lost,
+            lost => Reply::SomeLost { lost, of },
+        });
+        self.answer_all(acks, &reply.map(|reply| move |_| reply));
+    }
+
+    /// Acks what is still this consumer's.
+    async fn send_others(&self, acks: Vec<Ack>) {
+        if acks.is_empty() {
+            return;
+        }
         let mut script = scripts::ACK.prepare_invoke();
         script
             .key(&self.keys.stream)
@@ -112,36 +151,28 @@ impl Channel {
             script.arg(ack.id.count);
         }
         let lost: Result<Vec<usize>, _> = self.invoke(&script).await;
-        if lost.is_ok() {
-            // At once, so that the reader asks for all of them at once.
+        let reply = lost.map(|lost| {
+            move |position| match lost.contains(&position) {
+                true => Reply::Lost,
+                false => Reply::Settled,
+            }
+        });
+        self.answer_all(acks, &reply);
+    }
+
+    /// Frees the places of what was done, and tells each ack the reply to its position, from 1 on.
+    fn answer_all(&self, acks: Vec<Ack>, reply: &Result<impl Fn(usize) -> Reply, RedisError>) {
+        if reply.is_ok() {
+            // At once, so that the reader learns of all of them at once.
             self.free.add_permits(acks.len());
         }
         for (position, ack) in (1..).zip(acks) {
-            let reply = match &lost {
-                Ok(lost) if lost.contains(&position) => Ok(Reply::Lost),
-                Ok(_) => Ok(Reply::Settled),
+            let reply = match reply {
+                Ok(reply) => Ok(reply(position)),
                 Err(error) => Err(error.clone()),
             };
             // Whoever has stopped waiting has told that it doesn't know.
             drop(ack.answer.send(reply));
         }
-    }
-}
-
-/// By this ids are in the order that they have in the stream. They are two decimal numbers without
-/// leading zeros, of which the longer is the larger.
-fn order(id: &str) -> (usize, &str, usize, &str) {
-    let (time, sequence) = id.split_once('-').unwrap_or((id, ""));
-    (time.len(), time, sequence.len(), sequence)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::order;
-
-    #[test]
-    fn ids_are_ordered_as_in_the_stream() {
-        let ids = ["9-1", "10-2", "10-10", "11-0", "1526919030474-55"];
-        assert!(ids.is_sorted_by_key(|id| order(id)));
     }
 }

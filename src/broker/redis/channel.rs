@@ -10,10 +10,10 @@ use std::{
 };
 
 use ::redis::{
-    ErrorKind, FromRedisValue, ParsingError, RedisError, ScriptInvocation, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, ScriptInvocation, ServerErrorKind,
+    Value, aio::MultiplexedConnection,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{DeliveryError, acks::Acks, scripts};
@@ -34,6 +34,8 @@ pub(super) struct Channel {
     pub(super) group: String,
     pub(super) consumer: String,
     pub(super) delete_settled: bool,
+    /// How long after an entry was asked for nobody else can take it before an ack is answered.
+    pub(super) lease: Duration,
     pub(super) acks: Acks,
     /// One permit for each delivery that may still be read. Only the reader takes permits.
     pub(super) free: Semaphore,
@@ -47,12 +49,16 @@ pub(super) struct Channel {
 pub(super) struct DeliveryId {
     pub(super) entry: String,
     pub(super) count: u32,
+    /// When the server was asked for it, which is before it was delivered.
+    pub(super) asked_at: Instant,
 }
 
-/// Whether a script found the entry as it should be.
+/// Whether the entry was found as it should be.
+#[derive(Clone, Copy)]
 pub(super) enum Reply {
     Settled,
     Lost,
+    SomeLost { lost: usize, of: usize },
     Gone,
 }
 
@@ -100,6 +106,7 @@ impl Channel {
         match done {
             Ok(Reply::Settled) => Ok(()),
             Ok(Reply::Lost) => Err(last(DeliveryError::Lost)),
+            Ok(Reply::SomeLost { lost, of }) => Err(last(DeliveryError::SomeLost { lost, of })),
             Ok(Reply::Gone) => Err(last(DeliveryError::Gone)),
             Err(error) => {
                 let may_repeat = is_refused_whole(&error);
@@ -119,7 +126,7 @@ impl Channel {
         self.owned(&mut script, id);
         match self.invoke(&script).await {
             Ok(Reply::Settled) => Ok(Lease::Held),
-            Ok(Reply::Lost | Reply::Gone) => Ok(Lease::Lost),
+            Ok(Reply::Lost | Reply::SomeLost { .. } | Reply::Gone) => Ok(Lease::Lost),
             Err(error) => Err(DeliveryError::Command(error)),
         }
     }
@@ -183,11 +190,18 @@ impl Channel {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, RedisError> {
         let reply = script.invoke_async(&mut self.connection.clone()).await;
-        reply.inspect_err(|error: &RedisError| {
-            if error.is_unrecoverable_error() {
-                self.lost.cancel();
-            }
-        })
+        reply.inspect_err(|error| self.heed(error))
+    }
+
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+        let reply = command.query_async(&mut self.connection.clone()).await;
+        reply.inspect_err(|error| self.heed(error))
+    }
+
+    fn heed(&self, error: &RedisError) {
+        if error.is_unrecoverable_error() {
+            self.lost.cancel();
+        }
     }
 }
 

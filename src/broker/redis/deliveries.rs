@@ -17,11 +17,7 @@ use tokio::{
 };
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{
-    Delivery, SubscriptionError,
-    channel::Channel,
-    reader::{Read, release},
-};
+use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
 use crate::Subscription;
 
 /// The deliveries to one consumer of a group.
@@ -45,7 +41,7 @@ use crate::Subscription;
 /// them after [`min_idle`](super::ConsumerGroup::min_idle).
 #[must_use = "a subscription that is dropped is closed"]
 pub struct Deliveries {
-    incoming: UnboundedReceiver<Read>,
+    incoming: UnboundedReceiver<Delivery>,
     close: Option<oneshot::Sender<Vec<String>>>,
     /// Gives back what nobody had taken when it was stopped.
     stopping: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -63,7 +59,7 @@ pub struct Deliveries {
 
 impl Deliveries {
     pub(super) fn new(
-        incoming: UnboundedReceiver<Read>,
+        incoming: UnboundedReceiver<Delivery>,
         close: oneshot::Sender<Vec<String>>,
         reader: JoinHandle<Result<(), SubscriptionError>>,
         channel: Arc<Channel>,
@@ -113,8 +109,7 @@ impl Deliveries {
     /// Takes nothing more from the reader, which reads nothing more then; returns what had come.
     fn take_unread(&mut self) -> Vec<Delivery> {
         self.incoming.close();
-        let read = std::iter::from_fn(|| self.incoming.try_recv().ok());
-        let unread: Vec<_> = read.map(|read| read.delivery).collect();
+        let unread: Vec<_> = std::iter::from_fn(|| self.incoming.try_recv().ok()).collect();
         let unseen = unread.iter().map(|delivery| delivery.id().to_owned());
         self.unseen.extend(unseen);
         unread
@@ -143,15 +138,15 @@ impl Stream for Deliveries {
         loop {
             // When there are no more, it was stopped, or the reader is about to end, which wakes this
             // task.
-            let Some(read) = ready!(self.incoming.poll_recv(cx)) else {
+            let Some(delivery) = ready!(self.incoming.poll_recv(cx)) else {
                 return Poll::Pending;
             };
             // It waited here for so long that it is another consumer's by now, or will be.
-            if read.at.elapsed() >= self.min_idle {
+            if delivery.asked_at().elapsed() >= self.min_idle {
                 self.channel.free.add_permits(1);
                 continue;
             }
-            return Poll::Ready(Some(Ok(read.delivery)));
+            return Poll::Ready(Some(Ok(delivery)));
         }
     }
 }

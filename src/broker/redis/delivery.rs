@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use tokio::time::Instant;
+
 use super::{
     DeliveryError,
     channel::{Channel, DeliveryId, Failed},
@@ -38,6 +40,10 @@ impl Delivery {
     /// Returns the id of the entry, such as `1526919030474-55`. It is kept when the entry comes back.
     pub fn id(&self) -> &str {
         self.tag.id()
+    }
+
+    pub(super) fn asked_at(&self) -> Instant {
+        self.tag.shared.id.asked_at
     }
 
     /// Returns the value of the payload field, if the entry has one.

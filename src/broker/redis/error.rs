@@ -130,6 +130,17 @@ pub enum DeliveryError {
     /// The entry is not pending for this consumer any more: somebody reclaimed it, or acked it.
     /// Nothing was changed.
     Lost,
+    /// Of some entries that were acked by one command, not all were pending any more, and it is not
+    /// known whether this is one of those.
+    ///
+    /// Nobody who keeps to the [`min_idle`](super::ConsumerGroup::min_idle) can have taken it; but
+    /// somebody may have acked it by hand, or deleted the consumer.
+    SomeLost {
+        /// How many were not pending.
+        lost: usize,
+        /// How many the command had.
+        of: usize,
+    },
     /// The entry was trimmed or deleted from the stream, so there was nothing to keep. It is not
     /// pending any more.
     Gone,
@@ -145,6 +156,10 @@ impl fmt::Display for DeliveryError {
             DeliveryError::Lost => {
                 f.write_str("the entry is not pending for this consumer any more")
             }
+            DeliveryError::SomeLost { lost, of } => write!(
+                f,
+                "{lost} of {of} entries that were acked together were not pending any more"
+            ),
             DeliveryError::Gone => f.write_str("the entry is deleted from its stream"),
             DeliveryError::Command(error) => write!(f, "the command failed: {error}"),
         }
@@ -158,6 +173,7 @@ impl Error for DeliveryError {
             DeliveryError::AlreadySettled
             | DeliveryError::Stale
             | DeliveryError::Lost
+            | DeliveryError::SomeLost { .. }
             | DeliveryError::Gone => None,
         }
     }

@@ -99,7 +99,7 @@ impl ConsumerGroup {
     /// consumer; 60 s by default.
     ///
     /// It must be longer than a job can take, or each job be kept alive. All consumers of a group
-    /// should have the same.
+    /// must have the same: for [as long](super#verdicts) they trust that an entry is theirs.
     ///
     /// # Panics
     ///
@@ -272,6 +272,7 @@ impl ConsumerGroup {
             group: self.group.clone(),
             consumer: format!("{}-{:016x}", self.consumer, fastrand::u64(..)),
             delete_settled: self.delete_settled,
+            lease: self.timing.min_idle.saturating_sub(self.response_timeout),
             free: Semaphore::new(self.prefetch),
             acks: Acks::new(),
             lost,

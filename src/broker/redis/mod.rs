@@ -45,10 +45,21 @@
 //! with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is all the
 //! same who has the entry now: another consumer, or this one once more.
 //!
-//! Acks that come at the same time share a script, up to 64 of them, and each is answered for itself.
-//! None waits for another to come: what is shared is what is ready at once. A settlement that fails
-//! for all, as when the connection is lost, tells each. An ack that was begun goes out, and frees its
+//! That question is left out for an ack that comes early: a [`response_timeout`] before the end of
+//! the [`min_idle`], counted from when the server was asked for the entry. As all consumers of the
+//! group have the same `min_idle`, none has taken the entry by the time that the server answers.
+//! Somebody who claims entries before that, by hand or with another library, may find that one was
+//! acked by the consumer which had it, and answered for its job. With a `response_timeout` as long as the
+//! `min_idle` each ack asks.
+//!
+//! Acks that come at the same time share a command, up to 64 of them. None waits for another to
+//! come: what is shared is what is ready at once. Each is answered for itself, but for early ones of
+//! which only some were pending ([`DeliveryError::SomeLost`]). A command that fails, as when the
+//! connection is lost, fails for each of its acks. An ack that was begun goes out, and frees its
 //! place, even if its future is dropped.
+//!
+//! [`response_timeout`]: ConsumerGroup::response_timeout
+//! [`min_idle`]: ConsumerGroup::min_idle
 //!
 //! # Parked entries
 //!

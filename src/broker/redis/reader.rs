@@ -5,7 +5,10 @@ use std::{future::pending, mem, pin::pin, sync::Arc, time::Duration};
 use ::redis::{RedisError, Value, aio::MultiplexedConnection, cmd};
 use futures_util::future::{Either, select};
 use tokio::{
-    sync::{mpsc::UnboundedSender, oneshot},
+    sync::{
+        mpsc::{UnboundedSender, error::SendError},
+        oneshot,
+    },
     time::{Instant, timeout},
 };
 
@@ -21,17 +24,10 @@ use crate::{Job, Reason, Settle, Unsettled, Verdict};
 /// How often a connection that waits for nothing is asked whether it lives.
 const PING: Duration = Duration::from_secs(1);
 
-/// A delivery that was not taken from the stream yet.
-pub(super) struct Read {
-    pub(super) delivery: Delivery,
-    /// When the server was asked for it.
-    pub(super) at: Instant,
-}
-
 pub(super) struct Reader {
     connection: MultiplexedConnection,
     channel: Arc<Channel>,
-    incoming: UnboundedSender<Read>,
+    incoming: UnboundedSender<Delivery>,
     /// Says that the subscription is to be closed, and which deliveries nobody has seen.
     close: oneshot::Receiver<Vec<String>>,
     timing: Timing,
@@ -72,7 +68,7 @@ impl Reader {
     pub(super) fn new(
         connection: MultiplexedConnection,
         channel: Arc<Channel>,
-        incoming: UnboundedSender<Read>,
+        incoming: UnboundedSender<Delivery>,
         close: oneshot::Receiver<Vec<String>>,
         timing: Timing,
         payload_field: String,
@@ -164,33 +160,33 @@ impl Reader {
         }
     }
 
-    /// Reads at most `free` entries: parked ones that are due, ones that nobody answers, new ones.
-    async fn fetch(&mut self, mut free: usize) -> Result<(), RedisError> {
+    /// Reads at most `limit` entries: parked ones that are due, ones that nobody answers, new ones.
+    async fn fetch(&mut self, mut limit: usize) -> Result<(), RedisError> {
         let new_first = mem::take(&mut self.due_took_all);
         let now = Instant::now();
         if now >= self.next_due && !new_first {
-            let due = self.take_due(free).await?;
-            self.due_took_all = due.len() >= free;
+            let due = self.take_due(limit).await?;
+            self.due_took_all = due.len() >= limit;
             if !self.due_took_all {
                 self.next_due = now + self.timing.poll_interval;
             }
-            free = free.saturating_sub(due.len());
+            limit = limit.saturating_sub(due.len());
             self.deliver(due, now);
         }
         let now = Instant::now();
-        if free > 0 && now >= self.next_reclaim {
-            let idle = self.reclaim(free).await?;
+        if limit > 0 && now >= self.next_reclaim {
+            let idle = self.reclaim(limit).await?;
             if self.cursor == "0-0" {
                 self.next_reclaim = now + self.timing.reclaim_interval();
             }
-            free = free.saturating_sub(idle.len());
+            limit = limit.saturating_sub(idle.len());
             self.deliver(idle, now);
         }
-        if free > 0 {
+        if limit > 0 {
             let now = Instant::now();
             let until = self.next_due.min(self.next_reclaim);
             let new = self
-                .read_new(free, until.saturating_duration_since(now))
+                .read_new(limit, until.saturating_duration_since(now))
                 .await?;
             self.deliver(new, now);
         }
@@ -241,18 +237,21 @@ impl Reader {
         Ok(entries)
     }
 
-    fn deliver(&mut self, entries: Vec<Entry>, at: Instant) {
+    fn deliver(&mut self, entries: Vec<Entry>, asked_at: Instant) {
         for Entry { id, count, fields } in entries {
             // Taken for good; the settlement adds it again. This task alone takes permits, and
             // there were as many as it asked entries for.
             if let Ok(permit) = self.channel.free.try_acquire() {
                 permit.forget();
             }
-            let id = DeliveryId { entry: id, count };
+            let id = DeliveryId {
+                entry: id,
+                count,
+                asked_at,
+            };
             let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
-            if let Err(unread) = self.incoming.send(Read { delivery, at }) {
-                let unread = unread.0.delivery;
+            if let Err(SendError(unread)) = self.incoming.send(delivery) {
                 self.unseen.push(unread.id().to_owned());
                 self.unread.push(unread);
             }

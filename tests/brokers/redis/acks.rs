@@ -13,8 +13,8 @@ use tower_sentinel::{
 };
 
 use super::{
-    GROUP, STREAM, add, calls, close, group, next, pending, proxy::Proxy, reason, server::Server,
-    steal,
+    GROUP, STREAM, add, asking, calls, calls_of, close, group, next, pending, proxy::Proxy, reason,
+    server::Server, steal,
 };
 
 type Answer = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
@@ -60,7 +60,7 @@ fn lengths(connection: &mut Connection) -> (usize, usize) {
 
 #[tokio::test]
 async fn acks_that_come_together_are_one_command_and_are_each_answered() {
-    for (group, left) in [(group(), 19), (group().delete_settled(), 2)] {
+    for (group, left) in [(asking(), 19), (asking().delete_settled(), 2)] {
         let server = Server::start();
         let mut inspect = server.inspect();
         let (deliveries, held) = deliver(&server, group, server.url(), 20).await;
@@ -86,33 +86,83 @@ async fn acks_that_come_together_are_one_command_and_are_each_answered() {
 }
 
 #[tokio::test]
-async fn acks_of_entries_that_stand_far_apart_are_each_answered() {
+async fn acks_before_others_may_take_the_entries_ask_nothing() {
+    for (group, left) in [(group(), 20), (group().delete_settled(), 0)] {
+        let server = Server::start();
+        let mut inspect = server.inspect();
+        let (_deliveries, held) = deliver(&server, group, server.url(), 20).await;
+        assert!(ack_all(&held).await.iter().all(Result::is_ok));
+        assert_eq!(calls_of(&mut inspect, "xpending"), 0);
+        assert_eq!(calls(&mut inspect), 1);
+        assert_eq!(lengths(&mut inspect), (0, left));
+    }
+}
+
+#[tokio::test]
+async fn acks_ask_from_the_time_on_from_which_others_may_take_the_entries() {
+    let early = Duration::from_secs(2);
+    let limit = Duration::from_secs(5);
+    let group = group().response_timeout(limit).min_idle(limit + early);
     let server = Server::start();
     let mut inspect = server.inspect();
-    let (_deliveries, mut held) = deliver(&server, group(), server.url(), 40).await;
-    steal(&mut inspect, held[20].id());
-    let apart = [0, 20, 30, 39];
-    let answers = ack_all(apart.map(|n| &held[n])).await;
-    let settled: Vec<_> = answers.iter().map(Result::is_ok).collect();
-    assert_eq!(settled, [true, false, true, true]);
-    assert_eq!(calls(&mut inspect), 1);
-    assert_eq!(pending(&mut inspect), 37);
-
-    for n in apart.into_iter().rev() {
-        held.remove(n);
-    }
+    let (mut deliveries, mut held) = deliver(&server, group, server.url(), 6).await;
+    let late = held.split_off(3);
     assert!(ack_all(&held).await.iter().all(Result::is_ok));
+    assert_eq!(calls_of(&mut inspect, "xpending"), 0);
+
+    tokio::time::sleep(early).await;
+    steal(&mut inspect, late[1].id());
+    add(&mut inspect, "new");
+    let new = next(&mut deliveries).await;
+    let together = [&late[0], &late[1], &new, &late[2]];
+    let settled: Vec<_> = ack_all(together).await.iter().map(Result::is_ok).collect();
+    assert_eq!(settled, [true, false, true, true]);
+    assert_eq!(calls_of(&mut inspect, "xpending"), 3);
+    // The first three together, the new one, and the two that are still ours.
+    assert_eq!(calls(&mut inspect), 3);
     assert_eq!(pending(&mut inspect), 1);
 }
 
 #[tokio::test]
-async fn a_command_has_a_bounded_number_of_acks() {
+async fn early_acks_of_what_was_not_pending_say_so() {
     let server = Server::start();
     let mut inspect = server.inspect();
-    let (_deliveries, held) = deliver(&server, group(), server.url(), 150).await;
-    assert!(ack_all(&held).await.iter().all(Result::is_ok));
+    let (mut deliveries, held) = deliver(&server, group(), server.url(), 7).await;
+    let by_hand: Vec<_> = held[2..].iter().map(Delivery::id).collect();
+    let () = inspect.xack(STREAM, GROUP, &by_hand).unwrap();
+    for answer in ack_all(&held[..4]).await {
+        let Unsettled { tag, error, .. } = answer.unwrap_err();
+        assert!(
+            matches!(error, DeliveryError::SomeLost { lost: 2, of: 4 }),
+            "{error}"
+        );
+        assert!(tag.is_none());
+    }
     assert_eq!(pending(&mut inspect), 0);
-    assert_eq!(calls(&mut inspect), 3);
+    for answer in ack_all(&held[4..]).await {
+        let Unsettled { tag, error, .. } = answer.unwrap_err();
+        assert!(matches!(error, DeliveryError::Lost), "{error}");
+        assert!(tag.is_none());
+    }
+    // All places are free.
+    for n in 0..7 {
+        add(&mut inspect, &n.to_string());
+    }
+    for _ in 0..7 {
+        next(&mut deliveries).await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_has_a_bounded_number_of_acks() {
+    for group in [group(), asking()] {
+        let server = Server::start();
+        let mut inspect = server.inspect();
+        let (_deliveries, held) = deliver(&server, group, server.url(), 150).await;
+        assert!(ack_all(&held).await.iter().all(Result::is_ok));
+        assert_eq!(pending(&mut inspect), 0);
+        assert_eq!(calls(&mut inspect), 3);
+    }
 }
 
 #[tokio::test]
@@ -144,10 +194,19 @@ async fn an_ack_that_is_dropped_takes_nothing_from_the_others() {
 
 #[tokio::test]
 async fn a_connection_that_is_lost_answers_for_all_acks_under_way() {
+    let asking = group().min_idle(Duration::from_millis(500));
+    let early = group()
+        .min_idle(Duration::from_secs(3))
+        .response_timeout(Duration::from_secs(1));
+    for group in [asking, early] {
+        lose_the_connection(group).await;
+    }
+}
+
+async fn lose_the_connection(group: ConsumerGroup) {
     let server = Server::start();
     let proxy = Proxy::start(server.port).await;
     let url = format!("redis://127.0.0.1:{}", proxy.port);
-    let group = group().min_idle(Duration::from_millis(500));
     let (mut deliveries, held) = deliver(&server, group.clone(), url, 10).await;
     proxy.stall();
     let (answers, ()) = tokio::join!(ack_all(&held), async {
@@ -171,9 +230,15 @@ async fn a_connection_that_is_lost_answers_for_all_acks_under_way() {
 
 #[tokio::test]
 async fn acks_that_the_server_refuses_as_a_whole_give_all_tags_back() {
+    for group in [group(), group().delete_settled(), asking()] {
+        refuse_as_a_whole(group).await;
+    }
+}
+
+async fn refuse_as_a_whole(group: ConsumerGroup) {
     let server = Server::start();
     let mut inspect = server.inspect();
-    let (_deliveries, held) = deliver(&server, group(), server.url(), 10).await;
+    let (_deliveries, held) = deliver(&server, group, server.url(), 10).await;
     let mut set_replicas = |least: &str| {
         let _: Value = cmd("CONFIG")
             .arg("SET")
