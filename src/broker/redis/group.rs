@@ -76,6 +76,9 @@ impl ConsumerGroup {
 
     /// Sets how many deliveries may be unanswered; 16 by default.
     ///
+    /// Each read asks for a third of the places that are free then, so that jobs come in a flow and
+    /// not in bursts.
+    ///
     /// # Panics
     ///
     /// Panics if it is 0: nothing would ever be read.

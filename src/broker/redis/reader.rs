@@ -120,7 +120,12 @@ impl Reader {
         loop {
             match self.wait().await? {
                 Wait::Closed(unseen) => return Ok(unseen),
-                Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
+                // A third of them at a time: jobs that come all at once are answered all at once, and
+                // then the next come all at once, while client and server wait for each other.
+                Wait::Free(free) => {
+                    let fetched = self.fetch(free.div_ceil(3)).await;
+                    fetched.map_err(SubscriptionError::of)?;
+                }
             }
             // If it was stopped meanwhile. After a close all goes back at once.
             release(mem::take(&mut self.unread)).await;
