@@ -43,6 +43,11 @@ impl Message {
         if self.is_settled.swap(true, Ordering::AcqRel) {
             return Err(DeliveryError::AlreadySettled);
         }
+        self.check()
+    }
+
+    /// Checks that the channel still lives on which it can be answered for.
+    pub(super) fn check(&self) -> Result<(), DeliveryError> {
         if self.link.is_over.load(Ordering::Acquire) || self.delivery.acker.poisoned() {
             return Err(DeliveryError::Stale);
         }

@@ -210,7 +210,7 @@ impl Error for SubscriptionError {
 pub enum DeliveryError {
     /// It was settled before, or a settlement of it was tried; nothing was sent.
     AlreadySettled,
-    /// Its channel is closed; nothing was sent. The server redelivers the job.
+    /// Its channel is closed; it was neither answered nor republished. The server redelivers the job.
     Stale,
     /// The client did not send the answer (lapin's `Ok(false)`): the channel closed meanwhile.
     NotSent,

@@ -89,7 +89,7 @@
 //! A classic one sends its messages back without a confirmation, as classic queues do.
 //!
 //! Before a subscription first uses a retry queue it waits for 2.5 s, because the queue may be new: see
-//! below.
+//! below. If the channel ends meanwhile nothing is published, and the server redelivers the job.
 //!
 //! # Queues that are new
 //!

@@ -95,30 +95,26 @@ impl Publisher {
         self.dead_letter.as_ref()
     }
 
-    /// Publishes to the end of the queue.
+    /// Publishes to the end of `queue`: a retry queue, or the one that the original is in.
     ///
-    /// Not mandatory: the queue is the one that the original is in, and they go together.
+    /// Not mandatory: the first was just declared, and with the second goes the original.
     pub(super) async fn retry(
         &self,
+        queue: ShortString,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
         let turn = self.turn.read().await;
-        self.publish("".into(), self.queue.clone(), false, payload, properties)
+        self.publish("".into(), queue, false, payload, properties)
             .await?;
         drop(turn);
         Ok(())
     }
 
-    /// Publishes to the retry queue of `delay`.
+    /// Declares the retry queue of `delay`, waits until it outlives the server, and returns its name.
     ///
     /// It is declared each time, so that its life is prolonged.
-    pub(super) async fn retry_after(
-        &self,
-        delay: Duration,
-        payload: &[u8],
-        properties: BasicProperties,
-    ) -> Result<(), DeliveryError> {
+    pub(super) async fn retry_queue(&self, delay: Duration) -> Result<ShortString, DeliveryError> {
         let millis = rounded_up(delay).ok_or(DeliveryError::DelayTooLong(delay))?;
         // Invariant: `Queue::subscribe` has checked the longest of these names.
         let name = ShortString::from(format!("{}.retry.{millis}", self.queue));
@@ -127,11 +123,7 @@ impl Publisher {
             .queue_declare(name.clone(), options, self.retry_arguments(millis))
             .await?;
         sleep_until(self.written(millis)).await;
-        let turn = self.turn.read().await;
-        self.publish("".into(), name, false, payload, properties)
-            .await?;
-        drop(turn);
-        Ok(())
+        Ok(name)
     }
 
     /// Returns from when on a retry queue that was just declared outlives the server.

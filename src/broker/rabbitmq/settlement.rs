@@ -57,11 +57,15 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
         Verdict::Retry { after } => match after.filter(|delay| *delay > Duration::ZERO) {
             Some(delay) => {
                 let properties = headers::for_retry(&message.delivery, charged(message), false);
-                publisher.retry_after(delay, payload, properties).await?;
+                let queue = publisher.retry_queue(delay).await?;
+                // The wait for a new queue may outlast the channel, and then the job is back already.
+                message.check()?;
+                publisher.retry(queue, payload, properties).await?;
             }
             None if publisher.kind() == QueueKind::Classic => {
                 let properties = headers::for_retry(&message.delivery, charged(message), true);
-                publisher.retry(payload, properties).await?;
+                let queue = publisher.queue().into();
+                publisher.retry(queue, payload, properties).await?;
             }
             None => {
                 let options = BasicRejectOptions { requeue: true };
