@@ -4,7 +4,6 @@
 use std::{
     fmt,
     future::{pending, poll_fn},
-    io::{self, Write},
     mem,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, mpsc},
@@ -25,9 +24,12 @@ use tower_sentinel::{
     SettlePolicy, Unsettled, Verdict, ack_on_success, cancelled,
 };
 
-use crate::support::{
-    Blocked, Bomb, Fate, Refused, WORK, Work, Worker, call, current_thread, idle, raise, until,
-    wait_until,
+use crate::{
+    log::Log,
+    support::{
+        Blocked, Bomb, Fate, Refused, WORK, Work, Worker, call, current_thread, idle, raise, until,
+        wait_until,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -226,42 +228,6 @@ async fn run_with(layer: KeepAliveLayer, script: &'static [Ask], takes: Duration
     };
     call(&mut service, delivery).await.unwrap();
     tag
-}
-
-// === events ===
-
-/// What is logged in this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .with_ansi(false)
-            .without_time()
-            .with_target(false)
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| line.trim().to_owned()).collect()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 // === when it asks ===

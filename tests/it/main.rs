@@ -15,6 +15,7 @@ mod intensity;
 mod keep_alive;
 mod layer_order;
 mod ledger;
+mod log;
 mod memory;
 mod otlp;
 mod outage;

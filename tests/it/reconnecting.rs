@@ -14,6 +14,7 @@ use tower_sentinel::{Consumer, EndCause, OutcomeKind, Settled, Verdict};
 
 use crate::{
     consumer::{CallError, ends, here, stack},
+    log::Log,
     subscriptions::{Channel, Deliveries, Delivery, End, Refusal},
     support::{Count, Fate, Refused, raise},
 };
@@ -316,4 +317,47 @@ async fn panics_are_tries_that_failed() {
 #[should_panic(expected = "would never connect")]
 fn no_attempt_at_all_is_refused() {
     let _ = Consumer::reconnecting(|| (), |_: CancellationToken| ()).max_attempts(0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_of_an_outage_tells_what_became_of_each_session() {
+    let (lossy, hanging) = (Channel::of([Fate::Value]), Channel::of([Fate::Hang]));
+    lossy.refuse(Refusal::Fails);
+    let script = [lossy, hanging].map(Try::Channel);
+    let broker = Broker::new([Try::Fails].into_iter().chain(script));
+    let (log, _guard) = Log::start();
+    let consumer = Consumer::reconnecting(move || broker.connect(), service)
+        .backoff(MS(100)..=MS(500))
+        .random(|| 1.0)
+        .drain_timeout(MS(1_000))
+        .with_graceful_shutdown(sleep(MS(60_000)));
+    ends(consumer).await.unwrap();
+    let lost = "a job may have no answer: the policy failed: the broker was not told \\\"ack\\\" in 1 try: \
+        refused";
+    let lines = log.lines();
+    let of_the_consumer: Vec<_> = lines
+        .iter()
+        .filter(|line| !line.contains("settle{") && !line.contains("the job was"))
+        .collect();
+    assert_eq!(
+        of_the_consumer,
+        [
+            "INFO connecting attempt=1",
+            "WARN will reconnect attempts=1 pause=100ms cause=\"can't connect: refused\"",
+            "INFO connecting attempt=2",
+            "INFO connected",
+            &format!("WARN a session ends cause=\"{lost}\""),
+            "INFO a drain begins in_flight=0",
+            "INFO a drain ended",
+            "ERROR gave up a channel unanswered=1 abandoned=0",
+            &format!("WARN will reconnect attempts=1 pause=100ms cause=\"{lost}\""),
+            "INFO connecting attempt=2",
+            "INFO connected",
+            "INFO a session ends: it is asked to",
+            "INFO a drain begins in_flight=1",
+            "WARN a drain stops what still runs in_flight=1",
+            "INFO a drain ended",
+            "INFO a session ended",
+        ]
+    );
 }

@@ -4,7 +4,6 @@ use std::{
     error::Error,
     fmt,
     future::pending,
-    io::{self, Write},
     mem,
     sync::{Arc, Mutex},
     time::Duration,
@@ -24,7 +23,10 @@ use tower_sentinel::{
     SettlePolicy, Settled, TimedOut, Undecided, Unsettled, Verdict, ack_on_success,
 };
 
-use crate::support::{Bomb, Refused, block_on, call, idle, raise};
+use crate::{
+    log::Log,
+    support::{Bomb, Refused, block_on, call, idle, raise},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a try takes that is not ready at once.
@@ -876,21 +878,6 @@ fn a_settlement_may_be_polled_outside_of_the_runtime_it_began_in() {
 
 // === events ===
 
-/// What is logged, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn each_try_that_fails_is_warned_of_with_its_verdict() {
     for (script, lines) in [
@@ -912,20 +899,13 @@ async fn each_try_that_fails_is_warned_of_with_its_verdict() {
             &["a settlement took too long verdict=retry tries=1 limit=5s"],
         ),
     ] {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .with_ansi(false)
-            .without_time()
-            .finish();
-        let guard = tracing::subscriber::set_default(subscriber);
+        let (log, guard) = Log::start();
         let _answer = settle(SettlePolicy::default(), &Tag::new(script), failed()).await;
         drop(guard);
-        let logged = String::from_utf8(mem::take(&mut log.0.lock().unwrap())).unwrap();
-        assert_eq!(logged.lines().count(), lines.len(), "{logged}");
-        for (logged, line) in logged.lines().zip(lines) {
-            assert!(logged.trim_start().starts_with("WARN"), "{logged}");
+        let logged = log.lines();
+        assert_eq!(logged.len(), lines.len(), "{logged:?}");
+        for (logged, line) in logged.iter().zip(lines) {
+            assert!(logged.starts_with("WARN"), "{logged}");
             assert!(logged.ends_with(line), "{logged}");
         }
     }
