@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ::redis::{RedisError, cmd};
+use ::redis::{RedisError, cmd, pipe};
 use futures_util::future::join;
 use tokio::{
     runtime::Handle,
@@ -108,21 +108,19 @@ impl Channel {
         if acks.is_empty() {
             return;
         }
-        let ids = acks.iter().map(|ack| &ack.id.entry);
+        let ids: Vec<_> = acks.iter().map(|ack| &ack.id.entry).collect();
+        let stream = &self.keys.stream;
+        let mut ack = cmd("XACK");
+        ack.arg(stream).arg(&self.group).arg(&ids);
+        // No script, which is several round trips where the server doesn't know it yet: the time
+        // that is left is enough for one.
         let pending: Result<usize, _> = if self.delete_settled {
-            let mut script = scripts::ACK_LEASED.prepare_invoke();
-            script.key(&self.keys.stream).arg(&self.group);
-            for id in ids {
-                script.arg(id);
-            }
-            self.invoke(&script).await
+            let mut transaction = pipe();
+            transaction.atomic().add_command(ack);
+            transaction.cmd("XDEL").arg(stream).arg(&ids).ignore();
+            self.transact(&transaction).await.map(|(pending,)| pending)
         } else {
-            let mut command = cmd("XACK");
-            command.arg(&self.keys.stream).arg(&self.group);
-            for id in ids {
-                command.arg(id);
-            }
-            self.query(&command).await
+            self.query(&ack).await
         };
         let of = acks.len();
         let reply = pending.map(|pending| match of.saturating_sub(pending) {

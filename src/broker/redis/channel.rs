@@ -10,8 +10,8 @@ use std::{
 };
 
 use ::redis::{
-    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, ScriptInvocation, ServerErrorKind,
-    Value, aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, ParsingError, Pipeline, RedisError, ScriptInvocation,
+    ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -198,6 +198,14 @@ impl Channel {
         reply.inspect_err(|error| self.heed(error))
     }
 
+    pub(super) async fn transact<T: FromRedisValue>(
+        &self,
+        transaction: &Pipeline,
+    ) -> Result<T, RedisError> {
+        let reply = transaction.query_async(&mut self.connection.clone()).await;
+        reply.inspect_err(|error| self.heed(error))
+    }
+
     fn heed(&self, error: &RedisError) {
         if error.is_unrecoverable_error() {
             self.lost.cancel();
@@ -226,16 +234,17 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// Returns whether the server refused a script before its first write.
+/// Returns whether the server refused a command, a script or a transaction before its first write.
 ///
 /// The scripts read before they write, and their first write is the one that these conditions
-/// refuse. After any other error it is not known what was done.
+/// refuse; a transaction is refused before it begins. After any other error it is not known what was
+/// done.
 fn is_refused_whole(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
+    use ServerErrorKind::{BusyLoading, ClusterDown, ExecAbort, MasterDown, ReadOnly, TryAgain};
     match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,
-            BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain
+            BusyLoading | ClusterDown | ExecAbort | MasterDown | ReadOnly | TryAgain
         ),
         _ => matches!(
             error.code(),

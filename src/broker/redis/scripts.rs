@@ -17,8 +17,6 @@ macro_rules! settling {
 
 pub(super) static ACK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/ack.lua")));
-pub(super) static ACK_LEASED: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/ack_leased.lua")));
 pub(super) static PARK: LazyLock<Script> = settling!("park.lua");
 pub(super) static DEAD_LETTER: LazyLock<Script> = settling!("dead_letter.lua");
 pub(super) static KEEP_ALIVE: LazyLock<Script> = settling!("keep_alive.lua");
