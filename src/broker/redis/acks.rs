@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ::redis::{RedisError, cmd, pipe};
+use ::redis::{RedisError, cmd};
 use futures_util::future::join;
 use tokio::{
     runtime::Handle,
@@ -21,14 +21,14 @@ use super::{
     scripts,
 };
 
-/// How many acks a batch has at most: a script keeps all other clients of the server waiting.
+/// How many acks a batch has at most: a command keeps all other clients of the server waiting.
 const LIMIT: usize = 64;
 
 /// Collects the acks of a channel into batches.
 ///
 /// A batch is open until all that is ready to run has had its turn, without a timer, and then is one
-/// call of a script. So a lone ack goes alone and at once, while those of a busy worker share the
-/// call, its round trip and the wake-ups. No batch waits for the answer to another.
+/// command, and a script for those that have to ask. So a lone ack goes alone and at once, while those
+/// of a busy worker share the round trip and the wake-ups. No batch waits for the answer to another.
 ///
 /// A batch is sent by a task of its own, so an ack whose future is dropped goes out all the same, and
 /// takes nothing from the others. Should that task end early, since its runtime does, the open end
@@ -79,9 +79,8 @@ impl Channel {
     /// # Cancel safety
     ///
     /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
-    pub(super) async fn ack(self: &Arc<Self>, id: &DeliveryId) -> Result<Reply, RedisError> {
+    pub(super) async fn ack(self: &Arc<Self>, id: DeliveryId) -> Result<Reply, RedisError> {
         let (answer, answered) = oneshot::channel();
-        let id = id.clone();
         if let Some(batch) = self.acks.add(Ack { id, answer }) {
             let sending = Arc::clone(self).send(batch);
             self.acks.runtime.spawn(sending);
@@ -98,7 +97,10 @@ impl Channel {
         batch.close();
         let mut acks = Vec::with_capacity(batch.len());
         while batch.recv_many(&mut acks, LIMIT).await > 0 {}
-        let is_leased = |ack: &Ack| ack.id.asked_at.elapsed() < self.lease;
+        // What is deleted is asked for, or a mistake of the others' would delete what one has parked.
+        let may_trust = !self.delete_settled && !self.is_stale();
+        let is_leased =
+            |ack: &Ack| may_trust && !ack.id.asks && ack.id.asked_at.elapsed() < self.lease;
         let (leased, others): (Vec<_>, Vec<_>) = acks.into_iter().partition(is_leased);
         join(self.send_leased(leased), self.send_others(others)).await;
     }
@@ -109,19 +111,9 @@ impl Channel {
             return;
         }
         let ids: Vec<_> = acks.iter().map(|ack| &ack.id.entry).collect();
-        let stream = &self.keys.stream;
         let mut ack = cmd("XACK");
-        ack.arg(stream).arg(&self.group).arg(&ids);
-        // No script, which is several round trips where the server doesn't know it yet: the time
-        // that is left is enough for one.
-        let pending: Result<usize, _> = if self.delete_settled {
-            let mut transaction = pipe();
-            transaction.atomic().add_command(ack);
-            transaction.cmd("XDEL").arg(stream).arg(&ids).ignore();
-            self.transact(&transaction).await.map(|(pending,)| pending)
-        } else {
-            self.query(&ack).await
-        };
+        ack.arg(&self.keys.stream).arg(&self.group).arg(&ids);
+        let pending: Result<usize, _> = self.query(&ack).await;
         let of = acks.len();
         let reply = pending.map(|pending| match of.saturating_sub(pending) {
             0 => Reply::Settled,

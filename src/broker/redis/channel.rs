@@ -10,8 +10,8 @@ use std::{
 };
 
 use ::redis::{
-    Cmd, ErrorKind, FromRedisValue, ParsingError, Pipeline, RedisError, ScriptInvocation,
-    ServerErrorKind, Value, aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, ParsingError, RedisError, ScriptInvocation, ServerErrorKind,
+    Value, aio::MultiplexedConnection,
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +51,8 @@ pub(super) struct DeliveryId {
     pub(super) count: u32,
     /// When the server was asked for it, which is before it was delivered.
     pub(super) asked_at: Instant,
+    /// Whether an ack must ask whose the entry is, though it comes early.
+    pub(super) asks: bool,
 }
 
 /// Whether the entry was found as it should be.
@@ -76,7 +78,7 @@ impl Channel {
     /// Carries `verdict` out and frees the delivery's place.
     pub(super) async fn settle(
         self: &Arc<Self>,
-        id: &DeliveryId,
+        id: DeliveryId,
         verdict: Verdict,
         reason: Reason,
     ) -> Result<(), Failed> {
@@ -93,12 +95,12 @@ impl Channel {
             _ if self.is_stale() => return Err(last(DeliveryError::Stale)),
             Verdict::Ack => self.ack(id).await,
             Verdict::Retry { after } => {
-                self.park(id, id.count, after.unwrap_or(Duration::ZERO))
+                self.park(&id, id.count, after.unwrap_or(Duration::ZERO))
                     .await
             }
             // The next delivery raises it again.
             Verdict::Release => {
-                self.park(id, id.count.saturating_sub(1), Duration::ZERO)
+                self.park(&id, id.count.saturating_sub(1), Duration::ZERO)
                     .await
             }
             Verdict::Reject => self.reject(id, reason).await,
@@ -145,14 +147,16 @@ impl Channel {
 
     async fn reject(
         self: &Arc<Self>,
-        id: &DeliveryId,
+        mut id: DeliveryId,
         reason: Reason,
     ) -> Result<Reply, RedisError> {
         if self.keys.dead.is_none() {
+            // What is dropped must be this delivery: the next may come to a better end.
+            id.asks = true;
             return self.ack(id).await;
         }
         let mut script = scripts::DEAD_LETTER.prepare_invoke();
-        self.owned(&mut script, id)
+        self.owned(&mut script, &id)
             .arg(self.delete_settled)
             .arg(reason.kind.as_str());
         if let Some(message) = reason.message {
@@ -198,16 +202,9 @@ impl Channel {
         reply.inspect_err(|error| self.heed(error))
     }
 
-    pub(super) async fn transact<T: FromRedisValue>(
-        &self,
-        transaction: &Pipeline,
-    ) -> Result<T, RedisError> {
-        let reply = transaction.query_async(&mut self.connection.clone()).await;
-        reply.inspect_err(|error| self.heed(error))
-    }
-
     fn heed(&self, error: &RedisError) {
-        if error.is_unrecoverable_error() {
+        // A timeout, too: what had no answer may be done at any time while this connection lives.
+        if error.is_unrecoverable_error() || error.is_io_error() {
             self.lost.cancel();
         }
     }
@@ -234,17 +231,16 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// Returns whether the server refused a command, a script or a transaction before its first write.
+/// Returns whether the server refused a command or a script before its first write.
 ///
 /// The scripts read before they write, and their first write is the one that these conditions
-/// refuse; a transaction is refused before it begins. After any other error it is not known what was
-/// done.
+/// refuse. After any other error it is not known what was done.
 fn is_refused_whole(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, ExecAbort, MasterDown, ReadOnly, TryAgain};
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
     match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,
-            BusyLoading | ClusterDown | ExecAbort | MasterDown | ReadOnly | TryAgain
+            BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain
         ),
         _ => matches!(
             error.code(),

@@ -96,6 +96,8 @@ struct Shared {
     id: DeliveryId,
     fields: Vec<(Vec<u8>, Vec<u8>)>,
     settled: AtomicBool,
+    /// Whether a keep-alive has told that somebody else has it.
+    lost: AtomicBool,
     channel: Arc<Channel>,
 }
 
@@ -109,6 +111,7 @@ impl DeliveryTag {
             id,
             fields,
             settled: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             channel,
         });
         Self { shared }
@@ -139,9 +142,12 @@ impl Settle for DeliveryTag {
             let Shared {
                 id,
                 settled,
+                lost,
                 channel,
                 ..
             } = &*self.shared;
+            let mut id = id.clone();
+            id.asks = lost.load(Ordering::Relaxed);
             match channel.settle(id, verdict, reason).await {
                 Ok(()) => Ok(()),
                 Err(Failed { error, may_repeat }) if may_repeat => {
@@ -154,8 +160,12 @@ impl Settle for DeliveryTag {
     }
 
     async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
-        let Shared { id, channel, .. } = &*self.shared;
-        channel.keep_alive(id).await
+        let Shared {
+            id, lost, channel, ..
+        } = &*self.shared;
+        let lease = channel.keep_alive(id).await?;
+        lost.fetch_or(lease == Lease::Lost, Ordering::Relaxed);
+        Ok(lease)
     }
 
     fn deliveries(&self) -> Option<u32> {

@@ -131,10 +131,11 @@ pub enum DeliveryError {
     /// Nothing was changed.
     Lost,
     /// Of some entries that were acked by one command, not all were pending any more, and it is not
-    /// known whether this is one of those.
+    /// known whether this is one of those. The others are acked.
     ///
-    /// Nobody who keeps to the [`min_idle`](super::ConsumerGroup::min_idle) can have taken it; but
-    /// somebody may have acked it by hand, or deleted the consumer.
+    /// Nobody who keeps to the [`min_idle`](super::ConsumerGroup::min_idle) can have taken one; but
+    /// somebody may have acked it by hand, or trimmed or deleted it: the next `XAUTOCLAIM` that comes
+    /// upon such an entry takes it out of the pending ones.
     SomeLost {
         /// How many were not pending.
         lost: usize,

@@ -76,8 +76,8 @@ impl ConsumerGroup {
 
     /// Sets how many deliveries may be unanswered; 16 by default.
     ///
-    /// Each read asks for a third of the places that are free then, so that jobs come in a flow and
-    /// not in bursts.
+    /// Each read of new entries asks for a third of the places that are free then, so that jobs come in a
+    /// flow and not in bursts.
     ///
     /// # Panics
     ///

@@ -40,17 +40,18 @@
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
 //! | `Abandon` | nothing |
 //!
-//! Each is one Lua script, so it is done as a whole or not at all, and it begins with the question
-//! whether this delivery is still the entry's last: whether the entry is pending for this consumer
-//! with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is all the
-//! same who has the entry now: another consumer, or this one once more.
+//! Each but an early ack is one Lua script, so it is done as a whole or not at all, and it begins with
+//! the question whether this delivery is still the entry's last: whether the entry is pending for this
+//! consumer with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is
+//! all the same who has the entry now: another consumer, or this one once more.
 //!
-//! That question is left out for an ack that comes early: a [`response_timeout`] before the end of
-//! the [`min_idle`], counted from when the server was asked for the entry. As all consumers of the
-//! group have the same `min_idle`, none has taken the entry by the time that the server answers.
+//! That question is left out for an ack that comes early: more than a [`response_timeout`] before the
+//! end of the [`min_idle`], counted from when the server was asked for the entry. As all consumers of
+//! the group have the same `min_idle`, none has taken the entry by the time that the server answers.
 //! Somebody who claims entries before that, by hand or with another library, may find that one was
-//! acked by the consumer which had it, and answered for its job. With a `response_timeout` as long as the
-//! `min_idle` each ack asks.
+//! acked by the consumer which had it, as its job was done. Every ack asks if the `response_timeout` is
+//! as long as the `min_idle`, if entries are deleted, and if a keep-alive has told that the entry is
+//! lost.
 //!
 //! Acks that come at the same time share a command, up to 64 of them. None waits for another to
 //! come: what is shared is what is ready at once. Each is answered for itself, but for early ones of

@@ -120,12 +120,7 @@ impl Reader {
         loop {
             match self.wait().await? {
                 Wait::Closed(unseen) => return Ok(unseen),
-                // A third of them at a time: jobs that come all at once are answered all at once, and
-                // then the next come all at once, while client and server wait for each other.
-                Wait::Free(free) => {
-                    let fetched = self.fetch(free.div_ceil(3)).await;
-                    fetched.map_err(SubscriptionError::of)?;
-                }
+                Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
             }
             // If it was stopped meanwhile. After a close all goes back at once.
             release(mem::take(&mut self.unread)).await;
@@ -165,29 +160,32 @@ impl Reader {
         }
     }
 
-    /// Reads at most `limit` entries: parked ones that are due, ones that nobody answers, new ones.
-    async fn fetch(&mut self, mut limit: usize) -> Result<(), RedisError> {
+    /// Reads at most `free` entries: parked ones that are due, ones that nobody answers, new ones.
+    async fn fetch(&mut self, mut free: usize) -> Result<(), RedisError> {
         let new_first = mem::take(&mut self.due_took_all);
         let now = Instant::now();
         if now >= self.next_due && !new_first {
-            let due = self.take_due(limit).await?;
-            self.due_took_all = due.len() >= limit;
+            let due = self.take_due(free).await?;
+            self.due_took_all = due.len() >= free;
             if !self.due_took_all {
                 self.next_due = now + self.timing.poll_interval;
             }
-            limit = limit.saturating_sub(due.len());
+            free = free.saturating_sub(due.len());
             self.deliver(due, now);
         }
         let now = Instant::now();
-        if limit > 0 && now >= self.next_reclaim {
-            let idle = self.reclaim(limit).await?;
+        if free > 0 && now >= self.next_reclaim {
+            let idle = self.reclaim(free).await?;
             if self.cursor == "0-0" {
                 self.next_reclaim = now + self.timing.reclaim_interval();
             }
-            limit = limit.saturating_sub(idle.len());
+            free = free.saturating_sub(idle.len());
             self.deliver(idle, now);
         }
-        if limit > 0 {
+        if free > 0 {
+            // New ones in thirds: jobs that come all at once are answered all at once, and then the
+            // next come all at once, while client and server wait for each other.
+            let limit = free.div_ceil(3);
             let now = Instant::now();
             let until = self.next_due.min(self.next_reclaim);
             let new = self
@@ -253,6 +251,7 @@ impl Reader {
                 entry: id,
                 count,
                 asked_at,
+                asks: false,
             };
             let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
@@ -264,7 +263,7 @@ impl Reader {
     }
 
     /// Gives back whatever this consumer has.
-    async fn give_back(&mut self) -> Result<(), RedisError> {
+    async fn give_back(&self) -> Result<(), RedisError> {
         let mut script = scripts::GIVE_BACK.prepare_invoke();
         script
             .key(&self.channel.keys.stream)
@@ -272,7 +271,8 @@ impl Reader {
             .arg(&self.channel.group)
             .arg(&self.channel.consumer)
             .arg(&self.unseen);
-        script.invoke_async(&mut self.connection).await
+        // After the acks that are under way there.
+        self.channel.invoke(&script).await
     }
 }
 

@@ -2,19 +2,19 @@
 
 use std::{pin::Pin, time::Duration};
 
-use futures_util::{FutureExt, future::join_all};
+use futures_util::{FutureExt, StreamExt, future::join_all};
 use tokio::{runtime::Builder, time::timeout};
 use tower_sentinel::{
-    Job, Settle, Unsettled, Verdict,
+    Job, Lease, Settle, Unsettled, Verdict,
     broker::redis::{
-        ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag,
+        ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag, SubscriptionError,
         redis::{Commands, Connection, Value, cmd},
     },
 };
 
 use super::{
-    GROUP, STREAM, add, asking, calls, calls_of, close, group, next, pending, proxy::Proxy, reason,
-    server::Server, steal,
+    GROUP, STREAM, add, asking, calls, calls_of, close, group, is_quiet, next, pending,
+    proxy::Proxy, reason, server::Server, steal,
 };
 
 type Answer = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
@@ -87,14 +87,62 @@ async fn acks_that_come_together_are_one_command_and_are_each_answered() {
 
 #[tokio::test]
 async fn acks_before_others_may_take_the_entries_ask_nothing() {
-    for (group, left) in [(group(), 20), (group().delete_settled(), 0)] {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let (_deliveries, held) = deliver(&server, group(), server.url(), 20).await;
+    assert!(ack_all(&held).await.iter().all(Result::is_ok));
+    assert_eq!(calls_of(&mut inspect, "xpending"), 0);
+    assert_eq!(calls(&mut inspect), 1);
+    assert_eq!(lengths(&mut inspect), (0, 20));
+}
+
+#[tokio::test]
+async fn an_early_ack_asks_where_more_depends_on_it() {
+    // What is deleted, what is dropped, and what is known to be somebody else's.
+    for (group, verdict, is_known) in [
+        (group().delete_settled(), Verdict::Ack, false),
+        (group().no_dead_letter(), Verdict::Reject, false),
+        (group(), Verdict::Ack, true),
+    ] {
         let server = Server::start();
         let mut inspect = server.inspect();
-        let (_deliveries, held) = deliver(&server, group, server.url(), 20).await;
-        assert!(ack_all(&held).await.iter().all(Result::is_ok));
-        assert_eq!(calls_of(&mut inspect, "xpending"), 0);
-        assert_eq!(calls(&mut inspect), 1);
-        assert_eq!(lengths(&mut inspect), (0, left));
+        let (_deliveries, held) = deliver(&server, group, server.url(), 1).await;
+        steal(&mut inspect, held[0].id());
+        if is_known {
+            assert_eq!(held[0].tag().keep_alive().await.unwrap(), Lease::Lost);
+        }
+        let settled = held[0].tag().settle(verdict, reason()).await;
+        let Unsettled { tag, error, .. } = settled.unwrap_err();
+        assert!(matches!(error, DeliveryError::Lost), "{verdict}: {error}");
+        assert!(tag.is_none());
+        assert_eq!(lengths(&mut inspect), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn an_ack_that_is_not_answered_in_time_ends_the_subscription() {
+    let limit = Duration::from_millis(300);
+    for group in [group(), group().min_idle(limit)] {
+        let server = Server::start();
+        let mut inspect = server.inspect();
+        let group = group.response_timeout(limit);
+        let (mut deliveries, held) = deliver(&server, group, server.url(), 1).await;
+        // What writes has to wait; the reader only asks whether the connection lives.
+        let _: Value = cmd("CLIENT")
+            .arg("PAUSE")
+            .arg(5_000)
+            .arg("WRITE")
+            .query(&mut inspect)
+            .unwrap();
+        let Unsettled { tag, error, .. } = ack_all(&held).await.remove(0).unwrap_err();
+        assert!(matches!(error, DeliveryError::Command(_)), "{error}");
+        assert!(tag.is_none(), "nobody knows whether it will be done");
+        let ended = timeout(Duration::from_secs(2), deliveries.next()).await;
+        let ended = ended.expect("its place would never be free");
+        assert!(
+            matches!(ended, Some(Err(SubscriptionError::Disconnected(_)))),
+            "{ended:?}"
+        );
     }
 }
 
@@ -151,6 +199,9 @@ async fn early_acks_of_what_was_not_pending_say_so() {
     for _ in 0..7 {
         next(&mut deliveries).await;
     }
+    // And no more of them.
+    add(&mut inspect, "one too many");
+    assert!(is_quiet(&mut deliveries, 200).await);
 }
 
 #[tokio::test]
@@ -230,7 +281,7 @@ async fn lose_the_connection(group: ConsumerGroup) {
 
 #[tokio::test]
 async fn acks_that_the_server_refuses_as_a_whole_give_all_tags_back() {
-    for group in [group(), group().delete_settled(), asking()] {
+    for group in [group(), asking()] {
         refuse_as_a_whole(group).await;
     }
 }

@@ -1,5 +1,4 @@
-//! Redis in the scenarios of all brokers: with dead letters and acks that ask whose the entry is, and
-//! without.
+//! Redis in the scenarios of all brokers, with dead letters and without.
 
 use std::{
     sync::{Mutex, MutexGuard},
@@ -66,10 +65,7 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
             proxy: Proxy::start(server.port).await,
             group: match DEAD_LETTERS {
                 true => group,
-                // Shorter than the idle time, by which acks are early.
-                false => group
-                    .no_dead_letter()
-                    .response_timeout(Duration::from_secs(1)),
+                false => group.no_dead_letter(),
             },
             server: Mutex::new(server),
             inspect: Mutex::new(inspect),
