@@ -124,10 +124,11 @@ impl Channel {
     }
 
     /// Acks what is still this consumer's.
-    async fn send_others(&self, acks: Vec<Ack>) {
+    async fn send_others(&self, mut acks: Vec<Ack>) {
         if acks.is_empty() {
             return;
         }
+        acks.sort_unstable_by(|a, b| order(&a.id.entry).cmp(&order(&b.id.entry)));
         let mut script = scripts::ACK.prepare_invoke();
         script
             .key(&self.keys.stream)
@@ -164,5 +165,23 @@ impl Channel {
             // Whoever has stopped waiting has told that it doesn't know.
             drop(ack.answer.send(reply));
         }
+    }
+}
+
+/// By this ids are in the order that they have in the stream. They are two decimal numbers without
+/// leading zeros, of which the longer is the larger.
+fn order(id: &str) -> (usize, &str, usize, &str) {
+    let (time, sequence) = id.split_once('-').unwrap_or((id, ""));
+    (time.len(), time, sequence.len(), sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn ids_are_ordered_as_in_the_stream() {
+        let ids = ["9-1", "10-2", "10-10", "11-0", "1526919030474-55"];
+        assert!(ids.is_sorted_by_key(|id| order(id)));
     }
 }
