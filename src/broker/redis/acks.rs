@@ -14,6 +14,7 @@ use tokio::{
         oneshot,
     },
     task::yield_now,
+    time::Instant,
 };
 
 use super::{
@@ -42,6 +43,8 @@ pub(super) struct Acks {
 
 struct Ack {
     id: DeliveryId,
+    /// Whether it asks whose the entry is, though it comes early.
+    asks: bool,
     answer: oneshot::Sender<Result<Reply, RedisError>>,
 }
 
@@ -74,14 +77,20 @@ impl Acks {
 }
 
 impl Channel {
-    /// Acks the delivery and frees its place.
+    /// Acks the delivery and frees its place. If it comes early it asks whose the entry is only if it
+    /// `asks`.
     ///
     /// # Cancel safety
     ///
     /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
-    pub(super) async fn ack(self: &Arc<Self>, id: DeliveryId) -> Result<Reply, RedisError> {
+    pub(super) async fn ack(
+        self: &Arc<Self>,
+        id: &DeliveryId,
+        asks: bool,
+    ) -> Result<Reply, RedisError> {
         let (answer, answered) = oneshot::channel();
-        if let Some(batch) = self.acks.add(Ack { id, answer }) {
+        let id = id.clone();
+        if let Some(batch) = self.acks.add(Ack { id, asks, answer }) {
             let sending = Arc::clone(self).send(batch);
             self.acks.runtime.spawn(sending);
         }
@@ -99,8 +108,9 @@ impl Channel {
         while batch.recv_many(&mut acks, LIMIT).await > 0 {}
         // What is deleted is asked for, or a mistake of the others' would delete what one has parked.
         let may_trust = !self.delete_settled && !self.is_stale();
+        let now = Instant::now();
         let is_leased =
-            |ack: &Ack| may_trust && !ack.id.asks && ack.id.asked_at.elapsed() < self.lease;
+            |ack: &Ack| may_trust && !ack.asks && now.duration_since(ack.id.asked_at) < self.lease;
         let (leased, others): (Vec<_>, Vec<_>) = acks.into_iter().partition(is_leased);
         join(self.send_leased(leased), self.send_others(others)).await;
     }

@@ -16,7 +16,7 @@ use ::redis::{
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{DeliveryError, acks::Acks, scripts};
+use super::{DeliveryError, acks::Acks, error::is_of_the_connection, scripts};
 use crate::{Lease, Reason, Verdict};
 
 /// The keys of a group, all in the hash slot of its stream.
@@ -51,8 +51,6 @@ pub(super) struct DeliveryId {
     pub(super) count: u32,
     /// When the server was asked for it, which is before it was delivered.
     pub(super) asked_at: Instant,
-    /// Whether an ack must ask whose the entry is, though it comes early.
-    pub(super) asks: bool,
 }
 
 /// Whether the entry was found as it should be.
@@ -76,9 +74,12 @@ impl Channel {
     }
 
     /// Carries `verdict` out and frees the delivery's place.
+    ///
+    /// An early ack asks whose the entry is only if it is known to be lost.
     pub(super) async fn settle(
         self: &Arc<Self>,
-        id: DeliveryId,
+        id: &DeliveryId,
+        is_lost: bool,
         verdict: Verdict,
         reason: Reason,
     ) -> Result<(), Failed> {
@@ -93,14 +94,14 @@ impl Channel {
                 Ok(Reply::Settled)
             }
             _ if self.is_stale() => return Err(last(DeliveryError::Stale)),
-            Verdict::Ack => self.ack(id).await,
+            Verdict::Ack => self.ack(id, is_lost).await,
             Verdict::Retry { after } => {
-                self.park(&id, id.count, after.unwrap_or(Duration::ZERO))
+                self.park(id, id.count, after.unwrap_or(Duration::ZERO))
                     .await
             }
             // The next delivery raises it again.
             Verdict::Release => {
-                self.park(&id, id.count.saturating_sub(1), Duration::ZERO)
+                self.park(id, id.count.saturating_sub(1), Duration::ZERO)
                     .await
             }
             Verdict::Reject => self.reject(id, reason).await,
@@ -147,16 +148,15 @@ impl Channel {
 
     async fn reject(
         self: &Arc<Self>,
-        mut id: DeliveryId,
+        id: &DeliveryId,
         reason: Reason,
     ) -> Result<Reply, RedisError> {
         if self.keys.dead.is_none() {
             // What is dropped must be this delivery: the next may come to a better end.
-            id.asks = true;
-            return self.ack(id).await;
+            return self.ack(id, true).await;
         }
         let mut script = scripts::DEAD_LETTER.prepare_invoke();
-        self.owned(&mut script, &id)
+        self.owned(&mut script, id)
             .arg(self.delete_settled)
             .arg(reason.kind.as_str());
         if let Some(message) = reason.message {
@@ -203,8 +203,7 @@ impl Channel {
     }
 
     fn heed(&self, error: &RedisError) {
-        // A timeout, too: what had no answer may be done at any time while this connection lives.
-        if error.is_unrecoverable_error() || error.is_io_error() {
+        if is_of_the_connection(error) {
             self.lost.cancel();
         }
     }

@@ -146,9 +146,8 @@ impl Settle for DeliveryTag {
                 channel,
                 ..
             } = &*self.shared;
-            let mut id = id.clone();
-            id.asks = lost.load(Ordering::Relaxed);
-            match channel.settle(id, verdict, reason).await {
+            let is_lost = lost.load(Ordering::Relaxed);
+            match channel.settle(id, is_lost, verdict, reason).await {
                 Ok(()) => Ok(()),
                 Err(Failed { error, may_repeat }) if may_repeat => {
                     settled.store(false, Ordering::Release);

@@ -91,11 +91,18 @@ pub enum SubscriptionError {
 
 impl SubscriptionError {
     pub(super) fn of(error: RedisError) -> Self {
-        match error.is_io_error() || error.is_unrecoverable_error() {
+        match is_of_the_connection(&error) {
             true => SubscriptionError::Disconnected(Some(error)),
             false => SubscriptionError::Refused(error),
         }
     }
+}
+
+/// Returns whether the connection is lost with this error.
+///
+/// A timeout is one: what had no answer may be done at any time while the connection lives.
+pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
+    error.is_io_error() || error.is_unrecoverable_error()
 }
 
 impl fmt::Display for SubscriptionError {

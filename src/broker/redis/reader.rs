@@ -251,7 +251,6 @@ impl Reader {
                 entry: id,
                 count,
                 asked_at,
-                asks: false,
             };
             let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
