@@ -27,6 +27,7 @@ const RUNNING: &str = "tower_sentinel.running";
 const UNSETTLED: &str = "tower_sentinel.unsettled";
 const ABANDONED: &str = "tower_sentinel.abandoned";
 const VERDICTS: &str = "tower_sentinel.verdicts";
+const MOOT: &str = "tower_sentinel.moot";
 const SETTLE_DURATION: &str = "messaging.client.operation.duration";
 const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 
@@ -46,6 +47,7 @@ const VERDICT: &str = "messaging.operation.name";
 /// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not answered |
 /// | `tower_sentinel.abandoned` | gauge | | jobs that still run though their outcome is given |
 /// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | what the broker was told by a [`SettlePolicy`], such as `ack` |
+/// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker waited for none any more |
 /// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | how long that took, all tries included |
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`] of an [`IntensityLayer`]: 0 running, 1 probing, 2 paused |
 ///
@@ -83,6 +85,11 @@ pub fn describe_metrics() {
         "jobs that still run though their outcome is given"
     );
     describe_counter!(VERDICTS, Unit::Count, "what the broker was told");
+    describe_counter!(
+        MOOT,
+        Unit::Count,
+        "settlements that the broker did not wait for any more"
+    );
     describe_histogram!(
         SETTLE_DURATION,
         Unit::Seconds,
@@ -310,6 +317,13 @@ impl Stopwatch {
         let (verdicts, duration) = self.instruments.of(verdict);
         verdicts.increment(1);
         duration.record(self.started.elapsed());
+    }
+
+    /// Counts that the broker did not wait for `verdict` any more.
+    pub(crate) fn moot(&self, verdict: Verdict) {
+        let Settlements { labels, .. } = &*self.instruments.0;
+        // Seldom, so it is looked up each time.
+        counter!(MOOT, with(labels, VERDICT, verdict.as_str())).increment(1);
     }
 }
 

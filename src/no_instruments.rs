@@ -48,6 +48,8 @@ pub(crate) struct Stopwatch;
 
 impl Stopwatch {
     pub(crate) fn settled(&self, _: Verdict) {}
+
+    pub(crate) fn moot(&self, _: Verdict) {}
 }
 
 #[derive(Debug, Default)]

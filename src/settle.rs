@@ -82,7 +82,7 @@ impl fmt::Display for Verdict {
 ///   [`capabilities`](Settle::capabilities) say which.
 /// - A settlement that may be tried again gives the tag back, in [`Unsettled::tag`]. Where none
 ///   comes back, or the future is dropped half-way, the channel is to be given up, so that the
-///   broker redelivers what has no answer.
+///   broker redelivers what has no answer; unless the failure is [`moot`](Unsettled::moot).
 /// - Nothing is sent for a tag of an earlier connection: that is an error.
 /// - To drop a tag answers nothing.
 #[diagnostic::on_unimplemented(
@@ -269,6 +269,10 @@ impl Reason {
 }
 
 /// A settlement that failed.
+///
+/// Its four forms say what is left to do: to try [`again`](Self::again); to give up the channel,
+/// after the [`last`](Self::last) try; nothing, as it is [`moot`](Self::moot); or to stop, as the
+/// worker is [`misconfigured`](Self::misconfigured).
 #[derive(Clone, Debug)]
 pub struct Unsettled<Tag, E> {
     /// The tag, if it may be settled again.
@@ -277,18 +281,80 @@ pub struct Unsettled<Tag, E> {
     pub tag: Option<Tag>,
     /// Why it failed.
     pub error: E,
+    reach: Reach,
+}
+
+/// How far a failed settlement reaches beyond its delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The broker waits for no settlement of the delivery.
+    Delivery,
+    /// The broker may wait as long as the channel lives.
+    Channel,
+    /// A new channel meets the same failure.
+    Consumer,
 }
 
 impl<Tag, E> Unsettled<Tag, E> {
     /// Creates a failure after which `tag` may be settled again.
     pub fn again(tag: Tag, error: E) -> Self {
-        let tag = Some(tag);
-        Self { tag, error }
+        Self::new(Some(tag), error, Reach::Channel)
     }
 
-    /// Creates a failure that used the tag up.
+    /// Creates a failure that used the tag up: the broker may wait for a settlement until the
+    /// channel is given up.
     pub fn last(error: E) -> Self {
-        Self { tag: None, error }
+        Self::new(None, error, Reach::Channel)
+    }
+
+    /// Creates a failure that costs the broker nothing: it waits for no settlement of the delivery
+    /// any more, as after the end of its lease.
+    ///
+    /// The job may run once more. The channel and its other jobs go on.
+    ///
+    /// ```
+    /// use std::io;
+    /// use tower_sentinel::Unsettled;
+    ///
+    /// let unsettled = Unsettled::<u64, _>::moot(io::Error::other("the lease is over"));
+    /// assert!(unsettled.is_moot());
+    /// assert!(unsettled.tag.is_none());
+    /// ```
+    pub fn moot(error: E) -> Self {
+        Self::new(None, error, Reach::Delivery)
+    }
+
+    /// Creates a failure that each delivery meets until somebody mends the configuration, such as a
+    /// missing right: the channel is to be given up, and a new one does not help.
+    pub fn misconfigured(error: E) -> Self {
+        Self::new(None, error, Reach::Consumer)
+    }
+
+    fn new(tag: Option<Tag>, error: E, reach: Reach) -> Self {
+        Self { tag, error, reach }
+    }
+
+    /// Returns whether it is [`moot`](Self::moot).
+    pub fn is_moot(&self) -> bool {
+        self.reach == Reach::Delivery
+    }
+
+    /// Returns whether it is [`misconfigured`](Self::misconfigured).
+    pub fn is_misconfigured(&self) -> bool {
+        self.reach == Reach::Consumer
+    }
+
+    /// Returns the same failure of another tag, for a tag that wraps another.
+    pub fn map_tag<T>(self, wrap: impl FnOnce(Tag) -> T) -> Unsettled<T, E> {
+        Unsettled {
+            tag: self.tag.map(wrap),
+            error: self.error,
+            reach: self.reach,
+        }
+    }
+
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach
     }
 }
 

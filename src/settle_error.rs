@@ -45,6 +45,22 @@ pub enum SettleError<E> {
         /// Why the last one failed.
         error: E,
     },
+    /// The broker waits for no settlement of the delivery any more, as after the end of its lease:
+    /// [`Unsettled::moot`](crate::Unsettled::moot). The job may run once more.
+    Moot {
+        /// What the broker was to be told.
+        verdict: Verdict,
+        /// Why the try failed.
+        error: E,
+    },
+    /// A try failed as each one will until somebody mends the configuration:
+    /// [`Unsettled::misconfigured`](crate::Unsettled::misconfigured).
+    Misconfigured {
+        /// What the broker was to be told.
+        verdict: Verdict,
+        /// Why the try failed.
+        error: E,
+    },
 }
 
 impl<E> SettleError<E> {
@@ -55,14 +71,18 @@ impl<E> SettleError<E> {
     /// nobody can give any more, and one place of the prefetch is lost. When the channel is
     /// closed, the broker takes back what was not answered on it and delivers it again.
     ///
-    /// It is `true` for every error but that of an [`Abandon`](Verdict::Abandon), for which the
-    /// broker waits for no answer. After a failed [`Ack`](Verdict::Ack) the job will run again
-    /// though it had completed, since nobody knows whether the broker got it. After
-    /// [`Undecided`](Self::Undecided) and [`Unsupported`](Self::Unsupported) it comes back to the
-    /// same configuration: stop, rather than reconnect.
+    /// It is `true` for every error but [`Moot`](Self::Moot) and that of an
+    /// [`Abandon`](Verdict::Abandon), for which the broker waits for no answer. After a failed
+    /// [`Ack`](Verdict::Ack) the job will run again though it had completed, since nobody knows
+    /// whether the broker got it. After [`Undecided`](Self::Undecided),
+    /// [`Unsupported`](Self::Unsupported) and [`Misconfigured`](Self::Misconfigured) it comes back
+    /// to the same configuration: stop, rather than reconnect.
     pub fn must_give_up_channel(&self) -> bool {
         match self {
-            SettleError::Undecided(_) | SettleError::Unsupported { .. } => true,
+            SettleError::Undecided(_)
+            | SettleError::Unsupported { .. }
+            | SettleError::Misconfigured { .. } => true,
+            SettleError::Moot { .. } => false,
             SettleError::TimedOut { verdict, .. } | SettleError::Failed { verdict, .. } => {
                 *verdict != Verdict::Abandon
             }
@@ -91,6 +111,12 @@ impl<E: fmt::Display> fmt::Display for SettleError<E> {
                     "the broker was not told \"{verdict}\" in {tries} {noun}: {error}"
                 )
             }
+            SettleError::Moot { verdict, error } => {
+                write!(f, "the broker waits for no \"{verdict}\" any more: {error}")
+            }
+            SettleError::Misconfigured { verdict, error } => {
+                write!(f, "\"{verdict}\" fails as configured: {error}")
+            }
         }
     }
 }
@@ -99,7 +125,9 @@ impl<E: Error + 'static> Error for SettleError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             SettleError::Undecided(undecided) => Some(undecided),
-            SettleError::Failed { error, .. } => Some(error),
+            SettleError::Failed { error, .. }
+            | SettleError::Moot { error, .. }
+            | SettleError::Misconfigured { error, .. } => Some(error),
             SettleError::Unsupported { .. } | SettleError::TimedOut { .. } => None,
         }
     }

@@ -19,7 +19,7 @@ use tracing::Span;
 
 use crate::{
     Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays, instruments::Stopwatch,
-    telemetry::record_error,
+    settle::Reach, telemetry::record_error,
 };
 
 /// How long and how often a settlement is tried.
@@ -117,7 +117,12 @@ where
                 match &result {
                     Ok(settled) => stopwatch.settled(settled.verdict),
                     Err(SettleError::TimedOut { .. }) => record_error(span, "timeout"),
-                    Err(_) => record_error(span, type_name::<E>()),
+                    Err(error) => {
+                        if let SettleError::Moot { verdict, .. } = error {
+                            stopwatch.moot(*verdict);
+                        }
+                        record_error(span, type_name::<E>());
+                    }
                 }
                 Poll::Ready(result)
             }
@@ -205,17 +210,23 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
     /// Goes to the pause before the next try, if there is to be one.
     fn fail(
         self: Pin<&mut Self>,
-        Unsettled { tag, error }: Unsettled<Tag, Tag::Error>,
+        unsettled: Unsettled<Tag, Tag::Error>,
     ) -> Result<(), SettleError<Tag::Error>> {
         let mut this = self.project();
         let (verdict, tries) = (this.settled.verdict, *this.tries);
+        let reach = unsettled.reach();
+        let Unsettled { tag, error, .. } = unsettled;
         let tag = tag.filter(|_| tries <= this.patience.retries);
         tracing::warn!(%verdict, tries, again = tag.is_some(), %error, "a settlement failed");
         if tag.is_none() {
-            return Err(SettleError::Failed {
-                verdict,
-                tries,
-                error,
+            return Err(match reach {
+                Reach::Delivery => SettleError::Moot { verdict, error },
+                Reach::Channel => SettleError::Failed {
+                    verdict,
+                    tries,
+                    error,
+                },
+                Reach::Consumer => SettleError::Misconfigured { verdict, error },
             });
         }
         *this.timer = None;

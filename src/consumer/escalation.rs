@@ -11,6 +11,11 @@ use crate::{SentinelError, SettleError};
 /// give any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Escalation {
+    /// The broker waits for no answer of this job any more, as after the end of its lease.
+    ///
+    /// The consumer counts it in [`Summary::moot`](crate::Summary::moot) and goes on, whatever
+    /// [`AfterError`](crate::AfterError) says.
+    Moot,
     /// It concerns this call alone: the broker has its answer, or waits for none.
     ///
     /// [`AfterError`](crate::AfterError) says whether the consumer goes on.
@@ -77,11 +82,14 @@ impl<E, P: Escalate> Escalate for SentinelError<E, P> {
     }
 }
 
-/// What is undecided or unsupported comes back to the same configuration.
+/// What is undecided, unsupported or misconfigured comes back to the same configuration.
 impl<E> Escalate for SettleError<E> {
     fn escalation(&self) -> Escalation {
         match self {
-            SettleError::Undecided(_) | SettleError::Unsupported { .. } => Escalation::Consumer,
+            SettleError::Moot { .. } => Escalation::Moot,
+            SettleError::Undecided(_)
+            | SettleError::Unsupported { .. }
+            | SettleError::Misconfigured { .. } => Escalation::Consumer,
             error if error.must_give_up_channel() => Escalation::Channel,
             SettleError::TimedOut { .. } | SettleError::Failed { .. } => Escalation::Call,
         }

@@ -215,19 +215,28 @@ where
         // Whoever can't say is not to be trusted with the answer of a job.
         let escalation = catch(|| self.classify().classify(&error)).unwrap_or(Escalation::Channel);
         let cause = match escalation {
-            Escalation::Call => EndCause::Failed(error),
+            Escalation::Moot | Escalation::Call => EndCause::Failed(error),
             Escalation::Channel => EndCause::Unanswered(error),
             Escalation::Consumer => EndCause::Misconfigured(error),
         };
         self.summary.unanswered += u64::from(cause.is_unanswered());
-        match (escalation, self.options.after_error) {
-            (Escalation::Call, AfterError::Continue) => {
-                tracing::warn!(error = cause.print(), "the consumer goes on after an error");
-                drop_quietly(cause);
-                Ok(())
-            }
-            _ => Err(cause),
+        let moot = escalation == Escalation::Moot;
+        self.summary.moot += u64::from(moot);
+        let goes_on = match escalation {
+            Escalation::Moot => true,
+            Escalation::Call => self.options.after_error == AfterError::Continue,
+            Escalation::Channel | Escalation::Consumer => false,
+        };
+        if !goes_on {
+            return Err(cause);
         }
+        tracing::warn!(
+            error = cause.print(),
+            moot,
+            "the consumer goes on after an error"
+        );
+        drop_quietly(cause);
+        Ok(())
     }
 
     fn classify(&self) -> MutexGuard<'a, C> {

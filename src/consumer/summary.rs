@@ -23,6 +23,9 @@ pub struct Summary {
     pub failed: u64,
     /// How many of the failed calls may have left the broker without an answer.
     pub unanswered: u64,
+    /// How many of the failed calls had a settlement that is [moot](crate::Unsettled::moot): the
+    /// broker waited for none any more. Their jobs may run once more.
+    pub moot: u64,
     /// How many response futures were dropped, because they did not end in time.
     pub abandoned: u64,
     /// How many settlements the broker counts as an attempt.
@@ -68,6 +71,7 @@ impl Summary {
         self.answered += other.answered;
         self.failed += other.failed;
         self.unanswered += other.unanswered;
+        self.moot += other.moot;
         self.abandoned += other.abandoned;
         self.charged += other.charged;
         self.not_stopped += other.not_stopped;

@@ -17,6 +17,7 @@ mod layer_order;
 mod ledger;
 mod log;
 mod memory;
+mod moot;
 mod otlp;
 mod outage;
 mod panic_hook;

@@ -212,9 +212,10 @@ impl<P> Future for Settlement<P> {
         }
         let step = state.settle(tag.address, verdict, reason);
         drop(state);
-        Poll::Ready(step.finish().map_err(|refusal| match refusal.again {
-            true => Unsettled::again(tag, refusal.error),
-            false => Unsettled::last(refusal.error),
+        Poll::Ready(step.finish().map_err(|refusal| match refusal.error {
+            DeliveryError::LeaseLost => Unsettled::moot(refusal.error),
+            error if refusal.again => Unsettled::again(tag, error),
+            error => Unsettled::last(error),
         }))
     }
 }

@@ -243,18 +243,11 @@ impl Future for Entering {
                 tracked.ledger.settled(tracked.job, *verdict);
                 Ok(())
             }
-            Err(Unsettled { tag: None, error }) => Err(Unsettled::last(error)),
-            Err(Unsettled {
-                tag: Some(tag),
-                error,
-            }) => {
-                let tracked = Tracked {
-                    tag,
-                    is_retry: true,
-                    ..tracked.clone()
-                };
-                Err(Unsettled::again(tracked, error))
-            }
+            Err(unsettled) => Err(unsettled.map_tag(|tag| Tracked {
+                tag,
+                is_retry: true,
+                ..tracked.clone()
+            })),
         })
     }
 }
