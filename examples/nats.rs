@@ -81,10 +81,10 @@ impl Broker {
     }
 
     async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, BoxError> {
-        let pull = Pull::new(self.context.clone(), self.consumer.clone())
+        let pull = Pull::new(&self.jobs, "workers")
             .prefetch(prefetch)
             .dead_letter(&self.dead_letters);
-        Ok(pull.subscribe().await?)
+        Ok(pull.subscribe(&self.context).await?)
     }
 
     async fn ready(&self) -> Result<u64, BoxError> {

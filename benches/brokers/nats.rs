@@ -69,8 +69,9 @@ impl Broker for Nats {
     }
 
     async fn ours(&self, jobs: u64) -> Result<Figures, BoxError> {
-        let pull = Pull::new(self.context.clone(), self.consumer.clone()).prefetch(PREFETCH);
-        let deliveries = pull.subscribe().await?;
+        let consumer = &self.consumer.cached_info().name;
+        let pull = Pull::new(&self.stream, consumer).prefetch(PREFETCH);
+        let deliveries = pull.subscribe(&self.context).await?;
         let gate = deliveries.gate();
         supervised(deliveries, gate, jobs).await
     }

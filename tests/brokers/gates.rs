@@ -3,7 +3,7 @@
 use std::{future::ready, task::Context};
 
 use tower::{Layer, Service, limit::ConcurrencyLimitLayer, service_fn};
-use tower_sentinel::broker::{rabbitmq::Queue, redis::ConsumerGroup};
+use tower_sentinel::broker::{nats::Pull, rabbitmq::Queue, redis::ConsumerGroup};
 
 fn permits(gate: &ConcurrencyLimitLayer) -> usize {
     let service = gate.layer(service_fn(|()| ready(Ok::<_, ()>(()))));
@@ -23,6 +23,8 @@ fn permits(gate: &ConcurrencyLimitLayer) -> usize {
 fn a_gate_has_the_number_of_the_prefetch() {
     assert_eq!(permits(&Queue::classic("q").prefetch(3).gate()), 3);
     assert_eq!(permits(&Queue::quorum("q").gate()), 64);
+    assert_eq!(permits(&Pull::new("s", "c").prefetch(3).gate()), 3);
+    assert_eq!(permits(&Pull::new("s", "c").gate()), 64);
     let group = ConsumerGroup::new("stream", "group");
     assert_eq!(permits(&group.clone().prefetch(3).gate()), 3);
     assert_eq!(permits(&group.gate()), 16);

@@ -162,9 +162,8 @@ async fn another_one_gets_what_it_held_of_rabbitmq() {
 async fn another_one_gets_what_it_held_of_nats() {
     if let Some(address) = setting("ADDRESS") {
         let context = jetstream::new(nats::connect(&address).await.unwrap());
-        let consumer = context.get_consumer_from_stream("workers", "jobs").await;
-        let pull = Pull::new(context, consumer.unwrap()).prefetch(PREFETCH);
-        return work(pull.subscribe().await.unwrap()).await;
+        let pull = Pull::new("jobs", "workers").prefetch(PREFETCH);
+        return work(pull.subscribe(&context).await.unwrap()).await;
     }
     let server = server::nats::Server::start();
     let context = jetstream::new(nats::connect(&server.address()).await.unwrap());

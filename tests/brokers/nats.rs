@@ -77,12 +77,13 @@ async fn jobs_of(retention: RetentionPolicy, ack_wait: Duration) -> Jobs {
 
 impl Jobs {
     fn pull(&self) -> Pull {
-        Pull::new(self.context.clone(), self.consumer.clone())
+        Pull::new("jobs", "workers")
             .idle_heartbeat(Duration::from_millis(250))
     }
 
     async fn subscribe(&self, prefetch: usize) -> Deliveries {
-        self.pull().prefetch(prefetch).subscribe().await.unwrap()
+        let pull = self.pull().prefetch(prefetch);
+        pull.subscribe(&self.context).await.unwrap()
     }
 
     async fn publish(&self, payload: impl Into<String>) {
@@ -205,7 +206,7 @@ async fn a_reject_keeps_the_message_and_its_reason() {
         .publish_with_headers("jobs", headers, "a".into());
     ack.await.unwrap().await.unwrap();
     let pull = jobs.pull().prefetch(2).dead_letter("dead");
-    let mut deliveries = pull.subscribe().await.unwrap();
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     settle(&job, Verdict::retry()).await.unwrap();
     let job = next(&mut deliveries).await;
@@ -246,7 +247,7 @@ async fn a_reject_that_is_tried_again_leaves_one_dead_letter() {
         .pull()
         .dead_letter("dead")
         .confirm_timeout(Duration::from_millis(300));
-    let mut deliveries = pull.subscribe().await.unwrap();
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
 
     // Two tries are sent, both after the restart.
@@ -270,7 +271,7 @@ async fn a_reject_that_is_tried_again_leaves_one_dead_letter() {
 #[tokio::test]
 async fn a_dead_letter_that_no_stream_keeps_is_told_before_the_first_job() {
     let jobs = jobs(SOON).await;
-    let error = jobs.pull().dead_letter("nowhere").subscribe().await;
+    let error = jobs.pull().dead_letter("nowhere").subscribe(&jobs.context).await;
     let error = error.unwrap_err();
     assert!(
         matches!(&error, SubscriptionError::NoDeadLetterStream { subject, .. } if subject == "nowhere"),
@@ -283,7 +284,7 @@ async fn a_job_whose_dead_letter_is_not_kept_is_not_rejected() {
     let jobs = jobs(SOON).await;
     jobs.publish("a").await;
     let pull = jobs.pull().dead_letter("dead");
-    let mut deliveries = pull.subscribe().await.unwrap();
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     jobs.context.delete_stream("dead").await.unwrap();
     let unsettled = job.tag().settle(Verdict::Reject, reason("bad")).await;
@@ -645,7 +646,7 @@ async fn a_drained_client_ends_the_stream() {
 async fn a_server_that_stays_away_ends_the_stream() {
     let mut jobs = jobs(SOON).await;
     let pull = jobs.pull().reconnect_limit(Duration::from_secs(1));
-    let mut deliveries = pull.subscribe().await.unwrap();
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     assert!(deliveries.next().now_or_never().is_none());
     jobs.server.kill();
     let error = closed(&mut deliveries).await.unwrap_err();
@@ -663,15 +664,10 @@ async fn a_consumer_that_wants_no_answers_is_refused() {
         ack_policy: consumer::AckPolicy::All,
         ..pull::Config::default()
     };
-    let consumer = jobs
-        .context
-        .create_consumer_on_stream(config, "dead")
-        .await
-        .unwrap();
-    let error = Pull::new(jobs.context.clone(), consumer)
-        .subscribe()
-        .await
-        .unwrap_err();
+    let consumer = jobs.context.create_consumer_on_stream(config, "dead");
+    consumer.await.unwrap();
+    let subscribing = Pull::new("dead", "all").subscribe(&jobs.context);
+    let error = subscribing.await.unwrap_err();
     assert!(matches!(error, SubscriptionError::NotExplicit), "{error}");
 }
 
@@ -736,7 +732,7 @@ async fn a_nak_is_not_sent_while_there_is_no_connection() {
     let mut jobs = jobs(SOON * 6).await;
     jobs.publish("a").await;
     let pull = jobs.pull().confirm_timeout(Duration::from_millis(400));
-    let mut deliveries = pull.subscribe().await.unwrap();
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     jobs.server.kill();
     while jobs.client.connection_state().to_string() == "connected" {

@@ -16,11 +16,10 @@ use tower_sentinel::{
     broker::nats::{
         ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Pull, SubscriptionError,
         async_nats::{
-            self, HeaderMap,
+            HeaderMap,
             jetstream::{
                 self, Context,
                 consumer::{PullConsumer, pull},
-                context::GetStreamError,
                 stream,
             },
         },
@@ -49,8 +48,6 @@ struct Nats<const DEAD_LETTER: bool> {
 #[derive(Debug)]
 enum NoSubscription {
     Connect(ConnectError),
-    Stream(GetStreamError),
-    Consumer(async_nats::Error),
     Subscribe(SubscriptionError),
 }
 
@@ -58,8 +55,6 @@ impl fmt::Display for NoSubscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NoSubscription::Connect(error) => error.fmt(f),
-            NoSubscription::Stream(error) => error.fmt(f),
-            NoSubscription::Consumer(error) => error.fmt(f),
             NoSubscription::Subscribe(error) => error.fmt(f),
         }
     }
@@ -74,11 +69,7 @@ async fn subscribe(
 ) -> Result<Deliveries, NoSubscription> {
     let client = connect(address).await;
     let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
-    let stream = context.get_stream("jobs").await;
-    let stream = stream.map_err(NoSubscription::Stream)?;
-    let consumer = stream.get_consumer("workers").await;
-    let consumer: PullConsumer = consumer.map_err(NoSubscription::Consumer)?;
-    let mut pull = Pull::new(context, consumer)
+    let mut pull = Pull::new("jobs", "workers")
         .prefetch(prefetch)
         .confirm_timeout(Duration::from_secs(1))
         .idle_heartbeat(Duration::from_millis(500))
@@ -86,7 +77,8 @@ async fn subscribe(
     if dead_letter {
         pull = pull.dead_letter("dead");
     }
-    pull.subscribe().await.map_err(NoSubscription::Subscribe)
+    let subscribing = pull.subscribe(&context);
+    subscribing.await.map_err(NoSubscription::Subscribe)
 }
 
 impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Subscriber, jetstream::AckKind};
+use async_nats::{
+    Subscriber,
+    jetstream::{AckKind, consumer::PullConsumer},
+};
 use futures_util::{Stream, StreamExt};
 use tokio::time::timeout;
 use tower::limit::ConcurrencyLimitLayer;
@@ -75,8 +78,12 @@ enum State {
 }
 
 impl Deliveries {
-    pub(super) async fn open(pull: Pull, channel: Arc<Channel>) -> Result<Self, SubscriptionError> {
-        let consumer = Arc::new(pull.consumer);
+    pub(super) async fn open(
+        pull: Pull,
+        consumer: PullConsumer,
+        channel: Arc<Channel>,
+    ) -> Result<Self, SubscriptionError> {
+        let consumer = Arc::new(consumer);
         let reconnect_limit = pull.reconnect_limit.max(3 * pull.idle_heartbeat);
         let asked = Arc::clone(&consumer);
         let requests =

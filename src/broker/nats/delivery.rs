@@ -22,8 +22,6 @@ use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verd
 
 /// A message that a pull consumer delivered.
 ///
-/// It dereferences to nothing: its payload is [`AsRef<[u8]>`](AsRef), the rest is
-/// [`message`](Self::message).
 pub struct Delivery {
     place: Arc<Place>,
 }
@@ -43,6 +41,11 @@ impl Delivery {
         Self {
             place: Arc::new(place),
         }
+    }
+
+    /// Returns the payload.
+    pub fn payload(&self) -> &[u8] {
+        &self.message().payload
     }
 
     /// Returns the message.
@@ -69,7 +72,7 @@ impl Delivery {
 /// The payload.
 impl AsRef<[u8]> for Delivery {
     fn as_ref(&self) -> &[u8] {
-        &self.message().payload
+        self.payload()
     }
 }
 

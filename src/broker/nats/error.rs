@@ -7,6 +7,7 @@ use async_nats::{
     jetstream::{
         ErrorCode,
         context::{ConsumerInfoError, ConsumerInfoErrorKind, GetStreamByNameError, PublishError},
+        stream::{ConsumerError, ConsumerErrorKind},
     },
 };
 
@@ -91,21 +92,36 @@ pub enum SubscriptionError {
         /// What the server says.
         description: String,
     },
-    /// The state of the consumer can't be asked for.
-    Info(Arc<ConsumerInfoError>),
+    /// The server pushes the consumer's messages; [`Pull`](super::Pull) reads pull consumers.
+    NotPull,
+    /// The consumer can't be asked for.
+    Consumer(Arc<ConsumerError>),
     /// The client can't subscribe.
     Subscribe(Arc<SubscribeError>),
 }
 
 impl SubscriptionError {
+    /// Returns why there is no consumer to subscribe to.
+    pub(super) fn no_consumer(error: ConsumerError) -> Self {
+        match error.kind() {
+            ConsumerErrorKind::InvalidConsumerType => Some(Self::NotPull),
+            ConsumerErrorKind::JetStream(error) => Self::by_code(error.error_code()),
+            _ => None,
+        }
+        .unwrap_or_else(|| Self::Consumer(Arc::new(error)))
+    }
+
     /// Returns what is deleted, if that is why the consumer does not tell its state.
     pub(super) fn deleted(error: &ConsumerInfoError) -> Option<Self> {
-        let code = match error.kind() {
-            ConsumerInfoErrorKind::NotFound => return Some(Self::ConsumerDeleted),
-            ConsumerInfoErrorKind::StreamNotFound => return Some(Self::StreamDeleted),
-            ConsumerInfoErrorKind::JetStream(error) => error.error_code(),
-            _ => return None,
-        };
+        match error.kind() {
+            ConsumerInfoErrorKind::NotFound => Some(Self::ConsumerDeleted),
+            ConsumerInfoErrorKind::StreamNotFound => Some(Self::StreamDeleted),
+            ConsumerInfoErrorKind::JetStream(error) => Self::by_code(error.error_code()),
+            _ => None,
+        }
+    }
+
+    fn by_code(code: ErrorCode) -> Option<Self> {
         match code {
             ErrorCode::CONSUMER_NOT_FOUND => Some(Self::ConsumerDeleted),
             ErrorCode::STREAM_NOT_FOUND => Some(Self::StreamDeleted),
@@ -135,9 +151,10 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::Refused { description } => {
                 write!(f, "the server refuses to deliver: {description}")
             }
-            SubscriptionError::Info(error) => {
-                write!(f, "the consumer can't be asked for: {error}")
+            SubscriptionError::NotPull => {
+                f.write_str("the consumer is a push consumer; create one without deliver subject")
             }
+            SubscriptionError::Consumer(_) => f.write_str("the consumer can't be asked for"),
             SubscriptionError::Subscribe(error) => write!(f, "the client can't subscribe: {error}"),
         }
     }
@@ -147,9 +164,10 @@ impl Error for SubscriptionError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             SubscriptionError::NoDeadLetterStream { error, .. } => Some(error),
-            SubscriptionError::Info(error) => Some(error),
+            SubscriptionError::Consumer(error) => Some(error),
             SubscriptionError::Subscribe(error) => Some(error),
             SubscriptionError::NotExplicit
+            | SubscriptionError::NotPull
             | SubscriptionError::ClientClosed
             | SubscriptionError::ConsumerDeleted
             | SubscriptionError::StreamDeleted

@@ -10,16 +10,14 @@
 //! use tower_sentinel::broker::nats::{Delivery, Pull, async_nats::jetstream, connect};
 //!
 //! async fn process(job: Delivery) -> Result<u32, std::num::ParseIntError> {
-//!     String::from_utf8_lossy(job.as_ref()).parse()
+//!     String::from_utf8_lossy(job.payload()).parse()
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! let context = jetstream::new(connect("nats://127.0.0.1:4222").await?);
-//! let stream = context.get_stream("jobs").await?;
-//! let consumer = stream.get_consumer("workers").await?;
-//! let pull = Pull::new(context, consumer).prefetch(64).dead_letter("dead.jobs");
-//! let deliveries = pull.subscribe().await?;
+//! let pull = Pull::new("jobs", "workers").prefetch(64).dead_letter("dead.jobs");
+//! let deliveries = pull.subscribe(&context).await?;
 //! let worker = ServiceBuilder::new()
 //!     .layer(deliveries.gate()) // the same number
 //!     .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success().delivery_limit(5))))

@@ -9,33 +9,31 @@ use async_nats::{
         consumer::{AckPolicy, PullConsumer},
     },
 };
-
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Deliveries, SubscriptionError, channel::Channel};
 
-/// How a pull consumer is read: the builder of [`Deliveries`].
+/// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`].
+///
+/// It knows both by name and needs no connection before [`subscribe`](Self::subscribe). The
+/// consumer must exist by then.
 ///
 /// ```no_run
-/// # async fn jobs(
-/// #     context: tower_sentinel::broker::nats::async_nats::jetstream::Context,
-/// #     consumer: tower_sentinel::broker::nats::async_nats::jetstream::consumer::PullConsumer,
-/// # ) -> Result<(), tower_sentinel::broker::nats::SubscriptionError> {
-/// use tower_sentinel::broker::nats::Pull;
+/// use tower_sentinel::broker::nats::{Pull, async_nats::jetstream, connect};
 ///
-/// let deliveries = Pull::new(context, consumer)
-///     .prefetch(64)
-///     .dead_letter("dead.jobs")
-///     .subscribe()
-///     .await?;
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let pull = Pull::new("jobs", "workers").prefetch(64).dead_letter("dead.jobs");
+/// let context = jetstream::new(connect("nats://127.0.0.1:4222").await?);
+/// let deliveries = pull.subscribe(&context).await?;
+/// assert_eq!(deliveries.prefetch(), 64);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Pull {
-    pub(super) context: Context,
-    pub(super) consumer: PullConsumer,
+    stream: String,
+    consumer: String,
     pub(super) prefetch: usize,
     dead_letter: Option<Subject>,
     confirm_timeout: Duration,
@@ -44,11 +42,11 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// Creates the builder for `consumer`, which belongs to `context`.
-    pub fn new(context: Context, consumer: PullConsumer) -> Self {
+    /// Creates the description of `consumer`, which reads `stream`.
+    pub fn new(stream: impl Into<String>, consumer: impl Into<String>) -> Self {
         Self {
-            context,
-            consumer,
+            stream: stream.into(),
+            consumer: consumer.into(),
             prefetch: 64,
             dead_letter: None,
             confirm_timeout: Duration::from_secs(4),
@@ -121,7 +119,7 @@ impl Pull {
         self
     }
 
-    /// Subscribes.
+    /// Reads the consumer's configuration by `context`, and subscribes.
     ///
     /// # Errors
     ///
@@ -131,27 +129,26 @@ impl Pull {
     /// # Cancel safety
     ///
     /// Cancel safe: nothing is requested before the stream is polled.
-    pub async fn subscribe(self) -> Result<Deliveries, SubscriptionError> {
-        let info = self.consumer.get_info().await;
-        let info = info.map_err(|error| {
-            SubscriptionError::deleted(&error).unwrap_or(SubscriptionError::Info(error.into()))
-        })?;
+    pub async fn subscribe(self, context: &Context) -> Result<Deliveries, SubscriptionError> {
+        let consumer = context.get_consumer_from_stream(&self.consumer, &self.stream);
+        let consumer: PullConsumer = consumer.await.map_err(SubscriptionError::no_consumer)?;
+        let info = consumer.cached_info();
         if !matches!(info.config.ack_policy, AckPolicy::Explicit) {
             return Err(SubscriptionError::NotExplicit);
         }
         if let Some(subject) = &self.dead_letter {
-            let stream = self.context.stream_by_subject(subject.as_str()).await;
+            let stream = context.stream_by_subject(subject.as_str()).await;
             stream.map_err(|error| SubscriptionError::NoDeadLetterStream {
                 subject: subject.to_string(),
                 error: error.into(),
             })?;
         }
         let channel = Channel::new(
-            self.context.clone(),
-            &info,
+            context.clone(),
+            info,
             self.dead_letter.clone(),
             self.confirm_timeout,
         );
-        Deliveries::open(self, Arc::new(channel)).await
+        Deliveries::open(self, consumer, Arc::new(channel)).await
     }
 }
