@@ -2,6 +2,7 @@
 
 mod acks;
 mod conforming;
+mod idle;
 mod kills;
 mod proxy;
 pub(crate) mod server;

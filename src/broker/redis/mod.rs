@@ -91,6 +91,12 @@
 //! name that is left behind in the group is deleted once it had no entry and no activity for an hour
 //! and for ten times `min_idle`.
 //!
+//! # Connections
+//!
+//! A subscription has two: one reads, and one settles. The one that settles is pinged every second, and
+//! the one that reads in each second in which no place is free. So a server that closes idle
+//! connections (`timeout`, in whole seconds) closes neither while long jobs run.
+//!
 //! # Keys
 //!
 //! | key | what |

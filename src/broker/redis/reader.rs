@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{Job, Reason, Settle, Unsettled, Verdict};
 
-/// How often a connection that waits for nothing is asked whether it lives.
+/// How often a connection that waits for nothing is asked whether it lives, which also keeps a server
+/// from closing it: its `timeout` is in whole seconds, and only a longer silence passes it.
 const PING: Duration = Duration::from_secs(1);
 
 pub(super) struct Reader {
@@ -92,7 +93,13 @@ impl Reader {
 
     /// Reads until the subscription is closed or lost.
     pub(super) async fn run(mut self) -> Result<(), SubscriptionError> {
-        let unseen = match self.read().await {
+        let channel = Arc::clone(&self.channel);
+        let read = {
+            let (reading, watching) = (pin!(self.read()), pin!(watch(&channel)));
+            let read = select(reading, watching).await;
+            read.factor_first().0
+        };
+        let unseen = match read {
             Ok(unseen) => unseen,
             Err(error) => {
                 self.channel.lost.cancel();
@@ -273,6 +280,16 @@ impl Reader {
         // After the acks that are under way there.
         self.channel.invoke(&script).await
     }
+}
+
+/// Pings the connection that settles, on which nothing else is sent while jobs run; ends when a
+/// connection of the subscription is lost.
+async fn watch<T>(channel: &Channel) -> Result<T, SubscriptionError> {
+    while timeout(PING, channel.lost.cancelled()).await.is_err() {
+        // An error of the connection is heeded there, and others show that it lives.
+        drop(channel.query::<Value>(&cmd("PING")).await);
+    }
+    Err(SubscriptionError::Disconnected(None))
 }
 
 /// Gives back what nobody took, without a delivery counted.
