@@ -2,6 +2,7 @@
 
 mod acks;
 mod conforming;
+mod gone;
 mod idle;
 mod kills;
 mod proxy;

@@ -62,10 +62,20 @@ pub(super) enum Reply {
     Gone,
 }
 
-/// A settlement that failed, and whether nothing of it was done.
+/// A settlement that failed, and what is left to do.
 pub(super) struct Failed {
     pub(super) error: DeliveryError,
-    pub(super) may_repeat: bool,
+    pub(super) left: Left,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Left {
+    /// Nothing was done, so it may be tried again.
+    Again,
+    /// Nothing: the entry is not pending for this delivery, whose place is free.
+    Nothing,
+    /// To give up the channel: what was done is not known.
+    Channel,
 }
 
 impl Channel {
@@ -83,17 +93,15 @@ impl Channel {
         verdict: Verdict,
         reason: Reason,
     ) -> Result<(), Failed> {
-        let last = |error| Failed {
-            error,
-            may_repeat: false,
-        };
+        let failed = |left, error| Err(Failed { error, left });
+        let moot = |error| failed(Left::Nothing, error);
         let done = match verdict {
             // Nothing is sent, so the connection doesn't matter.
             Verdict::Abandon => {
                 self.free.add_permits(1);
                 Ok(Reply::Settled)
             }
-            _ if self.is_stale() => return Err(last(DeliveryError::Stale)),
+            _ if self.is_stale() => return failed(Left::Channel, DeliveryError::Stale),
             Verdict::Ack => self.ack(id, is_lost).await,
             Verdict::Retry { after } => {
                 self.park(id, id.count, after.unwrap_or(Duration::ZERO))
@@ -108,15 +116,15 @@ impl Channel {
         };
         match done {
             Ok(Reply::Settled) => Ok(()),
-            Ok(Reply::Lost) => Err(last(DeliveryError::Lost)),
-            Ok(Reply::SomeLost { lost, of }) => Err(last(DeliveryError::SomeLost { lost, of })),
-            Ok(Reply::Gone) => Err(last(DeliveryError::Gone)),
+            Ok(Reply::Lost) => moot(DeliveryError::Lost),
+            Ok(Reply::SomeLost { lost, of }) => moot(DeliveryError::SomeLost { lost, of }),
+            Ok(Reply::Gone) => moot(DeliveryError::Gone),
             Err(error) => {
-                let may_repeat = is_refused_whole(&error);
-                Err(Failed {
-                    error: DeliveryError::Command(error),
-                    may_repeat,
-                })
+                let left = match is_refused_whole(&error) {
+                    true => Left::Again,
+                    false => Left::Channel,
+                };
+                failed(left, DeliveryError::Command(error))
             }
         }
     }

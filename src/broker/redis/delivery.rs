@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     DeliveryError,
-    channel::{Channel, DeliveryId, Failed},
+    channel::{Channel, DeliveryId, Failed, Left},
 };
 use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
@@ -83,9 +83,12 @@ impl Job for Delivery {
 /// It shares the fields with the delivery, since some of them are what
 /// [traces say of it](Settle::messaging).
 ///
-/// What each verdict does is in the [module's docs](super#verdicts). A settlement that fails gives
+/// Each verdict's effect is in the [module's docs](super#verdicts). A settlement that fails gives
 /// the tag back if the server refused it as a whole (it is loading its data, it is out of memory,
-/// it is a replica, its master is down): nothing was done then. After any other failure it is not
+/// it is a replica, its master is down): nothing was done then. It is
+/// [moot](Unsettled::moot) if the entry is not pending for this delivery any more
+/// ([`Lost`](DeliveryError::Lost), [`SomeLost`](DeliveryError::SomeLost),
+/// [`Gone`](DeliveryError::Gone)). After any other failure it is not
 /// known whether it took effect, and a repeat could hit the entry's next delivery.
 #[derive(Clone)]
 pub struct DeliveryTag {
@@ -147,13 +150,17 @@ impl Settle for DeliveryTag {
                 ..
             } = &*self.shared;
             let is_lost = lost.load(Ordering::Relaxed);
-            match channel.settle(id, is_lost, verdict, reason).await {
+            let done = channel.settle(id, is_lost, verdict, reason).await;
+            match done {
                 Ok(()) => Ok(()),
-                Err(Failed { error, may_repeat }) if may_repeat => {
-                    settled.store(false, Ordering::Release);
-                    Err(Unsettled::again(self, error))
-                }
-                Err(Failed { error, .. }) => Err(Unsettled::last(error)),
+                Err(Failed { error, left }) => Err(match left {
+                    Left::Again => {
+                        settled.store(false, Ordering::Release);
+                        Unsettled::again(self, error)
+                    }
+                    Left::Nothing => Unsettled::moot(error),
+                    Left::Channel => Unsettled::last(error),
+                }),
             }
         })
     }

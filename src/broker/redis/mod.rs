@@ -43,7 +43,8 @@
 //! Each but an early ack is one Lua script, so it is done as a whole or not at all, and it begins with
 //! the question whether this delivery is still the entry's last: whether the entry is pending for this
 //! consumer with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is
-//! all the same who has the entry now: another consumer, or this one once more.
+//! all the same who has the entry now: another consumer, or this one once more. Such a settlement is
+//! [moot](crate::Unsettled::moot): the server waits for none, and the subscription goes on.
 //!
 //! That question is left out for an ack that comes early: more than a [`response_timeout`] before the
 //! end of the [`min_idle`], counted from when the server was asked for the entry. As all consumers of
