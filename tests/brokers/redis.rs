@@ -5,6 +5,7 @@ mod conforming;
 mod gone;
 mod idle;
 mod kills;
+mod large;
 mod proxy;
 pub(crate) mod server;
 

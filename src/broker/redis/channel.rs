@@ -90,6 +90,7 @@ impl Channel {
         self: &Arc<Self>,
         id: &DeliveryId,
         is_lost: bool,
+        fields: &[(Vec<u8>, Vec<u8>)],
         verdict: Verdict,
         reason: Reason,
     ) -> Result<(), Failed> {
@@ -112,7 +113,7 @@ impl Channel {
                 self.park(id, id.count.saturating_sub(1), Duration::ZERO)
                     .await
             }
-            Verdict::Reject => self.reject(id, reason).await,
+            Verdict::Reject => self.reject(id, fields, reason).await,
         };
         match done {
             Ok(Reply::Settled) => Ok(()),
@@ -154,25 +155,6 @@ impl Channel {
         self.answer(&script).await
     }
 
-    async fn reject(
-        self: &Arc<Self>,
-        id: &DeliveryId,
-        reason: Reason,
-    ) -> Result<Reply, RedisError> {
-        if self.keys.dead.is_none() {
-            // What is dropped must be this delivery: the next may come to a better end.
-            return self.ack(id, true).await;
-        }
-        let mut script = scripts::DEAD_LETTER.prepare_invoke();
-        self.owned(&mut script, id)
-            .arg(self.delete_settled)
-            .arg(reason.kind.as_str());
-        if let Some(message) = reason.message {
-            script.arg(message);
-        }
-        self.answer(&script).await
-    }
-
     /// Runs a script that answers for a delivery, and frees its place.
     async fn answer(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
         let reply = self.invoke(script).await?;
@@ -181,7 +163,7 @@ impl Channel {
     }
 
     /// Adds what `owned.lua` reads.
-    fn owned<'a, 's>(
+    pub(super) fn owned<'a, 's>(
         &self,
         script: &'a mut ScriptInvocation<'s>,
         id: &DeliveryId,
@@ -217,13 +199,19 @@ impl Channel {
     }
 }
 
-impl FromRedisValue for Reply {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        Ok(match &*String::from_redis_value(value)? {
+impl From<&str> for Reply {
+    fn from(reply: &str) -> Self {
+        match reply {
             "settled" => Reply::Settled,
             "gone" => Reply::Gone,
             _ => Reply::Lost,
-        })
+        }
+    }
+}
+
+impl FromRedisValue for Reply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        Ok(Reply::from(&*String::from_redis_value(value)?))
     }
 }
 

@@ -144,13 +144,13 @@ impl Settle for DeliveryTag {
             }
             let Shared {
                 id,
+                fields,
                 settled,
                 lost,
                 channel,
-                ..
             } = &*self.shared;
             let is_lost = lost.load(Ordering::Relaxed);
-            let done = channel.settle(id, is_lost, verdict, reason).await;
+            let done = channel.settle(id, is_lost, fields, verdict, reason).await;
             match done {
                 Ok(()) => Ok(()),
                 Err(Failed { error, left }) => Err(match left {

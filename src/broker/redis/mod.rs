@@ -40,7 +40,9 @@
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
 //! | `Abandon` | nothing |
 //!
-//! Each but an early ack is one Lua script, so it is done as a whole or not at all, and it begins with
+//! Each but an early ack is one Lua script, so it is done as a whole or not at all (but for a dead
+//! letter of more than 3 000 fields, which a script can't write: it is added by a command of its own,
+//! within the lease, and then the entry is acked; a failure between the two leaves both). It begins with
 //! the question whether this delivery is still the entry's last: whether the entry is pending for this
 //! consumer with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is
 //! all the same who has the entry now: another consumer, or this one once more. Such a settlement is
@@ -129,6 +131,7 @@
 
 mod acks;
 mod channel;
+mod dead_letter;
 mod deliveries;
 mod delivery;
 mod error;

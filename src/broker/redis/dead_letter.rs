@@ -1,0 +1,75 @@
+//! Dead letters: copies of what is rejected.
+
+use std::{sync::Arc, time::Duration};
+
+use ::redis::{RedisError, Value, cmd};
+
+use super::{
+    channel::{Channel, DeliveryId, Reply},
+    scripts,
+};
+use crate::Reason;
+
+const KIND: &str = "x-outcome-kind";
+const MESSAGE: &str = "x-outcome-message";
+const TIME: &str = "x-outcome-time";
+const DELIVERIES: &str = "x-deliveries";
+const ENTRY_ID: &str = "x-entry-id";
+/// Fields that a dead letter has once, whatever the entry had.
+const OURS: [&str; 5] = [KIND, MESSAGE, TIME, DELIVERIES, ENTRY_ID];
+
+impl Channel {
+    /// Copies the entry to the dead letters, acks it, and frees the delivery's place.
+    pub(super) async fn reject(
+        self: &Arc<Self>,
+        id: &DeliveryId,
+        fields: &[(Vec<u8>, Vec<u8>)],
+        reason: Reason,
+    ) -> Result<Reply, RedisError> {
+        let Some(dead) = &self.keys.dead else {
+            // What is dropped must be this delivery: the next may come to a better end.
+            return self.ack(id, true).await;
+        };
+        let mut script = scripts::DEAD_LETTER.prepare_invoke();
+        self.owned(&mut script, id)
+            .arg(self.delete_settled)
+            .arg(reason.kind.as_str());
+        if let Some(message) = &reason.message {
+            script.arg(message);
+        }
+        let reply: String = self.invoke(&script).await?;
+        if reply == "large" {
+            self.copy(dead, id, fields, reason).await?;
+            return self.ack(id, true).await;
+        }
+        self.free.add_permits(1);
+        Ok(Reply::from(&*reply))
+    }
+
+    /// Writes a dead letter that is too large for a script.
+    async fn copy(
+        &self,
+        dead: &str,
+        id: &DeliveryId,
+        fields: &[(Vec<u8>, Vec<u8>)],
+        reason: Reason,
+    ) -> Result<(), RedisError> {
+        let (seconds, micros): (u64, u64) = self.query(&cmd("TIME")).await?;
+        let time = Duration::from_secs(seconds) + Duration::from_micros(micros);
+        let mut add = cmd("XADD");
+        add.arg(dead).arg("*");
+        for (name, value) in fields {
+            if !OURS.iter().any(|ours| ours.as_bytes() == name) {
+                add.arg(name).arg(value);
+            }
+        }
+        add.arg(KIND).arg(reason.kind.as_str());
+        if let Some(message) = reason.message {
+            add.arg(MESSAGE).arg(message);
+        }
+        add.arg(TIME).arg(time.as_millis().to_string());
+        add.arg(DELIVERIES).arg(id.count);
+        add.arg(ENTRY_ID).arg(&id.entry);
+        self.query::<Value>(&add).await.map(drop)
+    }
+}
