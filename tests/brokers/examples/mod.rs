@@ -15,11 +15,22 @@ const JOBS: u64 = 200;
 const PREFETCH: u64 = 4;
 
 /// Returns a command for the example, built as a user builds it.
+///
+/// In the tree of a suite there is no compiler, so there it must have been built before.
 fn example(name: &str) -> Command {
+    if env::var_os("IN_SUITE").is_some() {
+        let test = env::current_exe().unwrap();
+        let built = test.ancestors().nth(2).unwrap();
+        let built = built.join("examples").join(name);
+        assert!(built.exists(), "`cargo build --all-features --examples`");
+        let mut command = Command::new(built);
+        command.stdin(Stdio::null());
+        return command;
+    }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["run", "--quiet", "--all-features", "--example", name])
+        .args(["run", "--quiet", "--all-features", "--example", name, "--"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null());
     command

@@ -34,7 +34,7 @@ impl Worker {
     fn start(queue: &str) -> Self {
         let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{queue}.log"));
         let child = example("worker")
-            .args(["--", "--queue", queue])
+            .args(["--queue", queue])
             .env("AMQP_ADDR", shared().address())
             .env("PREFETCH", "4")
             .env_remove("RUST_LOG")
