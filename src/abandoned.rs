@@ -11,7 +11,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::{
     instruments::{InFlight, Instruments},
-    panic::drop_quietly,
+    panic::{drop_quietly, guard},
 };
 
 /// Counts the jobs that still run though their outcome is given.
@@ -86,6 +86,6 @@ impl Drop for Place {
         let waiting = mem::take(&mut jobs.waiting);
         drop(jobs);
         let waiting = waiting.iter().filter_map(Weak::upgrade);
-        waiting.for_each(|waiter| waiter.wake());
+        waiting.for_each(|waiter| guard(|| waiter.wake()));
     }
 }

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     fmt,
     future::{self, Future},
+    mem,
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
@@ -13,6 +14,8 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
+
+use crate::panic::{drop_quietly, guard};
 
 tokio::task_local! {
     static CURRENT: Arc<JobContext>;
@@ -189,7 +192,7 @@ impl Cancellation {
                 unwinding: thread::panicking() && is_current(),
             };
             if job.request.set(Some(request)).is_ok() {
-                job.supervisor.wake();
+                guard(|| job.supervisor.wake());
             }
         }
     }
@@ -293,7 +296,8 @@ impl JobContext {
     /// Tells the job to stop. The first `stopping` counts.
     pub(crate) fn tell(&self, stopping: Stopping) {
         let _first = self.stopping.set(stopping);
-        self.token().cancel();
+        // It is cancelled before it wakes those who wait: wakers of the job's own.
+        guard(|| self.token().cancel());
     }
 
     /// Returns why the job is being stopped, if it is, or is about to be.
@@ -307,13 +311,12 @@ impl JobContext {
     /// One that nobody else holds any more is over, and is let go: a job may have many, each in its
     /// turn.
     pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
-        match &mut *self.companions() {
-            Some(companions) => {
-                companions.retain(|it| Arc::strong_count(it) > 1);
-                companions.push(companion);
-            }
-            None => companion.stop(),
+        if let Some(companions) = &mut *self.companions() {
+            companions.retain(|it| Arc::strong_count(it) > 1);
+            companions.push(companion);
+            return;
         }
+        companion.stop();
     }
 
     /// Stops all companions, because the job has its outcome.
@@ -323,14 +326,15 @@ impl JobContext {
             return;
         }
         let companions = self.companions().take();
-        companions.into_iter().flatten().for_each(|it| it.stop());
+        let companions = companions.into_iter().flatten();
+        companions.for_each(|companion| guard(|| companion.stop()));
     }
 
     fn companions(&self) -> MutexGuard<'_, Option<Companions>> {
         let companions = self
             .companions
             .get_or_init(|| Box::new(Mutex::new(Some(Vec::new()))));
-        // Nothing panics while the lock is held but a `stop`, which leaves nothing half-done.
+        // Nothing panics while the lock is held.
         companions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -384,12 +388,12 @@ impl Drop for JobHandle {
         };
         let Some(unique) = Arc::get_mut(&mut context) else {
             // A handle may live long; the caller's waker is of no use to it.
-            drop(context.supervisor.take());
+            drop_quietly(context.supervisor.take());
             return;
         };
         // Now, and not with the next job, so that the caller's waker is let go. And before the
         // list is borrowed: a waker is foreign code.
-        *unique = JobContext::default();
+        drop_quietly(mem::take(unique));
         // Without effect in a thread that is about to end.
         let _ended = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();

@@ -18,7 +18,9 @@ use ::metrics::{
 };
 use tokio::time::Instant;
 
-use crate::{IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict};
+use crate::{
+    IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict, panic::guard,
+};
 
 const PROCESS_DURATION: &str = "messaging.process.duration";
 const CONSUMED: &str = "messaging.client.consumed.messages";
@@ -213,7 +215,7 @@ impl Instruments {
 
     /// Counts a job that begins.
     pub(crate) fn begin(&self) -> InFlight {
-        self.consumed.increment(1);
+        guard(|| self.consumed.increment(1));
         InFlight::new(&self.running)
     }
 
@@ -221,8 +223,8 @@ impl Instruments {
     pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
         // The enum's order, as in `new`.
         let (outcomes, duration) = &self.outcomes[kind as usize];
-        outcomes.increment(1);
-        duration.record(elapsed);
+        guard(|| outcomes.increment(1));
+        guard(|| duration.record(elapsed));
         InFlight::new(&self.unsettled)
     }
 
@@ -237,14 +239,14 @@ pub(crate) struct InFlight(Gauge);
 
 impl InFlight {
     fn new(gauge: &Gauge) -> Self {
-        gauge.increment(1.0);
+        guard(|| gauge.increment(1.0));
         Self(gauge.clone())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        guard(|| self.0.decrement(1.0));
     }
 }
 
@@ -314,16 +316,18 @@ pub(crate) struct Stopwatch {
 impl Stopwatch {
     /// Counts that the broker was told `verdict`.
     pub(crate) fn settled(&self, verdict: Verdict) {
-        let (verdicts, duration) = self.instruments.of(verdict);
-        verdicts.increment(1);
-        duration.record(self.started.elapsed());
+        guard(|| {
+            let (verdicts, duration) = self.instruments.of(verdict);
+            guard(|| verdicts.increment(1));
+            duration.record(self.started.elapsed());
+        });
     }
 
     /// Counts that the broker did not wait for `verdict` any more.
     pub(crate) fn moot(&self, verdict: Verdict) {
         let Settlements { labels, .. } = &*self.instruments.0;
         // Seldom, so it is looked up each time.
-        counter!(MOOT, with(labels, VERDICT, verdict.as_str())).increment(1);
+        guard(|| counter!(MOOT, with(labels, VERDICT, verdict.as_str())).increment(1));
     }
 }
 
@@ -345,21 +349,24 @@ pub(crate) struct IntensityInstruments {
 impl IntensityInstruments {
     /// Begins to tell the state, for a service that runs.
     pub(crate) fn begin(&self, labels: &Labels) {
-        self.state.get_or_init(|| {
-            let state = gauge!(INTENSITY_STATE, labels.clone());
-            state.set(0.0);
-            state
+        guard(|| {
+            self.state.get_or_init(|| {
+                let state = gauge!(INTENSITY_STATE, labels.clone());
+                state.set(0.0);
+                state
+            });
         });
     }
 
     /// Tells the state that the services have come to.
     pub(crate) fn change(&self, state: IntensityState) {
+        let value = match state {
+            IntensityState::Running => 0.0,
+            IntensityState::Probing => 1.0,
+            IntensityState::Paused { .. } => 2.0,
+        };
         if let Some(gauge) = self.state.get() {
-            gauge.set(match state {
-                IntensityState::Running => 0.0,
-                IntensityState::Probing => 1.0,
-                IntensityState::Paused { .. } => 2.0,
-            });
+            guard(|| gauge.set(value));
         }
     }
 }

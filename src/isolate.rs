@@ -18,13 +18,13 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower_service::Service;
-use tracing::{Instrument, Span};
 
 use crate::{
     cancel::{CancelReason, JobContext, Request, Stopping},
     home::{Clock, Home, deadline},
     outcome::{Outcome, Stop},
     panic::{Panic, catch, drop_quietly},
+    telemetry::GuardedSpan,
 };
 
 /// How a job ends, unless it is aborted.
@@ -111,7 +111,7 @@ impl<T, E> Isolated<T, E> {
     pub(crate) fn spawn<S, J>(
         home: &Home,
         context: &Arc<JobContext>,
-        span: &Span,
+        span: GuardedSpan,
         (service, job): (S, J),
         (started, due): (Instant, Option<Instant>),
         shutdown: Option<&CancellationToken>,
@@ -124,8 +124,8 @@ impl<T, E> Isolated<T, E> {
         E: Send + 'static,
     {
         let call = Some((service, job));
-        let call = Arc::clone(context).scope(Call::Calling { call });
-        let task = Task { call }.instrument(span.clone());
+        let call = Some(Arc::clone(context).scope(Call::Calling { call }));
+        let task = Task { call, span };
         Self {
             join: Some(home.spawn(task)),
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
@@ -300,8 +300,18 @@ impl<T, E> Isolated<T, E> {
 pin_project! {
     /// The task of a job.
     struct Task<S, J, F> {
+        // `None` once it is over.
         #[pin]
-        call: TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>,
+        call: Option<TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>>,
+        span: GuardedSpan,
+    }
+
+    impl<S, J, F> PinnedDrop for Task<S, J, F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let _entered = this.span.enter();
+            this.call.set(None);
+        }
     }
 }
 
@@ -312,7 +322,10 @@ where
     type Output = Output<S::Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut call = self.project().call;
+        let mut this = self.project();
+        let _entered = this.span.enter();
+        // Invariant: a task is not polled again once it is over.
+        let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
         let exit = ready!(call.as_mut().poll(cx));
         Poll::Ready((exit, call.take_value()))
     }

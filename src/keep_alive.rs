@@ -22,6 +22,7 @@ use tower_service::Service;
 use crate::{
     Cancellation, Job, Settle,
     cancel::Companion,
+    panic::guard,
     ticker::{Rhythm, Stopping, Ticker},
 };
 
@@ -263,7 +264,7 @@ impl Settings {
     {
         if !tag.capabilities().has_keep_alive() {
             if !self.told.swap(true, Ordering::Relaxed) {
-                tracing::warn!("the broker has no keep-alive: jobs run without it");
+                guard(|| tracing::warn!("the broker has no keep-alive: jobs run without it"));
             }
             return None;
         }

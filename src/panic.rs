@@ -138,15 +138,26 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     })
 }
 
-/// Drops a value of the user's where an unwinding destructor would take the sentinel with it.
+/// Runs code of others that is told of something and asked for nothing: a subscriber, a recorder, a
+/// waker, a destructor. Its panic ends here.
 ///
 /// The panic hook has told of that panic. Its payload is leaked: to drop it could panic again,
 /// without end.
-pub(crate) fn drop_quietly<T>(value: T) {
-    if !mem::needs_drop::<T>() {
-        return;
-    }
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+pub(crate) fn guard(foreign: impl FnOnce()) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(foreign)) {
         mem::forget(payload);
     }
+}
+
+/// Drops a value of the user's where an unwinding destructor would take the sentinel with it.
+pub(crate) fn drop_quietly<T>(value: T) {
+    if mem::needs_drop::<T>() {
+        guard(|| drop(value));
+    }
+}
+
+/// Prints a value of the user's, also one that panics then.
+pub(crate) fn print(what: &str, value: &dyn fmt::Display) -> String {
+    catch(|| value.to_string())
+        .unwrap_or_else(|panic| format!("the {what} cannot be printed: {}", panic.message()))
 }

@@ -29,10 +29,10 @@ use crate::{
     instruments::{Instruments, Labels},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
-    panic::catch,
+    panic::{catch, drop_quietly},
     policy::{AckPolicy, Report},
     supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
-    telemetry::ProcessSpan,
+    telemetry::{GuardedSpan, ProcessSpan},
 };
 
 // === impl SentinelLayer ===
@@ -523,7 +523,8 @@ where
         let due = limit.and_then(|limit| deadline(started, limit));
         // It panics if the runtime has no timers, and then the instance that is ready is kept.
         let clock = home.clock(due);
-        let span = hooks.span.make_span(&tag);
+        let span = GuardedSpan::new(hooks.span.make_span(&tag));
+        let job_span = span.clone();
         let policy = self.policy.clone();
         let clone = self.service.clone();
         // The instance that is ready is the one to call.
@@ -532,7 +533,7 @@ where
         let shutdown = settings.shutdown.as_ref();
         let context = JobHandle::new();
         let times = (started, due);
-        let isolated = Isolated::spawn(home, &context, &span, (service, job), times, shutdown);
+        let isolated = Isolated::spawn(home, &context, job_span, (service, job), times, shutdown);
         let supervision = Supervision {
             stage: Stage::Running {
                 isolated,
@@ -616,7 +617,7 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        *this.supervision = None;
+        drop_quietly(this.supervision.take());
         Poll::Ready(result)
     }
 }

@@ -15,11 +15,13 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use tracing::Span;
-
 use crate::{
-    Reason, Settle, SettleError, Settled, Unsettled, backoff::Delays, instruments::Stopwatch,
-    settle::Reach, telemetry::record_error,
+    backoff::Delays,
+    instruments::Stopwatch,
+    panic::guard,
+    settle::{Reach, Reason, Settle, Settled, Unsettled},
+    settle_error::SettleError,
+    telemetry::GuardedSpan,
 };
 
 /// How long and how often a settlement is tried.
@@ -50,7 +52,7 @@ pin_project! {
     enum State<Tag, F, E> {
         // `None` once it is told.
         Refused { error: Option<SettleError<E>> },
-        Settling { span: Span, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
+        Settling { span: GuardedSpan, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
     }
 }
 
@@ -66,7 +68,7 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
     ///
     /// What this is made of is put in its place at once: it is large, and made for every job.
     pub(crate) fn settling(
-        span: Span,
+        span: GuardedSpan,
         stopwatch: Stopwatch,
         (tag, settled, message): (Tag, Settled, Option<String>),
         patience: Patience,
@@ -79,7 +81,10 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
             _ => message.clone(),
         };
         let reason = settled.reason(message);
-        let future = span.in_scope(|| tag.settle(settled.verdict, reason));
+        let future = {
+            let _entered = span.enter();
+            tag.settle(settled.verdict, reason)
+        };
         Self {
             state: State::Settling {
                 span,
@@ -116,12 +121,12 @@ where
                 let result = ready!(settling.poll(cx));
                 match &result {
                     Ok(settled) => stopwatch.settled(settled.verdict),
-                    Err(SettleError::TimedOut { .. }) => record_error(span, "timeout"),
+                    Err(SettleError::TimedOut { .. }) => span.record_error("timeout"),
                     Err(error) => {
                         if let SettleError::Moot { verdict, .. } = error {
                             stopwatch.moot(*verdict);
                         }
-                        record_error(span, type_name::<E>());
+                        span.record_error(type_name::<E>());
                     }
                 }
                 Poll::Ready(result)
@@ -217,7 +222,8 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let reach = unsettled.reach();
         let Unsettled { tag, error, .. } = unsettled;
         let tag = tag.filter(|_| tries <= this.patience.retries);
-        tracing::warn!(%verdict, tries, again = tag.is_some(), %error, "a settlement failed");
+        let again = tag.is_some();
+        guard(|| tracing::warn!(%verdict, tries, again, %error, "a settlement failed"));
         if tag.is_none() {
             return Err(match reach {
                 Reach::Delivery => SettleError::Moot { verdict, error },
@@ -247,7 +253,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let Self { tries, .. } = *self;
         let Settled { verdict, .. } = self.settled;
         let limit = self.patience.limit;
-        tracing::warn!(%verdict, tries, ?limit, "a settlement took too long");
+        guard(|| tracing::warn!(%verdict, tries, ?limit, "a settlement took too long"));
         SettleError::TimedOut { verdict, limit }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     SettleFuture, Settled, Verdict,
     backoff::Delays,
     instruments::{Labels, SettleInstruments},
-    panic::{catch, drop_quietly},
+    panic::{catch, drop_quietly, guard, print},
     settle_future::Patience,
     telemetry::settle_span,
 };
@@ -247,7 +247,9 @@ where
         let stopped = outcome.is_stopped();
         let reason = print_reason(&outcome, elapsed);
         if let (OutcomeKind::Failed, Some(message)) = (reason.kind, &reason.message) {
-            Span::current().record("error.message", &**message);
+            guard(|| {
+                Span::current().record("error.message", &**message);
+            });
         }
         // A destructor of the job's that panics must not cost the answer.
         drop_quietly(outcome);
@@ -264,7 +266,7 @@ where
                 Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
             },
             stopped,
-            tag: (!stopped).then(|| format!("{tag:?}").into_boxed_str()),
+            tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
             elapsed,
         };
         let stopwatch = self.instruments.begin();

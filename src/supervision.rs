@@ -12,7 +12,6 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
-use tracing::Span;
 
 use crate::{
     abandoned::Abandoned,
@@ -22,8 +21,9 @@ use crate::{
     hooks::{Hooks, OnUnsettled},
     instruments::{InFlight, Instruments, Labels},
     isolate::{Isolated, Ladder},
+    panic::guard,
     policy::{AckPolicy, Report, Settlement},
-    telemetry,
+    telemetry::{self, GuardedSpan},
 };
 
 /// What happens to a job whose caller drops the response future.
@@ -125,7 +125,7 @@ pub(crate) struct Supervision<P, F, Tag, T, E> {
     /// Counted as running, then as unsettled.
     pub(crate) in_flight: InFlight,
     /// Current in the job and in the policy.
-    pub(crate) span: Span,
+    pub(crate) span: GuardedSpan,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
 }
 
@@ -220,7 +220,7 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     /// Gives up, because there is no runtime left to settle on; the broker will redeliver.
     fn lose(mut self) {
         let _entered = self.span.enter();
-        tracing::error!("the runtime ended before a job was settled");
+        guard(|| tracing::error!("the runtime ended before a job was settled"));
         // A job that lives elsewhere is not to go on beside its next delivery.
         if let Stage::Running { isolated, .. } = &mut self.stage {
             isolated.give_up(&self.context);
@@ -269,10 +269,12 @@ where
         let supervision = this.supervision.take();
         if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
             let _entered = span.enter();
-            tracing::error!(
-                error = error.brief(),
-                "nobody waits for a failed settlement"
-            );
+            guard(|| {
+                tracing::error!(
+                    error = error.brief(),
+                    "nobody waits for a failed settlement"
+                );
+            });
             this.origin.hooks.unsettled.unsettled(error);
         }
         Poll::Ready(())

@@ -4,11 +4,14 @@
 //! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/)
 //! (status: development) have it. See [`ProcessSpan`].
 
-use std::{any::type_name, borrow::Cow};
+use std::{any::type_name, borrow::Cow, mem};
 
 use tracing::{Span, field};
 
-use crate::{CancelReason, MakeSpan, Outcome, Settle, Verdict};
+use crate::{
+    CancelReason, MakeSpan, Outcome, Settle, Verdict,
+    panic::{drop_quietly, guard},
+};
 
 // === impl Messaging ===
 
@@ -181,9 +184,18 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
     span
 }
 
-/// Makes the span of a settlement, within the job's.
-pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> Span {
-    let span = tracing::info_span!(
+/// Makes the span of a settlement, within the job's; none if the subscriber panics.
+pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> GuardedSpan {
+    let mut span = GuardedSpan::new(Span::none());
+    guard(|| {
+        span = GuardedSpan::new(new_settle_span(verdict));
+        describe(&span.0, tag, verdict.as_str());
+    });
+    span
+}
+
+fn new_settle_span(verdict: Verdict) -> Span {
+    tracing::info_span!(
         "settle",
         otel.name = field::Empty,
         otel.kind = "client",
@@ -195,9 +207,54 @@ pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> Span {
         messaging.message.id = field::Empty,
         messaging.rabbitmq.message.delivery_tag = field::Empty,
         error.type = field::Empty,
-    );
-    describe(&span, tag, verdict.as_str());
-    span
+    )
+}
+
+/// A span of the user's subscriber, which may panic: no panic gets out of it but that of `new`.
+#[derive(Clone, Debug)]
+pub(crate) struct GuardedSpan(Span);
+
+impl GuardedSpan {
+    pub(crate) fn new(span: Span) -> Self {
+        Self(span)
+    }
+
+    /// Enters the span until the guard is dropped.
+    pub(crate) fn enter(&self) -> Entered<'_> {
+        let mut entered = None;
+        // Without a subscriber this is all.
+        if !self.0.is_disabled() {
+            guard(|| entered = Some(self.0.enter()));
+        }
+        Entered(entered)
+    }
+
+    /// Marks it as that of something that went wrong.
+    pub(crate) fn record_error(&self, error_type: &str) {
+        guard(|| {
+            self.0.record("error.type", error_type);
+            self.0.record("otel.status_code", "ERROR");
+        });
+    }
+}
+
+impl Drop for GuardedSpan {
+    fn drop(&mut self) {
+        if !self.0.is_disabled() {
+            drop_quietly(mem::replace(&mut self.0, Span::none()));
+        }
+    }
+}
+
+/// Leaves its span when it is dropped.
+pub(crate) struct Entered<'a>(Option<tracing::span::Entered<'a>>);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some(entered) = self.0.take() {
+            drop_quietly(entered);
+        }
+    }
 }
 
 /// Records in `span` what the tag says of its delivery.
@@ -211,23 +268,23 @@ fn describe<Tag: Settle>(span: &Span, tag: &Tag, operation: &str) {
     }
 }
 
-/// Marks a span as that of something that went wrong.
-pub(crate) fn record_error(span: &Span, error_type: &str) {
-    span.record("error.type", error_type);
-    span.record("otel.status_code", "ERROR");
+/// Tells of an outcome that is not `Completed`, in `span`, which is current.
+pub(crate) fn tell<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
+    if !outcome.is_completed() {
+        guard(|| tell_unguarded(span, outcome));
+    }
 }
 
-/// Tells of an outcome that is not `Completed`, in `span`, which is current.
-pub(crate) fn tell<T, E>(span: &Span, outcome: &Outcome<T, E>) {
+fn tell_unguarded<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
     match outcome {
         Outcome::Completed(_) => {}
         Outcome::Failed(_) => {
             let error_type = type_name::<E>();
-            record_error(span, error_type);
+            span.record_error(error_type);
             tracing::warn!(error.type = error_type, "the job failed");
         }
         Outcome::Panicked(panic) => {
-            record_error(span, "panic");
+            span.record_error("panic");
             let location = panic.location();
             tracing::error!(
                 exception.message = panic.message(),
@@ -238,7 +295,7 @@ pub(crate) fn tell<T, E>(span: &Span, outcome: &Outcome<T, E>) {
             );
         }
         Outcome::TimedOut(timed_out) => {
-            record_error(span, "timeout");
+            span.record_error("timeout");
             tracing::warn!(
                 limit = ?timed_out.limit(),
                 stopped = timed_out.stopped(),
@@ -250,7 +307,7 @@ pub(crate) fn tell<T, E>(span: &Span, outcome: &Outcome<T, E>) {
             let reason = cancelled.reason();
             // To be shut down is no failure of the job's.
             if reason != CancelReason::Shutdown {
-                span.record("error.type", reason.as_str());
+                span.0.record("error.type", reason.as_str());
             }
             tracing::info!(
                 reason = reason.as_str(),

@@ -19,7 +19,8 @@ use crate::{
     backoff::Delays,
     cancel::Companion,
     home::deadline,
-    panic::{catch, drop_quietly},
+    panic::{catch, drop_quietly, guard, print},
+    telemetry::GuardedSpan,
 };
 
 /// When a ticker asks.
@@ -55,7 +56,7 @@ struct Beat {
     /// Ends when the lease is lost.
     future: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The job's; let go with the ticker, so that it closes with the job.
-    span: Span,
+    span: GuardedSpan,
     /// That of the task, which is to end.
     waker: Waker,
 }
@@ -67,7 +68,7 @@ impl Ticker {
     {
         let beat = Beat {
             future: Box::pin(tick(tag, rhythm, Instant::now())),
-            span: Span::current(),
+            span: GuardedSpan::new(Span::current()),
             waker: Waker::noop().clone(),
         };
         Arc::new(Self {
@@ -79,15 +80,15 @@ impl Ticker {
     /// Returns the task of this ticker; a lost lease stops `job`.
     pub(crate) async fn run(self: Arc<Self>, job: Cancellation) {
         if let Some(span) = poll_fn(|cx| self.poll(cx)).await {
-            let _entered = span.enter();
-            tracing::warn!("the broker gave a job to somebody else");
             // Without the lock: it wakes the supervisor, who may want to stop this ticker.
             job.cancel(CancelReason::LeaseLost);
+            let _entered = span.enter();
+            guard(|| tracing::warn!("the broker gave a job to somebody else"));
         }
     }
 
     /// Ready with the span of the job if the lease is lost, and without if the ticker is stopped.
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Span>> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<GuardedSpan>> {
         if self.stopped.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
@@ -129,7 +130,7 @@ impl Companion for Ticker {
             let _entered = span.enter();
             drop_quietly(future);
         }
-        waker.wake();
+        guard(|| waker.wake());
     }
 }
 
@@ -187,15 +188,14 @@ async fn keep_alive<Tag: Settle>(tag: &Tag, limit: Duration) -> Option<Lease> {
     match asked {
         Ok(Some(Ok(lease))) => return Some(lease),
         Ok(Some(Err(error))) => {
-            let printed = catch(|| error.to_string());
+            let printed = print("error", &error);
             drop_quietly(error);
-            let error = printed.unwrap_or_else(|panic| {
-                format!("the error cannot be printed: {}", panic.message())
-            });
-            tracing::warn!(error, "a keep-alive failed");
+            guard(|| tracing::warn!(error = printed, "a keep-alive failed"));
         }
-        Ok(None) => tracing::warn!(?limit, "a keep-alive got no answer in time"),
-        Err(panic) => tracing::error!(panic = panic.message(), "a keep-alive panicked"),
+        Ok(None) => guard(|| tracing::warn!(?limit, "a keep-alive got no answer in time")),
+        Err(panic) => {
+            guard(|| tracing::error!(panic = panic.message(), "a keep-alive panicked"));
+        }
     }
     None
 }

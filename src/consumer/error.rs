@@ -3,7 +3,10 @@
 use std::{convert::Infallible, error::Error, fmt};
 
 use super::Summary;
-use crate::{Panic, outcome::boxed_source, panic::catch};
+use crate::{
+    outcome::boxed_source,
+    panic::{Panic, print},
+};
 
 /// Why a [`Consumer`](crate::Consumer) ended without being asked to, and what it had done.
 ///
@@ -164,8 +167,7 @@ impl<T, E> EndCause<T, E> {
 impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
     /// Returns the text for an event, also of an error that panics when it is printed.
     pub(super) fn print(&self) -> String {
-        catch(|| self.to_string())
-            .unwrap_or_else(|panic| format!("the error cannot be printed: {}", panic.message()))
+        print("error", self)
     }
 }
 

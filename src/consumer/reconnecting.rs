@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Subscription,
     backoff::{Delays, full_jitter},
-    panic::{catch, drop_quietly},
+    panic::{catch, drop_quietly, guard},
 };
 
 /// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
@@ -264,7 +264,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         Consuming::new(signals, |mut signals| async move {
             let mut failures = 0_u32;
             loop {
-                tracing::info!(attempt = failures + 1, "connecting");
+                guard(|| tracing::info!(attempt = failures + 1, "connecting"));
                 let started = Instant::now();
                 let answered = sessions.total.answered;
                 let Some(cause) = sessions.next(&mut signals).await else {
@@ -279,17 +279,21 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
                 };
                 if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
                     let attempts = failures;
-                    tracing::error!(attempts, cause = cause.print(), "does not reconnect");
+                    guard(|| {
+                        tracing::error!(attempts, cause = cause.print(), "does not reconnect");
+                    });
                     return Err(ConsumerError::new(cause, sessions.total));
                 }
                 let ceiling = retry.pauses.nth(failures);
                 let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
-                tracing::warn!(
-                    attempts = failures,
-                    ?pause,
-                    cause = cause.print(),
-                    "will reconnect"
-                );
+                guard(|| {
+                    tracing::warn!(
+                        attempts = failures,
+                        ?pause,
+                        cause = cause.print(),
+                        "will reconnect"
+                    );
+                });
                 drop_quietly(cause);
                 if signals.unless_asked(sleep(pause)).await.is_none() {
                     return Ok(sessions.total);
@@ -368,7 +372,7 @@ impl<F, M, C> Sessions<F, M, C> {
             Ok(Err(error)) => return Some(EndCause::Connect(error)),
             Err(panic) => return Some(EndCause::ConnectPanicked(panic)),
         };
-        tracing::info!("connected");
+        guard(|| tracing::info!("connected"));
         self.options.shutdown = Some(shutdown);
         let subscription = Box::pin(subscription);
         let Self {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Panic, Subscription,
     home::deadline,
-    panic::{catch, drop_quietly},
+    panic::{catch, drop_quietly, guard},
 };
 
 /// How many jobs are taken before others have their turn on this thread.
@@ -117,8 +117,8 @@ where
             peers.cancel();
         }
         match &cause {
-            None => tracing::info!("a session ends: it is asked to"),
-            Some(cause) => tracing::warn!(cause = cause.print(), "a session ends"),
+            None => guard(|| tracing::info!("a session ends: it is asked to")),
+            Some(cause) => guard(|| tracing::warn!(cause = cause.print(), "a session ends")),
         }
         self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
         self.drain(&mut cause, signals).await;
@@ -230,11 +230,13 @@ where
         if !goes_on {
             return Err(cause);
         }
-        tracing::warn!(
-            error = cause.print(),
-            moot,
-            "the consumer goes on after an error"
-        );
+        guard(|| {
+            tracing::warn!(
+                error = cause.print(),
+                moot,
+                "the consumer goes on after an error"
+            );
+        });
         drop_quietly(cause);
         Ok(())
     }
@@ -262,22 +264,24 @@ where
             ref shutdown,
             ..
         } = *self.options;
-        tracing::info!(in_flight = self.calls.len(), "a drain begins");
+        guard(|| tracing::info!(in_flight = self.calls.len(), "a drain begins"));
         let in_time = self.finish(drain_timeout, cause, Some(signals)).await;
         if let (false, Some(token)) = (in_time, shutdown) {
             token.cancel();
-            tracing::warn!(
-                in_flight = self.calls.len(),
-                "a drain stops what still runs"
-            );
+            guard(|| {
+                tracing::warn!(
+                    in_flight = self.calls.len(),
+                    "a drain stops what still runs"
+                );
+            });
             self.finish(stop_timeout, cause, None).await;
         }
         self.summary.abandoned = self.calls.len() as u64;
         drop(mem::take(&mut self.calls));
         let Summary { abandoned, .. } = self.summary;
         match abandoned {
-            0 => tracing::info!("a drain ended"),
-            _ => tracing::error!(abandoned, "a drain ended with calls that did not"),
+            0 => guard(|| tracing::info!("a drain ended")),
+            _ => guard(|| tracing::error!(abandoned, "a drain ended with calls that did not")),
         }
     }
 
@@ -297,10 +301,12 @@ where
             let timer = timer.as_mut().as_pin_mut();
             let is_over = timer.is_some_and(|timer| timer.poll(cx).is_ready());
             while let Err(other) = self.take_answers(cx) {
-                tracing::warn!(
-                    cause = other.print(),
-                    "a call failed while a drain is under way"
-                );
+                guard(|| {
+                    tracing::warn!(
+                        cause = other.print(),
+                        "a call failed while a drain is under way"
+                    );
+                });
                 match cause {
                     Some(cause) if other.outranks(cause) => {
                         drop_quietly(mem::replace(cause, other));
@@ -328,7 +334,7 @@ where
             Ok(polled) => self.is_stopped = polled.is_ready(),
             Err(panic) => {
                 self.is_stopped = true;
-                tracing::error!(%panic, "stopping a subscription panicked");
+                guard(|| tracing::error!(%panic, "stopping a subscription panicked"));
             }
         }
     }
@@ -345,8 +351,10 @@ where
         );
         match closed.await {
             Ok(true) => {}
-            Ok(false) => tracing::warn!(limit = ?CLOSE_TIMEOUT, "a channel did not close in time"),
-            Err(panic) => tracing::error!(%panic, "closing a channel panicked"),
+            Ok(false) => {
+                guard(|| tracing::warn!(limit = ?CLOSE_TIMEOUT, "a channel did not close in time"));
+            }
+            Err(panic) => guard(|| tracing::error!(%panic, "closing a channel panicked")),
         }
         let Summary {
             unanswered,
@@ -354,8 +362,8 @@ where
             ..
         } = self.summary;
         match unanswered + abandoned {
-            0 => tracing::info!("a session ended"),
-            _ => tracing::error!(unanswered, abandoned, "gave up a channel"),
+            0 => guard(|| tracing::info!("a session ended")),
+            _ => guard(|| tracing::error!(unanswered, abandoned, "gave up a channel")),
         }
     }
 }

@@ -23,6 +23,7 @@ use super::machine::{Change, Limits, Machine, Pass, Phase};
 use crate::{
     cancel::{Cancellation, Companion, JobContext, Stopping},
     instruments::IntensityInstruments,
+    panic::guard,
 };
 
 /// Whether an [`Intensity`](crate::Intensity) lets jobs through.
@@ -149,16 +150,21 @@ impl Shared {
         drop(inner);
         if let Some(change) = change {
             // Reads the phase anew, so that the last of two changes wins.
-            self.state.send_if_modified(|state| {
-                let now = self.lock().machine.phase().into();
-                // Here, where one change waits for the other.
-                self.instruments.change(now);
-                mem::replace(state, now) != now
+            let send = || {
+                self.state.send_if_modified(|state| {
+                    let now = self.lock().machine.phase().into();
+                    // Here, where one change waits for the other.
+                    self.instruments.change(now);
+                    mem::replace(state, now) != now
+                })
+            };
+            guard(|| {
+                send();
             });
-            tell(change);
+            guard(|| tell(change));
         }
         let waiting = waiting.iter().filter_map(Weak::upgrade);
-        waiting.for_each(|waiter| waiter.wake());
+        waiting.for_each(|waiter| guard(|| waiter.wake()));
     }
 }
 

@@ -8,6 +8,7 @@ mod decision;
 mod decode;
 mod drops;
 mod endpoints;
+mod foreign;
 mod gate;
 #[cfg(feature = "metrics")]
 mod instruments;
