@@ -1,6 +1,6 @@
 //! [`ConsumerError`]: why a consumer ended, and what it had done by then.
 
-use std::{convert::Infallible, error::Error, fmt};
+use std::{convert::Infallible, error::Error, fmt, time::Duration};
 
 use super::Summary;
 use crate::{
@@ -66,7 +66,7 @@ where
             | EndCause::CallPanicked(panic)
             | EndCause::ConnectPanicked(panic)
             | EndCause::MakeServicePanicked(panic) => Some(panic),
-            EndCause::StreamEnded | EndCause::RuntimeGone => None,
+            EndCause::StreamEnded | EndCause::ConnectTimedOut(_) | EndCause::RuntimeGone => None,
         }
     }
 }
@@ -97,6 +97,9 @@ pub enum EndCause<T, E, C = Infallible> {
     CallPanicked(Panic),
     /// The last try to connect failed.
     Connect(C),
+    /// The last try to connect took longer than the
+    /// [`connect_timeout`](crate::ReconnectingConsumer::connect_timeout).
+    ConnectTimedOut(Duration),
     /// The last try to connect panicked.
     ConnectPanicked(Panic),
     /// The last try to make a service panicked.
@@ -133,14 +136,6 @@ impl<T, E, C> EndCause<T, E, C> {
             EndCause::StreamEnded | EndCause::Stream(_) | EndCause::StreamPanicked(_)
         )
     }
-
-    /// Returns whether there was a session to end.
-    pub(super) fn is_of_a_session(&self) -> bool {
-        !matches!(
-            self,
-            EndCause::Connect(_) | EndCause::ConnectPanicked(_) | EndCause::MakeServicePanicked(_)
-        )
-    }
 }
 
 impl<T, E> EndCause<T, E> {
@@ -157,6 +152,7 @@ impl<T, E> EndCause<T, E> {
             EndCause::Misconfigured(error) => EndCause::Misconfigured(error),
             EndCause::CallPanicked(panic) => EndCause::CallPanicked(panic),
             EndCause::Connect(never) => match never {},
+            EndCause::ConnectTimedOut(limit) => EndCause::ConnectTimedOut(limit),
             EndCause::ConnectPanicked(panic) => EndCause::ConnectPanicked(panic),
             EndCause::MakeServicePanicked(panic) => EndCause::MakeServicePanicked(panic),
             EndCause::RuntimeGone => EndCause::RuntimeGone,
@@ -196,6 +192,9 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
                 write!(f, "the service panicked in a call: {}", panic.message())
             }
             EndCause::Connect(error) => write!(f, "can't connect: {error}"),
+            EndCause::ConnectTimedOut(limit) => {
+                write!(f, "no connection within {limit:?}")
+            }
             EndCause::ConnectPanicked(panic) => {
                 write!(f, "connecting panicked: {}", panic.message())
             }

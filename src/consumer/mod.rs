@@ -31,7 +31,11 @@ pub use self::{
     session::AfterError,
     summary::Summary,
 };
-use self::{session::Options, signals::Signals, tasks::consume};
+use self::{
+    session::Options,
+    signals::Signals,
+    tasks::{Ended, consume},
+};
 
 /// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
 ///
@@ -364,9 +368,11 @@ impl<B, S, C> Consumer<B, S, C> {
         let subscription = Box::pin(subscription);
         let classify = Arc::new(Mutex::new(classify));
         Consuming::new(signals, |mut signals| async move {
-            match consume(subscription, services, &classify, &options, &mut signals).await {
-                (None, summary) => Ok(summary),
-                (Some(cause), summary) => Err(ConsumerError::new(cause, summary)),
+            let consuming = consume(subscription, services, &classify, &options, &mut signals);
+            let Ended { cause, summary, .. } = consuming.await;
+            match cause {
+                None => Ok(summary),
+                Some(cause) => Err(ConsumerError::new(cause, summary)),
             }
         })
     }

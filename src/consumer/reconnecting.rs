@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -17,7 +17,7 @@ use super::{
     in_flight::Call,
     session::Options,
     signals::{Asked, Signals},
-    tasks::consume,
+    tasks::{Ended, consume},
 };
 use crate::{
     Subscription,
@@ -31,7 +31,7 @@ use crate::{
 ///
 /// Before each further try there is a pause: a random part of a ceiling that doubles from try to
 /// try ("full jitter"). The ceilings start over after a session that worked: one that answered a
-/// job, or lasted longer than the longest pause.
+/// job, or lasted longer than the longest pause, counted from the connection to the cause of its end.
 ///
 /// It gives up
 /// - when it is asked to end, at once during a pause and while it connects: then it returns the
@@ -39,7 +39,9 @@ use crate::{
 /// - after an error that a new channel would not help, [`EndCause::Misconfigured`];
 /// - after [`max_attempts`](Self::max_attempts) tries.
 ///
-/// A panic in `connect` or `make_service` is a try that failed.
+/// A panic in `connect` or `make_service` is a try that failed, as is a `connect` that takes longer
+/// than the [`connect_timeout`](Self::connect_timeout). The token and the services of such a try are
+/// cancelled and dropped.
 ///
 /// Each try and each end of a session is a `tracing` event.
 ///
@@ -95,6 +97,7 @@ pub struct ReconnectingConsumer<F, M, C = ByError> {
     options: Options,
     signals: Signals,
     retry: Retry,
+    connect_timeout: Duration,
     tasks: usize,
 }
 
@@ -121,6 +124,7 @@ impl<F, M> ReconnectingConsumer<F, M> {
                 random: fastrand::f64,
                 max_attempts: None,
             },
+            connect_timeout: Duration::from_secs(30),
             tasks: 1,
         }
     }
@@ -156,6 +160,14 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     pub fn max_attempts(mut self, max: u32) -> Self {
         assert!(max > 0, "`max_attempts(0)` would never connect");
         self.retry.max_attempts = Some(max);
+        self
+    }
+
+    /// Sets how long one `connect` may take, the subscription included; 30 s by default.
+    ///
+    /// A `connect` that takes longer is dropped, and is a try that failed.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
         self
     }
 
@@ -229,6 +241,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             options: self.options,
             signals: self.signals,
             retry: self.retry,
+            connect_timeout: self.connect_timeout,
             tasks: self.tasks,
         }
     }
@@ -257,25 +270,24 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             make_service: self.make_service,
             classify: Arc::new(Mutex::new(self.classify)),
             options: self.options,
+            connect_timeout: self.connect_timeout,
             tasks: self.tasks,
             total: Summary::default(),
         };
         let retry = self.retry;
         Consuming::new(signals, |mut signals| async move {
-            let mut failures = 0_u32;
+            // In a row; and which of the pauses comes next.
+            let (mut failures, mut step) = (0_u32, 0_u32);
             loop {
                 guard(|| tracing::info!(attempt = failures + 1, "connecting"));
-                let started = Instant::now();
                 let answered = sessions.total.answered;
-                let Some(cause) = sessions.next(&mut signals).await else {
+                let Some((cause, lasted)) = sessions.next(&mut signals).await else {
                     return Ok(sessions.total);
                 };
-                let worked = sessions.total.answered > answered
-                    || started.elapsed() > retry.longest && cause.is_of_a_session();
-                failures = if worked {
-                    1
-                } else {
-                    failures.saturating_add(1)
+                let worked = sessions.total.answered > answered || lasted > retry.longest;
+                (failures, step) = match worked {
+                    true => (0, 1),
+                    false => (failures.saturating_add(1), step.saturating_add(1)),
                 };
                 if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
                     let attempts = failures;
@@ -284,7 +296,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
                     });
                     return Err(ConsumerError::new(cause, sessions.total));
                 }
-                let ceiling = retry.pauses.nth(failures);
+                let ceiling = retry.pauses.nth(step);
                 let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
                 guard(|| {
                     tracing::warn!(
@@ -332,17 +344,18 @@ struct Sessions<F, M, C> {
     make_service: M,
     classify: Arc<Mutex<C>>,
     options: Options,
+    connect_timeout: Duration,
     tasks: usize,
     total: Summary,
 }
 
 impl<F, M, C> Sessions<F, M, C> {
-    /// Runs one session, and returns why it ended or could not begin: nothing if it was asked to
-    /// end.
+    /// Runs one session, and returns why it ended or could not begin, and how long it lasted: nothing
+    /// if it was asked to end.
     async fn next<Fut, B, S, X>(
         &mut self,
         signals: &mut Signals,
-    ) -> Option<EndCause<B::Error, S::Error, X>>
+    ) -> Option<(EndCause<B::Error, S::Error, X>, Duration)>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<B, X>>,
@@ -359,18 +372,20 @@ impl<F, M, C> Sessions<F, M, C> {
             let services = (0..self.tasks).map(|_| (self.make_service)(shutdown.clone()));
             services.collect()
         };
-        let services = match catch(make_services) {
+        let services: Vec<S> = match catch(make_services) {
             Ok(services) => services,
-            Err(panic) => return Some(EndCause::MakeServicePanicked(panic)),
+            Err(panic) => return Some((EndCause::MakeServicePanicked(panic), Duration::ZERO)),
         };
-        let connecting = match catch(&mut self.connect) {
-            Ok(connecting) => connecting,
-            Err(panic) => return Some(EndCause::ConnectPanicked(panic)),
-        };
-        let subscription = match signals.unless_asked(Call::new(connecting)).await? {
-            Ok(Ok(subscription)) => subscription,
-            Ok(Err(error)) => return Some(EndCause::Connect(error)),
-            Err(panic) => return Some(EndCause::ConnectPanicked(panic)),
+        let subscription = match self.subscribe(signals).await {
+            Some(Ok(subscription)) => subscription,
+            unconnected => {
+                // Whoever has the token, or the services, waits for their end.
+                guard(|| shutdown.cancel());
+                services.into_iter().for_each(drop_quietly);
+                return unconnected
+                    .and_then(Result::err)
+                    .map(|it| (it, Duration::ZERO));
+            }
         };
         guard(|| tracing::info!("connected"));
         self.options.shutdown = Some(shutdown);
@@ -379,14 +394,41 @@ impl<F, M, C> Sessions<F, M, C> {
             classify, options, ..
         } = self;
         let consuming = consume(subscription, services, classify, options, signals);
-        let (cause, summary) = consuming.await;
+        let Ended {
+            cause,
+            summary,
+            lasted,
+        } = consuming.await;
         self.total.add(summary);
         let cause = cause?;
         // What is asked for while an error drains is an end too.
         match signals.asked() {
             Asked::Drain | Asked::Stop if cause.is_transient() => None,
-            _ => Some(cause.widen()),
+            _ => Some((cause.widen(), lasted)),
         }
+    }
+
+    /// Connects, unless the end is asked for first.
+    async fn subscribe<Fut, B, T, E, X>(
+        &mut self,
+        signals: &mut Signals,
+    ) -> Option<Result<B, EndCause<T, E, X>>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<B, X>>,
+    {
+        let connecting = match catch(&mut self.connect) {
+            Ok(connecting) => connecting,
+            Err(panic) => return Some(Err(EndCause::ConnectPanicked(panic))),
+        };
+        let limit = self.connect_timeout;
+        let connecting = timeout(limit, Call::new(connecting));
+        Some(match signals.unless_asked(connecting).await? {
+            Ok(Ok(Ok(subscription))) => Ok(subscription),
+            Ok(Ok(Err(error))) => Err(EndCause::Connect(error)),
+            Ok(Err(panic)) => Err(EndCause::ConnectPanicked(panic)),
+            Err(_elapsed) => Err(EndCause::ConnectTimedOut(limit)),
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     Classify, EndCause, Escalation, Summary,
     in_flight::{Call, InFlight, poll_next},
     signals::{Asked, Signals},
+    tasks::Ended,
 };
 use crate::{
     Panic, Subscription,
@@ -108,11 +109,10 @@ where
     }
 
     /// Consumes until the end, and returns its cause: none if it was asked for.
-    pub(super) async fn run(
-        mut self,
-        signals: &mut Signals,
-    ) -> (Option<EndCause<B::Error, S::Error>>, Summary) {
+    pub(super) async fn run(mut self, signals: &mut Signals) -> Ended<B::Error, S::Error> {
+        let started = Instant::now();
         let mut cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
+        let lasted = started.elapsed();
         if let Some(peers) = &self.peers {
             peers.cancel();
         }
@@ -125,7 +125,11 @@ where
         self.close().await;
         drop_quietly(self.service);
         drop_quietly(self.subscription);
-        (cause, self.summary)
+        Ended {
+            cause,
+            summary: self.summary,
+            lasted,
+        }
     }
 
     fn poll_cause(
@@ -267,7 +271,7 @@ where
         guard(|| tracing::info!(in_flight = self.calls.len(), "a drain begins"));
         let in_time = self.finish(drain_timeout, cause, Some(signals)).await;
         if let (false, Some(token)) = (in_time, shutdown) {
-            token.cancel();
+            guard(|| token.cancel());
             guard(|| {
                 tracing::warn!(
                     in_flight = self.calls.len(),

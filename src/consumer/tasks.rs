@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::Poll,
+    time::Duration,
 };
 
 use tokio::task::JoinSet;
@@ -20,10 +21,19 @@ use super::{
     share::Share,
     signals::{Asked, Signals},
 };
-use crate::{Subscription, panic::drop_quietly};
+use crate::{
+    panic::{drop_quietly, guard},
+    subscription::Subscription,
+};
 
-/// Why a session ended, if it was not asked to, and what it did.
-type Ended<T, E> = (Option<EndCause<T, E>>, Summary);
+/// The end of a session.
+pub(super) struct Ended<T, E> {
+    /// None if it was asked to.
+    pub(super) cause: Option<EndCause<T, E>>,
+    pub(super) summary: Summary,
+    /// From its begin to its cause: without the drain and the close.
+    pub(super) lasted: Duration,
+}
 
 /// Consumes until the end: on this task, or on one for each service if there are several.
 pub(super) async fn consume<B, S, C>(
@@ -62,7 +72,7 @@ where
     };
     // What runs was let finish, or stopped already; nothing is to begin.
     if let Some(token) = &options.shutdown {
-        token.cancel();
+        guard(|| token.cancel());
     }
     ended
 }
@@ -77,7 +87,7 @@ where
     T: 'static,
     E: 'static,
 {
-    let (mut cause, mut summary) = (None, Summary::default());
+    let (mut cause, mut summary, mut lasted) = (None, Summary::default(), Duration::ZERO);
     let mut is_asked_for = false;
     poll_fn(|cx| {
         let asked = signals.poll(cx);
@@ -90,13 +100,18 @@ where
             stop.cancel();
         }
         while let Poll::Ready(Some(joined)) = sessions.poll_join_next(cx) {
-            let (other, done) = joined.unwrap_or_else(|error| match error.try_into_panic() {
+            let other = joined.unwrap_or_else(|error| match error.try_into_panic() {
                 // What is the user's is caught where it is called.
                 Ok(payload) => resume_unwind(payload),
-                Err(_) => (Some(EndCause::RuntimeGone), Summary::default()),
+                Err(_) => Ended {
+                    cause: Some(EndCause::RuntimeGone),
+                    summary: Summary::default(),
+                    lasted: Duration::ZERO,
+                },
             });
-            summary.add(done);
-            match (&cause, other) {
+            summary.add(other.summary);
+            lasted = lasted.max(other.lasted);
+            match (&cause, other.cause) {
                 (_, Some(other)) if is_asked_for => drop_quietly(other),
                 (Some(cause), Some(other)) if !other.outranks(cause) => drop_quietly(other),
                 (_, Some(other)) => drop_quietly(cause.replace(other)),
@@ -109,5 +124,9 @@ where
         }
     })
     .await;
-    (cause, summary)
+    Ended {
+        cause,
+        summary,
+        lasted,
+    }
 }

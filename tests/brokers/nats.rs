@@ -77,8 +77,7 @@ async fn jobs_of(retention: RetentionPolicy, ack_wait: Duration) -> Jobs {
 
 impl Jobs {
     fn pull(&self) -> Pull {
-        Pull::new("jobs", "workers")
-            .idle_heartbeat(Duration::from_millis(250))
+        Pull::new("jobs", "workers").idle_heartbeat(Duration::from_millis(250))
     }
 
     async fn subscribe(&self, prefetch: usize) -> Deliveries {
@@ -271,7 +270,11 @@ async fn a_reject_that_is_tried_again_leaves_one_dead_letter() {
 #[tokio::test]
 async fn a_dead_letter_that_no_stream_keeps_is_told_before_the_first_job() {
     let jobs = jobs(SOON).await;
-    let error = jobs.pull().dead_letter("nowhere").subscribe(&jobs.context).await;
+    let error = jobs
+        .pull()
+        .dead_letter("nowhere")
+        .subscribe(&jobs.context)
+        .await;
     let error = error.unwrap_err();
     assert!(
         matches!(&error, SubscriptionError::NoDeadLetterStream { subject, .. } if subject == "nowhere"),

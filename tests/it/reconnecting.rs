@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::{Future, pending},
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     consumer::{CallError, ends, here, stack},
     log::Log,
     subscriptions::{Channel, Deliveries, Delivery, End, Refusal},
-    support::{Count, Fate, Refused, raise},
+    support::{Bomb, Count, Fate, Refused, raise},
 };
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -132,7 +133,7 @@ async fn the_backoff_starts_over_after_a_session_that_worked() {
         .max_attempts(3);
     let error = ends(consumer).await.unwrap_err();
     // The session lasts from 300 to 1,300; an idle one that ends at once has not worked.
-    assert_eq!(broker.asked(), [0, 100, 300, 1_400, 1_600]);
+    assert_eq!(broker.asked(), [0, 100, 300, 1_400, 1_600, 2_000]);
     assert_eq!(error.summary().answered, 1);
     assert_eq!(
         (channel.verdicts(), channel.closed()),
@@ -154,7 +155,7 @@ async fn an_idle_session_that_lasted_has_worked() {
         idle.end(End::Ended);
     });
     assert!(ends(consumer).await.is_err());
-    assert_eq!(broker.asked(), [0, 100, 300, 5_100, 5_300]);
+    assert_eq!(broker.asked(), [0, 100, 300, 5_100, 5_300, 5_700]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,6 +314,118 @@ async fn panics_are_tries_that_failed() {
     assert!(broker.asked().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_connect_to_a_stream_that_ends_at_once_is_no_session_that_worked() {
+    let dead = || {
+        let channel = Channel::of([]);
+        channel.end(End::Ended);
+        channel
+    };
+    let broker = Broker::new((0..10).map(|_| Try::Channel(dead())));
+    let connect = broker.clone();
+    let slowly = move || {
+        let connecting = connect.connect();
+        async move {
+            sleep(MS(3_000)).await;
+            connecting.await
+        }
+    };
+    let consumer = Consumer::reconnecting(slowly, service)
+        .backoff(MS(100)..=MS(1_000))
+        .random(|| 1.0)
+        .max_attempts(5);
+    let error = ends(consumer).await.unwrap_err();
+    assert!(matches!(error.cause(), EndCause::StreamEnded));
+    assert_eq!(broker.asked().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_hangs_on_close_is_no_session_that_worked() {
+    for tasks in [1, 3] {
+        let dead = || {
+            let channel = Channel::of([]);
+            channel.end(End::Failed);
+            channel.never_close();
+            channel
+        };
+        let broker = Broker::new((0..10).map(|_| Try::Channel(dead())));
+        let connect = broker.clone();
+        let consumer = Consumer::reconnecting(move || connect.connect(), service)
+            .backoff(MS(100)..=MS(1_000))
+            .random(|| 1.0)
+            .tasks(tasks)
+            .max_attempts(3);
+        assert!(ends(consumer).await.is_err());
+        assert_eq!(broker.asked().len(), 3, "{tasks} tasks");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_hangs_is_a_try_that_failed() {
+    for (limit, asked) in [(None, [0, 30_100]), (Some(MS(2_000)), [0, 2_100])] {
+        let broker = Broker::new([Try::Hangs, Try::Hangs]);
+        let connect = broker.clone();
+        let mut consumer = Consumer::reconnecting(move || connect.connect(), service)
+            .backoff(MS(100)..=MS(500))
+            .random(|| 1.0)
+            .max_attempts(2);
+        if let Some(limit) = limit {
+            consumer = consumer.connect_timeout(limit);
+        }
+        let error = ends(consumer).await.unwrap_err();
+        let limit = limit.unwrap_or(MS(30_000));
+        assert!(matches!(error.cause(), EndCause::ConnectTimedOut(it) if *it == limit));
+        assert!(error.cause().is_transient());
+        assert_eq!(broker.asked(), asked);
+    }
+}
+
+/// A service whose destructor panics.
+struct Explosive<S>(S, #[allow(dead_code)] Bomb);
+
+impl<S: Service<Delivery>> Service<Delivery> for Explosive<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, delivery: Delivery) -> S::Future {
+        self.0.call(delivery)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_for_a_connect_that_fails_is_told_and_dropped() {
+    for fails in [Try::Fails, Try::Panics, Try::PanicsInFuture, Try::Hangs] {
+        let clean = Channel::of([Fate::Value]);
+        let cell = format!("{fails:?}");
+        let broker = Broker::new([fails, Try::Channel(clean.clone())]);
+        let tokens = Arc::new(Mutex::new(Vec::new()));
+        let made = Arc::clone(&tokens);
+        let make_service = move |shutdown: CancellationToken| {
+            made.lock().unwrap().push(shutdown.clone());
+            Explosive(service(shutdown), Bomb)
+        };
+        let seen = Arc::clone(&tokens);
+        let consumer = Consumer::reconnecting(move || broker.connect(), make_service)
+            .tasks(2)
+            .backoff(MS(100)..=MS(500))
+            .with_graceful_shutdown(async move {
+                crate::support::until(|| clean.settled().len() == 1).await;
+                let seen = seen.lock().unwrap();
+                let cancelled = seen.iter().map(CancellationToken::is_cancelled);
+                let cancelled: Vec<_> = cancelled.collect();
+                assert_eq!(cancelled, [true, true, false, false], "{cell}");
+            });
+        let summary = ends(consumer).await.unwrap();
+        assert_eq!(summary.answered, 1);
+        assert_eq!(tokens.lock().unwrap().len(), 4);
+    }
+}
+
 #[test]
 #[should_panic(expected = "would never connect")]
 fn no_attempt_at_all_is_refused() {
@@ -350,8 +463,8 @@ async fn the_log_of_an_outage_tells_what_became_of_each_session() {
             "INFO a drain begins in_flight=0",
             "INFO a drain ended",
             "ERROR gave up a channel unanswered=1 abandoned=0",
-            &format!("WARN will reconnect attempts=1 pause=100ms cause=\"{lost}\""),
-            "INFO connecting attempt=2",
+            &format!("WARN will reconnect attempts=0 pause=100ms cause=\"{lost}\""),
+            "INFO connecting attempt=1",
             "INFO connected",
             "INFO a session ends: it is asked to",
             "INFO a drain begins in_flight=1",
