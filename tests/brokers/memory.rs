@@ -10,7 +10,10 @@ use tower_sentinel::{
     },
 };
 
-use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker};
+use crate::conformance::{
+    Backlog, Connector, DeadLetter, TestBroker,
+    verdicts::{MEMORY, Row, row},
+};
 
 /// `FULL` with a lease and a dead-letter queue, and else without.
 struct Memory<const FULL: bool> {
@@ -27,13 +30,16 @@ impl<const FULL: bool> TestBroker for Memory<FULL> {
     type DeliveryError = DeliveryError;
 
     const COUNTS_DELIVERIES: bool = true;
-    const LOSS_IS_CHARGED: bool = true;
     const ACK_IS_CONFIRMED: bool = true;
     const REDELIVERY: Option<Duration> = match FULL {
         true => Some(Duration::from_secs(2)),
         false => None,
     };
     const MANY: usize = 10_000;
+
+    fn row() -> &'static Row {
+        row(MEMORY, (0, 0))
+    }
 
     fn capabilities() -> Capabilities {
         let capabilities = Capabilities::none().free_release().delay();

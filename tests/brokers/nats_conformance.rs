@@ -3,8 +3,9 @@
 use std::{
     error::Error,
     fmt,
+    process::Command,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,7 +29,10 @@ use tower_sentinel::{
 };
 
 use crate::{
-    conformance::{Backlog, Connector, DeadLetter, TestBroker},
+    conformance::{
+        Backlog, Connector, DeadLetter, TestBroker,
+        verdicts::{NATS, Row, printed, row, version},
+    },
     proxy::Proxy,
     server::nats::Server,
 };
@@ -96,12 +100,19 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     type DeliveryError = DeliveryError;
 
     const COUNTS_DELIVERIES: bool = true;
-    const LOSS_IS_CHARGED: bool = true;
     /// By a server that lives: 2.9 confirms an ack before it writes it.
     const ACK_IS_CONFIRMED: bool = false;
     const TELLS_GIVEN_BACK: bool = false;
     const REDELIVERY: Option<Duration> = Some(REDELIVERY);
     const MANY: usize = 10_000;
+
+    fn row() -> &'static Row {
+        static ROW: OnceLock<&Row> = OnceLock::new();
+        ROW.get_or_init(|| {
+            let text = printed(Command::new("nats-server").arg("--version"));
+            row(NATS, version(&text))
+        })
+    }
 
     fn capabilities() -> Capabilities {
         let capabilities = Capabilities::none().delay().keep_alive();

@@ -29,7 +29,10 @@ use tower_sentinel::{
 };
 
 use crate::{
-    conformance::{Backlog, Connector, DeadLetter, TestBroker},
+    conformance::{
+        Backlog, Connector, DeadLetter, TestBroker,
+        verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM, Row, row},
+    },
     proxy::Proxy,
     server::rabbitmq::{Server, Version, shared, version},
 };
@@ -194,12 +197,21 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     type DeliveryError = DeliveryError;
 
     const COUNTS_DELIVERIES: bool = true;
-    const LOSS_IS_CHARGED: bool = QUORUM;
     const ACK_IS_CONFIRMED: bool = false;
     /// What is on its way into the log of a quorum queue, or in the memory of a classic one.
     const UNPROVEN: Option<usize> = Some(if QUORUM { 50 } else { 2 * 64 });
     const REDELIVERY: Option<Duration> = None;
     const MANY: usize = 10_000;
+
+    fn row() -> &'static Row {
+        let Version(major, minor) = version();
+        let queue = if QUORUM {
+            RABBITMQ_QUORUM
+        } else {
+            RABBITMQ_CLASSIC
+        };
+        row(queue, (major, minor))
+    }
 
     fn capabilities() -> Capabilities {
         let mut capabilities = Capabilities::none().delay();

@@ -48,7 +48,7 @@ async fn redelivers<B: TestBroker>(broker: &B, published: Vec<String>) {
     assert_eq!(sorted(bodies(&again)), published);
     for job in again {
         let tag = job.tag();
-        assert_deliveries::<B>(&tag, if B::LOSS_IS_CHARGED { 2 } else { 1 });
+        assert_deliveries::<B>(&tag, if B::row().loss_is_charged { 2 } else { 1 });
         assert_ne!(tag.redelivered(), Some(false));
         tag.settle(Verdict::Ack, reason()).await.unwrap();
     }

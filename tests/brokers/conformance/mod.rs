@@ -10,6 +10,7 @@
 pub(crate) mod losing;
 pub(crate) mod settling;
 pub(crate) mod supervising;
+pub(crate) mod verdicts;
 mod worker;
 
 use std::{error::Error, fmt::Debug, future::poll_fn, pin::Pin, time::Duration};
@@ -17,6 +18,8 @@ use std::{error::Error, fmt::Debug, future::poll_fn, pin::Pin, time::Duration};
 use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{Capabilities, Job, OutcomeKind, Reason, Settle, Subscription};
+
+use self::verdicts::Row;
 
 /// How long something may take that is to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,9 +54,6 @@ pub(crate) trait TestBroker: Sized {
     /// Whether a tag knows how often its job was delivered.
     const COUNTS_DELIVERIES: bool;
 
-    /// Whether the end of a connection charges a delivery for what it held.
-    const LOSS_IS_CHARGED: bool;
-
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
@@ -70,6 +70,9 @@ pub(crate) trait TestBroker: Sized {
 
     /// How many jobs there are in a scenario that is about many.
     const MANY: usize = 2_000;
+
+    /// Returns what the documentation says of this server.
+    fn row() -> &'static Row;
 
     /// Returns what a tag must say when it is asked.
     fn capabilities() -> Capabilities;
@@ -162,6 +165,9 @@ macro_rules! scenarios {
                 a_shutdown_under_load_leaves_nothing_unacked
                 a_release_at_drain_is_charged_only_where_the_broker_counts_it
             }
+            verdicts {
+                each_verdict_does_what_the_table_says
+            }
             losing {
                 a_lost_connection_redelivers_what_it_held
                 a_closed_subscription_redelivers_what_it_held
@@ -170,6 +176,9 @@ macro_rules! scenarios {
             }
         }
         $crate::conformance::scenarios! { @ $test, $broker, start_mortal,
+            verdicts {
+                a_kill_after_each_verdict_does_what_the_table_says
+            }
             losing {
                 a_broker_that_is_down_is_an_error_of_connecting
                 a_consumer_waits_for_a_broker_that_is_down_at_the_start

@@ -1,7 +1,8 @@
 //! Redis in the scenarios of all brokers, with dead letters and without.
 
 use std::{
-    sync::{Mutex, MutexGuard},
+    process::Command,
+    sync::{Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -15,7 +16,10 @@ use tower_sentinel::{
 };
 
 use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
-use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker};
+use crate::conformance::{
+    Backlog, Connector, DeadLetter, TestBroker,
+    verdicts::{REDIS, Row, VALKEY, printed, row, version},
+};
 
 /// A server of its own, whose consumers connect through a proxy.
 struct Redis<const DEAD_LETTERS: bool> {
@@ -41,10 +45,22 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
     type DeliveryError = DeliveryError;
 
     const COUNTS_DELIVERIES: bool = true;
-    const LOSS_IS_CHARGED: bool = true;
     const ACK_IS_CONFIRMED: bool = true;
     const REDELIVERY: Option<Duration> = Some(Duration::from_secs(2));
     const MANY: usize = 10_000;
+
+    fn row() -> &'static Row {
+        static ROW: OnceLock<&Row> = OnceLock::new();
+        ROW.get_or_init(|| {
+            let text = printed(Command::new("redis-server").arg("--version"));
+            let queue = if text.starts_with("Valkey") {
+                VALKEY
+            } else {
+                REDIS
+            };
+            row(queue, version(&text))
+        })
+    }
 
     fn capabilities() -> Capabilities {
         let capabilities = Capabilities::none().free_release().delay().keep_alive();

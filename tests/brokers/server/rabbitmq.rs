@@ -14,6 +14,8 @@ use std::{
 
 use tokio::{io::AsyncWriteExt, time::sleep};
 
+use crate::conformance::verdicts;
+
 /// Kills the server when its standard input ends, which it does with the test process, however
 /// that ends.
 const GUARD: &str = r#"
@@ -53,13 +55,8 @@ pub(crate) fn version() -> Version {
     *VERSION.get_or_init(|| {
         let mut command = Command::new(program("rabbitmqctl"));
         command.arg("version").env("HOME", std::env::temp_dir());
-        let output = command.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let parsed = text.trim().split_once('.').and_then(|(major, rest)| {
-            let (minor, _) = rest.split_once('.')?;
-            Some(Version(major.parse().ok()?, minor.parse().ok()?))
-        });
-        parsed.unwrap_or_else(|| panic!("{text:?} is the version of rabbitmqctl: {output:?}"))
+        let (major, minor) = verdicts::version(&verdicts::printed(&mut command));
+        Version(major, minor)
     })
 }
 
