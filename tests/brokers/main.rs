@@ -8,6 +8,8 @@ mod conformance;
 mod examples;
 mod gates;
 mod killed_consumer;
+#[path = "../it/log.rs"]
+mod log;
 mod memory;
 mod nats;
 mod nats_conformance;

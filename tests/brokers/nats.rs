@@ -1,5 +1,11 @@
 //! `broker::nats` against a private `nats-server`.
 
+mod breaking;
+mod delayed;
+mod priorities;
+mod settings;
+mod unreadable;
+
 use std::{
     collections::HashMap,
     future::poll_fn,

@@ -15,7 +15,7 @@ use async_nats::{
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
 
-use super::DeliveryError;
+use super::{DeliveryError, delays::Delays, fetched::Fetched};
 
 /// How often a settlement that must not be sent late looks whether the connection is back.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
@@ -25,8 +25,15 @@ pub(super) struct Channel {
     pub(super) client: Client,
     /// The name of the stream.
     pub(super) stream: String,
+    /// The name of the consumer.
+    pub(super) consumer: String,
+    /// What the subjects of schedules begin with, if they delay retries.
+    pub(super) schedules: Option<Subject>,
     pub(super) dead_letter: Option<Subject>,
     pub(super) confirm_timeout: Duration,
+    delays: Delays,
+    /// How often the server delivers a message at most; below one there is no limit.
+    max_deliver: i64,
     ack_wait: Duration,
     /// Takes the place of the ack wait, by the number of the delivery.
     backoff: Vec<Duration>,
@@ -43,14 +50,19 @@ impl Channel {
         context: Context,
         info: &Info,
         dead_letter: Option<Subject>,
+        schedules: Option<Subject>,
         confirm_timeout: Duration,
     ) -> Self {
         Self {
             client: context.client(),
             context,
             dead_letter,
+            schedules,
             confirm_timeout,
             stream: info.stream_name.clone(),
+            consumer: info.name.clone(),
+            delays: Delays::new(info.config.max_ack_pending),
+            max_deliver: info.config.max_deliver,
             ack_wait: info.config.ack_wait,
             backoff: info.config.backoff.clone(),
             held: AtomicUsize::new(0),
@@ -64,6 +76,34 @@ impl Channel {
         let nth = usize::try_from(deliveries.saturating_sub(1)).unwrap_or(usize::MAX);
         let nth = nth.min(self.backoff.len().saturating_sub(1));
         self.backoff.get(nth).copied().unwrap_or(self.ack_wait)
+    }
+
+    /// Notes a delayed NAK, and warns before such ones stall the consumer.
+    pub(super) fn note_delay(&self, after: Duration) {
+        let held = self.held();
+        if let Some(near) = self.delays.add(after, held) {
+            tracing::warn!(
+                stream = self.stream,
+                consumer = self.consumer,
+                delayed = near.delayed,
+                held,
+                max_ack_pending = near.limit,
+                "consumer about to stall: delayed retries count toward `max_ack_pending` until they are due"
+            );
+        }
+    }
+
+    /// Warns of a job that is about to be given back after its last delivery.
+    pub(super) fn warn_of_last_delivery(&self, fetched: &Fetched) {
+        if self.max_deliver > 0 && i64::from(fetched.delivered) >= self.max_deliver {
+            tracing::warn!(
+                stream = self.stream,
+                consumer = self.consumer,
+                stream_sequence = fetched.sequence,
+                max_deliver = self.max_deliver,
+                "job stranded: it is given back, and the server delivers it no more"
+            );
+        }
     }
 
     pub(super) fn held(&self) -> usize {

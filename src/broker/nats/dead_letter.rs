@@ -1,12 +1,25 @@
 //! A copy of a rejected message, with what became of it in its headers.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    future::Future,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use async_nats::{HeaderMap, HeaderValue, Subject, header, jetstream::context::PublishErrorKind};
+use async_nats::{
+    HeaderMap, HeaderValue, Subject, header,
+    jetstream::{
+        context::{PublishAckFuture, PublishError, PublishErrorKind},
+        message::StreamMessage,
+    },
+};
 use tokio::time::timeout;
 
-use super::{DeliveryError, channel::Channel, fetched::Fetched};
-use crate::Reason;
+use super::{
+    DeliveryError,
+    channel::Channel,
+    fetched::{DELIVERIES, Fetched},
+};
+use crate::settle::Reason;
 
 /// The longest message of an outcome that is kept, in bytes: headers count against the server's
 /// `max_payload`.
@@ -19,15 +32,44 @@ pub(super) async fn publish(
     fetched: &Fetched,
     reason: &Reason,
 ) -> Result<(), DeliveryError> {
-    let limit = channel.confirm_timeout;
-    let headers = headers(fetched, reason);
+    let mut headers = own_headers(fetched);
+    let deliveries = fetched.deliveries();
+    describe(&mut headers, &fetched.id, reason);
+    headers.insert(DELIVERIES, value(&deliveries.to_string()));
     let payload = fetched.message.payload.clone();
-    let publishing = async {
-        let context = &channel.context;
-        let ack = context.publish_with_headers(subject.clone(), headers, payload);
-        ack.await?.await
-    };
-    match timeout(limit, publishing).await {
+    let context = &channel.context;
+    keep(
+        channel,
+        context.publish_with_headers(subject.clone(), headers, payload),
+    )
+    .await
+}
+
+/// Publishes the payload of a message whose headers can't be parsed.
+pub(super) async fn publish_unreadable(
+    channel: &Channel,
+    subject: &Subject,
+    message: StreamMessage,
+    reason: &Reason,
+) -> Result<(), DeliveryError> {
+    let mut headers = HeaderMap::new();
+    let time = message.time;
+    let id = format!("{}:{}:{time}", channel.stream, message.sequence);
+    describe(&mut headers, &id, reason);
+    let context = &channel.context;
+    keep(
+        channel,
+        context.publish_with_headers(subject.clone(), headers, message.payload),
+    )
+    .await
+}
+
+async fn keep(
+    channel: &Channel,
+    publishing: impl Future<Output = Result<PublishAckFuture, PublishError>>,
+) -> Result<(), DeliveryError> {
+    let limit = channel.confirm_timeout;
+    match timeout(limit, async { publishing.await?.await }).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == PublishErrorKind::TimedOut => {
             Err(DeliveryError::Unconfirmed { limit })
@@ -37,11 +79,12 @@ pub(super) async fn publish(
     }
 }
 
-fn headers(fetched: &Fetched, reason: &Reason) -> HeaderMap {
+/// Returns the headers of a message without those that tell a server what to do: roll a stream up,
+/// expect a sequence, expire.
+pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in fetched.message.headers.iter().flat_map(HeaderMap::iter) {
         let text: &str = name.as_ref();
-        // They tell a server what to do: roll a stream up, expect a sequence, expire.
         if text.to_ascii_lowercase().starts_with("nats-") {
             continue;
         }
@@ -49,8 +92,12 @@ fn headers(fetched: &Fetched, reason: &Reason) -> HeaderMap {
             headers.append(name.clone(), value.clone());
         }
     }
+    headers
+}
+
+fn describe(headers: &mut HeaderMap, id: &str, reason: &Reason) {
     // The stream drops a copy that is published again since its confirmation got lost.
-    headers.insert(header::NATS_MESSAGE_ID, value(&fetched.id));
+    headers.insert(header::NATS_MESSAGE_ID, value(id));
     headers.insert("x-outcome-kind", value(reason.kind.as_str()));
     if let Some(message) = &reason.message {
         headers.insert("x-outcome-message", value(message));
@@ -59,12 +106,10 @@ fn headers(fetched: &Fetched, reason: &Reason) -> HeaderMap {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_millis();
     headers.insert("x-outcome-time", value(&now.to_string()));
-    headers.insert("x-deliveries", value(&fetched.deliveries.to_string()));
-    headers
 }
 
 /// Returns `text` as one line that is not too long.
-fn value(text: &str) -> HeaderValue {
+pub(super) fn value(text: &str) -> HeaderValue {
     let mut end = text.len().min(MESSAGE_LIMIT);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -21,7 +21,7 @@ use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
-    requests::Requests,
+    requests::Requests, unreadable::Search,
 };
 
 /// What a pull consumer delivers: a stream of [`Delivery`]s, and a
@@ -63,6 +63,8 @@ pub struct Deliveries {
     idle_heartbeat: Duration,
     requests: Requests,
     liveness: Liveness,
+    search: Search,
+    consumer: Arc<PullConsumer>,
     waiting: VecDeque<Fetched>,
     state: State,
 }
@@ -86,14 +88,29 @@ impl Deliveries {
         let consumer = Arc::new(consumer);
         let reconnect_limit = pull.reconnect_limit.max(3 * pull.idle_heartbeat);
         let asked = Arc::clone(&consumer);
-        let requests =
-            Requests::subscribe(Arc::clone(&channel), asked, pull.idle_heartbeat).await?;
+        let subscribing = Requests::subscribe(
+            Arc::clone(&channel),
+            asked,
+            pull.idle_heartbeat,
+            pull.priority,
+        );
+        let requests = subscribing.await?;
+        let mut liveness = Liveness::new(Arc::clone(&consumer), reconnect_limit);
+        let info = consumer.cached_info();
+        liveness.observe(info);
+        let mut search = Search::default();
+        // One that makes the client panic is delivered again to the next.
+        if info.num_redelivered > 0 {
+            search.begin(&channel, &consumer);
+        }
         Ok(Self {
             channel,
             prefetch: pull.prefetch,
             idle_heartbeat: pull.idle_heartbeat,
             requests,
-            liveness: Liveness::new(consumer, reconnect_limit),
+            liveness,
+            search,
+            consumer,
             waiting: VecDeque::new(),
             state: State::Open,
         })
@@ -114,7 +131,8 @@ impl Deliveries {
         self.channel.waker.register(cx.waker());
         while matches!(self.state, State::Open) {
             self.receive(cx);
-            if self.poll_step(cx) | self.poll_check(cx) | self.poll_tick(cx) {
+            let is_searched = self.search.poll(cx).is_ready();
+            if is_searched | self.poll_step(cx) | self.poll_check(cx) | self.poll_tick(cx) {
                 continue;
             }
             if !(may_pull && self.request()) {
@@ -131,7 +149,10 @@ impl Deliveries {
                     if received.is_sign_of_life {
                         self.liveness.hear();
                     }
-                    self.waiting.extend(received.delivery);
+                    if let Some(fetched) = received.delivery {
+                        self.liveness.deliver();
+                        self.waiting.push_back(fetched);
+                    }
                 }
                 Err(error) => return self.fail(error),
             }
@@ -150,17 +171,36 @@ impl Deliveries {
     }
 
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> bool {
-        let tick = self.liveness.poll_tick(cx);
+        let mut tick = self.liveness.poll_tick(cx);
         let is_alive = matches!(tick, Poll::Ready(Ok(())));
         if is_alive && self.channel.is_connected() {
-            let patience = 2 * self.idle_heartbeat;
-            let heard = self.liveness.heard();
-            self.requests.renew_if_lost(heard, patience);
-            if self.requests.take_refusal() || heard.elapsed() > patience {
-                self.liveness.check();
-            }
+            tick = Poll::Ready(self.look_after_requests());
         }
         self.take_result(tick)
+    }
+
+    /// Renews what was requested and lost, and asks for the reason where nothing comes.
+    fn look_after_requests(&mut self) -> Result<(), SubscriptionError> {
+        let patience = 2 * self.idle_heartbeat;
+        let heard = self.liveness.heard();
+        self.requests.renew_if_lost(heard, patience)?;
+        if self.requests.take_refusal() || heard.elapsed() > patience {
+            self.liveness.check();
+        }
+        if self.requests.requested() > 0 {
+            self.liveness.check_if_idle(patience);
+        }
+        self.requests.keep_consumer();
+        if let Some(times) = self.requests.take_suspicion() {
+            tracing::warn!(
+                stream = self.channel.stream,
+                consumer = self.channel.consumer,
+                times,
+                "connection broken right after a request: looking for messages that the client can't parse"
+            );
+            self.search.begin(&self.channel, &self.consumer);
+        }
+        Ok(())
     }
 
     /// Returns whether there is a result; an error ends the subscription.
@@ -174,6 +214,9 @@ impl Deliveries {
 
     /// Requests what there are places for, and returns whether it did.
     fn request(&mut self) -> bool {
+        if self.search.is_running() {
+            return false;
+        }
         let taken = self.channel.held() + self.waiting.len();
         self.requests.request(self.prefetch, taken)
     }
@@ -182,6 +225,7 @@ impl Deliveries {
     fn begin_closing(&mut self) {
         if matches!(self.state, State::Open) {
             self.liveness.close();
+            self.search.close();
             let channel = Arc::clone(&self.channel);
             let subscriber = self.requests.close();
             let waiting = mem::take(&mut self.waiting);
@@ -202,6 +246,7 @@ impl Deliveries {
         self.channel.give_up();
         drop(self.requests.close());
         self.liveness.close();
+        self.search.close();
         self.waiting.clear();
         let is_told = false;
         self.state = State::Failed { error, is_told };
@@ -228,7 +273,7 @@ impl Stream for Deliveries {
                 return Poll::Pending;
             };
             // Dropped otherwise: its place is free again.
-            if fetched.since.elapsed() < this.channel.lease(fetched.deliveries) {
+            if fetched.since.elapsed() < this.channel.lease(fetched.delivered) {
                 let delivery = Delivery::new(Arc::clone(&this.channel), fetched);
                 return Poll::Ready(Some(Ok(delivery)));
             }

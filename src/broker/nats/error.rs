@@ -6,7 +6,10 @@ use async_nats::{
     client::{RequestError, SubscribeError},
     jetstream::{
         ErrorCode,
-        context::{ConsumerInfoError, ConsumerInfoErrorKind, GetStreamByNameError, PublishError},
+        context::{
+            ConsumerInfoError, ConsumerInfoErrorKind, GetStreamByNameError, GetStreamError,
+            PublishError,
+        },
         stream::{ConsumerError, ConsumerErrorKind},
     },
 };
@@ -75,7 +78,44 @@ pub enum SubscriptionError {
         /// What the client says.
         error: Arc<GetStreamByNameError>,
     },
-    /// The client was drained, or gave up reconnecting.
+    /// The dead letters would be kept by the stream that the jobs come from.
+    DeadLetterAmongJobs {
+        /// The subject of the dead letters.
+        subject: String,
+        /// The stream.
+        stream: String,
+    },
+    /// The consumer is removed so soon after a request that a job can't be done in time.
+    InactiveThreshold {
+        /// The consumer's `inactive_threshold`.
+        threshold: Duration,
+        /// The shortest one that works.
+        least: Duration,
+    },
+    /// The consumer's priority group and the pull do not fit.
+    Priority {
+        /// Why.
+        reason: NoPriority,
+    },
+    /// The stream can't delay retries by schedules.
+    Schedules {
+        /// What their subjects were to begin with.
+        subject: String,
+        /// The stream.
+        stream: String,
+        /// Why.
+        reason: NoSchedules,
+    },
+    /// The stream can't be asked for.
+    Stream(Arc<GetStreamError>),
+    /// The connection broke again and again right after a request, before anything came.
+    ///
+    /// Such as by a message that the client can't parse, and that was not found.
+    Breaking {
+        /// How often in a row.
+        times: u32,
+    },
+    /// The client was drained, gave up reconnecting, or has panicked.
     ClientClosed,
     /// The consumer does not exist.
     ConsumerDeleted,
@@ -142,6 +182,33 @@ impl fmt::Display for SubscriptionError {
                     "no stream keeps the dead letters of \"{subject}\": {error}"
                 )
             }
+            SubscriptionError::DeadLetterAmongJobs { subject, stream } => write!(
+                f,
+                "the dead letters of \"{subject}\" would be kept among the jobs of stream \"{stream}\"; \
+                 name a subject of another stream"
+            ),
+            SubscriptionError::InactiveThreshold { threshold, least } => write!(
+                f,
+                "the consumer's inactive_threshold of {threshold:?} is too short; \
+                 it takes {least:?} or more"
+            ),
+            SubscriptionError::Priority { reason } => {
+                write!(f, "the pull does not fit the consumer's priority: {reason}")
+            }
+            SubscriptionError::Schedules {
+                subject,
+                stream,
+                reason,
+            } => write!(
+                f,
+                "stream \"{stream}\" can't delay retries by schedules of \"{subject}\": {reason}"
+            ),
+            SubscriptionError::Stream(_) => f.write_str("the stream can't be asked for"),
+            SubscriptionError::Breaking { times } => write!(
+                f,
+                "the connection broke {times} times in a row right after a request; \
+                 look for a message whose headers are malformed"
+            ),
             SubscriptionError::ClientClosed => f.write_str("the nats client is closed"),
             SubscriptionError::ConsumerDeleted => f.write_str("the consumer does not exist"),
             SubscriptionError::StreamDeleted => f.write_str("the stream does not exist"),
@@ -165,15 +232,91 @@ impl Error for SubscriptionError {
         match self {
             SubscriptionError::NoDeadLetterStream { error, .. } => Some(error),
             SubscriptionError::Consumer(error) => Some(error),
+            SubscriptionError::Stream(error) => Some(error),
             SubscriptionError::Subscribe(error) => Some(error),
             SubscriptionError::NotExplicit
             | SubscriptionError::NotPull
+            | SubscriptionError::DeadLetterAmongJobs { .. }
+            | SubscriptionError::InactiveThreshold { .. }
+            | SubscriptionError::Priority { .. }
+            | SubscriptionError::Schedules { .. }
+            | SubscriptionError::Breaking { .. }
             | SubscriptionError::ClientClosed
             | SubscriptionError::ConsumerDeleted
             | SubscriptionError::StreamDeleted
             | SubscriptionError::Unreachable { .. }
             | SubscriptionError::Refused { .. } => None,
         }
+    }
+}
+
+/// Why a pull does not fit the priority group of its consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoPriority {
+    /// The consumer has other groups, or none: an older server keeps none.
+    Group {
+        /// The group that was asked for.
+        asked: Option<String>,
+        /// The groups of the consumer.
+        groups: Vec<String>,
+    },
+    /// The consumer pins one client, which is not supported.
+    Pinned,
+    /// The consumer's policy is not `overflow`.
+    NotOverflow,
+    /// The consumer's policy is not `prioritized`.
+    NotPrioritized,
+}
+
+impl fmt::Display for NoPriority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoPriority::Group { asked, groups } => {
+                match asked {
+                    Some(group) => write!(f, "it has no group \"{group}\"")?,
+                    None => f.write_str("no group is set")?,
+                }
+                match groups.is_empty() {
+                    true => f.write_str(", as it has none; servers before 2.11 keep none"),
+                    false => write!(f, "; its groups are {groups:?}"),
+                }
+            }
+            NoPriority::Pinned => f.write_str(
+                "its policy pinned_client is not supported; use overflow or prioritized",
+            ),
+            NoPriority::NotOverflow => {
+                f.write_str("min_pending and min_ack_pending take the policy overflow")
+            }
+            NoPriority::NotPrioritized => f.write_str("a priority takes the policy prioritized"),
+        }
+    }
+}
+
+/// Why a stream can't delay retries by schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoSchedules {
+    /// The stream's `allow_msg_schedules` is off, as on each server before 2.12.
+    NotAllowed,
+    /// The stream is no work queue: its other consumers would see the job again.
+    NotWorkQueue,
+    /// The subjects are none of the stream's.
+    NotInStream,
+    /// The consumer reads these subjects, and would take a schedule for a job.
+    Jobs,
+}
+
+impl fmt::Display for NoSchedules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NoSchedules::NotAllowed => {
+                "its allow_msg_schedules is off; it takes a server of 2.12 or later"
+            }
+            NoSchedules::NotWorkQueue => "its retention is not workqueue",
+            NoSchedules::NotInStream => "its subjects don't include them",
+            NoSchedules::Jobs => "the consumer reads them as jobs; give it a filter_subject",
+        })
     }
 }
 

@@ -1,9 +1,15 @@
 //! [`Fetched`]: a message that a pull consumer delivered.
 
-use async_nats::{Message, StatusCode, Subject, jetstream};
+use async_nats::{HeaderMap, HeaderName, Message, Subject, header, jetstream};
 use tokio::time::Instant;
 
 use super::channel::Channel;
+
+/// The header with the count of deliveries, on dead letters and on what a schedule brings back.
+pub(super) const DELIVERIES: &str = "x-deliveries";
+
+/// The header with the message's own `Nats-Msg-Id`, on what a schedule brings back.
+pub(super) const MESSAGE_ID: &str = "x-message-id";
 
 /// A message that was fetched, and perhaps not yet taken.
 pub(super) struct Fetched {
@@ -13,35 +19,72 @@ pub(super) struct Fetched {
     /// Names the message, wherever it is redelivered.
     pub(super) id: String,
     pub(super) sequence: u64,
-    pub(super) deliveries: u32,
+    /// How often the server delivered this message.
+    pub(super) delivered: u32,
+    /// How often the job was delivered before a schedule brought it back.
+    carried: u32,
     /// When it was seen first. The server's ack wait began earlier, by the way through the network.
     pub(super) since: Instant,
 }
 
 impl Fetched {
     /// Reads who delivered a message, and how often; none if no consumer did.
+    ///
+    /// The subject of the reply tells, and not the status: whoever publishes may write a status into
+    /// the headers of a message.
     pub(super) fn read(message: Message, channel: &Channel) -> Option<Self> {
-        if message
-            .status
-            .is_some_and(|status| status != StatusCode::OK)
-        {
-            return None;
-        }
         let context = channel.context.clone();
         let message = jetstream::Message { message, context };
         let info = message.info().ok()?;
-        let deliveries = u32::try_from(info.delivered).unwrap_or(u32::MAX);
+        let delivered = u32::try_from(info.delivered).unwrap_or(u32::MAX);
         let sequence = info.stream_sequence;
         // A stream that was made anew counts from one again, so the time belongs to the name.
         let id = format!("{}:{sequence}:{}", info.stream, info.published);
         let message = message.message;
         Some(Self {
             reply: message.reply.clone()?,
+            carried: carried(message.headers.as_ref()),
             message,
             id,
             sequence,
-            deliveries,
+            delivered,
             since: Instant::now(),
         })
     }
+
+    /// Returns how often the job was delivered, this time included.
+    pub(super) fn deliveries(&self) -> u32 {
+        self.delivered.saturating_add(self.carried)
+    }
+
+    /// Returns the first value of the header `name`, in any case: Go's clients write a capital.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.message.headers.iter().flat_map(HeaderMap::iter);
+        let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
+        let values = headers.find(|(key, _)| is_it(key));
+        values.and_then(|(_, values)| Some(values.first()?.as_str()))
+    }
+
+    /// Returns the `Nats-Msg-Id` that the message was published with.
+    pub(super) fn message_id(&self) -> Option<&str> {
+        let headers = self.message.headers.as_ref();
+        let is_scheduled = headers.is_some_and(is_scheduled);
+        match is_scheduled {
+            true => self.header(MESSAGE_ID),
+            false => self.header("Nats-Msg-Id"),
+        }
+    }
+}
+
+/// Returns the deliveries before a schedule, which only count with the server's word that it was one:
+/// a dead letter that somebody publishes anew has that header too, and begins at one.
+fn carried(headers: Option<&HeaderMap>) -> u32 {
+    let headers = headers.filter(|headers| is_scheduled(headers));
+    let deliveries = headers.and_then(|headers| headers.get(DELIVERIES));
+    let deliveries = deliveries.and_then(|deliveries| deliveries.as_str().parse().ok());
+    deliveries.unwrap_or(0)
+}
+
+fn is_scheduled(headers: &HeaderMap) -> bool {
+    headers.get(header::NATS_SCHEDULER).is_some()
 }

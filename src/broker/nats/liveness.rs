@@ -1,4 +1,4 @@
-//! [`Liveness`]: whether JetStream still gives signs of life.
+//! [`Liveness`]: whether JetStream still gives signs of life, and why it delivers nothing.
 
 use std::{
     future::Future,
@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{consumer::PullConsumer, context::ConsumerInfoError};
+use async_nats::jetstream::{
+    consumer::{Info, PullConsumer},
+    context::ConsumerInfoError,
+};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::SubscriptionError;
@@ -20,10 +23,21 @@ const TICK: Duration = Duration::from_millis(250);
 pub(super) struct Liveness {
     consumer: Arc<PullConsumer>,
     reconnect_limit: Duration,
-    check: Option<Pin<Box<dyn Future<Output = Result<(), ConsumerInfoError>> + Send>>>,
+    check: Option<Pin<Box<dyn Future<Output = Result<Info, ConsumerInfoError>> + Send>>>,
     tick: Pin<Box<Sleep>>,
     /// When the server gave its last sign of life.
     heard: Instant,
+    /// When a message was delivered last, or the consumer asked why none was.
+    eventful: Instant,
+    idleness: Option<Idleness>,
+}
+
+/// Why a consumer that is alive delivers nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Idleness {
+    Paused,
+    /// As many messages are unacked as it allows.
+    Full,
 }
 
 impl Liveness {
@@ -34,6 +48,59 @@ impl Liveness {
             check: None,
             tick: Box::pin(sleep(TICK)),
             heard: Instant::now(),
+            eventful: Instant::now(),
+            idleness: None,
+        }
+    }
+
+    /// Says why the consumer delivers nothing, when that changes.
+    pub(super) fn observe(&mut self, info: &Info) {
+        let limit = usize::try_from(info.config.max_ack_pending).unwrap_or(0);
+        let is_full = limit > 0 && info.num_ack_pending >= limit && info.num_pending > 0;
+        let idleness = match (info.paused, is_full) {
+            (true, _) => Some(Idleness::Paused),
+            (false, true) => Some(Idleness::Full),
+            (false, false) => None,
+        };
+        let before = std::mem::replace(&mut self.idleness, idleness);
+        if before == idleness {
+            return;
+        }
+        let (stream, consumer) = (&info.stream_name, &info.name);
+        match idleness {
+            Some(Idleness::Paused) => tracing::warn!(
+                stream,
+                consumer,
+                remaining = ?info.pause_remaining,
+                "consumer paused: it delivers nothing until it is resumed"
+            ),
+            Some(Idleness::Full) => tracing::warn!(
+                stream,
+                consumer,
+                unacked = info.num_ack_pending,
+                max_ack_pending = limit,
+                waiting = info.num_pending,
+                "consumer stalled: it delivers nothing while `max_ack_pending` jobs are unacked or delayed"
+            ),
+            None => tracing::info!(stream, consumer, "consumer delivers again"),
+        }
+    }
+
+    /// Notes a delivery.
+    pub(super) fn deliver(&mut self) {
+        self.eventful = Instant::now();
+        if self.idleness.take().is_some() {
+            let info = self.consumer.cached_info();
+            let (stream, consumer) = (&info.stream_name, &info.name);
+            tracing::info!(stream, consumer, "consumer delivers again");
+        }
+    }
+
+    /// Asks why the consumer delivers nothing, if it has not for longer than `patience`.
+    pub(super) fn check_if_idle(&mut self, patience: Duration) {
+        if self.eventful.elapsed() > patience {
+            self.eventful = Instant::now();
+            self.check();
         }
     }
 
@@ -66,9 +133,7 @@ impl Liveness {
     pub(super) fn check(&mut self) {
         if self.check.is_none() {
             let consumer = Arc::clone(&self.consumer);
-            self.check = Some(Box::pin(
-                async move { consumer.get_info().await.map(|_| ()) },
-            ));
+            self.check = Some(Box::pin(async move { consumer.get_info().await }));
         }
     }
 
@@ -83,7 +148,10 @@ impl Liveness {
         let result = ready!(check.as_mut().poll(cx));
         self.check = None;
         match result {
-            Ok(()) => self.hear(),
+            Ok(info) => {
+                self.hear();
+                self.observe(&info);
+            }
             Err(error) => match SubscriptionError::deleted(&error) {
                 Some(deleted) => return Poll::Ready(Err(deleted)),
                 None => tracing::debug!(%error, "jetstream does not answer"),

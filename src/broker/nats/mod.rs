@@ -34,13 +34,14 @@
 //! | --- | --- | --- |
 //! | `Ack` | `+ACK` | may be tried again |
 //! | `Retry` | `-NAK`, with the delay if there is one; counts | used up |
+//! | `Retry` with a delay and [schedules](#delayed-retries) | the schedule, and when the stream keeps it `+ACK`; counts | may be tried again |
 //! | `Release` | `-NAK`; counts, so it is not free | used up |
 //! | `Reject` | the dead letter, and when its stream keeps it `+TERM` | may be tried again |
 //! | `Abandon` | nothing: the job comes back after the ack wait | |
 //!
 //! Each is a request that waits for the server's confirmation. It is the client's `double_ack` with
 //! the one inbox that all requests of a client share, instead of a subscription for each. The
-//! server (2.9, as tested) confirms every kind of ack in the same words, whether or not it changed
+//! server (2.9, 2.10 and 2.15, as tested) confirms every kind of ack in the same words, whether or not it changed
 //! anything.
 //!
 //! An ack is idempotent: it names the message, and acking one that is acked is no error and changes
@@ -51,16 +52,38 @@
 //!
 //! A NAK is not: one that arrives late takes the job from the worker that has it next, and the
 //! server does not refuse it. So it is not sent at all after the ack wait has passed by the clock of
-//! this process ([`DeliveryError::LeaseLost`]), nor queued while there is no connection, nor sent
+//! this process ([`DeliveryError::LeaseLost`], which is [moot](crate::Unsettled::moot)), nor queued while there is no connection, nor sent
 //! again when it may have arrived. Let the consumer's `ack_wait` be longer than the time limit of a
 //! job and its settlement, or keep the job alive.
 //!
 //! # Deliveries
 //!
-//! [`deliveries`](crate::Settle::deliveries) is the server's count. It goes up by a NAK of either
-//! kind, by an ack wait that passes, and by a message that was on its way to a connection that broke. A consumer's own
-//! `max_deliver` makes the server stop to deliver in silence: leave it out and use
-//! [`delivery_limit`](crate::DecisionExt::delivery_limit), which rejects.
+//! [`deliveries`](crate::Settle::deliveries) is the server's count, and what a schedule carries on. It
+//! goes up by a NAK of either kind, by an ack wait that passes, and by a message that was on its way
+//! to a connection that broke.
+//!
+//! After a consumer's own `max_deliver` the server delivers a job no more, in silence: it is stranded.
+//! Leave that out and use [`delivery_limit`](crate::DecisionExt::delivery_limit), which rejects. A
+//! consumer that has it is warned of by an event at `subscribe`, and each job that is given back after
+//! its last delivery by another.
+//!
+//! # Delayed retries
+//!
+//! A NAK with a delay counts toward the consumer's `max_ack_pending` (1 000 by default) until it is
+//! due, on every server: 2.9, 2.10 and 2.15, as tested. When as many jobs are delayed, the consumer
+//! delivers nothing until the first is due. So there is an event when the delayed and the unsettled
+//! jobs of a subscription come to three quarters of it, and another when the consumer has stalled.
+//! The delay itself stays as it is: a shorter one would use the job's deliveries up. Let
+//! `max_ack_pending` be the number of jobs that may fail within the longest delay.
+//!
+//! [`Pull::schedules`] has no such bound, and takes a server of 2.12 or later (2.15, as tested): the
+//! stream keeps a copy of the message with the time of its retry, and the job is acked. Then the
+//! server publishes the copy to the job's subject. So the job has another stream sequence then, and
+//! comes after jobs that were published before. Its headers stay but those of NATS; its
+//! `Nats-Msg-Id` is [`Delivery::message_id`]. Of the stream's limits a `max_age` that is shorter than
+//! the delay drops the schedule. The time is this process's, so keep its clock near the server's. If the
+//! confirmation of the ack is lost, the job may run once more beside its copy. A schedule that the
+//! server refuses is a NAK with the delay, and an event.
 //!
 //! # Keep-alive
 //!
@@ -81,35 +104,72 @@
 //! `max_payload` may have none with these: the reject then fails
 //! ([`DeliveryError::DeadLetter`]), and the message stays.
 //!
+//! # Messages that can't be parsed
+//!
+//! A server keeps the headers of a message as they were sent. The client closes its connection when it
+//! can't parse them: a name with a space or that is not ASCII, a line without a colon, bytes that are
+//! not UTF-8; and by a carriage return within a value it panics, which ends the subscription
+//! ([`SubscriptionError::ClientClosed`]). The server delivers such a message again after each ack wait.
+//!
+//! So after the second connection that broke while a request was open, and at `subscribe` if something
+//! was redelivered, the subscription looks for them: in the first and the last 500 messages of what was
+//! delivered and is not acked, by the API of the stream (`$JS.API.STREAM.MSG.GET`), and requests
+//! nothing meanwhile. What it finds becomes a dead letter of the payload and the reason, without
+//! headers and without a run; without a [subject](Pull::dead_letter) for it, it is set aside for an hour by a
+//! NAK. An event at level `ERROR` names its sequence. A worker by another client, that could parse such a
+//! message, should not share the consumer.
+//!
+//! Five connections in a row that bring nothing before they break are an error
+//! ([`SubscriptionError::Breaking`]).
+//!
+//! # Consumers that are paused, or removed
+//!
+//! A consumer that is paused (2.11 or later) delivers nothing and lives: an event says so, and another
+//! when it delivers again.
+//!
+//! A consumer with an `inactive_threshold`, as each ephemeral one has, is removed when nobody
+//! requests. While all places are taken nothing is; so the subscription sends requests that nothing can
+//! come of, three in each threshold. It does so while it is polled. After a stop the consumer may be
+//! removed, and what runs then can't be settled: let the threshold be longer than a drain.
+//!
 //! # Servers, and the client's features
 //!
-//! Tested with nats-server 2.9, which has all that is used here (the idle heartbeat of a pull request
-//! and `Nats-Pending-Messages` came before). `async-nats` is taken without its default features,
-//! with `jetstream`, `nuid` and `ring`. `server_2_10` to `server_2_14` are off: they add fields to
-//! configurations that older servers don't know and drop in silence. So are `nkeys` (credentials
-//! files), `websockets`, `kv`, `object-store` and `service`: name what you need in your own manifest.
+//! Tested with nats-server 2.9.10, 2.10.27 and 2.15.1; priority groups, pauses and schedules with the
+//! last, as the others have none. `async-nats` is taken without its default features, with
+//! `jetstream`, `nuid`, `ring` and `server_2_10` to `server_2_12`, which add fields to configurations
+//! that older servers drop in silence. Off are `server_2_14`, `nkeys` (credentials files), `websockets`,
+//! `kv`, `object-store` and `service`: name what you need in your own manifest.
 //!
 //! A server confirms an ack before it writes it to its disk. One that is killed may deliver what was acked
 //! in the last moments before once more, and a work-queue stream may still show messages that
 //! its consumer has settled.
 
+mod breaks;
 mod channel;
 mod connect;
 mod dead_letter;
+mod delays;
 mod deliveries;
 mod delivery;
 mod error;
 mod fetched;
 mod liveness;
+mod place;
+mod priority;
 mod pull;
 mod requests;
+mod schedule;
+mod settings;
+mod tag;
+mod unreadable;
 
 pub use ::async_nats;
 
 pub use self::{
     connect::{connect, connect_with},
     deliveries::Deliveries,
-    delivery::{Delivery, DeliveryTag, Settlement},
-    error::{ConnectError, DeliveryError, SubscriptionError},
+    delivery::Delivery,
+    error::{ConnectError, DeliveryError, NoPriority, NoSchedules, SubscriptionError},
     pull::Pull,
+    tag::{DeliveryTag, Settlement},
 };

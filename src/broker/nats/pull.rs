@@ -4,14 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     Subject,
-    jetstream::{
-        Context,
-        consumer::{AckPolicy, PullConsumer},
-    },
+    jetstream::{Context, consumer::PullConsumer},
 };
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Deliveries, SubscriptionError, channel::Channel};
+use super::{Deliveries, SubscriptionError, channel::Channel, priority::Priority, settings};
 
 /// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`].
 ///
@@ -35,7 +32,9 @@ pub struct Pull {
     stream: String,
     consumer: String,
     pub(super) prefetch: usize,
+    pub(super) priority: Priority,
     dead_letter: Option<Subject>,
+    schedules: Option<Subject>,
     confirm_timeout: Duration,
     pub(super) idle_heartbeat: Duration,
     pub(super) reconnect_limit: Duration,
@@ -48,7 +47,9 @@ impl Pull {
             stream: stream.into(),
             consumer: consumer.into(),
             prefetch: 64,
+            priority: Priority::default(),
             dead_letter: None,
+            schedules: None,
             confirm_timeout: Duration::from_secs(4),
             idle_heartbeat: Duration::from_secs(5),
             reconnect_limit: Duration::from_secs(30),
@@ -82,6 +83,72 @@ impl Pull {
     /// rejected message is terminated and nothing is kept of it.
     pub fn dead_letter(mut self, subject: impl Into<String>) -> Self {
         self.dead_letter = Some(Subject::from(subject.into()));
+        self
+    }
+
+    /// Sets what the subjects of schedules begin with, and lets schedules delay retries; none by
+    /// default.
+    ///
+    /// A delayed NAK counts toward the consumer's `max_ack_pending` until it is due, so that many of
+    /// them [stall](super#delayed-retries) the consumer. A schedule counts toward nothing: it is a
+    /// copy of the message, published to `prefix.` and its sequence, from which the server makes a
+    /// new message at the time of the retry.
+    ///
+    /// It takes a server of 2.12 or later, and a work-queue stream with `allow_msg_schedules` that has
+    /// the subjects `prefix.*` besides the jobs', and a consumer whose `filter_subject` leaves them
+    /// out.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::nats::Pull;
+    ///
+    /// // A stream with the subjects `jobs` and `delayed.*`, and a consumer of `jobs`.
+    /// let pull = Pull::new("jobs", "workers").schedules("delayed");
+    /// ```
+    pub fn schedules(mut self, prefix: impl Into<String>) -> Self {
+        self.schedules = Some(Subject::from(prefix.into()));
+        self
+    }
+
+    /// Sets the priority group that the worker belongs to; none by default.
+    ///
+    /// A consumer with priority groups, which servers have from 2.11 on, serves no request without
+    /// one. Of its policies `overflow` and `prioritized` work; `pinned_client` is refused.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::nats::Pull;
+    ///
+    /// // Helps when more than 1 000 jobs wait.
+    /// let pull = Pull::new("jobs", "workers").group("all").min_pending(1_000);
+    /// ```
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.priority.group = Some(group.into());
+        self
+    }
+
+    /// Sets how many jobs must wait before the worker gets one, in a [group](Self::group) of the
+    /// policy `overflow`.
+    pub fn min_pending(mut self, jobs: usize) -> Self {
+        self.priority.min_pending = Some(jobs);
+        self
+    }
+
+    /// Sets how many jobs must be unacked before the worker gets one, in a [group](Self::group) of
+    /// the policy `overflow`.
+    pub fn min_ack_pending(mut self, jobs: usize) -> Self {
+        self.priority.min_ack_pending = Some(jobs);
+        self
+    }
+
+    /// Sets the worker's rank in a [group](Self::group) of the policy `prioritized`, from 0, which is
+    /// served first, to 9; servers have it from 2.12 on.
+    ///
+    /// # Panics
+    ///
+    /// Panics above 9.
+    #[track_caller]
+    pub fn priority(mut self, rank: u8) -> Self {
+        assert!(rank <= 9, "a priority is from 0 to 9");
+        self.priority.rank = Some(rank.into());
         self
     }
 
@@ -123,8 +190,8 @@ impl Pull {
     ///
     /// # Errors
     ///
-    /// If the consumer does not exist, or does not want each message to be answered, or if no
-    /// stream keeps the dead letters.
+    /// If there is no such pull consumer, or if its configuration or that of the streams would lose,
+    /// strand or stall jobs: see the variants of [`SubscriptionError`].
     ///
     /// # Cancel safety
     ///
@@ -133,20 +200,18 @@ impl Pull {
         let consumer = context.get_consumer_from_stream(&self.consumer, &self.stream);
         let consumer: PullConsumer = consumer.await.map_err(SubscriptionError::no_consumer)?;
         let info = consumer.cached_info();
-        if !matches!(info.config.ack_policy, AckPolicy::Explicit) {
-            return Err(SubscriptionError::NotExplicit);
-        }
+        settings::check_consumer(info, &self.priority)?;
         if let Some(subject) = &self.dead_letter {
-            let stream = context.stream_by_subject(subject.as_str()).await;
-            stream.map_err(|error| SubscriptionError::NoDeadLetterStream {
-                subject: subject.to_string(),
-                error: error.into(),
-            })?;
+            settings::check_dead_letter(context, info, subject).await?;
+        }
+        if let Some(prefix) = &self.schedules {
+            settings::check_schedules(context, info, prefix).await?;
         }
         let channel = Channel::new(
             context.clone(),
             info,
             self.dead_letter.clone(),
+            self.schedules.clone(),
             self.confirm_timeout,
         );
         Deliveries::open(self, consumer, Arc::new(channel)).await

@@ -19,13 +19,19 @@ use async_nats::{
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use super::{SubscriptionError, channel::Channel, fetched::Fetched};
+use super::{
+    SubscriptionError, breaks::Breaks, channel::Channel, fetched::Fetched, priority::Priority,
+};
 
 /// The requests of one subscription, and the inbox that they are answered at.
 pub(super) struct Requests {
     channel: Arc<Channel>,
     consumer: Arc<PullConsumer>,
     idle_heartbeat: Duration,
+    priority: Priority,
+    /// The server removes a consumer that nobody sent a request for so long; zero if it does not.
+    inactive_threshold: Duration,
+    breaks: Breaks,
     subscriber: Option<Subscriber>,
     inbox: String,
     /// What was requested and is not here yet.
@@ -33,6 +39,8 @@ pub(super) struct Requests {
     step: Option<Pin<Box<dyn Future<Output = Step> + Send>>>,
     /// Since when something is requested without a break.
     asked: Instant,
+    /// When the last request was sent.
+    sent: Instant,
     /// How often the client had connected when the inbox was made.
     connects: u64,
     /// Whether JetStream is not there; until the next tick nothing is requested.
@@ -57,7 +65,10 @@ impl Requests {
         channel: Arc<Channel>,
         consumer: Arc<PullConsumer>,
         idle_heartbeat: Duration,
+        priority: Priority,
     ) -> Result<Self, SubscriptionError> {
+        let config = &consumer.cached_info().config;
+        let inactive_threshold = config.inactive_threshold;
         let connects = channel.connects();
         let inbox = channel.client.new_inbox();
         let subscriber = channel.client.subscribe(inbox.clone()).await;
@@ -66,11 +77,15 @@ impl Requests {
             channel,
             consumer,
             idle_heartbeat,
+            priority,
+            inactive_threshold,
+            breaks: Breaks::default(),
             subscriber: Some(subscriber),
             inbox,
             requested: 0,
             step: None,
             asked: Instant::now(),
+            sent: Instant::now(),
             connects,
             is_refused: false,
         })
@@ -95,18 +110,23 @@ impl Requests {
     }
 
     fn take(&mut self, message: Message) -> Result<Received, SubscriptionError> {
+        self.breaks.hear();
         let mut received = Received {
             delivery: None,
             is_sign_of_life: true,
         };
-        match message.status.unwrap_or(StatusCode::OK) {
-            StatusCode::OK => {
-                received.delivery = Fetched::read(message, &self.channel);
-                match received.delivery {
-                    Some(_) => self.requested = self.requested.saturating_sub(1),
-                    None => tracing::warn!("a message that no consumer delivered was ignored"),
-                }
+        // Only what is to be answered has a reply: whoever publishes may write a status into the
+        // headers of a message.
+        if message.reply.is_some() {
+            received.delivery = Fetched::read(message, &self.channel);
+            match received.delivery {
+                Some(_) => self.requested = self.requested.saturating_sub(1),
+                None => tracing::warn!("a message that no consumer delivered was ignored"),
             }
+            return Ok(received);
+        }
+        match message.status.unwrap_or(StatusCode::OK) {
+            StatusCode::OK => tracing::warn!("a message that no consumer delivered was ignored"),
             StatusCode::IDLE_HEARTBEAT => {}
             StatusCode::NO_RESPONDERS => {
                 self.requested = 0;
@@ -173,11 +193,50 @@ impl Requests {
 
     /// Begins anew if what was requested is lost: the client has connected anew, or `patience` has
     /// passed since the request and since the server was `heard`.
-    pub(super) fn renew_if_lost(&mut self, heard: Instant, patience: Duration) {
+    ///
+    /// # Errors
+    ///
+    /// If connections break right after a request, one after the other.
+    pub(super) fn renew_if_lost(
+        &mut self,
+        heard: Instant,
+        patience: Duration,
+    ) -> Result<(), SubscriptionError> {
         let is_lost = self.requested > 0 && heard.max(self.asked).elapsed() > patience;
-        if self.channel.connects() != self.connects || is_lost {
+        let is_broken = self.channel.connects() != self.connects;
+        if is_broken && self.requested > 0 {
+            self.breaks.note(self.channel.lease(1))?;
+        }
+        if is_broken || is_lost {
             self.begin_anew();
         }
+        Ok(())
+    }
+
+    /// Returns how often connections have broken amid a request, if that is to be looked into and
+    /// was not said before.
+    pub(super) fn take_suspicion(&mut self) -> Option<u32> {
+        self.breaks.take_suspicion()
+    }
+
+    /// Sends a request that nothing can come of, if the server is about to remove the consumer.
+    ///
+    /// While each place is taken nothing is requested, and requests are all that it counts. This one
+    /// is for messages of one byte, and each has more; and nobody listens where it is answered.
+    pub(super) fn keep_consumer(&mut self) {
+        let is_due = !self.inactive_threshold.is_zero()
+            && self.sent.elapsed() >= self.inactive_threshold / 3;
+        if !is_due || self.step.is_some() || !self.channel.is_connected() {
+            return;
+        }
+        let batch = BatchConfig {
+            batch: 1,
+            max_bytes: 1,
+            no_wait: true,
+            ..self.priority.request()
+        };
+        let inbox = self.channel.client.new_inbox();
+        self.send(batch, inbox);
     }
 
     /// Returns whether JetStream was not there since this was called last; now it may be asked again.
@@ -215,18 +274,22 @@ impl Requests {
             self.asked = Instant::now();
         }
         self.requested += free;
-        let consumer = Arc::clone(&self.consumer);
-        let inbox = self.inbox.clone().into();
         let batch = BatchConfig {
             batch: free,
             expires: Some(self.idle_heartbeat.saturating_mul(6)),
             idle_heartbeat: self.idle_heartbeat,
-            ..BatchConfig::default()
+            ..self.priority.request()
         };
-        self.step = Some(Box::pin(async move {
-            Step::Requested(consumer.request_batch(batch, inbox).await)
-        }));
+        self.send(batch, self.inbox.clone());
         true
+    }
+
+    fn send(&mut self, batch: BatchConfig, inbox: String) {
+        self.sent = Instant::now();
+        let consumer = Arc::clone(&self.consumer);
+        self.step = Some(Box::pin(async move {
+            Step::Requested(consumer.request_batch(batch, inbox.into()).await)
+        }));
     }
 
     /// Requests nothing from now on, and returns what may still bring what was requested.

@@ -1,0 +1,94 @@
+//! [`Place`]: one place of the prefetch, and the lease of the job that has it.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::jetstream::AckKind;
+use tokio::time::Instant;
+
+use super::{DeliveryError, channel::Channel, fetched::Fetched};
+
+/// One of the prefetch; given back with the answer, or when nobody has the delivery any more.
+pub(super) struct Place {
+    pub(super) channel: Arc<Channel>,
+    pub(super) fetched: Fetched,
+    /// Until when the job is surely ours.
+    lease: Mutex<Instant>,
+    wait: Duration,
+    answered: AtomicBool,
+    freed: AtomicBool,
+    /// Whether the stream keeps a schedule that brings the job back.
+    scheduled: AtomicBool,
+}
+
+impl Place {
+    pub(super) fn new(channel: Arc<Channel>, fetched: Fetched) -> Self {
+        channel.hold();
+        let wait = channel.lease(fetched.delivered);
+        Self {
+            channel,
+            lease: Mutex::new(fetched.since + wait),
+            wait,
+            answered: AtomicBool::new(false),
+            freed: AtomicBool::new(false),
+            scheduled: AtomicBool::new(false),
+            fetched,
+        }
+    }
+
+    pub(super) fn lease(&self) -> Instant {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the lease anew, from when it was asked for.
+    pub(super) fn extend(&self, asked: Instant) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = asked + self.wait;
+    }
+
+    pub(super) fn is_lapsed(&self) -> bool {
+        Instant::now() >= self.lease()
+    }
+
+    /// Begins the only settlement; false if there was one.
+    pub(super) fn begin_answer(&self) -> bool {
+        !self.answered.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
+    }
+
+    pub(super) fn free(&self) {
+        if !self.freed.swap(true, Ordering::AcqRel) {
+            self.channel.free();
+        }
+    }
+
+    pub(super) fn is_scheduled(&self) -> bool {
+        self.scheduled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_scheduled(&self) {
+        self.scheduled.store(true, Ordering::Release);
+    }
+
+    pub(super) async fn confirm(
+        &self,
+        kind: AckKind,
+        limit: Duration,
+    ) -> Result<(), DeliveryError> {
+        let reply = self.fetched.reply.clone();
+        self.channel.confirm(reply, kind, limit).await
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.free();
+    }
+}

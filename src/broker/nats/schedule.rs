@@ -1,0 +1,110 @@
+//! A delayed retry as a schedule: a message that the server publishes anew when it is due.
+
+use std::time::{Duration, SystemTime};
+
+use async_nats::{HeaderMap, Subject, header, jetstream::context::PublishErrorKind};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::timeout;
+
+use super::{
+    DeliveryError,
+    channel::Channel,
+    dead_letter::{own_headers, value},
+    fetched::{DELIVERIES, Fetched, MESSAGE_ID},
+};
+
+/// What became of a schedule.
+pub(super) enum Scheduled {
+    /// The stream keeps it.
+    Kept,
+    /// The server does not take it; nothing is kept.
+    Refused,
+}
+
+/// Publishes the schedule of a job and waits until the stream keeps it.
+///
+/// Its subject ends in the job's sequence, and a subject has one schedule: one that is published
+/// again takes the place of the first.
+///
+/// # Errors
+///
+/// If it is not known whether the stream keeps it.
+pub(super) async fn publish(
+    channel: &Channel,
+    prefix: &Subject,
+    fetched: &Fetched,
+    after: Duration,
+) -> Result<Scheduled, DeliveryError> {
+    let limit = channel.confirm_timeout;
+    let Some(headers) = headers(channel, fetched, after) else {
+        return Ok(Scheduled::Refused);
+    };
+    let subject = format!("{prefix}.{}", fetched.sequence);
+    let payload = fetched.message.payload.clone();
+    let publishing = async {
+        let context = &channel.context;
+        let ack = context.publish_with_headers(subject, headers, payload);
+        ack.await?.await
+    };
+    let error = match timeout(limit, publishing).await {
+        Ok(Ok(_)) => return Ok(Scheduled::Kept),
+        Ok(Err(error)) => error,
+        Err(_) => return Err(DeliveryError::Unconfirmed { limit }),
+    };
+    match error.kind() {
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+            Err(DeliveryError::Unconfirmed { limit })
+        }
+        _ => {
+            tracing::warn!(
+                stream = channel.stream,
+                stream_sequence = fetched.sequence,
+                %error,
+                "schedule refused: the retry is delayed by a NAK, which counts toward `max_ack_pending`"
+            );
+            Ok(Scheduled::Refused)
+        }
+    }
+}
+
+/// Returns the headers of the schedule; none if it is due beyond the year 9999.
+///
+/// The server takes its own off what it publishes, and adds `Nats-Scheduler`. So the message's id is
+/// kept in another header: as its own it would make the stream drop the schedule as a duplicate.
+fn headers(channel: &Channel, fetched: &Fetched, after: Duration) -> Option<HeaderMap> {
+    let mut headers = own_headers(fetched);
+    let due = at(SystemTime::now().checked_add(after)?)?;
+    headers.insert(header::NATS_SCHEDULE, format!("@at {due}"));
+    headers.insert(
+        header::NATS_SCHEDULE_TARGET,
+        fetched.message.subject.as_str(),
+    );
+    headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
+    headers.insert(DELIVERIES, fetched.deliveries().to_string());
+    if let Some(id) = fetched.message_id() {
+        headers.insert(MESSAGE_ID, value(id));
+    }
+    Some(headers)
+}
+
+/// Returns a time as RFC 3339 writes it.
+fn at(time: SystemTime) -> Option<String> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let nanos = i128::try_from(since.as_nanos()).ok()?;
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
+    time.format(&Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::at;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn a_time_is_written_as_the_server_reads_it() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_884_872_250);
+        assert_eq!(at(time).as_deref(), Some("2026-11-28T16:54:32.25Z"));
+        let beyond = SystemTime::UNIX_EPOCH + Duration::from_secs(400_000_000_000);
+        assert_eq!(at(beyond), None);
+    }
+}

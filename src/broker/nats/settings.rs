@@ -1,0 +1,166 @@
+//! Requirements on the configuration of a consumer and its stream, checked by `subscribe`.
+
+use std::time::Duration;
+
+use async_nats::{
+    Subject,
+    jetstream::{
+        Context,
+        consumer::{AckPolicy, Config, Info, PriorityPolicy},
+        stream::RetentionPolicy,
+    },
+};
+
+use super::{
+    SubscriptionError,
+    error::{NoPriority, NoSchedules},
+    priority::Priority,
+};
+
+/// The shortest `inactive_threshold` that the pace of a subscription can keep up with.
+const LEAST_THRESHOLD: Duration = Duration::from_secs(1);
+
+/// Checks the consumer alone.
+pub(super) fn check_consumer(info: &Info, priority: &Priority) -> Result<(), SubscriptionError> {
+    let config = &info.config;
+    if !matches!(config.ack_policy, AckPolicy::Explicit) {
+        return Err(SubscriptionError::NotExplicit);
+    }
+    let threshold = config.inactive_threshold;
+    if !threshold.is_zero() && threshold < LEAST_THRESHOLD {
+        return Err(SubscriptionError::InactiveThreshold {
+            threshold,
+            least: LEAST_THRESHOLD,
+        });
+    }
+    if config.max_deliver > 0 {
+        tracing::warn!(
+            stream = info.stream_name,
+            consumer = info.name,
+            max_deliver = config.max_deliver,
+            "the server strands a job after `max_deliver` deliveries: keep the delivery limit below it, or leave it out"
+        );
+    }
+    check_priority(config, priority).map_err(|reason| SubscriptionError::Priority { reason })
+}
+
+fn check_priority(config: &Config, priority: &Priority) -> Result<(), NoPriority> {
+    let policy = &config.priority_policy;
+    if *policy == PriorityPolicy::PinnedClient {
+        return Err(NoPriority::Pinned);
+    }
+    let groups = &config.priority_groups;
+    let is_known = match &priority.group {
+        Some(group) => groups.contains(group),
+        None => groups.is_empty(),
+    };
+    if !is_known {
+        return Err(NoPriority::Group {
+            asked: priority.group.clone(),
+            groups: groups.clone(),
+        });
+    }
+    if priority.overflows() && *policy != PriorityPolicy::Overflow {
+        return Err(NoPriority::NotOverflow);
+    }
+    if priority.rank.is_some() && *policy != PriorityPolicy::Prioritized {
+        return Err(NoPriority::NotPrioritized);
+    }
+    Ok(())
+}
+
+/// Checks that a stream keeps the dead letters, and that it is not the one of the jobs.
+pub(super) async fn check_dead_letter(
+    context: &Context,
+    info: &Info,
+    subject: &Subject,
+) -> Result<(), SubscriptionError> {
+    let stream = context.stream_by_subject(subject.as_str()).await;
+    let stream = stream.map_err(|error| SubscriptionError::NoDeadLetterStream {
+        subject: subject.to_string(),
+        error: error.into(),
+    })?;
+    match stream == info.stream_name {
+        true => Err(SubscriptionError::DeadLetterAmongJobs {
+            subject: subject.to_string(),
+            stream,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Checks that the stream keeps schedules below `prefix`, and that none of them is taken for a job.
+pub(super) async fn check_schedules(
+    context: &Context,
+    info: &Info,
+    prefix: &Subject,
+) -> Result<(), SubscriptionError> {
+    let stream = context.get_stream(&info.stream_name).await;
+    let stream = stream.map_err(|error| SubscriptionError::Stream(error.into()))?;
+    let stream = &stream.cached_info().config;
+    let subject = format!("{prefix}.1");
+    let is_among = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, &subject));
+    let reason = if !stream.allow_message_schedules {
+        NoSchedules::NotAllowed
+    } else if stream.retention != RetentionPolicy::WorkQueue {
+        NoSchedules::NotWorkQueue
+    } else if !is_among(&stream.subjects) {
+        NoSchedules::NotInStream
+    } else if is_among(&filters(&info.config)) {
+        NoSchedules::Jobs
+    } else {
+        return Ok(());
+    };
+    Err(SubscriptionError::Schedules {
+        subject: prefix.to_string(),
+        stream: info.stream_name.clone(),
+        reason,
+    })
+}
+
+/// Returns the subjects that a consumer reads.
+fn filters(config: &Config) -> Vec<String> {
+    if !config.filter_subjects.is_empty() {
+        return config.filter_subjects.clone();
+    }
+    vec![match config.filter_subject.as_str() {
+        "" => ">".to_owned(),
+        filter => filter.to_owned(),
+    }]
+}
+
+/// Returns whether `subject`, which has no wildcards, is one of `pattern`.
+fn matches(pattern: &str, subject: &str) -> bool {
+    let mut subject = subject.split('.');
+    for token in pattern.split('.') {
+        match (token, subject.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (token, Some(other)) if token == other => {}
+            _ => return false,
+        }
+    }
+    subject.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_pattern_matches_by_tokens() {
+        for pattern in ["jobs.delayed.1", "jobs.*.1", "jobs.>", ">", "*.*.*"] {
+            assert!(matches(pattern, "jobs.delayed.1"), "{pattern}");
+        }
+        for pattern in [
+            "jobs",
+            "jobs.delayed",
+            "jobs.*",
+            "jobs.delayed.1.>",
+            "j.>",
+            "*",
+        ] {
+            assert!(!matches(pattern, "jobs.delayed.1"), "{pattern}");
+        }
+    }
+}

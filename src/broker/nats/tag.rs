@@ -1,0 +1,267 @@
+//! [`DeliveryTag`]: settles a delivery.
+
+use std::{
+    fmt,
+    future::{Future, ready},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_nats::jetstream::AckKind;
+use tokio::time::Instant;
+
+use super::{
+    DeliveryError, dead_letter,
+    place::Place,
+    schedule::{self, Scheduled},
+};
+use crate::{
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
+    telemetry::Messaging,
+};
+
+/// What is left to do after a failed settlement.
+enum Failure {
+    Again(DeliveryError),
+    Last(DeliveryError),
+    Moot(DeliveryError),
+}
+
+// === impl DeliveryTag ===
+
+/// Answers for a [`Delivery`].
+///
+/// What each verdict does is in the [module's documentation](super#verdicts).
+///
+/// A delivery takes one place of the [prefetch](super::Deliveries::prefetch) until it has its
+/// answer, or until it and all of its tags are dropped.
+pub struct DeliveryTag {
+    place: Arc<Place>,
+    /// Whether it came back from a settlement that may be tried again.
+    is_second_try: bool,
+}
+
+impl DeliveryTag {
+    pub(super) fn new(place: Arc<Place>) -> Self {
+        Self {
+            place,
+            is_second_try: false,
+        }
+    }
+
+    /// Returns the sequence number of the message in its stream.
+    pub fn stream_sequence(&self) -> u64 {
+        self.place.fetched.sequence
+    }
+
+    async fn answer(
+        self,
+        verdict: Verdict,
+        reason: Reason,
+    ) -> Result<(), Unsettled<Self, DeliveryError>> {
+        let result = match verdict {
+            Verdict::Abandon => Ok(()),
+            Verdict::Ack => self.finish(AckKind::Ack).await.map_err(Failure::Again),
+            Verdict::Reject => self.reject(&reason).await.map_err(Failure::Again),
+            Verdict::Retry { after: Some(after) } => self.delay(after).await,
+            Verdict::Retry { after: None } | Verdict::Release => self.give_back(None).await,
+        };
+        match result {
+            Ok(()) => {
+                self.place.free();
+                Ok(())
+            }
+            Err(Failure::Again(error)) => {
+                let again = Self {
+                    place: Arc::clone(&self.place),
+                    is_second_try: true,
+                };
+                Err(Unsettled::again(again, error))
+            }
+            Err(Failure::Last(error)) => Err(Unsettled::last(error)),
+            Err(Failure::Moot(error)) => Err(Unsettled::moot(error)),
+        }
+    }
+
+    async fn finish(&self, kind: AckKind) -> Result<(), DeliveryError> {
+        let limit = self.place.channel.confirm_timeout;
+        self.place.confirm(kind, limit).await
+    }
+
+    async fn reject(&self, reason: &Reason) -> Result<(), DeliveryError> {
+        let Place {
+            channel, fetched, ..
+        } = &*self.place;
+        if let Some(subject) = &channel.dead_letter {
+            dead_letter::publish(channel, subject, fetched, reason).await?;
+        }
+        self.finish(AckKind::Term).await
+    }
+
+    /// Lets a schedule bring the job back, if there are schedules, or else the server's own delay.
+    async fn delay(&self, after: Duration) -> Result<(), Failure> {
+        let place = &self.place;
+        let channel = &place.channel;
+        let Some(prefix) = &channel.schedules else {
+            return self.give_back(Some(after)).await;
+        };
+        if !place.is_scheduled() {
+            if place.is_lapsed() {
+                return Err(Failure::Moot(DeliveryError::LeaseLost));
+            }
+            // Published again, it takes the place of the first.
+            let scheduling = schedule::publish(channel, prefix, &place.fetched, after);
+            match scheduling.await.map_err(Failure::Again)? {
+                Scheduled::Kept => place.set_scheduled(),
+                Scheduled::Refused => return self.give_back(Some(after)).await,
+            }
+        }
+        self.finish(AckKind::Ack).await.map_err(Failure::Again)
+    }
+
+    async fn give_back(&self, after: Option<Duration>) -> Result<(), Failure> {
+        let place = &self.place;
+        // While there is no connection, the client would keep a NAK and send it whenever it is
+        // back, perhaps after the ack wait.
+        let left = place.channel.connected().await.map_err(Failure::Again)?;
+        if place.is_lapsed() {
+            return Err(Failure::Moot(DeliveryError::LeaseLost));
+        }
+        place.channel.warn_of_last_delivery(&place.fetched);
+        let confirming = place.confirm(AckKind::Nak(after), left);
+        confirming.await.map_err(|error| match error {
+            // A NAK means the delivery: one that arrived already must not be followed by another,
+            // which would take the job from the worker that has it next.
+            DeliveryError::Unconfirmed { .. } | DeliveryError::Request(_) => Failure::Last(error),
+            error => Failure::Again(error),
+        })?;
+        if let Some(after) = after {
+            place.channel.note_delay(after);
+        }
+        Ok(())
+    }
+
+    fn refusal(&self) -> Option<DeliveryError> {
+        if self.place.channel.is_given_up() {
+            return Some(DeliveryError::Stale);
+        }
+        if self.is_second_try {
+            return None;
+        }
+        (!self.place.begin_answer()).then_some(DeliveryError::AlreadySettled)
+    }
+}
+
+impl Settle for DeliveryTag {
+    type Error = DeliveryError;
+    type Future = Settlement;
+
+    fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
+        Settlement {
+            future: match self.refusal() {
+                Some(error) => Box::pin(ready(Err(Unsettled::last(error)))),
+                None => Box::pin(self.answer(verdict, reason)),
+            },
+        }
+    }
+
+    /// Extends the ack wait by its whole length, with a confirmed `+WPI`.
+    ///
+    /// [`Lease::Lost`] once the ack wait has passed, by the clock of this process, or the tag was
+    /// settled, or its subscription closed. The server does not tell: it confirms a `+WPI` for a
+    /// job that somebody else has by now in the same words.
+    async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
+        let place = &self.place;
+        if place.channel.is_given_up() || place.is_answered() {
+            return Ok(Lease::Lost);
+        }
+        let sent = Instant::now();
+        if sent >= place.lease() {
+            return Ok(Lease::Lost);
+        }
+        self.finish(AckKind::Progress).await?;
+        // Confirmed in time, so it arrived in time.
+        if place.is_lapsed() {
+            return Ok(Lease::Lost);
+        }
+        place.extend(sent);
+        Ok(Lease::Held)
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        Some(self.place.fetched.deliveries())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let capabilities = Capabilities::none().delay().keep_alive();
+        match self.place.channel.dead_letter {
+            Some(_) => capabilities.dead_letter(),
+            None => capabilities,
+        }
+    }
+
+    /// The destination is the stream: subjects often have ids in them, and it is in the names of
+    /// spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let Place {
+            channel, fetched, ..
+        } = &*self.place;
+        let messaging = Messaging::new("nats", &*channel.stream)
+            .traceparent(fetched.header("traceparent"))
+            .tracestate(fetched.header("tracestate"));
+        Some(match fetched.message_id() {
+            Some(id) => messaging.message_id(id),
+            None => messaging.message_id(fetched.sequence.to_string()),
+        })
+    }
+}
+
+/// Of the same delivery; all but the first settlement are refused.
+impl Clone for DeliveryTag {
+    fn clone(&self) -> Self {
+        Self {
+            place: Arc::clone(&self.place),
+            is_second_try: false,
+        }
+    }
+}
+
+impl fmt::Debug for DeliveryTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliveryTag")
+            .field("stream_sequence", &self.stream_sequence())
+            .field("deliveries", &self.place.fetched.deliveries())
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Settlement ===
+
+/// The future of a settlement.
+///
+/// # Cancel safety
+///
+/// Not cancel safe: if it is dropped, the server may or may not have the answer.
+#[must_use = "a delivery is not settled unless this is polled"]
+pub struct Settlement {
+    future: Answering,
+}
+
+type Answering =
+    Pin<Box<dyn Future<Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>> + Send>>;
+
+impl Future for Settlement {
+    type Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.future.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Settlement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settlement").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! Messages whose headers the client can't parse: it closes the connection, or panics.
+//!
+//! The server keeps them as they were published. They are looked for where headers are text within
+//! JSON, which harms no connection.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    AckKind, ErrorCode,
+    consumer::{Info, PullConsumer},
+    message::StreamMessage,
+    response::Response,
+    stream::RawMessage,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::{channel::Channel, dead_letter};
+use crate::{outcome::Outcome, settle::Reason};
+
+/// How many messages are looked at from each end of what the consumer has delivered.
+const RANGE: u64 = 500;
+
+/// How long a search may take.
+const SEARCH_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a message without a dead letter is set aside.
+const ASIDE: Duration = Duration::from_secs(60 * 60);
+
+/// The search for messages that can't be parsed; nothing is requested while it runs.
+#[derive(Default)]
+pub(super) struct Search {
+    running: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Search {
+    /// Begins, unless it runs.
+    pub(super) fn begin(&mut self, channel: &Arc<Channel>, consumer: &Arc<PullConsumer>) {
+        if self.running.is_none() {
+            let searching = search(Arc::clone(channel), Arc::clone(consumer));
+            self.running = Some(Box::pin(searching));
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Waits for its end.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(running) = &mut self.running else {
+            return Poll::Pending;
+        };
+        ready!(running.as_mut().poll(cx));
+        self.running = None;
+        Poll::Ready(())
+    }
+
+    pub(super) fn close(&mut self) {
+        self.running = None;
+    }
+}
+
+async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
+    let searching = async {
+        let info = consumer
+            .get_info()
+            .await
+            .map_err(|error| error.to_string())?;
+        let found = find(&channel, &info).await?;
+        for message in &found {
+            set_aside(&channel, &info, message).await;
+        }
+        Ok::<_, String>(found.len())
+    };
+    let (stream, name) = (&channel.stream, &channel.consumer);
+    match timeout(SEARCH_LIMIT, searching).await {
+        Ok(Ok(found)) => tracing::debug!(
+            stream,
+            consumer = name,
+            found,
+            "unreadable messages looked for"
+        ),
+        Ok(Err(error)) => tracing::warn!(
+            stream,
+            consumer = name,
+            error,
+            "unreadable messages can't be looked for"
+        ),
+        Err(_) => tracing::warn!(
+            stream, consumer = name, limit = ?SEARCH_LIMIT, "search for unreadable messages timed out"
+        ),
+    }
+}
+
+#[derive(Serialize)]
+struct Next<'a> {
+    seq: u64,
+    next_by_subj: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Got {
+    message: RawMessage,
+}
+
+/// Returns the messages that were delivered, may be unacked, and can't be parsed.
+///
+/// The first of what was delivered are looked at, and the last: an old one keeps the ack floor down,
+/// and a new one was delivered just now.
+async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String> {
+    let mut found = Vec::new();
+    if info.num_ack_pending == 0 {
+        return Ok(found);
+    }
+    let filter = match info.config.filter_subject.as_str() {
+        "" => ">",
+        filter => filter,
+    };
+    let last = info.delivered.stream_sequence;
+    let mut seq = info.ack_floor.stream_sequence + 1;
+    let mut looked_at = 0;
+    let subject = format!("STREAM.MSG.GET.{}", channel.stream);
+    while seq <= last {
+        let next = Next {
+            seq,
+            next_by_subj: filter,
+        };
+        let response: Response<Got> = channel
+            .context
+            .request(subject.clone(), &next)
+            .await
+            .map_err(|error| error.to_string())?;
+        let message = match response {
+            Response::Ok(got) => got.message,
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => break,
+            Response::Err { error } => return Err(error.to_string()),
+        };
+        seq = message.sequence + 1;
+        looked_at += 1;
+        if looked_at == RANGE {
+            seq = seq.max(last.saturating_sub(RANGE - 1));
+        }
+        if message.sequence <= last && StreamMessage::try_from(message.clone()).is_err() {
+            found.push(message);
+        }
+    }
+    Ok(found)
+}
+
+/// Takes a message out of the consumer's way: as a dead letter, or else for an hour.
+async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
+    let sequence = message.sequence;
+    let result = match &channel.dead_letter {
+        Some(subject) => dead_letter(channel, subject, message).await,
+        None => Ok(AckKind::Nak(Some(ASIDE))),
+    };
+    let kind = match result {
+        Ok(kind) => kind,
+        Err(error) => {
+            tracing::error!(
+                stream = channel.stream,
+                consumer = channel.consumer,
+                stream_sequence = sequence,
+                error,
+                "message that the client can't parse is no dead letter: it will break the connection again"
+            );
+            return;
+        }
+    };
+    // A consumer whose acks are explicit goes by the stream's sequence; the other numbers need only
+    // be possible ones.
+    let reply = format!(
+        "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
+        channel.stream, channel.consumer, info.delivered.consumer_sequence
+    );
+    let is_kept = channel.dead_letter.is_some();
+    let settled = channel.confirm(reply.into(), kind, channel.confirm_timeout);
+    match settled.await {
+        Ok(()) if is_kept => tracing::error!(
+            stream = channel.stream,
+            consumer = channel.consumer,
+            stream_sequence = sequence,
+            "message dead-lettered without a run: the client can't parse its headers"
+        ),
+        Ok(()) => tracing::error!(
+            stream = channel.stream,
+            consumer = channel.consumer,
+            stream_sequence = sequence,
+            after = ?ASIDE,
+            "message set aside: the client can't parse its headers; delete it, or set a dead letter"
+        ),
+        Err(error) => tracing::error!(
+            stream = channel.stream,
+            consumer = channel.consumer,
+            stream_sequence = sequence,
+            %error,
+            "message that the client can't parse is not set aside: it will break the connection again"
+        ),
+    }
+}
+
+/// Publishes what can be kept of a message.
+async fn dead_letter(
+    channel: &Channel,
+    subject: &async_nats::Subject,
+    message: &RawMessage,
+) -> Result<AckKind, String> {
+    let mut readable = message.clone();
+    readable.headers = None;
+    let readable = StreamMessage::try_from(readable).map_err(|error| error.to_string())?;
+    let outcome = Outcome::<(), _>::Failed("the headers of the message can't be parsed");
+    let reason = Reason::of(&outcome, Duration::ZERO);
+    let publishing = dead_letter::publish_unreadable(channel, subject, readable, &reason);
+    publishing.await.map_err(|error| error.to_string())?;
+    Ok(AckKind::Term)
+}
