@@ -4,9 +4,12 @@ mod acks;
 mod conforming;
 mod gone;
 mod idle;
+mod keys;
 mod kills;
 mod large;
+mod newer;
 mod proxy;
+mod rights;
 pub(crate) mod server;
 
 use std::{
@@ -379,6 +382,11 @@ async fn a_second_settlement_is_refused_locally() {
 /// Returns how many commands were sent that ack.
 fn calls(connection: &mut Connection) -> u64 {
     calls_of(connection, "xack")
+}
+
+/// Forgets what was counted, such as what a connect tries.
+fn forget_calls(connection: &mut Connection) {
+    let () = cmd("CONFIG").arg("RESETSTAT").query(connection).unwrap();
 }
 
 /// Returns how often the server ran a command, in scripts or by itself.

@@ -143,7 +143,7 @@ impl Channel {
         script
             .key(&self.keys.stream)
             .arg(&self.consumer)
-            .arg(self.delete_settled)
+            .arg(self.delete_command())
             .arg(&self.group);
         for ack in &acks {
             script.arg(&ack.id.entry);

@@ -16,16 +16,10 @@ use ::redis::{
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{DeliveryError, acks::Acks, error::is_of_the_connection, scripts};
+use super::{
+    DeliveryError, acks::Acks, error::is_of_the_connection, keys::Keys, probe::Newer, scripts,
+};
 use crate::{Lease, Reason, Verdict};
-
-/// The keys of a group, all in the hash slot of its stream.
-#[derive(Clone, Debug)]
-pub(super) struct Keys {
-    pub(super) stream: String,
-    pub(super) delayed: String,
-    pub(super) dead: Option<String>,
-}
 
 /// The settling side of a subscription.
 pub(super) struct Channel {
@@ -33,6 +27,7 @@ pub(super) struct Channel {
     pub(super) keys: Keys,
     pub(super) group: String,
     pub(super) consumer: String,
+    pub(super) newer: Newer,
     pub(super) delete_settled: bool,
     /// How long after an entry was asked for nobody else can take it before an ack is answered.
     pub(super) lease: Duration,
@@ -48,9 +43,17 @@ pub(super) struct Channel {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DeliveryId {
     pub(super) entry: String,
-    pub(super) count: u32,
+    /// As the server counts, which may be more than anybody can.
+    pub(super) count: i64,
     /// When the server was asked for it, which is before it was delivered.
     pub(super) asked_at: Instant,
+}
+
+impl DeliveryId {
+    pub(super) fn deliveries(&self) -> u32 {
+        // The server's count wraps around after that of an entry that somebody gave up for good.
+        u32::try_from(self.count).unwrap_or(u32::MAX)
+    }
 }
 
 /// Whether the entry was found as it should be.
@@ -105,13 +108,17 @@ impl Channel {
             _ if self.is_stale() => return failed(Left::Channel, DeliveryError::Stale),
             Verdict::Ack => self.ack(id, is_lost).await,
             Verdict::Retry { after } => {
-                self.park(id, id.count, after.unwrap_or(Duration::ZERO))
-                    .await
+                let delay = after.unwrap_or(Duration::ZERO);
+                match delay.is_zero() && self.newer.nack {
+                    true => self.nack(id, "FAIL").await,
+                    false => self.park(id, id.deliveries(), delay).await,
+                }
             }
+            Verdict::Release if self.newer.nack => self.nack(id, "SILENT").await,
             // The next delivery raises it again.
             Verdict::Release => {
-                self.park(id, id.count.saturating_sub(1), Duration::ZERO)
-                    .await
+                let count = id.deliveries().saturating_sub(1);
+                self.park(id, count, Duration::ZERO).await
             }
             Verdict::Reject => self.reject(id, fields, reason).await,
         };
@@ -153,6 +160,22 @@ impl Channel {
         let mut script = scripts::PARK.prepare_invoke();
         self.owned(&mut script, id).arg(count).arg(millis(delay));
         self.answer(&script).await
+    }
+
+    /// Gives the entry back within the pending list, for whoever claims next.
+    async fn nack(&self, id: &DeliveryId, mode: &str) -> Result<Reply, RedisError> {
+        let mut script = scripts::NACK.prepare_invoke();
+        self.owned(&mut script, id).arg(mode);
+        self.answer(&script).await
+    }
+
+    /// Returns the command by which scripts delete what is settled, if they are to.
+    pub(super) fn delete_command(&self) -> &'static str {
+        match (self.delete_settled, self.newer.ack_delete) {
+            (false, _) => "",
+            (true, false) => "XDEL",
+            (true, true) => "XACKDEL",
+        }
     }
 
     /// Runs a script that answers for a delivery, and frees its place.

@@ -32,7 +32,7 @@ impl Channel {
         };
         let mut script = scripts::DEAD_LETTER.prepare_invoke();
         self.owned(&mut script, id)
-            .arg(self.delete_settled)
+            .arg(self.delete_command())
             .arg(reason.kind.as_str());
         if let Some(message) = &reason.message {
             script.arg(message);

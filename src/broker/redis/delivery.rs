@@ -175,7 +175,7 @@ impl Settle for DeliveryTag {
     }
 
     fn deliveries(&self) -> Option<u32> {
-        Some(self.shared.id.count)
+        Some(self.shared.id.deliveries())
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -4,6 +4,8 @@ use std::{error::Error, fmt};
 
 use ::redis::RedisError;
 
+use super::keys::in_slot_of;
+
 /// Why there is no subscription.
 ///
 /// The message is one line that names the server's address, and never a user or a password.
@@ -24,6 +26,31 @@ pub enum ConnectError {
         /// Host and port, or the path of a socket.
         address: String,
         /// What the client says.
+        error: RedisError,
+    },
+    /// The user may not run a command that a subscription needs, or not on one of its keys.
+    ///
+    /// The [rights](super#rights) that are needed are listed in the module's docs.
+    Forbidden {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// The command, with its subcommand if it has one, such as `XGROUP CREATE`.
+        command: &'static str,
+        /// The key that it was run on, unless it has none.
+        key: Option<String>,
+        /// What the server says. It names the user.
+        error: RedisError,
+    },
+    /// The server is a cluster, and a key is in another hash slot than the stream, so that nothing can
+    /// change both at once.
+    OtherSlot {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// The stream that was to be read.
+        stream: String,
+        /// The key, which is mostly that of the dead letters.
+        key: String,
+        /// What the server says.
         error: RedisError,
     },
     /// The server refuses to create the consumer group.
@@ -51,6 +78,32 @@ impl fmt::Display for ConnectError {
             ConnectError::Denied { address, error } => {
                 write!(f, "redis at {address} refuses the credentials: {error}")
             }
+            ConnectError::Forbidden {
+                address,
+                command,
+                key,
+                ..
+            } => {
+                let right = command.to_ascii_lowercase().replace(' ', "|");
+                write!(f, "redis at {address} forbids its user \"{command}\"")?;
+                match key {
+                    Some(key) => {
+                        write!(f, " on \"{key}\": grant +{right} and the key (~{key})")
+                    }
+                    None => write!(f, ": grant +{right}"),
+                }
+            }
+            ConnectError::OtherSlot {
+                address,
+                stream,
+                key,
+                ..
+            } => write!(
+                f,
+                "redis at {address} is a cluster and keeps \"{key}\" in another slot than \"{stream}\": \
+                 begin its name with \"{}\"",
+                in_slot_of(stream)
+            ),
             ConnectError::Group {
                 address,
                 stream,
@@ -70,6 +123,8 @@ impl Error for ConnectError {
             ConnectError::InvalidAddress(error)
             | ConnectError::Unreachable { error, .. }
             | ConnectError::Denied { error, .. }
+            | ConnectError::Forbidden { error, .. }
+            | ConnectError::OtherSlot { error, .. }
             | ConnectError::Group { error, .. } => Some(error),
         }
     }

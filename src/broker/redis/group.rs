@@ -16,7 +16,9 @@ use tower::limit::ConcurrencyLimitLayer;
 use super::{
     ConnectError, Deliveries,
     acks::Acks,
-    channel::{Channel, Keys},
+    channel::Channel,
+    keys::Keys,
+    probe::{Newer, Unfit, probe},
     reader::{Reader, Timing},
 };
 
@@ -53,13 +55,8 @@ impl ConsumerGroup {
     /// Creates the description of `group`, which reads `stream`.
     pub fn new(stream: impl Into<String>, group: impl Into<String>) -> Self {
         let (stream, group) = (stream.into(), group.into());
-        let prefix = in_slot_of(&stream);
         Self {
-            keys: Keys {
-                delayed: format!("{prefix}:{group}:delayed"),
-                dead: Some(format!("{prefix}:{group}:dead")),
-                stream,
-            },
+            keys: Keys::new(stream, &group, ""),
             group,
             consumer: "tower-sentinel".to_owned(),
             start: "0".to_owned(),
@@ -167,9 +164,26 @@ impl ConsumerGroup {
         self
     }
 
+    /// Sets what the [keys](super#keys) begin with that are made for the group; nothing by default.
+    ///
+    /// A stream of dead letters that is [named](Self::dead_letter) keeps its name.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::redis::ConsumerGroup;
+    ///
+    /// let group = ConsumerGroup::new("jobs", "workers").key_prefix("acme:");
+    /// assert_eq!(group.delayed_key(), "acme:{jobs}:workers:delayed");
+    /// assert_eq!(group.dead_letter_key(), Some("acme:{jobs}:workers:dead"));
+    /// ```
+    pub fn key_prefix(mut self, prefix: impl AsRef<str>) -> Self {
+        self.keys = self.keys.prefixed(&self.group, prefix.as_ref());
+        self
+    }
+
     /// Sets the stream of dead letters; `{stream}:group:dead` by default.
     ///
-    /// In a cluster it must be in the hash slot of the stream.
+    /// In a cluster it must be in the hash slot of the stream, or [`connect`](Self::connect) fails.
+    /// Elsewhere any name will do.
     pub fn dead_letter(mut self, stream: impl Into<String>) -> Self {
         self.keys.dead = Some(stream.into());
         self
@@ -183,7 +197,9 @@ impl ConsumerGroup {
 
     /// Deletes entries from the stream when they are acked or rejected.
     ///
-    /// By default they stay until somebody trims the stream, since other groups may want them.
+    /// By default they stay until somebody trims the stream, since other groups may want them. From
+    /// Redis 8.2 on ([`XACKDEL`](super#servers)) an entry is deleted when the last group has acked it;
+    /// before, and on Valkey, at once.
     pub fn delete_settled(mut self) -> Self {
         self.delete_settled = true;
         self
@@ -205,7 +221,8 @@ impl ConsumerGroup {
     /// # Errors
     ///
     /// [`ConnectError`], a line that names the address. There is one try: to go on trying is for a
-    /// reconnect loop.
+    /// reconnect loop. A [right](super#rights) that is missing is an error here, since a script that is
+    /// refused a command in its middle would be half done.
     ///
     /// # Panics
     ///
@@ -236,19 +253,45 @@ impl ConsumerGroup {
             .response_timeout
             .saturating_add(self.timing.poll_interval);
         let reading = open(&client, patience, &lost).await.map_err(unreachable)?;
-        self.create(&mut settling)
-            .await
-            .map_err(|error| ConnectError::Group {
-                address: address.clone(),
-                stream: self.keys.stream.clone(),
+        let consumer = format!("{}-{:016x}", self.consumer, fastrand::u64(..));
+        let probed = probe(&settling, &self.keys, self.delete_settled, &consumer).await;
+        let newer = probed.map_err(|unfit| self.unfit(&address, unfit))?;
+        let created = self.create(&mut settling).await;
+        created.map_err(|error| self.unfit(&address, error))?;
+        Ok(self.subscribe(consumer, newer, settling, reading, lost))
+    }
+
+    fn unfit(&self, address: &str, unfit: Unfit) -> ConnectError {
+        let (address, stream) = (address.to_owned(), self.keys.stream.clone());
+        match unfit {
+            Unfit::Failed(error) => refusal(&address, error),
+            Unfit::Forbidden {
+                command,
+                key,
+                error,
+            } => ConnectError::Forbidden {
+                address,
+                command,
+                key,
+                error,
+            },
+            Unfit::OtherSlot { key, error } => ConnectError::OtherSlot {
+                address,
+                stream,
+                key,
+                error,
+            },
+            Unfit::NoGroup(error) => ConnectError::Group {
+                address,
+                stream,
                 group: self.group.clone(),
                 error,
-            })?;
-        Ok(self.subscribe(settling, reading, lost))
+            },
+        }
     }
 
     /// Creates the group, unless it is there.
-    async fn create(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    async fn create(&self, connection: &mut MultiplexedConnection) -> Result<(), Unfit> {
         let created: Result<Value, _> = cmd("XGROUP")
             .arg("CREATE")
             .arg(&self.keys.stream)
@@ -258,13 +301,20 @@ impl ConsumerGroup {
             .query_async(connection)
             .await;
         match created {
-            Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
+            Err(error) if error.code() == Some("NOPERM") => Err(Unfit::Forbidden {
+                command: "XGROUP CREATE",
+                key: Some(self.keys.stream.clone()),
+                error,
+            }),
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(Unfit::NoGroup(error)),
             _ => Ok(()),
         }
     }
 
     fn subscribe(
         &self,
+        consumer: String,
+        newer: Newer,
         settling: MultiplexedConnection,
         reading: MultiplexedConnection,
         lost: CancellationToken,
@@ -273,7 +323,8 @@ impl ConsumerGroup {
             connection: settling,
             keys: self.keys.clone(),
             group: self.group.clone(),
-            consumer: format!("{}-{:016x}", self.consumer, fastrand::u64(..)),
+            consumer,
+            newer,
             delete_settled: self.delete_settled,
             lease: self.timing.min_idle.saturating_sub(self.response_timeout),
             free: Semaphore::new(self.prefetch),
@@ -324,19 +375,5 @@ fn refusal(address: &str, error: RedisError) -> ConnectError {
     match denied {
         true => ConnectError::Denied { address, error },
         false => ConnectError::Unreachable { address, error },
-    }
-}
-
-/// Returns a prefix that puts a key into the hash slot of `stream`.
-///
-/// Redis Cluster hashes what stands in the first braces, if anything does, or the whole key.
-fn in_slot_of(stream: &str) -> String {
-    let tag = stream
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'))
-        .is_some_and(|(tag, _)| !tag.is_empty());
-    match tag {
-        true => stream.to_owned(),
-        false => format!("{{{stream}}}"),
     }
 }

@@ -34,7 +34,7 @@
 //!
 //! | verdict | what is done |
 //! | --- | --- |
-//! | `Ack` | `XACK`; with [`delete_settled`](ConsumerGroup::delete_settled) also `XDEL` |
+//! | `Ack` | `XACK`; with [`delete_settled`](ConsumerGroup::delete_settled) also `XDEL` ([newer servers](#servers) do some of this by other commands) |
 //! | `Retry` | the entry is *parked* until it is due; the next delivery counts one more |
 //! | `Release` | the entry is parked and due at once; the next delivery counts the same |
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
@@ -100,6 +100,21 @@
 //! the one that reads in each second in which no place is free. So a server that closes idle
 //! connections (`timeout`, in whole seconds) closes neither while long jobs run.
 //!
+//! # Rights
+//!
+//! With access control (ACL) a user needs these commands and keys, here for the group `workers` of `jobs`:
+//!
+//! ```text
+//! ACL SETUSER alice on >password ~jobs ~{jobs}:* +ping +time +xreadgroup +xack +xpending +xrange
+//!     +xclaim +xautoclaim +xadd +xinfo|consumers +xgroup|create +xgroup|delconsumer
+//!     +zadd +zrange +zrem +evalsha +script|load
+//! ```
+//!
+//! A stream of dead letters with a name of its own is one key more; without dead letters `+xadd` is not
+//! needed. [`delete_settled`](ConsumerGroup::delete_settled) needs `+xdel`.
+//! [`connect`](ConsumerGroup::connect) tries each command so that it changes nothing, and names what is
+//! missing ([`ConnectError::Forbidden`]).
+//!
 //! # Keys
 //!
 //! | key | what |
@@ -107,6 +122,9 @@
 //! | `jobs` | the stream |
 //! | `{jobs}:workers:delayed` | sorted set of parked entries: `id:count` by the time in ms at which it is due |
 //! | `{jobs}:workers:dead` | stream of dead letters, if [`dead_letter`](ConsumerGroup::dead_letter) names no other |
+//!
+//! [`key_prefix`](ConsumerGroup::key_prefix) puts something in front of those that are made:
+//! `acme:{jobs}:workers:delayed`.
 //!
 //! The braces put all of them into one hash slot of a cluster. Where the stream's own name has a
 //! hash tag, it is the prefix as it is: `{acme}:jobs:workers:delayed`. A name with a lone `}` can't be
@@ -123,11 +141,24 @@
 //! answered survives a kill; with `everysec` up to a second of answers is lost, and those jobs run
 //! again. A replica that takes over may lack answers too.
 //!
-//! # Newer servers
+//! # Servers
 //!
-//! Tested with Redis 7.0. As read in their documentation: Redis 8.2 has `XACKDEL`, which deletes an
-//! entry when *all* groups have acked it; Redis 8.8 has `XNACK`, a native `Release` (SILENT) and
-//! `Retry` (FAIL) without a delay. Neither is used.
+//! Tested with Redis 7.0 and 8.0 and Valkey 8.1 and 9.1; besides, with Redis 8.2 and 8.6 what newer
+//! commands change. Each of these is used where the server has it and the user may run it, which
+//! `connect` finds out by trying:
+//!
+//! | command | from | what changes |
+//! | --- | --- | --- |
+//! | `XACKDEL` | Redis 8.2 | [`delete_settled`](ConsumerGroup::delete_settled) deletes an entry when *all* groups have acked it, and not at once |
+//! | `XREADGROUP … CLAIM` | Redis 8.4 | an entry that nobody answers comes back when its `min_idle` is over, and not up to half of it later |
+//! | `XNACK` | Redis 8.8 | `Release` (`SILENT`) and `Retry` without a delay (`FAIL`) leave the entry pending, and are not parked |
+//!
+//! No server with `XNACK` could be had: what is sent of it was tested against a fake, and what it does is
+//! as read in the documentation of Redis. `FATAL` is not used, as no verdict leaves an entry pending for
+//! nobody; an entry that somebody else marked so has a count of [`u32::MAX`] or more, as far as
+//! [`delivery_limit`](crate::DecisionExt::delivery_limit) is concerned, and is settled like any other.
+//!
+//! Entries that are parked count as acked: other groups delete them with `delete_settled`.
 
 mod acks;
 mod channel;
@@ -136,6 +167,8 @@ mod deliveries;
 mod delivery;
 mod error;
 mod group;
+mod keys;
+mod probe;
 mod reader;
 mod reply;
 mod scripts;

@@ -37,6 +37,8 @@ pub(super) struct Reader {
     next_due: Instant,
     /// Whether parked entries took all places: new ones come first then.
     due_took_all: bool,
+    /// The same of those that a read claimed.
+    claims_took_all: bool,
     /// When to look for entries that nobody answers.
     next_reclaim: Instant,
     cursor: String,
@@ -84,6 +86,7 @@ impl Reader {
             payload_field,
             next_due: now,
             due_took_all: false,
+            claims_took_all: false,
             next_reclaim: now,
             cursor: "0-0".to_owned(),
             unseen: Vec::new(),
@@ -195,15 +198,25 @@ impl Reader {
             let limit = free.div_ceil(3);
             let now = Instant::now();
             let until = self.next_due.min(self.next_reclaim);
-            let new = self
-                .read_new(limit, until.saturating_duration_since(now))
-                .await?;
+            let mut block = until.saturating_duration_since(now);
+            let mut claims = self.channel.newer.claim;
+            if mem::take(&mut self.claims_took_all) {
+                claims = false;
+                block = Duration::ZERO;
+            }
+            let new = self.read_new(limit, block, claims).await?;
+            self.claims_took_all = new.len() >= limit && new.iter().all(|entry| !entry.is_new);
             self.deliver(new, now);
         }
         Ok(())
     }
 
-    async fn read_new(&mut self, limit: usize, block: Duration) -> Result<Vec<Entry>, RedisError> {
+    async fn read_new(
+        &mut self,
+        limit: usize,
+        block: Duration,
+        claims: bool,
+    ) -> Result<Vec<Entry>, RedisError> {
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP")
             .arg(&self.channel.group)
@@ -213,6 +226,9 @@ impl Reader {
         // A 0 would block for ever.
         if !block.is_zero() {
             read.arg("BLOCK").arg(millis(block));
+        }
+        if claims {
+            read.arg("CLAIM").arg(millis(self.timing.min_idle));
         }
         read.arg("STREAMS").arg(&self.channel.keys.stream).arg(">");
         new_entries(read.query_async(&mut self.connection).await?)
@@ -248,7 +264,10 @@ impl Reader {
     }
 
     fn deliver(&mut self, entries: Vec<Entry>, asked_at: Instant) {
-        for Entry { id, count, fields } in entries {
+        for Entry {
+            id, count, fields, ..
+        } in entries
+        {
             // Taken for good; the settlement adds it again. This task alone takes permits, and
             // there were as many as it asked entries for.
             if let Ok(permit) = self.channel.free.try_acquire() {
@@ -276,6 +295,7 @@ impl Reader {
             .key(&self.channel.keys.delayed)
             .arg(&self.channel.group)
             .arg(&self.channel.consumer)
+            .arg(self.channel.newer.nack)
             .arg(&self.unseen);
         // After the acks that are under way there.
         self.channel.invoke(&script).await

@@ -6,14 +6,17 @@ use ::redis::{ErrorKind, FromRedisValue, RedisError, Value};
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: String,
-    pub(super) count: u32,
+    pub(super) count: i64,
+    /// Whether it was never given to anybody before.
+    pub(super) is_new: bool,
     pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 // Not the client's `StreamReadReply`: it wants the names of fields to be UTF-8, and one entry that
 // is not would end the subscription, again and again.
 
-/// Reads what `XREADGROUP` answers for one stream, of which each entry is new.
+/// Reads what `XREADGROUP` answers for one stream, of which each entry is new but for those that `CLAIM`
+/// brought.
 pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
     let entries = match reply {
         Value::Nil => return Ok(Vec::new()),
@@ -25,8 +28,21 @@ pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
         _ => return Err(malformed()),
     };
     let read = |entry| {
-        let [id, fields] = parts(entry)?;
-        self::entry(id, 1, fields)
+        let mut parts = array(entry)?;
+        // How long it was idle and how often it was delivered before; both are 0 if it is new.
+        let earlier = match parts.len() {
+            4 => {
+                let earlier = parts.split_off(2);
+                <(i64, i64)>::from_redis_value(Value::Array(earlier))?
+            }
+            _ => (0, 0),
+        };
+        let [id, fields] = self::parts(Value::Array(parts))?;
+        let entry = self::entry(id, earlier.1.wrapping_add(1), fields)?;
+        Ok(Entry {
+            is_new: earlier == (0, 0),
+            ..entry
+        })
     };
     array(entries)?.into_iter().map(read).collect()
 }
@@ -35,7 +51,7 @@ pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
 pub(super) fn counted_entries(entries: Value) -> Result<Vec<Entry>, RedisError> {
     let read = |entry| {
         let [id, count, fields] = parts(entry)?;
-        self::entry(id, u32::from_redis_value(count)?, fields)
+        self::entry(id, i64::from_redis_value(count)?, fields)
     };
     array(entries)?.into_iter().map(read).collect()
 }
@@ -46,14 +62,19 @@ pub(super) fn cursor_and_entries(reply: Value) -> Result<(String, Vec<Entry>), R
     Ok((String::from_redis_value(cursor)?, counted_entries(entries)?))
 }
 
-fn entry(id: Value, count: u32, fields: Value) -> Result<Entry, RedisError> {
+fn entry(id: Value, count: i64, fields: Value) -> Result<Entry, RedisError> {
     let mut flat = array(fields)?.into_iter();
     let mut fields = Vec::with_capacity(flat.len() / 2);
     while let (Some(name), Some(value)) = (flat.next(), flat.next()) {
         fields.push((bytes(name)?, bytes(value)?));
     }
     let id = String::from_redis_value(id)?;
-    Ok(Entry { id, count, fields })
+    Ok(Entry {
+        id,
+        count,
+        is_new: false,
+        fields,
+    })
 }
 
 fn parts<const N: usize>(value: Value) -> Result<[Value; N], RedisError> {

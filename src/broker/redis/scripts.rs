@@ -15,10 +15,21 @@ macro_rules! settling {
     };
 }
 
-pub(super) static ACK: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/ack.lua")));
+pub(super) static ACK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("scripts/done.lua"),
+        include_str!("scripts/ack.lua")
+    ))
+});
 pub(super) static PARK: LazyLock<Script> = settling!("park.lua");
-pub(super) static DEAD_LETTER: LazyLock<Script> = settling!("dead_letter.lua");
+pub(super) static NACK: LazyLock<Script> = settling!("nack.lua");
+pub(super) static DEAD_LETTER: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("scripts/owned.lua"),
+        include_str!("scripts/done.lua"),
+        include_str!("scripts/dead_letter.lua")
+    ))
+});
 pub(super) static KEEP_ALIVE: LazyLock<Script> = settling!("keep_alive.lua");
 
 pub(super) static TAKE_DUE: LazyLock<Script> =

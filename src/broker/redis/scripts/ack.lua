@@ -1,5 +1,5 @@
 -- Acks those of some deliveries that are still their entries' last. KEYS: stream. ARGV: consumer,
--- whether to delete the entries, group, their n ids in ascending order, their n delivery counts.
+-- the command that deletes the entries, if they are to be, group, their n ids in ascending order, their n delivery counts.
 -- Returns which of them are lost.
 local ARGV = ARGV
 local stream, consumer, group, n = KEYS[1], ARGV[1], ARGV[3], (#ARGV - 3) / 2
@@ -25,7 +25,6 @@ for i = 1, n do
 end
 if #ours > 0 then
   -- The write that the server can refuse comes first, and is one for all: nothing is half done then.
-  redis.call('XACK', stream, group, unpack(ours))
-  if ARGV[2] == '1' then redis.call('XDEL', stream, unpack(ours)) end
+  done(stream, group, ours, ARGV[2])
 end
 return lost

@@ -1,4 +1,4 @@
--- ARGV[5]: whether to delete the entry; ARGV[6]: the kind; ARGV[7]: the message, if there is one.
+-- ARGV[5]: the command that deletes the entry, if it is to be; ARGV[6]: the kind; ARGV[7]: the message, if there is one.
 if not is_owned() then return 'lost' end
 local ours = {
   ['x-outcome-kind'] = true, ['x-outcome-message'] = true, ['x-outcome-time'] = true,
@@ -26,6 +26,5 @@ if found then
   add('x-entry-id', id)
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
-redis.call('XACK', stream, group, id)
-if ARGV[5] == '1' then redis.call('XDEL', stream, id) end
+done(stream, group, { id }, ARGV[5])
 return found and 'settled' or 'gone'

@@ -1,0 +1,54 @@
+//! [`Keys`]: where a group is kept.
+
+/// The keys of a group; those that are made for it are in the hash slot of its stream.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    pub(super) stream: String,
+    pub(super) delayed: String,
+    pub(super) dead: Option<String>,
+    /// What the keys begin with that are made.
+    made: String,
+}
+
+impl Keys {
+    pub(super) fn new(stream: String, group: &str, prefix: &str) -> Self {
+        let made = format!("{prefix}{}:{group}", in_slot_of(&stream));
+        Self {
+            delayed: format!("{made}:delayed"),
+            dead: Some(made_dead(&made)),
+            stream,
+            made,
+        }
+    }
+
+    /// Returns the keys with another prefix; dead letters that have a name of their own keep it.
+    pub(super) fn prefixed(self, group: &str, prefix: &str) -> Self {
+        let is_made = self.dead.as_ref() == Some(&made_dead(&self.made));
+        let keys = Self::new(self.stream, group, prefix);
+        match is_made {
+            true => keys,
+            false => Self {
+                dead: self.dead,
+                ..keys
+            },
+        }
+    }
+}
+
+fn made_dead(made: &str) -> String {
+    format!("{made}:dead")
+}
+
+/// Returns a prefix that puts a key into the hash slot of `stream`.
+///
+/// Redis Cluster hashes what stands in the first braces, if anything does, or the whole key.
+pub(super) fn in_slot_of(stream: &str) -> String {
+    let tag = stream
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .is_some_and(|(tag, _)| !tag.is_empty());
+    match tag {
+        true => stream.to_owned(),
+        false => format!("{{{stream}}}"),
+    }
+}

@@ -1,0 +1,178 @@
+//! Questions to a server before a subscription: may this user run each command, which newer ones are
+//! there, and are the keys in one slot?
+//!
+//! Each command is sent once so that it changes nothing: to a group that does not exist, for an id that no
+//! entry has. A right that is missing is refused before the server looks at either. To ask for the rights
+//! themselves (`ACL DRYRUN`) is an administrator's right.
+
+use ::redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
+use futures_util::future::join_all;
+
+use super::{error::is_of_the_connection, keys::Keys};
+
+/// Newer commands that the server has and the user may run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newer {
+    /// `XREADGROUP … CLAIM`, of Redis 8.4.
+    pub(super) claim: bool,
+    /// `XACKDEL`, of Redis 8.2.
+    pub(super) ack_delete: bool,
+    /// `XNACK`, of Redis 8.8, where there is also `CLAIM`, which alone finds at once what it gave back.
+    pub(super) nack: bool,
+}
+
+/// Why a server can't serve a group.
+pub(super) enum Unfit {
+    /// It did not answer.
+    Failed(RedisError),
+    Forbidden {
+        command: &'static str,
+        key: Option<String>,
+        error: RedisError,
+    },
+    NoGroup(RedisError),
+    /// A key is in another slot than the stream.
+    OtherSlot {
+        key: String,
+        error: RedisError,
+    },
+}
+
+struct Probe<'a> {
+    command: &'static str,
+    key: Option<&'a str>,
+    sent: Cmd,
+}
+
+impl<'a> Probe<'a> {
+    /// Creates one of a command, whose second word is its subcommand, and its arguments.
+    fn new(command: &'static str, key: Option<&'a str>, arguments: &[&str]) -> Self {
+        let mut sent = Cmd::new();
+        for word in command.split(' ') {
+            sent.arg(word);
+        }
+        sent.arg(arguments);
+        Self { command, key, sent }
+    }
+
+    async fn send(&self, connection: &MultiplexedConnection) -> Result<Value, RedisError> {
+        self.sent.query_async(&mut connection.clone()).await
+    }
+}
+
+/// Finds out what the server and the user lack, and which newer commands they have.
+///
+/// `nobody` is the name of a group that does not exist.
+pub(super) async fn probe(
+    connection: &MultiplexedConnection,
+    keys: &Keys,
+    deletes: bool,
+    nobody: &str,
+) -> Result<Newer, Unfit> {
+    let newer = find_newer(connection, &keys.stream, nobody).await?;
+    let probes = needed(keys, deletes && !newer.ack_delete, nobody);
+    let answers = join_all(probes.iter().map(|probe| probe.send(connection))).await;
+    for (probe, answer) in probes.iter().zip(answers) {
+        match answer {
+            Err(error) if is_of_the_connection(&error) => return Err(Unfit::Failed(error)),
+            Err(error) if error.code() == Some("NOPERM") => {
+                return Err(Unfit::Forbidden {
+                    command: probe.command,
+                    key: probe.key.map(str::to_owned),
+                    error,
+                });
+            }
+            Err(error) if error.code() == Some("CROSSSLOT") => {
+                return Err(Unfit::OtherSlot {
+                    key: probe.key.unwrap_or_default().to_owned(),
+                    error,
+                });
+            }
+            // There is no such group, entry or script; or it will fail when it is needed.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(newer)
+}
+
+async fn find_newer(
+    connection: &MultiplexedConnection,
+    stream: &str,
+    nobody: &str,
+) -> Result<Newer, Unfit> {
+    let claim = [
+        "GROUP", nobody, nobody, "CLAIM", "1", "STREAMS", stream, ">",
+    ];
+    let probes = [
+        Probe::new("XREADGROUP", None, &claim),
+        Probe::new(
+            "XACKDEL",
+            None,
+            &[stream, nobody, "ACKED", "IDS", "1", "0-0"],
+        ),
+        Probe::new("XNACK", None, &[stream, nobody, "FAIL", "IDS", "1", "0-0"]),
+    ];
+    let answers = join_all(probes.iter().map(|probe| probe.send(connection))).await;
+    let mut found = [false; 3];
+    for (found, answer) in found.iter_mut().zip(answers) {
+        *found = match answer {
+            Ok(_) => true,
+            Err(error) if is_of_the_connection(&error) => return Err(Unfit::Failed(error)),
+            Err(error) => error.code() == Some("NOGROUP"),
+        };
+    }
+    let [claim, ack_delete, nack] = found;
+    Ok(Newer {
+        claim,
+        ack_delete,
+        nack: nack && claim,
+    })
+}
+
+/// Returns a probe for each command that is always needed, and each key that a script is given.
+fn needed<'a>(keys: &'a Keys, deletes: bool, nobody: &str) -> Vec<Probe<'a>> {
+    let Keys {
+        stream,
+        delayed,
+        dead,
+        ..
+    } = keys;
+    let of_stream = |command, arguments: &[&str]| {
+        let mut with_key = vec![&**stream];
+        with_key.extend(arguments);
+        Probe::new(command, Some(stream), &with_key)
+    };
+    let read = ["GROUP", nobody, nobody, "STREAMS", stream, ">"];
+    let mut probes = vec![
+        Probe::new("PING", None, &[]),
+        Probe::new("TIME", None, &[]),
+        // No script at all, so nothing is loaded.
+        Probe::new("SCRIPT LOAD", None, &["("]),
+        Probe::new("XREADGROUP", Some(stream), &read),
+        of_stream("XACK", &[nobody, "0-0"]),
+        of_stream("XPENDING", &[nobody, "-", "+", "1"]),
+        of_stream("XRANGE", &["+", "-"]),
+        of_stream("XCLAIM", &[nobody, nobody, "0", "0-0", "JUSTID"]),
+        of_stream("XAUTOCLAIM", &[nobody, nobody, "0", "0-0"]),
+        of_stream("XINFO CONSUMERS", &[nobody]),
+        of_stream("XGROUP DELCONSUMER", &[nobody, nobody]),
+        Probe::new("ZADD", Some(delayed), &[delayed, "XX", "0", "-"]),
+        Probe::new("ZRANGE", Some(delayed), &[delayed, "1", "0"]),
+        Probe::new("ZREM", Some(delayed), &[delayed, "-"]),
+    ];
+    if deletes {
+        probes.push(of_stream("XDEL", &["0-0"]));
+    }
+    if let Some(dead) = dead {
+        probes.push(Probe::new("XADD", Some(dead), &[dead, "0-0", "-", "-"]));
+    }
+    let no_script = "0".repeat(40);
+    for key in std::iter::once(delayed).chain(dead) {
+        probes.push(Probe::new(
+            "EVALSHA",
+            Some(key),
+            &[&no_script, "2", stream, key],
+        ));
+    }
+    probes
+}
