@@ -10,10 +10,7 @@ use tower_sentinel::{
     },
 };
 
-use crate::conformance::{
-    Backlog, Connector, DeadLetter, TestBroker,
-    verdicts::{MEMORY, Row, row},
-};
+use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker, verdicts::MEMORY};
 
 /// `FULL` with a lease and a dead-letter queue, and else without.
 struct Memory<const FULL: bool> {
@@ -37,8 +34,8 @@ impl<const FULL: bool> TestBroker for Memory<FULL> {
     };
     const MANY: usize = 10_000;
 
-    fn row() -> &'static Row {
-        row(MEMORY, (0, 0))
+    fn server() -> (&'static str, (u32, u32)) {
+        (MEMORY, (0, 0))
     }
 
     fn capabilities() -> Capabilities {

@@ -31,7 +31,7 @@ use tower_sentinel::{
 use crate::{
     conformance::{
         Backlog, Connector, DeadLetter, TestBroker,
-        verdicts::{NATS, Row, printed, row, version},
+        verdicts::{NATS, printed, version},
     },
     proxy::Proxy,
     server::nats::Server,
@@ -106,12 +106,10 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     const REDELIVERY: Option<Duration> = Some(REDELIVERY);
     const MANY: usize = 10_000;
 
-    fn row() -> &'static Row {
-        static ROW: OnceLock<&Row> = OnceLock::new();
-        ROW.get_or_init(|| {
-            let text = printed(Command::new("nats-server").arg("--version"));
-            row(NATS, version(&text))
-        })
+    fn server() -> (&'static str, (u32, u32)) {
+        static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+        let read = || version(&printed(Command::new("nats-server").arg("--version")));
+        (NATS, *VERSION.get_or_init(read))
     }
 
     fn capabilities() -> Capabilities {

@@ -31,7 +31,7 @@ use tower_sentinel::{
 use crate::{
     conformance::{
         Backlog, Connector, DeadLetter, TestBroker,
-        verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM, Row, row},
+        verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM},
     },
     proxy::Proxy,
     server::rabbitmq::{Server, Version, shared, version},
@@ -203,14 +203,14 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     const REDELIVERY: Option<Duration> = None;
     const MANY: usize = 10_000;
 
-    fn row() -> &'static Row {
+    fn server() -> (&'static str, (u32, u32)) {
         let Version(major, minor) = version();
         let queue = if QUORUM {
             RABBITMQ_QUORUM
         } else {
             RABBITMQ_CLASSIC
         };
-        row(queue, (major, minor))
+        (queue, (major, minor))
     }
 
     fn capabilities() -> Capabilities {

@@ -232,8 +232,9 @@ async fn survives<B: TestBroker + 'static>(broker: &B, kills: usize) {
     let of_each = runs.of_each();
     assert!(of_each.keys().eq(&published), "{} ran", of_each.len());
     let duplicates = runs.total() as usize - published.len();
+    let (queue, (major, minor)) = B::server();
     println!(
-        "{kills} kills, {} jobs, {duplicates} run twice",
+        "{queue} {major}.{minor}: {kills} kills, {} jobs, none lost, {duplicates} run again",
         published.len()
     );
     let unproven = match B::ACK_IS_CONFIRMED {

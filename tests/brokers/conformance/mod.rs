@@ -71,8 +71,14 @@ pub(crate) trait TestBroker: Sized {
     /// How many jobs there are in a scenario that is about many.
     const MANY: usize = 2_000;
 
+    /// Returns the kind of queue, and the version of its server: major and minor.
+    fn server() -> (&'static str, (u32, u32));
+
     /// Returns what the documentation says of this server.
-    fn row() -> &'static Row;
+    fn row() -> &'static Row {
+        let (queue, version) = Self::server();
+        verdicts::row(queue, version)
+    }
 
     /// Returns what a tag must say when it is asked.
     fn capabilities() -> Capabilities;

@@ -154,7 +154,7 @@ const TABLE: &[Row] = &[
 ];
 
 /// Returns what a server is expected to do: as the newest that was tested and is not newer.
-pub(crate) fn row(queue: &str, version: (u32, u32)) -> &'static Row {
+pub(super) fn row(queue: &str, version: (u32, u32)) -> &'static Row {
     let of_queue = || TABLE.iter().filter(|row| row.queue == queue);
     let mut rows = of_queue().rev();
     let known = |row: &&Row| row.versions.first().is_none_or(|first| *first <= version);

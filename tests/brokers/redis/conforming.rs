@@ -18,7 +18,7 @@ use tower_sentinel::{
 use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
 use crate::conformance::{
     Backlog, Connector, DeadLetter, TestBroker,
-    verdicts::{REDIS, Row, VALKEY, printed, row, version},
+    verdicts::{REDIS, VALKEY, printed, version},
 };
 
 /// A server of its own, whose consumers connect through a proxy.
@@ -49,16 +49,12 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
     const REDELIVERY: Option<Duration> = Some(Duration::from_secs(2));
     const MANY: usize = 10_000;
 
-    fn row() -> &'static Row {
-        static ROW: OnceLock<&Row> = OnceLock::new();
-        ROW.get_or_init(|| {
+    fn server() -> (&'static str, (u32, u32)) {
+        static SERVER: OnceLock<(&str, (u32, u32))> = OnceLock::new();
+        *SERVER.get_or_init(|| {
             let text = printed(Command::new("redis-server").arg("--version"));
-            let queue = if text.starts_with("Valkey") {
-                VALKEY
-            } else {
-                REDIS
-            };
-            row(queue, version(&text))
+            let is_valkey = text.starts_with("Valkey");
+            (if is_valkey { VALKEY } else { REDIS }, version(&text))
         })
     }
 
