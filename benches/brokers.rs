@@ -6,7 +6,15 @@
 //! arrival to its settlement: medians over pairs of rounds that ran right after each other, since a
 //! machine's speed drifts more than these differ. A broker that can't be reached is left out; the
 //! addresses are those of the examples: `AMQP_ADDR`, `NATS_ADDR`, `REDIS_ADDR`. Names of brokers on the
-//! command line choose among them: `-- redis`.
+//! command line choose among them: `rabbitmq` (a classic queue), `quorum` (RabbitMQ, too), `nats`, `redis`.
+//!
+//! On the servers of another suite, which are started for it:
+//!
+//! ```sh
+//! .ci/make-suite forky /var/tmp/forky
+//! export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=".ci/in-suite /var/tmp/forky .ci/with-servers"
+//! cargo bench --all-features --bench brokers
+//! ```
 
 use std::{
     env,
@@ -314,7 +322,8 @@ async fn main() -> Result<(), BoxError> {
         "ours / by hand, {PREFETCH} at once; medians of {} paired rounds of {} jobs [quartiles]",
         size.rounds, size.jobs
     );
-    compare::<rabbitmq::Rabbitmq>(size).await?;
+    compare::<rabbitmq::Rabbitmq<false>>(size).await?;
+    compare::<rabbitmq::Rabbitmq<true>>(size).await?;
     compare::<nats::Nats>(size).await?;
     compare::<redis::Redis>(size).await
 }

@@ -1,4 +1,4 @@
-//! A classic queue, and lapin.
+//! A classic queue or a quorum queue, and lapin.
 
 use std::sync::Arc;
 
@@ -10,22 +10,25 @@ use tower_sentinel::broker::rabbitmq::{
         message::Delivery,
         options::{
             BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-            ConfirmSelectOptions, QueueDeclareOptions,
+            ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
         },
-        types::FieldTable,
+        types::{AMQPValue, FieldTable},
     },
 };
 
 use super::{BoxError, Broker, Figures, PREFETCH, by_hand, supervised};
 
-pub(crate) struct Rabbitmq {
+/// After how long without use the server deletes a queue that was left behind, in milliseconds.
+const EXPIRES: i32 = 600_000;
+
+pub(crate) struct Rabbitmq<const QUORUM: bool> {
     connection: Connection,
     channel: Channel,
     queue: String,
 }
 
-impl Broker for Rabbitmq {
-    const NAME: &str = "rabbitmq";
+impl<const QUORUM: bool> Broker for Rabbitmq<QUORUM> {
+    const NAME: &str = if QUORUM { "quorum" } else { "rabbitmq" };
     const ADDRESS: (&str, &str) = ("AMQP_ADDR", "amqp://127.0.0.1:5672/%2f");
     const ACKS: &[&str] = &["ack"];
 
@@ -34,9 +37,13 @@ impl Broker for Rabbitmq {
         let channel = connection.create_channel().await?;
         let confirms = ConfirmSelectOptions::default();
         channel.confirm_select(confirms).await?;
-        let exclusive = QueueDeclareOptions::exclusive();
+        let kind = if QUORUM { "quorum" } else { "classic" };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES));
+        let durable = QueueDeclareOptions::durable();
         channel
-            .queue_declare(queue.as_str().into(), exclusive, FieldTable::default())
+            .queue_declare(queue.as_str().into(), durable, arguments)
             .await?;
         Ok(Self {
             connection,
@@ -62,7 +69,11 @@ impl Broker for Rabbitmq {
     }
 
     async fn ours(&self, jobs: u64) -> Result<Figures, BoxError> {
-        let queue = Queue::classic(&self.queue).prefetch(PREFETCH);
+        let queue = match QUORUM {
+            true => Queue::quorum(&self.queue),
+            false => Queue::classic(&self.queue),
+        };
+        let queue = queue.prefetch(PREFETCH);
         let deliveries = queue.subscribe(&self.connection).await?;
         let gate = deliveries.gate();
         supervised(deliveries, gate, jobs).await
@@ -88,8 +99,11 @@ impl Broker for Rabbitmq {
     }
 
     async fn delete(self) -> Result<(), BoxError> {
+        let options = QueueDeleteOptions::default();
+        self.channel
+            .queue_delete(self.queue.as_str().into(), options)
+            .await?;
         self.channel.close(200, "done".into()).await?;
-        // Its queue is exclusive, and goes with it.
         Ok(self.connection.close(200, "done".into()).await?)
     }
 }
