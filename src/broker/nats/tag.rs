@@ -31,7 +31,7 @@ enum Failure {
 
 // === impl DeliveryTag ===
 
-/// Answers for a [`Delivery`].
+/// Handle to one [`Delivery`](super::Delivery), by which it is settled.
 ///
 /// What each verdict does is in the [module's documentation](super#verdicts).
 ///

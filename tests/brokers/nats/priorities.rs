@@ -98,7 +98,9 @@ async fn the_worker_of_the_first_rank_is_served_first() {
     if !with_group(&mut jobs, PriorityPolicy::Prioritized).await {
         return;
     }
-    let pull = jobs.pull().group("all").prefetch(2);
+    // Their requests stay open for six of these.
+    let pull = jobs.pull().idle_heartbeat(SOON);
+    let pull = pull.group("all").prefetch(2);
     let mut second = pull
         .clone()
         .priority(5)
@@ -124,10 +126,10 @@ async fn the_worker_of_the_first_rank_is_served_first() {
 async fn a_paused_consumer_is_waited_for() {
     let (log, _guard) = Log::start();
     let jobs = jobs(SOON).await;
-    let pull = jobs.pull().reconnect_limit(Duration::from_secs(1));
+    let pull = jobs.pull().reconnect_limit(Duration::from_secs(4));
     let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let stream = jobs.context.get_stream("jobs").await.unwrap();
-    let until = std::time::SystemTime::now() + Duration::from_secs(3);
+    let until = std::time::SystemTime::now() + Duration::from_secs(7);
     let until = until
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()

@@ -48,7 +48,7 @@ async fn a_consumer_lives_on_while_all_places_are_taken() {
     let mut jobs = jobs(SOON).await;
     let config = pull::Config {
         ack_wait: 6 * SOON,
-        inactive_threshold: Duration::from_secs(1),
+        inactive_threshold: Duration::from_secs(3),
         ..pull::Config::default()
     };
     consumer(&mut jobs, config).await;
@@ -57,7 +57,7 @@ async fn a_consumer_lives_on_while_all_places_are_taken() {
     let mut deliveries = jobs.subscribe(1).await;
     let job = next(&mut deliveries).await;
     // Several times as long as it would live.
-    let next_one = timeout(Duration::from_secs(5), deliveries.next()).await;
+    let next_one = timeout(SOON, deliveries.next()).await;
     assert!(next_one.is_err(), "{next_one:?}");
     assert_eq!(
         jobs.info().await.num_ack_pending,
