@@ -46,6 +46,8 @@ async fn close_after(acked: usize, scene: &Scene, mut jobs: Deliveries) {
         assert!(number(next(&mut jobs).await.as_ref()) >= JOBS);
     }
     close(jobs).await;
+    // What has no answer goes back a moment after: as many as were published later, and those kept.
+    scene.wait_for_ready(JOBS.into()).await;
 }
 
 /// Returns what is left in a queue, of the first jobs.
