@@ -61,6 +61,8 @@
 //! |  | `Reject` |  | never | stays settled |
 //! |  | none, as the connection is lost | yes |  |  |
 
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+mod address;
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;

@@ -3,6 +3,7 @@
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]
 
+mod addresses;
 mod child;
 mod conformance;
 mod examples;

@@ -157,7 +157,7 @@ impl Scene {
 
 async fn named(server: &Server, name: &str, properties: ConnectionProperties) -> Connection {
     let properties = properties.with_connection_name(name.into());
-    let connected = rabbitmq::connect_with(properties, &server.address()).await;
+    let connected = rabbitmq::connect_with(properties, Default::default(), &server.address()).await;
     connected.unwrap()
 }
 

@@ -1,20 +1,33 @@
-//! Connecting, with an error that names the address.
+//! [`connect`]: a client, or one line that says why there is none.
 
-use std::sync::Arc;
+use std::{
+    io::{Error, ErrorKind},
+    sync::Arc,
+};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use percent_encoding::percent_decode_str;
 
-use super::ConnectError;
+use super::error::ConnectError;
+use crate::broker::address::{SPLIT, is_split, place};
 
 /// Connects to the server at `address`, such as `nats://user:password@127.0.0.1:4222`.
 ///
-/// The client reconnects by itself once it was connected. A user and a password in the address are
-/// used, percent-encoded where they have to be; the client itself would ignore them.
+/// With `tls` in the place of `nats` it sends nothing before the connection is encrypted; see
+/// [TLS](super#tls). A user without a password is a token. The signs `/`, `?`, `#`, `@`, `:` and `%`
+/// are percent-encoded in a user, a password and a token: `nats://me:p%40ss%2Fw@host`. IPv6 has
+/// brackets: `nats://[::1]:4222`.
+///
+/// The client reconnects by itself once it was connected.
 ///
 /// # Errors
 ///
 /// [`ConnectError`], if the address is not valid, nobody answers there, or the credentials are
 /// refused. It is not tried again.
+///
+/// # Cancel safety
+///
+/// Cancel safe: a connection that is half made is closed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -30,23 +43,21 @@ pub async fn connect(address: &str) -> Result<Client, ConnectError> {
     connect_with(ConnectOptions::new(), address).await
 }
 
-/// Connects as [`connect`] does, with `options`: a token, TLS, the pause between reconnects.
+/// Connects as [`connect`] does, with `options`: a certificate authority, credentials that are
+/// renewed, the pause between reconnects.
 ///
 /// # Errors
 ///
 /// As for [`connect`]; and with
 /// [`retry_on_initial_connect`](ConnectOptions::retry_on_initial_connect) none but an invalid
 /// address.
+///
+/// # Cancel safety
+///
+/// As that of [`connect`].
 pub async fn connect_with(options: ConnectOptions, address: &str) -> Result<Client, ConnectError> {
-    let server = address.parse::<ServerAddr>();
-    let server = server.map_err(|error| ConnectError::InvalidAddress(error.into()))?;
-    let address = format!("{}:{}", server.host(), server.port());
-    let options = match (server.username(), server.password()) {
-        (Some(user), password) => {
-            options.user_and_password(decode(user), decode(password.unwrap_or_default()))
-        }
-        (None, _) => options,
-    };
+    let (options, server) = without_credentials(options, parse(address)?);
+    let address = place(server.host(), server.port());
     options.connect(server).await.map_err(|error| {
         let kind = error.kind();
         let error = Arc::new(error);
@@ -59,42 +70,83 @@ pub async fn connect_with(options: ConnectOptions, address: &str) -> Result<Clie
     })
 }
 
-/// Decodes the percent-encoding of a URL; what is not one stays as it is.
-fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let code = match (first, tail) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
-            _ => None,
-        };
-        match code {
-            Some((high, low)) => {
-                bytes.push(high * 16 + low);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+/// Returns the parts of an address.
+///
+/// No error repeats any part of it: with a mistake in it, any part may be one of the password.
+fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
+    let invalid = |reason: &str| {
+        ConnectError::InvalidAddress(Arc::new(Error::new(ErrorKind::InvalidInput, reason)))
+    };
+    if is_split(address) {
+        return Err(invalid(SPLIT));
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    let server: ServerAddr = address
+        .parse()
+        .map_err(|_| invalid("it is not one of nats:// or tls://"))?;
+    // Without WebSockets the client would speak to such a port in plain text, `wss` or not.
+    if server.is_websocket() {
+        let address = place(server.host(), server.port());
+        return Err(ConnectError::NoWebSockets { address });
+    }
+    Ok(server)
 }
 
-fn hex(digit: u8) -> Option<u8> {
-    let value = char::from(digit).to_digit(16)?;
-    u8::try_from(value).ok()
+/// Moves the credentials out of the address, which the client repeats in its events.
+fn without_credentials(
+    options: ConnectOptions,
+    server: ServerAddr,
+) -> (ConnectOptions, ServerAddr) {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let options = match (server.username(), server.password()) {
+        (None, None) => return (options, server),
+        (Some(token), None) => options.token(decoded(token)),
+        (user, password) => options.user_and_password(
+            decoded(user.unwrap_or_default()),
+            decoded(password.unwrap_or_default()),
+        ),
+    };
+    let mut bare = server.clone().into_inner();
+    // They fail for an address without a host alone, which has no credentials.
+    let is_bare = bare.set_username("").is_ok() && bare.set_password(None).is_ok();
+    debug_assert!(is_bare, "an address with credentials has a host");
+    let bare = ServerAddr::from_url(bare).unwrap_or(server);
+    (options, bare)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::decode;
+    use async_nats::ConnectOptions;
+
+    use super::{ConnectError, parse, without_credentials};
 
     #[test]
-    fn a_password_is_decoded() {
-        assert_eq!(decode("p%40ss%2fw%C3%A4"), "p@ss/w\u{e4}");
-        assert_eq!(decode("100%"), "100%");
-        assert_eq!(decode("%zz"), "%zz");
+    fn the_client_gets_no_credentials_in_the_address() {
+        for address in [
+            "nats://us3r:s3cret@host:4223",
+            "us3r:s3cret@host:4223",
+            "nats://s3cret@host:4223",
+            "tls://:s3cret@host:4223",
+        ] {
+            let server = parse(address).unwrap();
+            let (options, server) = without_credentials(ConnectOptions::new(), server);
+            let printed = format!("{server:?} {options:?} {}", server.as_url_str());
+            assert!(!printed.contains("s3cret"), "{printed}");
+            assert!(!printed.contains("us3r"), "{printed}");
+            assert_eq!((server.host(), server.port()), ("host", 4223));
+        }
+    }
+
+    #[test]
+    fn websockets_are_not_spoken_to_in_plain_text() {
+        for address in [
+            "wss://us3r:s3cret@[::1]:4223",
+            "ws://us3r:s3cret@[::1]:4223",
+        ] {
+            let error = parse(address).unwrap_err();
+            assert!(matches!(error, ConnectError::NoWebSockets { .. }));
+            let line = "no websocket to nats at [::1]:4223: \
+                        turn on the feature `websockets` of tower-sentinel";
+            assert_eq!(error.to_string(), line);
+        }
     }
 }

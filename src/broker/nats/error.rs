@@ -22,6 +22,11 @@ use async_nats::{
 pub enum ConnectError {
     /// The address is not one of NATS.
     InvalidAddress(Arc<std::io::Error>),
+    /// The address asks for a WebSocket, and this crate is built without them; nothing was sent.
+    NoWebSockets {
+        /// Host and port.
+        address: String,
+    },
     /// The server can't be reached, or does not answer.
     Unreachable {
         /// Host and port.
@@ -44,6 +49,11 @@ impl fmt::Display for ConnectError {
             ConnectError::InvalidAddress(error) => {
                 write!(f, "the address of the nats server is not valid: {error}")
             }
+            ConnectError::NoWebSockets { address } => write!(
+                f,
+                "no websocket to nats at {address}: \
+                 turn on the feature `websockets` of tower-sentinel"
+            ),
             ConnectError::Unreachable { address, error } => {
                 write!(f, "nats at {address} can't be reached: {error}")
             }
@@ -57,6 +67,7 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            ConnectError::NoWebSockets { .. } => None,
             ConnectError::InvalidAddress(error) => Some(error),
             ConnectError::Unreachable { error, .. } | ConnectError::Denied { error, .. } => {
                 Some(error)

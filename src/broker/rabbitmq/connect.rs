@@ -2,14 +2,23 @@
 
 use std::time::Duration;
 
-use lapin::{Connection, ConnectionProperties, uri::AMQPUri};
+use lapin::{Connection, ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
 use tokio::time::timeout;
+use url::{Host, Url};
 
-use super::{ConnectError, half_made::HalfMade};
+use super::{error::ConnectError, half_made::HalfMade};
+use crate::broker::address::{SPLIT, is_split, place};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Connects to `address`, as in `amqp://user:password@host:5672/%2f`.
+/// Connects to `address`, as in `amqp://user:password@host:5672/%2f`, or with `amqps` by TLS.
+///
+/// In a user, a password and a virtual host the signs `/`, `?`, `#`, `@`, `:` and `%` are
+/// percent-encoded: `amqp://me:p%40ss%2Fw@host/%2fsome`. The virtual host `/` is `%2f`, or left out
+/// with its slash; a slash with nothing after it is the virtual host without a name. IPv6 has
+/// brackets: `amqp://[::1]:5672`.
+///
+/// `amqps` needs the feature `rustls` or `native-tls`; see [TLS](super#tls).
 ///
 /// lapin's recovery of connections is off: a subscription ends with its connection, and whoever reads
 /// it starts over.
@@ -39,10 +48,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 ///
 /// Cancel safe: a connection that is half made is closed.
 pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
-    connect_with(ConnectionProperties::default(), address).await
+    connect_with(
+        ConnectionProperties::default(),
+        OwnedTLSConfig::default(),
+        address,
+    )
+    .await
 }
 
-/// Connects to `address` with `properties`, such as a name for the connection.
+/// Connects to `address` with `properties`, such as a name for the connection, and with `tls`: a
+/// certificate authority and a certificate of one's own.
+///
+/// `tls` is used where the address begins with `amqps`; [TLS](super#tls) has a recipe.
 ///
 /// # Errors
 ///
@@ -57,21 +74,52 @@ pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
 /// As that of [`connect`].
 pub async fn connect_with(
     properties: ConnectionProperties,
+    tls: OwnedTLSConfig,
     address: &str,
 ) -> Result<Connection, ConnectError> {
-    let uri: AMQPUri = address.parse().map_err(|error: String| {
-        // The parser may repeat the address, and so the password.
-        let is_safe = !error.contains(address);
-        let reason = if is_safe { error } else { "not a URL".into() };
-        ConnectError::InvalidAddress { reason }
-    })?;
-    let place = format!("{}:{}", uri.authority.host, uri.authority.port);
-    let vhost = uri.vhost.clone();
+    let parsed = parse(address);
+    let uri = parsed.map_err(|reason| ConnectError::InvalidAddress { reason })?;
+    open(&uri, properties, tls).await
+}
+
+/// Returns the parts of an address, or what is wrong with it.
+///
+/// No error repeats any part of it: with a mistake in it, any part may be one of the password.
+pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
+    if is_split(address) {
+        return Err(SPLIT.to_owned());
+    }
+    let url = Url::parse(address).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "amqp" | "amqps") || url.cannot_be_a_base() {
+        return Err("it begins with neither amqp:// nor amqps://".to_owned());
+    }
+    if url.fragment().is_some() {
+        return Err("it has a `#`, which is %23 in a password".to_owned());
+    }
+    let mut uri: AMQPUri = address
+        .parse()
+        .map_err(|_| "a parameter, or what is percent-encoded, is not valid".to_owned())?;
+    // The parser takes an IPv6 address for none at all, and no host for localhost.
+    if let Some(Host::Ipv6(host)) = url.host() {
+        uri.authority.host = host.to_string();
+    }
+    Ok(uri)
+}
+
+/// Opens one connection of lapin.
+pub(super) async fn open(
+    uri: &AMQPUri,
+    properties: ConnectionProperties,
+    tls: OwnedTLSConfig,
+) -> Result<Connection, ConnectError> {
+    let place = place(&uri.authority.host, uri.authority.port);
     let limit = uri.query.connection_timeout.map(Duration::from_millis);
     let limit = limit.unwrap_or(LIMIT);
     let half_made = HalfMade::new();
-    match timeout(limit, half_made.connect(uri, properties)).await {
-        Ok(connected) => connected.map_err(|error| ConnectError::new(place, vhost, error)),
+    match timeout(limit, half_made.connect(uri.clone(), properties, tls)).await {
+        Ok(connected) => {
+            connected.map_err(|error| ConnectError::new(place, uri.vhost.clone(), error))
+        }
         Err(_) => Err(ConnectError::TimedOut {
             address: place,
             limit,

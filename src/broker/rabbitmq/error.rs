@@ -4,6 +4,8 @@ use std::{error::Error, fmt, time::Duration};
 
 use lapin::ErrorKind;
 
+use super::half_made::NoTls;
+
 /// Why there is no connection.
 ///
 /// The message is one line that names the server's address, and never a user or a password.
@@ -14,6 +16,11 @@ pub enum ConnectError {
     InvalidAddress {
         /// What is wrong with it.
         reason: String,
+    },
+    /// The address asks for TLS, and this crate is built without it; nothing was sent.
+    NoTls {
+        /// Host and port.
+        address: String,
     },
     /// The server can't be reached, or does not speak AMQP 0-9-1.
     Unreachable {
@@ -49,6 +56,9 @@ pub enum ConnectError {
 
 impl ConnectError {
     pub(super) fn new(address: String, vhost: String, error: lapin::Error) -> Self {
+        if has_no_tls(&error) {
+            return ConnectError::NoTls { address };
+        }
         match amqp_code(&error) {
             // ACCESS_REFUSED
             Some(403) => ConnectError::Denied { address, error },
@@ -60,6 +70,13 @@ impl ConnectError {
             },
             _ => ConnectError::Unreachable { address, error },
         }
+    }
+}
+
+fn has_no_tls(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::IOError(error) => error.get_ref().is_some_and(|error| error.is::<NoTls>()),
+        _ => false,
     }
 }
 
@@ -79,6 +96,11 @@ impl fmt::Display for ConnectError {
                     "the address of the rabbitmq server is not valid: {reason}"
                 )
             }
+            ConnectError::NoTls { address } => write!(
+                f,
+                "no tls to rabbitmq at {address}: \
+                 turn on the feature `rustls` or `native-tls` of tower-sentinel"
+            ),
             ConnectError::Unreachable { address, error } => {
                 write!(f, "rabbitmq at {address} can't be reached: {error}")
             }
@@ -101,7 +123,9 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ConnectError::InvalidAddress { .. } | ConnectError::TimedOut { .. } => None,
+            ConnectError::InvalidAddress { .. }
+            | ConnectError::NoTls { .. }
+            | ConnectError::TimedOut { .. } => None,
             ConnectError::Unreachable { error, .. }
             | ConnectError::Denied { error, .. }
             | ConnectError::NoVirtualHost { error, .. } => Some(error),

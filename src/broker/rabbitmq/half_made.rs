@@ -5,23 +5,42 @@ use std::os::fd::AsFd as AsSocket;
 #[cfg(windows)]
 use std::os::windows::io::AsSocket;
 use std::{
-    io,
+    fmt, io,
     net::{Shutdown, TcpStream},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::future::{Either, select};
 use lapin::{
     Connection, ConnectionProperties, Error, Result,
     runtime::default_runtime,
-    tcp::{AsyncTcpStream, TLSConfig},
+    tcp::{AsyncTcpStream, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Closes the connection when it is dropped before there is one.
 ///
 /// A thread of lapin's own makes the connection, and goes on when nobody waits for it any more: if
 /// the server is silent, then for ever.
-pub(super) struct HalfMade(Arc<Mutex<Progress>>);
+pub(super) struct HalfMade {
+    progress: Arc<Mutex<Progress>>,
+    /// Cancelled when the connection is given up: ends TCP's and TLS's handshakes.
+    given_up: CancellationToken,
+}
+
+/// There is no TLS in what lapin was built with: it would go on in plain text.
+#[derive(Debug)]
+pub(super) struct NoTls;
+
+impl fmt::Display for NoTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client is built without tls")
+    }
+}
+
+impl std::error::Error for NoTls {}
 
 enum Progress {
     /// With the socket, once there is one.
@@ -33,7 +52,10 @@ enum Progress {
 
 impl HalfMade {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Progress::Making(None))))
+        Self {
+            progress: Arc::new(Mutex::new(Progress::Making(None))),
+            given_up: CancellationToken::new(),
+        }
     }
 
     /// Connects as lapin does.
@@ -41,39 +63,55 @@ impl HalfMade {
         &self,
         uri: AMQPUri,
         properties: ConnectionProperties,
+        tls: OwnedTLSConfig,
     ) -> Result<Connection> {
-        let progress = Arc::clone(&self.0);
+        let progress = Arc::clone(&self.progress);
+        let given_up = self.given_up.clone();
         let runtime = default_runtime()?;
         let reactor = runtime.clone();
         let tcp = async move |uri: AMQPUri, _| {
-            let host = uri.authority.host.clone();
-            let addresses = reactor.to_socket_addrs((host.clone(), uri.authority.port));
-            let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
-            if let AsyncTcpStream::Plain(plain) = &stream {
-                hold(&progress, plain.get_ref())?;
-            }
-            match uri.scheme {
-                AMQPScheme::AMQP => Ok(stream),
-                AMQPScheme::AMQPS => Ok(stream.into_tls(&host, TLSConfig::default()).await?),
+            let making = async {
+                let host = uri.authority.host.clone();
+                let addresses = reactor.to_socket_addrs((host.clone(), uri.authority.port));
+                let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
+                if let AsyncTcpStream::Plain(plain) = &stream {
+                    hold(&progress, plain.get_ref())?;
+                }
+                match uri.scheme {
+                    AMQPScheme::AMQP => Ok(stream),
+                    AMQPScheme::AMQPS => match stream.into_tls(&host, tls.as_ref()).await? {
+                        AsyncTcpStream::Plain(_) => Err(Error::from(io::Error::other(NoTls))),
+                        encrypted => Ok(encrypted),
+                    },
+                }
+            };
+            match select(pin!(given_up.cancelled()), pin!(making)).await {
+                Either::Left(_) => Err(gone()),
+                Either::Right((made, _)) => made,
             }
         };
         let connection = Connection::connector(uri, runtime, tcp, properties).await?;
-        *lock(&self.0) = Progress::Made;
+        *lock(&self.progress) = Progress::Made;
         Ok(connection)
     }
 }
 
 impl Drop for HalfMade {
     fn drop(&mut self) {
-        let mut progress = lock(&self.0);
+        let mut progress = lock(&self.progress);
         if let Progress::Making(socket) = &*progress {
             if let Some(socket) = socket {
                 // An error says that it is closed already.
                 drop(socket.shutdown(Shutdown::Both));
             }
             *progress = Progress::GivenUp;
+            self.given_up.cancel();
         }
     }
+}
+
+fn gone() -> Error {
+    Error::from(io::Error::from(io::ErrorKind::TimedOut))
 }
 
 fn hold(progress: &Mutex<Progress>, socket: &impl AsSocket) -> Result<()> {
@@ -81,7 +119,7 @@ fn hold(progress: &Mutex<Progress>, socket: &impl AsSocket) -> Result<()> {
         Progress::Making(held) => *held = Some(twin(socket)?),
         // lapin connects again by itself, where that is turned on.
         Progress::Made => {}
-        Progress::GivenUp => return Err(Error::from(io::Error::from(io::ErrorKind::TimedOut))),
+        Progress::GivenUp => return Err(gone()),
     }
     Ok(())
 }

@@ -14,6 +14,11 @@ use super::keys::in_slot_of;
 pub enum ConnectError {
     /// The address is not one of Redis.
     InvalidAddress(RedisError),
+    /// The address asks for TLS, and this crate is built without it; nothing was sent.
+    NoTls {
+        /// Host and port.
+        address: String,
+    },
     /// The server can't be reached, or doesn't answer.
     Unreachable {
         /// Host and port, or the path of a socket.
@@ -72,6 +77,11 @@ impl fmt::Display for ConnectError {
             ConnectError::InvalidAddress(error) => {
                 write!(f, "the address of the redis server is not valid: {error}")
             }
+            ConnectError::NoTls { address } => write!(
+                f,
+                "no tls to redis at {address}: \
+                 turn on the feature `rustls` or `native-tls` of tower-sentinel"
+            ),
             ConnectError::Unreachable { address, error } => {
                 write!(f, "redis at {address} can't be reached: {error}")
             }
@@ -120,6 +130,7 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            ConnectError::NoTls { .. } => None,
             ConnectError::InvalidAddress(error)
             | ConnectError::Unreachable { error, .. }
             | ConnectError::Denied { error, .. }

@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, Value, aio::MultiplexedConnection, cmd,
-};
+use ::redis::{Client, Value, aio::MultiplexedConnection, cmd};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
@@ -17,6 +14,7 @@ use super::{
     ConnectError, Deliveries,
     acks::Acks,
     channel::Channel,
+    connect::Server,
     keys::Keys,
     probe::{Newer, Unfit, probe},
     reader::{Reader, Timing},
@@ -215,8 +213,15 @@ impl ConsumerGroup {
         self.keys.dead.as_deref()
     }
 
-    /// Connects to a server, creates the group and its stream if they are missing, and begins to
-    /// read.
+    /// Connects to the server at `address`, creates the group and its stream if they are missing, and
+    /// begins to read.
+    ///
+    /// An address is `redis://user:password@host:6379/0`, `rediss://…` by TLS, or
+    /// `unix:///path?user=…&pass=…`; `valkey` is the same as `redis`. The signs `/`, `?`, `#`, `@`, `:`
+    /// and `%` are percent-encoded in a user and a password: `redis://me:p%40ss%2Fw@host`. IPv6 has
+    /// brackets: `redis://[::1]:6379`.
+    ///
+    /// `rediss` needs the feature `rustls` or `native-tls`; see [TLS](super#tls).
     ///
     /// # Errors
     ///
@@ -231,40 +236,49 @@ impl ConsumerGroup {
     /// # Cancel safety
     ///
     /// Cancel safe: what is left behind is the group.
-    pub async fn connect(
-        &self,
-        server: impl IntoConnectionInfo,
-    ) -> Result<Deliveries, ConnectError> {
-        let info = server
-            .into_connection_info()
-            .map_err(ConnectError::InvalidAddress)?;
-        let address = info.addr().to_string();
-        // With version 3 of the protocol the client tells when a connection is lost, also one that
-        // waits for nothing.
-        let settings = info.redis_settings().clone();
-        let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
-        let client = Client::open(info).map_err(ConnectError::InvalidAddress)?;
+    pub async fn connect(&self, address: impl AsRef<str>) -> Result<Deliveries, ConnectError> {
+        self.connect_to(Server::parse(address.as_ref())?).await
+    }
 
+    /// Connects to the server that `client` is made for, as [`connect`](Self::connect) does.
+    ///
+    /// The client brings what an address can't: a certificate authority, a certificate of one's own,
+    /// or a password in any signs. It makes no connection itself.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`connect`](Self::connect).
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of [`connect`](Self::connect).
+    pub async fn connect_with(&self, client: &Client) -> Result<Deliveries, ConnectError> {
+        self.connect_to(Server::new(client)?).await
+    }
+
+    async fn connect_to(&self, server: Server) -> Result<Deliveries, ConnectError> {
         let lost = CancellationToken::new();
-        let unreachable = |error| refusal(&address, error);
-        let settling = open(&client, self.response_timeout, &lost).await;
-        let mut settling = settling.map_err(unreachable)?;
+        let mut settling = server.open(self.response_timeout, &lost).await?;
         let patience = self
             .response_timeout
             .saturating_add(self.timing.poll_interval);
-        let reading = open(&client, patience, &lost).await.map_err(unreachable)?;
+        let reading = server.open(patience, &lost).await?;
         let consumer = format!("{}-{:016x}", self.consumer, fastrand::u64(..));
         let probed = probe(&settling, &self.keys, self.delete_settled, &consumer).await;
-        let newer = probed.map_err(|unfit| self.unfit(&address, unfit))?;
+        let newer = probed.map_err(|unfit| self.unfit(&server, unfit))?;
         let created = self.create(&mut settling).await;
-        created.map_err(|error| self.unfit(&address, error))?;
+        created.map_err(|error| self.unfit(&server, error))?;
         Ok(self.subscribe(consumer, newer, settling, reading, lost))
     }
 
-    fn unfit(&self, address: &str, unfit: Unfit) -> ConnectError {
-        let (address, stream) = (address.to_owned(), self.keys.stream.clone());
+    fn unfit(&self, server: &Server, unfit: Unfit) -> ConnectError {
+        let (address, stream) = (server.place.clone(), self.keys.stream.clone());
         match unfit {
-            Unfit::Failed(error) => refusal(&address, error),
+            Unfit::Failed(error) => server.refusal(error),
             Unfit::Forbidden {
                 command,
                 key,
@@ -345,35 +359,5 @@ impl ConsumerGroup {
         let reader = tokio::spawn(reader.run());
         let min_idle = self.timing.min_idle;
         Deliveries::new(reads, close, reader, channel, self.prefetch, min_idle)
-    }
-}
-
-async fn open(
-    client: &Client,
-    patience: Duration,
-    lost: &CancellationToken,
-) -> Result<MultiplexedConnection, RedisError> {
-    let lost = lost.clone();
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(patience))
-        .set_response_timeout(Some(patience))
-        .set_push_sender(move |push: PushInfo| {
-            if push.kind == PushKind::Disconnection {
-                lost.cancel();
-            }
-            Ok::<_, std::convert::Infallible>(())
-        });
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-}
-
-fn refusal(address: &str, error: RedisError) -> ConnectError {
-    let address = address.to_owned();
-    let denied = error.kind() == ErrorKind::AuthenticationFailed
-        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"));
-    match denied {
-        true => ConnectError::Denied { address, error },
-        false => ConnectError::Unreachable { address, error },
     }
 }

@@ -162,6 +162,7 @@
 
 mod acks;
 mod channel;
+mod connect;
 mod dead_letter;
 mod deliveries;
 mod delivery;

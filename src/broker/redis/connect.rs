@@ -1,0 +1,109 @@
+//! [`Server`]: where a consumer group connects, and the connections to it.
+
+use std::{convert::Infallible, time::Duration};
+
+use ::redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, ProtocolVersion, PushInfo, PushKind,
+    RedisError, aio::MultiplexedConnection, parse_redis_url,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::error::ConnectError;
+use crate::broker::address::{SPLIT, is_split, place};
+
+/// A server, and its name in errors.
+pub(super) struct Server {
+    client: Client,
+    pub(super) place: String,
+}
+
+impl Server {
+    /// Reads an address.
+    ///
+    /// No error repeats any part of one that is not valid: it may be one of the password.
+    pub(super) fn parse(address: &str) -> Result<Self, ConnectError> {
+        let invalid = |text| RedisError::from((ErrorKind::InvalidClientConfig, text));
+        let url = parse_redis_url(address);
+        let has_host = url.as_ref().is_some_and(|url| url.has_host());
+        // The path of a socket may have any sign.
+        if has_host && is_split(address) {
+            return Err(ConnectError::InvalidAddress(invalid(SPLIT)));
+        }
+        if let Some(url) = &url {
+            let is_encrypted = matches!(url.scheme(), "rediss" | "valkeys");
+            if is_encrypted && !has_tls() {
+                let host = url.host_str().unwrap_or_default();
+                let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+                let address = format!("{host}{port}");
+                return Err(ConnectError::NoTls { address });
+            }
+        }
+        let client = Client::open(address).map_err(|error| {
+            // The client repeats what is in the place of the protocol's version.
+            let is_bare = error.detail().is_none();
+            let text = "a parameter of it is not valid";
+            ConnectError::InvalidAddress(if is_bare { error } else { invalid(text) })
+        })?;
+        Self::new(&client)
+    }
+
+    /// Takes the address and the certificates of a client.
+    pub(super) fn new(client: &Client) -> Result<Self, ConnectError> {
+        let info = client.get_connection_info().clone();
+        let place = match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                place(host, *port)
+            }
+            other => other.to_string(),
+        };
+        // With version 3 of the protocol the client tells when a connection is lost, also one that
+        // waits for nothing.
+        let settings = info.redis_settings().clone();
+        let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
+        let client = Client::open(info).map_err(ConnectError::InvalidAddress)?;
+        Ok(Self { client, place })
+    }
+
+    /// Opens a connection that waits no longer than `patience` for an answer, and cancels `lost` when
+    /// it is lost.
+    pub(super) async fn open(
+        &self,
+        patience: Duration,
+        lost: &CancellationToken,
+    ) -> Result<MultiplexedConnection, ConnectError> {
+        let lost = lost.clone();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(patience))
+            .set_response_timeout(Some(patience))
+            .set_push_sender(move |push: PushInfo| {
+                if push.kind == PushKind::Disconnection {
+                    lost.cancel();
+                }
+                Ok::<_, Infallible>(())
+            });
+        let client = &self.client;
+        let opened = client.get_multiplexed_async_connection_with_config(&config);
+        opened.await.map_err(|error| self.refusal(error))
+    }
+
+    pub(super) fn refusal(&self, error: RedisError) -> ConnectError {
+        let address = self.place.clone();
+        let denied = error.kind() == ErrorKind::AuthenticationFailed
+            || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"));
+        match denied {
+            true => ConnectError::Denied { address, error },
+            false => ConnectError::Unreachable { address, error },
+        }
+    }
+}
+
+/// Returns whether the client is built with TLS.
+fn has_tls() -> bool {
+    let encrypted = ConnectionAddr::TcpTls {
+        host: String::new(),
+        port: 0,
+        insecure: false,
+        tls_params: None,
+    };
+    encrypted.is_supported()
+}
