@@ -89,6 +89,7 @@ impl Options {
         Queue::quorum(&self.queue)
             .prefetch(self.prefetch.into())
             .dead_letter(self.dead_letters())
+            .delivery_limit(None) // it has a dead-letter exchange, see `subscribe`
     }
 }
 

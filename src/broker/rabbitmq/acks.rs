@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 use lapin::{Acker, Channel, options::BasicAckOptions};
-use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
+use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::Instant};
 
 /// The acks of a channel.
 ///
@@ -48,6 +48,8 @@ struct State {
     /// What has no answer. What the client has received and the stream has not given out comes
     /// after all of these.
     unanswered: BTreeSet<Place>,
+    /// When the last settlement was handed over.
+    last_sent: Option<Instant>,
     /// What the next task will send: there is one unless this is empty.
     waiting: Vec<Ack>,
 }
@@ -76,6 +78,7 @@ impl Acks {
             epoch: 0,
             last: 0,
             unanswered: BTreeSet::new(),
+            last_sent: None,
             waiting: Vec::new(),
         };
         Self {
@@ -103,7 +106,14 @@ impl Acks {
 
     /// Strikes out a delivery that was answered otherwise.
     pub(super) fn strike_out(&self, place: Place) {
-        self.state().unanswered.remove(&place);
+        let mut state = self.state();
+        state.unanswered.remove(&place);
+        state.last_sent = Some(Instant::now());
+    }
+
+    /// Returns when the last settlement was handed over.
+    pub(super) fn last_sent(&self) -> Option<Instant> {
+        self.state().last_sent
     }
 
     /// Lets go of the channel; no ack is sent any more.
@@ -183,6 +193,7 @@ impl State {
                 }
             }
             frames.push(frame);
+            self.last_sent = Some(Instant::now());
         }
         frames
     }

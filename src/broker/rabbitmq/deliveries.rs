@@ -13,15 +13,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::Stream;
 use lapin::{
-    Channel, ConnectionStatus, Consumer,
-    message::Delivery as Received,
-    options::{BasicCancelOptions, BasicNackOptions},
+    Channel, ConnectionStatus, Consumer, message::Delivery as Received, options::BasicCancelOptions,
 };
+use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, SubscriptionError, acks::Acks, delivery::Link, publisher::Publisher};
+use super::{
+    Delivery, QueueKind, SubscriptionError,
+    acks::Acks,
+    delivery::{Link, Reading},
+    ending::{flush, stop},
+    publisher::Publisher,
+};
 use crate::Subscription;
 
 /// The jobs of one subscription, over a channel of its own: a [`Subscription`].
@@ -30,7 +35,11 @@ use crate::Subscription;
 /// others, and gives back what was received and not taken with `basic.nack`. That is charged where a
 /// [release](super#counts) is; on a quorum queue the end of the channel is charged by every server.
 ///
-/// Dropping it closes the channel: what was not answered is redelivered, and its tags are stale.
+/// [`poll_close`](Subscription::poll_close) lets a quorum queue carry out the last acks before it closes
+/// the channel, which would take them with it: by a cancel of the consumer and its answer, and after a
+/// stop by a wait until 100 ms after the last settlement.
+///
+/// Dropping it closes the channel at once: what was not answered is redelivered, and its tags are stale.
 #[must_use = "jobs wait unanswered unless the stream is polled"]
 pub struct Deliveries {
     channel: Channel,
@@ -39,8 +48,9 @@ pub struct Deliveries {
     link: Arc<Link>,
     prefetch: u16,
     /// What was received while waiting for the end; no more than the prefetch.
-    received: VecDeque<Received>,
+    received: VecDeque<(Received, Instant)>,
     end: Option<End>,
+    /// Cancels the consumer, for us or in answer to a cancel by the server.
     stopping: Option<Step>,
     closing: Option<Step>,
 }
@@ -80,12 +90,13 @@ impl Deliveries {
         connection: ConnectionStatus,
         publisher: Publisher,
         prefetch: u16,
-        free_release: bool,
+        reading: Reading,
     ) -> Self {
         let link = Arc::new(Link {
             publisher,
-            free_release,
+            reading,
             is_over: AtomicBool::new(false),
+            is_cancelled: AtomicBool::new(false),
             acks: Arc::new(Acks::new(channel.clone())),
         });
         Self {
@@ -112,24 +123,44 @@ impl Deliveries {
     }
 
     /// Waits for what the client receives; `None` once there is an end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Received, Instant)>> {
         if self.end.is_some() {
             return Poll::Ready(None);
         }
         let reason = match ready!(Pin::new(&mut self.consumer).poll_next(cx)) {
-            Some(Ok(received)) => return Poll::Ready(Some(received)),
+            Some(Ok(received)) => return Poll::Ready(Some((received, Instant::now()))),
             Some(Err(error)) => SubscriptionError::new(error),
             None => self.reason_of_cancel(),
         };
-        let cancelled = matches!(reason, SubscriptionError::Cancelled { .. });
-        if !cancelled {
-            self.give_up();
+        match reason {
+            SubscriptionError::Cancelled { .. } => self.answer_cancel(cx),
+            _ => self.give_up(),
         }
         self.end = Some(End {
             reason: Some(reason),
             is_told: false,
         });
         Poll::Ready(None)
+    }
+
+    /// Lets the server forget a consumer that it has cancelled, as lapin does not answer.
+    ///
+    /// After a consumer timeout of 4.3 the server would go on to deliver to it, and so to nobody,
+    /// once all that was overdue is acked.
+    fn answer_cancel(&mut self, cx: &mut Context<'_>) {
+        self.link.is_cancelled.store(true, Ordering::Release);
+        let (channel, tag) = (self.channel.clone(), self.consumer.tag());
+        let mut cancel = Step::new(async move {
+            // An error says that the channel is closed, which forgets it, too.
+            drop(
+                channel
+                    .basic_cancel(tag, BasicCancelOptions::default())
+                    .await,
+            );
+        });
+        // The first poll hands it over.
+        let _pending = cancel.poll(cx);
+        self.stopping = Some(cancel);
     }
 
     /// lapin ends its stream alike for a cancelled consumer and for what was closed from this side.
@@ -166,9 +197,9 @@ impl Stream for Deliveries {
             };
             match received {
                 // Void: its channel was closed after it had come.
-                Some(received) if received.acker.poisoned() => {}
-                Some(received) => {
-                    let delivery = Delivery::new(received, &self.link);
+                Some((received, _)) if received.acker.poisoned() => {}
+                Some((received, at)) => {
+                    let delivery = Delivery::new(received, at, &self.link);
                     return Poll::Ready(Some(Ok(delivery)));
                 }
                 None => {
@@ -234,11 +265,20 @@ impl Subscription for Deliveries {
             is_told: true,
         });
         // The close gives back what it had no time for.
-        this.stopping = None;
-        let channel = &this.channel;
+        let stopped = this.stopping.take().is_some();
+        let Self {
+            channel,
+            consumer,
+            link,
+            ..
+        } = this;
         let closing = this.closing.get_or_insert_with(|| {
-            let channel = channel.clone();
+            let (channel, link) = (channel.clone(), Arc::clone(link));
+            let consumer = (!stopped).then(|| consumer.tag());
             Step::new(async move {
+                if link.publisher.kind() == QueueKind::Quorum {
+                    flush(&channel, consumer, &link).await;
+                }
                 // An error says that it is closed, or lost, already.
                 drop(channel.close(200, "OK".into()).await);
             })
@@ -260,28 +300,5 @@ impl fmt::Debug for Deliveries {
             .field("prefetch", &self.prefetch)
             .field("end", &self.end)
             .finish_non_exhaustive()
-    }
-}
-
-/// Cancels a consumer, and gives back what it had received.
-async fn stop(channel: Channel, mut consumer: Consumer, mut received: VecDeque<Received>) {
-    let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    if cancel.await.is_err() {
-        // The channel is closed, and all that it had goes back.
-        return;
-    }
-    // Not before, since what is given back would be delivered here again. lapin ends its stream with
-    // the answer to the cancel; what is missing there by then, the close gives back.
-    while let Some(Some(Ok(late))) = consumer.next().now_or_never() {
-        received.push_back(late);
-    }
-    for received in received {
-        let options = BasicNackOptions {
-            requeue: true,
-            multiple: false,
-        };
-        if received.acker.nack(options).await.is_err() {
-            return;
-        }
     }
 }

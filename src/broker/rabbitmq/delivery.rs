@@ -6,13 +6,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use lapin::BasicProperties;
+use tokio::time::Instant;
 
 use super::{
     DeliveryError, QueueKind, Settlement,
     acks::{Acks, Place},
+    delivery_limit::DeliveryLimit,
     headers::{self, Counted},
     publisher::Publisher,
 };
@@ -22,10 +25,25 @@ use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Verdict};
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) publisher: Publisher,
-    pub(super) free_release: bool,
+    pub(super) reading: Reading,
     /// Set when the channel is closed or given up.
     pub(super) is_over: AtomicBool,
+    /// Set when the server has cancelled the consumer.
+    pub(super) is_cancelled: AtomicBool,
     pub(super) acks: Arc<Acks>,
+}
+
+/// What is known of the queue and its server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    pub(super) delivery_limit: DeliveryLimit,
+    /// Whether the queue delays what is rejected.
+    pub(super) delayed_retry: bool,
+    /// From when on the server gives a delivery to others.
+    pub(super) consumer_timeout: Option<Duration>,
+    /// Whether it counts no `basic.nack`, and takes back what is overdue by itself, as servers from
+    /// 4.3 on.
+    pub(super) free_release: bool,
 }
 
 #[derive(Debug)]
@@ -34,6 +52,7 @@ pub(super) struct Message {
     pub(super) counted: Counted,
     pub(super) link: Arc<Link>,
     pub(super) place: Place,
+    received: Instant,
     is_settled: AtomicBool,
 }
 
@@ -43,7 +62,11 @@ impl Message {
         if self.is_settled.swap(true, Ordering::AcqRel) {
             return Err(DeliveryError::AlreadySettled);
         }
-        self.check()
+        self.check()?;
+        match self.is_overdue() {
+            true => Err(DeliveryError::Lost),
+            false => Ok(()),
+        }
     }
 
     /// Checks that the channel still lives on which it can be answered for.
@@ -52,6 +75,40 @@ impl Message {
             return Err(DeliveryError::Stale);
         }
         Ok(())
+    }
+
+    /// Checks that the server has not taken the job back: what is republished then would be a copy.
+    pub(super) fn check_held(&self) -> Result<(), DeliveryError> {
+        if self.link.is_cancelled.load(Ordering::Acquire) || self.is_overdue() {
+            return Err(DeliveryError::Lost);
+        }
+        Ok(())
+    }
+
+    fn is_overdue(&self) -> bool {
+        let limit = self.link.reading.consumer_timeout;
+        limit.is_some_and(|limit| self.received.elapsed() >= limit)
+    }
+
+    /// Returns whether the server takes back by itself what is lost, or has.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.link.is_cancelled.load(Ordering::Acquire) || self.release_is_free()
+    }
+
+    /// Returns whether the queue itself does not count a release.
+    pub(super) fn release_is_free(&self) -> bool {
+        let Link {
+            publisher, reading, ..
+        } = &*self.link;
+        let is_free = reading.free_release || self.counted.has_acquired;
+        is_free || publisher.kind() == QueueKind::Classic
+    }
+
+    /// Returns whether one more requeue that counts brings the job near the limit of its queue.
+    pub(super) fn is_near_limit(&self) -> bool {
+        let failed = self.counted.by_queue.unwrap_or(0);
+        let limit = self.link.reading.delivery_limit;
+        self.link.publisher.kind() == QueueKind::Quorum && limit.is_near(failed)
     }
 
     pub(super) fn deliveries(&self) -> Option<u32> {
@@ -75,12 +132,17 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(delivery: lapin::message::Delivery, link: &Arc<Link>) -> Self {
+    pub(super) fn new(
+        delivery: lapin::message::Delivery,
+        received: Instant,
+        link: &Arc<Link>,
+    ) -> Self {
         let message = Arc::new(Message {
             counted: Counted::read(&delivery.properties),
             place: link.acks.enter(delivery.delivery_tag),
             delivery,
             link: Arc::clone(link),
+            received,
             is_settled: AtomicBool::new(false),
         });
         Self { message }
@@ -150,7 +212,9 @@ impl DeliveryTag {
 
 /// # Errors
 ///
-/// Each uses the tag up, and calls for the channel to be given up.
+/// Each uses the tag up, and calls for the channel to be given up, unless the job is
+/// [lost](DeliveryError::Lost) to a server that takes it back by itself: that is
+/// [moot](crate::Unsettled::moot).
 ///
 /// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a
 /// [`SettlePolicy`](crate::SettlePolicy) gives it up in time.
@@ -181,8 +245,7 @@ impl Settle for DeliveryTag {
         if link.publisher.dead_letter().is_some() {
             capabilities = capabilities.dead_letter();
         }
-        let is_free = link.free_release || self.message.counted.has_acquired;
-        if is_free || link.publisher.kind() == QueueKind::Classic {
+        if self.message.release_is_free() {
             capabilities = capabilities.free_release();
         }
         capabilities

@@ -236,6 +236,9 @@ pub enum DeliveryError {
     AlreadySettled,
     /// Its channel is closed; it was neither answered nor republished. The server redelivers the job.
     Stale,
+    /// The server has taken the job back, or is about to: it has cancelled the consumer, or the
+    /// [consumer timeout](super::Queue::consumer_timeout) is over. Nothing was sent or republished.
+    Lost,
     /// The client did not send the answer (lapin's `Ok(false)`): the channel closed meanwhile.
     NotSent,
     /// The client failed to send the answer, or to republish the job.
@@ -260,6 +263,9 @@ impl fmt::Display for DeliveryError {
         match self {
             DeliveryError::AlreadySettled => f.write_str("the delivery is settled already"),
             DeliveryError::Stale => f.write_str("the delivery belongs to a channel that is closed"),
+            DeliveryError::Lost => f.write_str(
+                "the server has taken the job back: let jobs end before its consumer timeout",
+            ),
             DeliveryError::NotSent => f.write_str("the client did not send the answer"),
             DeliveryError::Client(error) => write!(f, "the answer failed: {error}"),
             DeliveryError::NotConfirmed => {

@@ -12,6 +12,7 @@
 //! let mut jobs = Queue::quorum("orders")
 //!     .prefetch(64) // both `basic.qos` and the gate
 //!     .dead_letter("orders.dead")
+//!     .delivery_limit(None) // declared with `x-delivery-limit: -1`
 //!     .subscribe(&connection)
 //!     .await?;
 //! let mut handler = ServiceBuilder::new()
@@ -31,9 +32,9 @@
 //! | | quorum queue | classic queue |
 //! | --- | --- | --- |
 //! | `Ack` | `basic.ack` | `basic.ack` |
-//! | `Retry` | `basic.reject` with requeue | republished to the end of the queue, then acked |
-//! | `Retry` after a delay | republished to a retry queue, then acked | the same |
-//! | `Release` | `basic.nack` with requeue | `basic.nack` with requeue |
+//! | `Retry` | `basic.reject` with requeue; near the [limit](Queue::delivery_limit) republished to the end of the queue, then acked | republished to the end of the queue, then acked |
+//! | `Retry` after a delay | republished to a retry queue, then acked; `basic.reject` if the [queue delays](Queue::delayed_retry) | republished to a retry queue, then acked |
+//! | `Release` | `basic.nack` with requeue; before 4.3 near the limit republished to the end of the queue, then acked | `basic.nack` with requeue |
 //! | `Reject`, with a [dead letter](Queue::dead_letter) | republished there with its reason, then acked | the same |
 //! | `Reject` without | `basic.reject` without requeue: what the queue's own dead-letter exchange gets, or nobody | the same |
 //! | `Abandon` | nothing: the job holds its place in the prefetch until the channel ends | the same |
@@ -73,14 +74,18 @@
 //!
 //! Servers before 4.3 count every return to a quorum queue, so there a `Release` is charged, and
 //! [`release_is_free`](crate::Capabilities::release_is_free) says so. From 4.3 on they count
-//! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server: a delivery
-//! that bears `x-acquired-count`, which came with 4.3, proves it, and
+//! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server, so
+//! [`subscribe`](Queue::subscribe) finds it out by a declaration that every server refuses (its log
+//! has a line of it), if the user may configure the queue `<queue>.retry.0`. Else the server is taken
+//! for an older one until a delivery bears `x-acquired-count`, which came with 4.3, or
 //! [`Queue::free_release`] declares it. What is released while the subscription lives may be delivered
 //! to it again at once. A [`Consumer`](crate::Consumer) that drains is delivered nothing, since it has
 //! [stopped](crate::Subscription::poll_stop) the subscription.
 //!
-//! Since 4.0 a quorum queue has a delivery limit of 20 unless it is set up otherwise: then the job
-//! goes to the queue's own dead-letter exchange, or is dropped.
+//! Since 4.0 a quorum queue has a delivery limit of 20 unless it is set up otherwise: over it the job
+//! goes to the queue's own dead-letter exchange, or is dropped without a word. No verdict brings a job
+//! over it: [`Queue::delivery_limit`]. The ends of channels do, as when a process is killed, so declare
+//! the queue with `x-delivery-limit: -1` or a dead-letter exchange. Tested on 3.10, 4.0 and 4.3.
 //!
 //! # Delays
 //!
@@ -132,22 +137,35 @@
 //!
 //! # The consumer timeout
 //!
-//! A delivery that is not answered within the server's `consumer_timeout`, 30 minutes by default,
-//! makes the server close the *channel*: all jobs of the subscription are redelivered, and its stream
-//! ends with [`SubscriptionError::ChannelClosed`]. RabbitMQ has no keep-alive. So a sentinel's time
-//! limit should be shorter, with its settlement included; or let the server wait longer
-//! (`consumer_timeout` in `rabbitmq.conf`; from 3.12 on also `x-consumer-timeout` of a queue).
-//! From 4.3 on it is not applied to classic queues.
+//! A delivery that is not settled within the consumer timeout, 30 minutes by default, goes back to its
+//! queue. RabbitMQ has no keep-alive. So a sentinel's time limit should be shorter, with its settlement
+//! included; or let the server wait longer (`consumer_timeout` in `rabbitmq.conf`; from 3.12 on also
+//! `x-consumer-timeout` of a queue; from 4.3 on that of a consumer, [`Queue::consumer_timeout`]).
+//!
+//! | | 3.10 and 4.0 | 4.3, quorum queue | 4.3, classic queue |
+//! | --- | --- | --- | --- |
+//! | the server | closes the *channel* | cancels the *consumer*, and takes back what is overdue | waits for ever |
+//! | the stream ends with | [`ChannelClosed`](SubscriptionError::ChannelClosed) | [`Cancelled`](SubscriptionError::Cancelled) | |
+//! | comes back | all jobs of the subscription | what is overdue; the others with the channel | |
+//! | counted by a quorum queue | yes | no | |
+//! | later settlements | [`Stale`](DeliveryError::Stale) | those that republish are [`Lost`](DeliveryError::Lost), and [moot](crate::Unsettled::moot); acks are sent, and do nothing for a job that was taken back | |
+//!
+//! After a cancel of its own the server would take a consumer for alive again as soon as all that was
+//! overdue is acked, and deliver to it what nobody receives. So the adapter answers with a
+//! `basic.cancel`. A job that gets overdue after that makes 4.3 close the channel.
 
 mod acks;
 mod connect;
 mod deliveries;
 mod delivery;
+mod delivery_limit;
+mod ending;
 mod error;
 mod half_made;
 mod headers;
 mod publisher;
 mod queue;
+mod server;
 mod settlement;
 
 pub use lapin;

@@ -5,14 +5,17 @@ use std::time::Duration;
 use lapin::{
     Channel, Connection,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
-    types::{FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::timeout;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     Deliveries, SubscriptionError,
+    delivery::Reading,
+    delivery_limit::DeliveryLimit,
     publisher::{Publisher, Target},
+    server,
 };
 
 /// Of which type a queue is: RabbitMQ does not tell a consumer.
@@ -39,8 +42,17 @@ pub struct Queue {
     pub(super) kind: QueueKind,
     prefetch: u16,
     dead_letter: Option<(String, String)>,
-    free_release: bool,
+    reading: Reading,
+    consumer: ConsumerSettings,
     subscribe_timeout: Duration,
+}
+
+/// What a consumer is subscribed with.
+#[derive(Clone, Debug, Default)]
+struct ConsumerSettings {
+    tag: String,
+    is_exclusive: bool,
+    arguments: FieldTable,
 }
 
 impl Queue {
@@ -60,7 +72,13 @@ impl Queue {
             kind,
             prefetch: 64,
             dead_letter: None,
-            free_release: false,
+            reading: Reading {
+                delivery_limit: DeliveryLimit::Assumed,
+                delayed_retry: false,
+                consumer_timeout: None,
+                free_release: false,
+            },
+            consumer: ConsumerSettings::default(),
             subscribe_timeout: Duration::from_secs(10),
         }
     }
@@ -108,12 +126,132 @@ impl Queue {
         self
     }
 
+    /// Tells the delivery limit of a quorum queue, its `x-delivery-limit`; `None` if it has none
+    /// (`-1`).
+    ///
+    /// A queue lets go of a job that fails once more than its limit: the job goes to the queue's own
+    /// dead-letter exchange, or is dropped. AMQP does not tell the limit. By default it is taken for
+    /// the 20 that servers from 4.0 on give to a queue without one, and
+    /// [`subscribe`](Self::subscribe) warns of it.
+    ///
+    /// A `Retry` or `Release` that would bring a job over half of the limit publishes it anew, to the
+    /// end of the queue, so that its failures don't take it over the limit. It is counted on in
+    /// `x-deliveries`. The other half is left to the ends of channels, which count and which no
+    /// adapter can replace. To lose no job by them either, declare the queue with
+    /// `x-delivery-limit: -1` (from 4.0 on; before, there is no limit unless one is set) or with a
+    /// dead-letter exchange, and say `delivery_limit(None)`: then each `Retry` at once is a
+    /// `basic.reject`, and the limit is the queue's. The number of tries is bounded by
+    /// [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit).
+    ///
+    /// Without effect on classic queues.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::rabbitmq::Queue;
+    ///
+    /// let orders = Queue::quorum("orders").delivery_limit(None); // x-delivery-limit: -1
+    /// let mails = Queue::quorum("mails").delivery_limit(50);
+    /// # drop((orders, mails));
+    /// ```
+    pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
+        self.reading.delivery_limit = DeliveryLimit::Known(limit.into());
+        self
+    }
+
+    /// Sets how long the server waits for the settlement of a delivery, as the consumer's
+    /// `x-consumer-timeout`; by default that of the queue or of the server.
+    ///
+    /// For quorum queues from RabbitMQ 4.3 on, tested with 4.3.6; 3.10 and 4.0 ignore it. It is
+    /// rounded up to milliseconds. A settlement that comes later is refused as
+    /// [lost](super::DeliveryError::Lost), and nothing is published: the server gives the job to
+    /// others. The time counts from the receipt: an ack of the last moment may be in time here and void
+    /// at the server, by as long as the delivery was on its way. See [the consumer
+    /// timeout](super#the-consumer-timeout).
+    ///
+    /// Without effect on classic queues, which have none from 4.3 on.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is zero, or above 2³² − 1 ms (49 days).
+    #[track_caller]
+    pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
+        assert!(
+            !timeout.is_zero(),
+            "a consumer timeout of zero lets no job end"
+        );
+        let millis = u32::try_from(timeout.as_nanos().div_ceil(1_000_000));
+        let millis = millis.expect("a consumer timeout is at most 49 days");
+        if self.kind == QueueKind::Quorum {
+            self.reading.consumer_timeout = Some(Duration::from_millis(millis.into()));
+            let millis = AMQPValue::LongLongInt(millis.into());
+            let arguments = &mut self.consumer.arguments;
+            arguments.insert("x-consumer-timeout".into(), millis);
+        }
+        self
+    }
+
+    /// Says that the quorum queue delays what is rejected, by `x-delayed-retry-type`, from RabbitMQ
+    /// 4.3 on: then a `Retry` after a delay is `basic.reject`, without a retry queue.
+    ///
+    /// **The delay is the queue's, and not that of the verdict**: `x-delayed-retry-min` times the
+    /// failed deliveries that the queue has counted, at most `x-delayed-retry-max`. A verdict's own
+    /// delay only says that there is to be one. So don't say it where the verdict's delay matters.
+    ///
+    /// The type should be `failed`: with `all`, what is released is delayed, too. A `Retry` at once
+    /// is published to the end of the queue. Near the [delivery limit](Self::delivery_limit) a
+    /// delayed one goes by a retry queue, with the verdict's delay.
+    ///
+    /// A queue that does not delay gives the job back at once; that can't be seen from here. Without
+    /// effect on classic queues.
+    pub fn delayed_retry(mut self) -> Self {
+        self.reading.delayed_retry = self.kind == QueueKind::Quorum;
+        self
+    }
+
+    /// Sets the consumer tag, by which the server lists the subscription; its own choice by default.
+    pub fn consumer_tag(mut self, tag: impl Into<String>) -> Self {
+        self.consumer.tag = tag.into();
+        self
+    }
+
+    /// Sets an argument of the consumer, such as `x-priority`.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::rabbitmq::Queue;
+    ///
+    /// let standby = Queue::quorum("orders").consumer_argument("x-priority", -10);
+    /// # drop(standby);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if the name is longer than AMQP's 255 bytes.
+    #[track_caller]
+    pub fn consumer_argument(mut self, name: &str, value: impl Into<AMQPValue>) -> Self {
+        let name =
+            ShortString::try_new(name).expect("the name of an argument has at most 255 bytes");
+        self.consumer.arguments.insert(name, value.into());
+        self
+    }
+
+    /// Reads the queue exclusively: the server refuses another consumer, and this one if there is
+    /// another.
+    ///
+    /// For classic queues. Quorum queues ignore it (tested on 3.10, 4.0 and 4.3): declare them with
+    /// `x-single-active-consumer`.
+    pub fn exclusive(mut self) -> Self {
+        self.consumer.is_exclusive = true;
+        self
+    }
+
     /// Says that the server charges no delivery for a `Release`, as quorum queues do from RabbitMQ
     /// 4.3 on.
     ///
+    /// [`subscribe`](Self::subscribe) finds it out by itself if the user may configure the queue's
+    /// retry queues.
+    ///
     /// Without effect on classic queues, where it is always so.
     pub fn free_release(mut self) -> Self {
-        self.free_release = true;
+        self.reading.free_release = true;
         self
     }
 
@@ -152,12 +290,13 @@ impl Queue {
             }),
             None => None,
         };
+        let tag = short(self.consumer.tag.clone())?;
         let limit = self.subscribe_timeout;
-        let Ok(opened) = timeout(limit, self.open(connection, name.clone())).await else {
+        let Ok(opened) = timeout(limit, self.open(connection, name.clone(), tag)).await else {
             let queue = self.name;
             return Err(SubscriptionError::TimedOut { queue, limit });
         };
-        let (channel, publishing, consumer) =
+        let (channel, publishing, consumer, reading) =
             opened.map_err(|error| match error.is_io_error() {
                 true => SubscriptionError::ConnectionLost(error),
                 false => SubscriptionError::Refused {
@@ -172,7 +311,7 @@ impl Queue {
             connection.status().clone(),
             publisher,
             self.prefetch,
-            self.free_release,
+            reading,
         ))
     }
 
@@ -180,7 +319,8 @@ impl Queue {
         &self,
         connection: &Connection,
         name: ShortString,
-    ) -> lapin::Result<(Channel, Channel, lapin::Consumer)> {
+        tag: ShortString,
+    ) -> lapin::Result<(Channel, Channel, lapin::Consumer, Reading)> {
         let publishing = connection.create_channel().await?;
         publishing
             .confirm_select(ConfirmSelectOptions::default())
@@ -189,11 +329,30 @@ impl Queue {
         channel
             .basic_qos(self.prefetch, BasicQosOptions::default())
             .await?;
-        let options = BasicConsumeOptions::default();
-        let consumer = channel
-            .basic_consume(name, "".into(), options, FieldTable::default())
-            .await?;
-        Ok((channel, publishing, consumer))
+        let mut reading = self.reading;
+        if self.kind == QueueKind::Quorum {
+            reading.free_release |= server::counts_no_nack(connection, &self.name).await?;
+            self.warn();
+        }
+        let options = BasicConsumeOptions {
+            exclusive: self.consumer.is_exclusive,
+            ..BasicConsumeOptions::default()
+        };
+        let arguments = self.consumer.arguments.clone();
+        let consumer = channel.basic_consume(name, tag, options, arguments).await?;
+        Ok((channel, publishing, consumer, reading))
+    }
+
+    /// Warns of what no adapter can mend.
+    fn warn(&self) {
+        if self.reading.delivery_limit == DeliveryLimit::Assumed {
+            tracing::warn!(
+                queue = self.name,
+                "a quorum queue may drop jobs over its delivery limit, which is 20 from rabbitmq 4.0 \
+                 on and counts the ends of channels: set x-delivery-limit to -1, or a dead-letter \
+                 exchange, and tell it by `Queue::delivery_limit`"
+            );
+        }
     }
 }
 

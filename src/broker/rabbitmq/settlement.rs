@@ -10,8 +10,13 @@ use std::{
 
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
-use super::{DeliveryError, DeliveryTag, QueueKind, delivery::Message, headers};
-use crate::{Reason, Unsettled, Verdict};
+use super::{
+    delivery::{DeliveryTag, Message},
+    error::DeliveryError,
+    headers,
+    queue::QueueKind,
+};
+use crate::settle::{Reason, Unsettled, Verdict};
 
 /// The future of a [`DeliveryTag`]'s settlement.
 ///
@@ -21,24 +26,29 @@ use crate::{Reason, Unsettled, Verdict};
 /// have been republished and not acked.
 #[must_use = "a delivery is not settled unless this is polled"]
 pub struct Settlement {
-    answer: Pin<Box<dyn Future<Output = Result<(), DeliveryError>> + Send>>,
+    answer: Pin<Box<dyn Future<Output = Result<(), Failed>> + Send>>,
 }
+
+type Failed = Unsettled<DeliveryTag, DeliveryError>;
 
 impl Settlement {
     pub(super) fn new(tag: DeliveryTag, verdict: Verdict, reason: Reason) -> Self {
         let answer = Box::pin(async move {
-            tag.message.claim()?;
-            answer(&tag.message, verdict, &reason).await
+            let answered = match tag.message.claim() {
+                Ok(()) => answer(&tag.message, verdict, &reason).await,
+                Err(error) => Err(error),
+            };
+            answered.map_err(|error| failed(&tag.message, error))
         });
         Self { answer }
     }
 }
 
 impl Future for Settlement {
-    type Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
+    type Output = Result<(), Failed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.answer.as_mut().poll(cx).map_err(Unsettled::last)
+        self.answer.as_mut().poll(cx)
     }
 }
 
@@ -48,30 +58,46 @@ impl fmt::Debug for Settlement {
     }
 }
 
+/// Says how far a failure reaches.
+///
+/// What is lost is moot where the server takes it back, or has: a server that knows no consumer
+/// timeout of a queue still waits for a settlement.
+fn failed(message: &Message, error: DeliveryError) -> Failed {
+    match error {
+        DeliveryError::Lost if message.is_taken_back() => Unsettled::moot(error),
+        error => Unsettled::last(error),
+    }
+}
+
 async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<(), DeliveryError> {
     let publisher = &message.link.publisher;
     let payload = &message.delivery.data;
     let acker = &message.delivery.acker;
     match verdict {
         Verdict::Ack => {}
-        Verdict::Retry { after } => match after.filter(|delay| *delay > Duration::ZERO) {
-            Some(delay) => {
-                let properties = headers::for_retry(&message.delivery, charged(message), false);
-                let queue = publisher.retry_queue(delay).await?;
-                // The wait for a new queue may outlast the channel, and then the job is back already.
-                message.check()?;
-                publisher.retry(queue, payload, properties).await?;
+        Verdict::Retry { after } => {
+            let delay = after.filter(|delay| *delay > Duration::ZERO);
+            match Way::new(message, delay) {
+                Way::Reject => {
+                    let options = BasicRejectOptions { requeue: true };
+                    return otherwise(message, acker.reject(options).await);
+                }
+                Way::EndOfQueue => republish(message, charged(message)).await?,
+                Way::RetryQueue(delay) => {
+                    message.check_held()?;
+                    let properties = headers::for_retry(&message.delivery, charged(message), false);
+                    let queue = publisher.retry_queue(delay).await?;
+                    // The wait for a new queue may outlast the channel, and then the job is back already.
+                    message.check()?;
+                    message.check_held()?;
+                    publisher.retry(queue, payload, properties).await?;
+                }
             }
-            None if publisher.kind() == QueueKind::Classic => {
-                let properties = headers::for_retry(&message.delivery, charged(message), true);
-                let queue = publisher.queue().into();
-                publisher.retry(queue, payload, properties).await?;
-            }
-            None => {
-                let options = BasicRejectOptions { requeue: true };
-                return otherwise(message, acker.reject(options).await);
-            }
-        },
+        }
+        // Another requeue that counts, and the queue lets go of it.
+        Verdict::Release if !message.release_is_free() && message.is_near_limit() => {
+            republish(message, charged(message).saturating_sub(1)).await?;
+        }
         Verdict::Release => {
             let options = BasicNackOptions {
                 requeue: true,
@@ -81,6 +107,7 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
         }
         Verdict::Reject => match publisher.dead_letter() {
             Some(target) => {
+                message.check_held()?;
                 let deliveries = message.deliveries();
                 let properties = headers::for_dead_letter(&message.delivery, deliveries, reason);
                 publisher.bury(target, payload, properties).await?;
@@ -93,6 +120,41 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
         Verdict::Abandon => return Ok(()),
     }
     sent(message.link.acks.ack(message.place, acker.clone()).await)
+}
+
+/// How a job is retried.
+enum Way {
+    /// By `basic.reject`, after the queue's own delay if it has one.
+    Reject,
+    /// At once, to the end of its queue.
+    EndOfQueue,
+    /// By a queue that keeps it for so long.
+    RetryQueue(Duration),
+}
+
+impl Way {
+    fn new(message: &Message, delay: Option<Duration>) -> Self {
+        let link = &message.link;
+        let may_reject = link.publisher.kind() == QueueKind::Quorum && !message.is_near_limit();
+        match delay {
+            // What the queue delays is exactly what is rejected.
+            Some(_) if link.reading.delayed_retry && may_reject => Way::Reject,
+            Some(delay) => Way::RetryQueue(delay),
+            None if !link.reading.delayed_retry && may_reject => Way::Reject,
+            None => Way::EndOfQueue,
+        }
+    }
+}
+
+/// Publishes a job to the end of its queue, with `deliveries` made so far.
+async fn republish(message: &Message, deliveries: u32) -> Result<(), DeliveryError> {
+    message.check_held()?;
+    let publisher = &message.link.publisher;
+    let properties = headers::for_retry(&message.delivery, deliveries, true);
+    let queue = publisher.queue().into();
+    publisher
+        .retry(queue, &message.delivery.data, properties)
+        .await
 }
 
 /// Returns how many deliveries a retry carries on; of an unknown number, those that are known.

@@ -88,6 +88,8 @@ async fn acks_at_once_are_of_their_own_jobs() {
                 acked.unwrap();
             }
             close_after(taken.len() - kept.len(), &scene, jobs).await;
+            // A quorum queue has them back a moment after the channel is closed.
+            scene.wait_for_ready(JOBS.into()).await;
             let left = left(&scene, &scene.name).await;
             assert_eq!(left, kept.iter().copied().collect(), "{kind:?}");
         }
@@ -114,6 +116,8 @@ async fn acks_beside_other_verdicts_are_of_their_own_jobs() {
                 settled.unwrap().unwrap();
             }
             close(jobs).await;
+            let released = (0..JOBS).filter(|it| verdict(*it) == Verdict::Release);
+            scene.wait_for_ready(released.count() as u32).await;
             let with = |it| (0..JOBS).filter(move |number| verdict(*number) == it);
             let dead = left(&scene, &scene.dead()).await;
             assert_eq!(dead, with(Verdict::Reject).collect(), "{kind:?}, {round}");
