@@ -113,8 +113,8 @@
 //!
 //! So after the second connection that broke while a request was open, and at `subscribe` if something
 //! was redelivered, the subscription looks for them: in the first and the last 500 messages of what was
-//! delivered and is not acked, by the API of the stream (`$JS.API.STREAM.MSG.GET`), and requests
-//! nothing meanwhile. What it finds becomes a dead letter of the payload and the reason, without
+//! delivered since the first that is not acked, by the API of the stream (`$JS.API.STREAM.MSG.GET`),
+//! in at most 20 s and 32 MiB, and requests nothing meanwhile. What it finds becomes a dead letter of the payload and the reason, without
 //! headers and without a run; without a [subject](Pull::dead_letter) for it, it is set aside for an hour by a
 //! NAK. An event at level `ERROR` names its sequence. A worker by another client, that could parse such a
 //! message, should not share the consumer.

@@ -27,6 +27,9 @@ use crate::{outcome::Outcome, settle::Reason};
 /// How many messages are looked at from each end of what the consumer has delivered.
 const RANGE: u64 = 500;
 
+/// How many bytes of payload are fetched at most, as base64: a search costs what it looks at.
+const BYTES: usize = 32 * 1024 * 1024;
+
 /// How long a search may take.
 const SEARCH_LIMIT: Duration = Duration::from_secs(20);
 
@@ -126,6 +129,7 @@ async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String>
     let last = info.delivered.stream_sequence;
     let mut seq = info.ack_floor.stream_sequence + 1;
     let mut looked_at = 0;
+    let mut bytes = 0;
     let subject = format!("STREAM.MSG.GET.{}", channel.stream);
     while seq <= last {
         let next = Next {
@@ -144,6 +148,17 @@ async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String>
         };
         seq = message.sequence + 1;
         looked_at += 1;
+        bytes += message.payload.len();
+        if bytes > BYTES {
+            tracing::warn!(
+                stream = channel.stream,
+                consumer = channel.consumer,
+                stream_sequence = message.sequence,
+                bytes,
+                "search for unreadable messages ended early: they are large"
+            );
+            seq = last + 1;
+        }
         if looked_at == RANGE {
             seq = seq.max(last.saturating_sub(RANGE - 1));
         }
