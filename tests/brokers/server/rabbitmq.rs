@@ -235,6 +235,11 @@ impl Server {
             .env("RABBITMQ_MNESIA_BASE", folder("data"))
             .env("RABBITMQ_LOG_BASE", folder("log"))
             .env("RABBITMQ_PID_FILE", folder("pid"))
+            // Erlang's threads would spin for a while before they sleep, and there are many servers.
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+sbwt none +sbwtdcpu none +sbwtdio none",
+            )
             // The script becomes the server then, instead of its parent.
             .env("RUNNING_UNDER_SYSTEMD", "true")
     }
