@@ -12,9 +12,9 @@ mod mixed_jobs;
 use std::process::ExitCode;
 
 use tower_sentinel::broker::rabbitmq::{
-    self, Deliveries, Delivery, Queue,
+    self, Connection, Deliveries, Delivery, Queue,
     lapin::{
-        BasicProperties, Channel, Connection,
+        BasicProperties, Channel,
         options::{
             BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
         },

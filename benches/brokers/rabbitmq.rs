@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tower_sentinel::broker::rabbitmq::{
-    self, Queue,
+    self, Connection, Queue,
     lapin::{
-        BasicProperties, Channel, Connection,
+        BasicProperties, Channel,
         message::Delivery,
         options::{
             BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,

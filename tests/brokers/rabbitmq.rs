@@ -24,10 +24,10 @@ use tower_sentinel::{
     Consumer, Job, Messaging, OutcomeKind, Reason, SentinelLayer, Settle, SettlePolicy,
     Subscription, Verdict, ack_on_success,
     broker::rabbitmq::{
-        self, ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, QueueKind,
-        SubscriptionError,
+        self, ConnectError, Connection, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue,
+        QueueKind, SubscriptionError,
         lapin::{
-            BasicProperties, Channel, Connection, ConnectionProperties,
+            BasicProperties, Channel, ConnectionProperties,
             message::BasicGetMessage,
             options::{
                 BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
@@ -48,6 +48,8 @@ mod consumer_timeout;
 mod consumers;
 mod delayed_retry;
 mod delivery_limit;
+mod republishing;
+mod retry_queues;
 
 const KINDS: [QueueKind; 2] = [QueueKind::Classic, QueueKind::Quorum];
 
@@ -345,7 +347,7 @@ async fn a_short_delay_does_not_wait_for_a_long_one() {
         let job = next(&mut jobs).await;
         assert_eq!(job.as_ref(), b"short");
         settle(job.tag(), Verdict::Ack).await.unwrap();
-        let waits = format!("{}.retry.65536", scene.name);
+        let waits = format!("{}.retry.quorum.65536", scene.name);
         let job = scene.get(&waits).await.unwrap();
         assert_eq!(job.data, b"long");
         close(jobs).await;
@@ -492,20 +494,21 @@ async fn a_dead_letter_that_nobody_takes_is_an_error_and_not_lost() {
     for kind in KINDS {
         let test = "a_dead_letter_that_nobody_takes_is_an_error_and_not_lost";
         let scene = Scene::new(test, kind).await;
+        scene.declare_dead().await;
         let queue = scene.queue().dead_letter(scene.dead());
         let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+        let dead = scene.dead().as_str().into();
+        let deleted = scene.admin.queue_delete(dead, Default::default());
+        deleted.await.unwrap();
         scene.publish("poison").await;
-        let error = settle(next(&mut jobs).await.tag(), Verdict::Reject).await;
+        let tag = next(&mut jobs).await.tag();
+        let unsettled = tag.settle(Verdict::Reject, reason()).await.unwrap_err();
+        assert!(unsettled.is_misconfigured());
+        let error = unsettled.error;
         assert!(
-            matches!(error, Err(DeliveryError::Unroutable { .. })),
+            matches!(error, DeliveryError::Unroutable { .. }),
             "{error:?}"
         );
-        close(jobs).await;
-
-        let queue = scene.queue().dead_letter_exchange("no such exchange", "");
-        let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
-        let error = settle(next(&mut jobs).await.tag(), Verdict::Reject).await;
-        assert!(matches!(error, Err(DeliveryError::Client(_))), "{error:?}");
         // The channel of the subscription is another one.
         quiet(&mut jobs).await;
         close(jobs).await;
@@ -910,16 +913,16 @@ async fn the_gate_is_as_wide_as_the_prefetch() {
 }
 
 #[tokio::test]
-async fn a_retry_queue_outlives_its_last_job_by_an_hour() {
+async fn a_retry_queue_outlives_its_last_job_by_a_week() {
     for kind in KINDS {
-        let test = "a_retry_queue_outlives_its_last_job_by_an_hour";
+        let test = "a_retry_queue_outlives_its_last_job_by_a_week";
         let scene = Scene::new(test, kind).await;
         let mut jobs = scene.subscribe().await;
         scene.publish("one").await;
         let verdict = Verdict::retry_after(Duration::from_millis(512));
         settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
         let code = format!(
-            r#"Name = rabbit_misc:r(<<"/">>, queue, <<"{}.retry.512">>),
+            r#"Name = rabbit_misc:r(<<"/">>, queue, <<"{}.retry.quorum.512">>),
             {{ok, Queue}} = rabbit_amqqueue:lookup(Name),
             Arguments = amqqueue:get_arguments(Queue),
             {{_, _, Expires}} = lists:keyfind(<<"x-expires">>, 1, Arguments),
@@ -927,46 +930,12 @@ async fn a_retry_queue_outlives_its_last_job_by_an_hour() {
             scene.name
         );
         let expires = shared().eval(&code).await;
-        assert_eq!(expires.as_deref(), Some("3600512"));
+        assert_eq!(expires.as_deref(), Some("604800512"));
         settle(next(&mut jobs).await.tag(), Verdict::Ack)
             .await
             .unwrap();
         scene.assert_empty(jobs).await;
     }
-}
-
-#[tokio::test]
-async fn a_blocked_connection_settles_when_it_is_unblocked() {
-    let server = Server::start("");
-    let test = "a_blocked_connection_settles_when_it_is_unblocked";
-    let scene = Scene::on(&server, test, QueueKind::Classic).await;
-    let mut jobs = scene.subscribe().await;
-    for body in ["one", "two"] {
-        scene.publish(body).await;
-    }
-    let (one, two) = (next(&mut jobs).await.tag(), next(&mut jobs).await.tag());
-    // What publishes is blocked: nothing of its connection is read any more.
-    let alarm = "vm_memory_monitor:set_vm_memory_high_watermark(0)";
-    server.eval(alarm).await.unwrap();
-    let mut retry = tokio::spawn(settle(one, Verdict::retry()));
-    let waits = timeout(Duration::from_secs(1), &mut retry).await;
-    assert!(waits.is_err(), "{waits:?}");
-    let mut ack = tokio::spawn(settle(two, Verdict::Ack));
-    let waits = timeout(Duration::from_secs(1), &mut ack).await;
-    assert!(waits.is_err(), "{waits:?}");
-    let calm = "vm_memory_monitor:set_vm_memory_high_watermark(0.4)";
-    server.eval(calm).await.unwrap();
-    let settled = timeout(Duration::from_secs(20), async {
-        (retry.await.unwrap(), ack.await.unwrap())
-    });
-    let (retry, ack) = settled.await.expect("an answer within 20 s");
-    retry.unwrap();
-    ack.unwrap();
-    let job = next(&mut jobs).await;
-    assert_eq!(job.as_ref(), b"one");
-    assert_eq!(job.tag().deliveries(), Some(2));
-    settle(job.tag(), Verdict::Ack).await.unwrap();
-    scene.assert_empty(jobs).await;
 }
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use lapin::{Connection, ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
+use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::{error::ConnectError, half_made::HalfMade};
+use super::{connection::Connection, error::ConnectError, half_made::HalfMade};
 use crate::broker::address::{SPLIT, is_split, place};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -79,7 +79,37 @@ pub async fn connect_with(
 ) -> Result<Connection, ConnectError> {
     let parsed = parse(address);
     let uri = parsed.map_err(|reason| ConnectError::InvalidAddress { reason })?;
-    open(&uri, properties, tls).await
+    let endpoint = Endpoint {
+        uri,
+        properties,
+        tls,
+    };
+    let connection = endpoint.open().await?;
+    Ok(Connection::new(connection, endpoint))
+}
+
+/// All that a connection is made from, so that a second one can be like the first.
+pub(super) struct Endpoint {
+    uri: AMQPUri,
+    properties: ConnectionProperties,
+    tls: OwnedTLSConfig,
+}
+
+impl Endpoint {
+    /// Returns one for a connection that the server lists by `name`.
+    pub(super) fn named(&self, name: &str) -> Self {
+        let properties = self.properties.clone();
+        Self {
+            uri: self.uri.clone(),
+            properties: properties.with_connection_name(name.into()),
+            tls: self.tls.clone(),
+        }
+    }
+
+    /// Opens one connection of lapin's.
+    pub(super) async fn open(&self) -> Result<lapin::Connection, ConnectError> {
+        open(&self.uri, self.properties.clone(), self.tls.clone()).await
+    }
 }
 
 /// Returns the parts of an address, or what is wrong with it.
@@ -107,11 +137,11 @@ pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
 }
 
 /// Opens one connection of lapin.
-pub(super) async fn open(
+async fn open(
     uri: &AMQPUri,
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
-) -> Result<Connection, ConnectError> {
+) -> Result<lapin::Connection, ConnectError> {
     let place = place(&uri.authority.host, uri.authority.port);
     let limit = uri.query.connection_timeout.map(Duration::from_millis);
     let limit = limit.unwrap_or(LIMIT);

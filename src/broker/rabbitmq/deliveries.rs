@@ -129,7 +129,7 @@ impl Deliveries {
         }
         let reason = match ready!(Pin::new(&mut self.consumer).poll_next(cx)) {
             Some(Ok(received)) => return Poll::Ready(Some((received, Instant::now()))),
-            Some(Err(error)) => SubscriptionError::new(error),
+            Some(Err(error)) => SubscriptionError::new(self.link.publisher.queue(), error),
             None => self.reason_of_cancel(),
         };
         match reason {

@@ -158,14 +158,25 @@ impl Delivery {
         &self.message.delivery.properties
     }
 
-    /// Returns the exchange it was published to; that of a job that was republished is the default
-    /// one, `""`.
+    /// Returns the exchange that the job was first published to, also after a retry.
     pub fn exchange(&self) -> &str {
+        headers::origin(&self.message.delivery).0
+    }
+
+    /// Returns the routing key that the job was first published with, also after a retry.
+    pub fn routing_key(&self) -> &str {
+        headers::origin(&self.message.delivery).1
+    }
+
+    /// Returns the exchange of this delivery; that of a job that was republished is the default one,
+    /// `""`.
+    pub fn raw_exchange(&self) -> &str {
         self.message.delivery.exchange.as_str()
     }
 
-    /// Returns the routing key; that of a job that was republished is the queue's name.
-    pub fn routing_key(&self) -> &str {
+    /// Returns the routing key of this delivery; that of a job that was republished is the queue's
+    /// name.
+    pub fn raw_routing_key(&self) -> &str {
         self.message.delivery.routing_key.as_str()
     }
 }
@@ -212,9 +223,10 @@ impl DeliveryTag {
 
 /// # Errors
 ///
-/// Each uses the tag up, and calls for the channel to be given up, unless the job is
-/// [lost](DeliveryError::Lost) to a server that takes it back by itself: that is
-/// [moot](crate::Unsettled::moot).
+/// Each uses the tag up, and calls for the channel to be given up; but for those that are
+/// [misconfigured](crate::Unsettled::misconfigured) or [moot](crate::Unsettled::moot), see [Jobs that
+/// can't be republished](super#jobs-that-cant-be-republished). A job that is
+/// [lost](DeliveryError::Lost) to a server that takes it back by itself is moot, too.
 ///
 /// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a
 /// [`SettlePolicy`](crate::SettlePolicy) gives it up in time.

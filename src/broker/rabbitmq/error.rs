@@ -1,4 +1,4 @@
-//! Why there is no connection or subscription, why one ended, and why a delivery is not settled.
+//! Why there is no connection or subscription, and why one ended.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -8,7 +8,7 @@ use super::half_made::NoTls;
 
 /// Why there is no connection.
 ///
-/// The message is one line that names the server's address, and never a user or a password.
+/// The message is one line that names the server's address, and never a password.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -43,7 +43,8 @@ pub enum ConnectError {
         /// What the client says.
         error: lapin::Error,
     },
-    /// The server lets nobody, or not this user, into the virtual host.
+    /// The server does not open the virtual host: there is none of this name, this user has no access
+    /// to it, or a limit of connections is reached. The message has the server's text.
     NoVirtualHost {
         /// Host and port.
         address: String,
@@ -80,10 +81,18 @@ fn has_no_tls(error: &lapin::Error) -> bool {
     }
 }
 
-fn amqp_code(error: &lapin::Error) -> Option<u16> {
+pub(super) fn amqp_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,
+    }
+}
+
+/// Returns what the server says itself.
+pub(super) fn server_text(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        _ => error.to_string(),
     }
 }
 
@@ -110,10 +119,15 @@ impl fmt::Display for ConnectError {
             ConnectError::Denied { address, .. } => {
                 write!(f, "rabbitmq at {address} refuses the credentials")
             }
-            ConnectError::NoVirtualHost { address, vhost, .. } => {
+            ConnectError::NoVirtualHost {
+                address,
+                vhost,
+                error,
+            } => {
                 write!(
                     f,
-                    "rabbitmq at {address} gives no access to virtual host \"{vhost}\""
+                    "rabbitmq at {address} does not open virtual host \"{vhost}\": {}",
+                    server_text(error)
                 )
             }
         }
@@ -137,7 +151,7 @@ impl Error for ConnectError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// A name is longer than AMQP's 255 bytes, of which the retry queues need 17.
+    /// A name is longer than AMQP's 255 bytes, of which the retry queues need 24.
     NameTooLong {
         /// The name.
         name: String,
@@ -154,6 +168,35 @@ pub enum SubscriptionError {
     ConnectionClosed(lapin::Error),
     /// The connection broke.
     ConnectionLost(lapin::Error),
+    /// The client can't read a message: it has a property or the name of a header that is not UTF-8, or
+    /// headers that are longer than the connection's `frame_max`.
+    ///
+    /// The client closes the connection, and the message goes back to the head of its queue, so it
+    /// stops each worker: nothing is delivered before somebody takes it out. If the connection has
+    /// several subscriptions, each of them ends so, and the message may be of any of their queues.
+    Unreadable {
+        /// The queue.
+        queue: String,
+        /// What the client says.
+        error: lapin::Error,
+    },
+    /// There is no connection for [publishing](super::Connection).
+    NoPublisher {
+        /// The queue.
+        queue: String,
+        /// Why there is none.
+        error: Box<ConnectError>,
+    },
+    /// A [dead letter](super::Queue::dead_letter) or a [retry](super::Queue::retry_queue) would have
+    /// nowhere to go.
+    NoTarget {
+        /// The queue whose jobs they are.
+        queue: String,
+        /// The queue or the exchange that does not exist.
+        target: String,
+        /// What the client says.
+        error: Box<lapin::Error>,
+    },
     /// The server did not answer in time, as for a quorum queue that has no leader.
     TimedOut {
         /// The queue.
@@ -172,8 +215,12 @@ pub enum SubscriptionError {
 
 impl SubscriptionError {
     /// Sorts an error that ended a channel.
-    pub(super) fn new(error: lapin::Error) -> Self {
+    pub(super) fn new(queue: &str, error: lapin::Error) -> Self {
         match error.kind() {
+            _ if is_unreadable(&error) => SubscriptionError::Unreadable {
+                queue: queue.to_owned(),
+                error,
+            },
             ErrorKind::ProtocolError(_) if error.is_amqp_soft_error() => {
                 SubscriptionError::ChannelClosed(error)
             }
@@ -185,6 +232,18 @@ impl SubscriptionError {
             }
             _ => SubscriptionError::ConnectionLost(error),
         }
+    }
+}
+
+/// Returns whether the client has closed the connection since it can't read a frame.
+fn is_unreadable(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ParsingError(_) => true,
+        // Said by lapin and not by the server, which has other words for it.
+        ErrorKind::ProtocolError(error) => {
+            error.get_id() == 501 && error.get_message().as_str().starts_with("frame too large")
+        }
+        _ => false,
     }
 }
 
@@ -204,6 +263,21 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::ConnectionLost(error) => {
                 write!(f, "the connection was lost: {error}")
             }
+            SubscriptionError::Unreadable { queue, .. } => {
+                write!(
+                    f,
+                    "the client can't read a message of \"{queue}\", which stays at its head: take it out"
+                )
+            }
+            SubscriptionError::NoPublisher { queue, .. } => {
+                write!(f, "no connection to republish jobs of \"{queue}\"")
+            }
+            SubscriptionError::NoTarget { queue, target, .. } => {
+                write!(
+                    f,
+                    "jobs of \"{queue}\" can't be republished: there is no {target}"
+                )
+            }
             SubscriptionError::TimedOut { queue, limit } => {
                 write!(f, "no subscription to \"{queue}\" within {limit:?}")
             }
@@ -220,7 +294,10 @@ impl Error for SubscriptionError {
             SubscriptionError::ChannelClosed(error)
             | SubscriptionError::ConnectionClosed(error)
             | SubscriptionError::ConnectionLost(error)
+            | SubscriptionError::Unreadable { error, .. }
             | SubscriptionError::Refused { error, .. } => Some(error),
+            SubscriptionError::NoPublisher { error, .. } => Some(&**error),
+            SubscriptionError::NoTarget { error, .. } => Some(&**error),
             SubscriptionError::NameTooLong { .. }
             | SubscriptionError::Cancelled { .. }
             | SubscriptionError::TimedOut { .. } => None,
@@ -228,78 +305,13 @@ impl Error for SubscriptionError {
     }
 }
 
-/// Why a delivery is not settled, or not kept alive.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum DeliveryError {
-    /// It was settled before, or a settlement of it was tried; nothing was sent.
-    AlreadySettled,
-    /// Its channel is closed; it was neither answered nor republished. The server redelivers the job.
-    Stale,
-    /// The server has taken the job back, or is about to: it has cancelled the consumer, or the
-    /// [consumer timeout](super::Queue::consumer_timeout) is over. Nothing was sent or republished.
-    Lost,
-    /// The client did not send the answer (lapin's `Ok(false)`): the channel closed meanwhile.
-    NotSent,
-    /// The client failed to send the answer, or to republish the job.
-    Client(lapin::Error),
-    /// The server did not confirm that it has the republished job; the original is not acked.
-    NotConfirmed,
-    /// No queue takes the dead letter; the original is not acked.
-    Unroutable {
-        /// The exchange it was published to.
-        exchange: String,
-        /// The routing key it was published with.
-        routing_key: String,
-    },
-    /// The delay is longer than the 24 days that a retry queue can do; nothing was sent.
-    DelayTooLong(Duration),
-    /// RabbitMQ gives no more time to a delivery.
-    NoKeepAlive,
+pub(super) fn queue_named(queue: &str) -> String {
+    format!("queue \"{queue}\"")
 }
 
-impl fmt::Display for DeliveryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeliveryError::AlreadySettled => f.write_str("the delivery is settled already"),
-            DeliveryError::Stale => f.write_str("the delivery belongs to a channel that is closed"),
-            DeliveryError::Lost => f.write_str(
-                "the server has taken the job back: let jobs end before its consumer timeout",
-            ),
-            DeliveryError::NotSent => f.write_str("the client did not send the answer"),
-            DeliveryError::Client(error) => write!(f, "the answer failed: {error}"),
-            DeliveryError::NotConfirmed => {
-                f.write_str("the server did not confirm the republished job")
-            }
-            DeliveryError::Unroutable {
-                exchange,
-                routing_key,
-            } => write!(
-                f,
-                "no queue takes what is published to exchange \"{exchange}\" with \"{routing_key}\""
-            ),
-            DeliveryError::DelayTooLong(delay) => {
-                write!(
-                    f,
-                    "a delay of {delay:?} is longer than a retry queue can do"
-                )
-            }
-            DeliveryError::NoKeepAlive => f.write_str("rabbitmq keeps no delivery alive"),
-        }
-    }
-}
-
-impl Error for DeliveryError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            DeliveryError::Client(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl From<lapin::Error> for DeliveryError {
-    fn from(error: lapin::Error) -> Self {
-        DeliveryError::Client(error)
+pub(super) fn exchange_named(exchange: &str) -> String {
+    match exchange {
+        "" => "the default exchange".to_owned(),
+        exchange => format!("exchange \"{exchange}\""),
     }
 }

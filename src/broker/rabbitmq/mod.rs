@@ -45,7 +45,8 @@
 //! What is republished is confirmed by the server before the original is acked. A crash between the
 //! two leaves both, so that the job runs twice; none leaves neither. A republished job keeps its
 //! properties, but for the `user-id` and the `CC` and `BCC` headers, and where it waits also for the
-//! `expiration`. Its exchange is the default one from then on.
+//! `expiration`. It comes by the default exchange from then on; [`Delivery::exchange`] and
+//! [`Delivery::routing_key`] are still those of its first publish.
 //!
 //! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: that one of them is `Ok` says
 //! that it was handed to the connection. If the connection is lost then, the job may come back.
@@ -76,7 +77,7 @@
 //! [`release_is_free`](crate::Capabilities::release_is_free) says so. From 4.3 on they count
 //! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server, so
 //! [`subscribe`](Queue::subscribe) finds it out by a declaration that every server refuses (its log
-//! has a line of it), if the user may configure the queue `<queue>.retry.0`. Else the server is taken
+//! has a line of it), if the user may configure the queue `<queue>.retry.quorum.0`. Else the server is taken
 //! for an older one until a delivery bears `x-acquired-count`, which came with 4.3, or
 //! [`Queue::free_release`] declares it. What is released while the subscription lives may be delivered
 //! to it again at once. A [`Consumer`](crate::Consumer) that drains is delivered nothing, since it has
@@ -92,10 +93,16 @@
 //! A retry queue has one time to live for all of its messages: with a time for each message, one that
 //! waits for long would hold up those behind it. So there is one for each delay, rounded up to one
 //! of four steps per power of two milliseconds, which is at most a quarter longer. It is
-//! declared when it is needed as `<queue>.retry.<milliseconds>`, and is deleted an hour after its
-//! last message is due. For a quorum queue it is a quorum queue too, with at-least-once
-//! dead-lettering (RabbitMQ 3.10 or newer), so that the way back is confirmed as well.
-//! A classic one sends its messages back without a confirmation, as classic queues do.
+//! declared when it is needed as `<queue>.retry.quorum.<milliseconds>`, and is deleted a week after its
+//! last message is due. It is a quorum queue with at-least-once dead-lettering (RabbitMQ 3.10 or newer,
+//! with the feature flag `stream_queue`), also for a classic queue: the way back is confirmed then.
+//! Where the queue takes nothing, as it is full and has `x-overflow` set to `reject-publish`, the
+//! server tries again each 3 minutes (`dead_letter_worker_publisher_confirm_timeout`). A queue that is
+//! full for longer than that week loses what waits for it.
+//!
+//! To declare it takes the rights to configure and read `<queue>.retry.quorum.*`, and to write to the
+//! default exchange. A user who may declare nothing [adds retry queues](Queue::retry_queue) that
+//! somebody else declares.
 //!
 //! Before a subscription first uses a retry queue it waits for 2.5 s, because the queue may be new: see
 //! below. If the channel ends meanwhile nothing is published, and the server redelivers the job.
@@ -128,12 +135,35 @@
 //! | header | |
 //! | --- | --- |
 //! | `x-outcome-kind` | how the job ended, as [`OutcomeKind::as_str`](crate::OutcomeKind::as_str) says |
-//! | `x-outcome-message` | the error's or the panic's message, if there is one; cut off at 4096 bytes |
+//! | `x-outcome-message` | the error's or the panic's message, if there is one; cut off at 4096 bytes, or where the frame ends |
 //! | `x-outcome-time` | when it was rejected, in seconds since 1970 |
 //! | `x-deliveries` | how often it was delivered, if that is known |
 //! | `x-original-exchange`, `x-original-routing-key` | what it was published with at first; on a retry, too |
 //!
 //! When somebody moves it back to its queue, it is counted from one again.
+//!
+//! # Jobs that can't be republished
+//!
+//! - What the server refuses as configured is [misconfigured](crate::Unsettled::misconfigured): a right
+//!   that is missing, an exchange or a queue that is gone, a retry queue with other arguments. A
+//!   consumer stops with an error that names it, as a new channel would meet the same.
+//! - The properties of a message must fit into one frame of the connection (128 KiB by default), or the
+//!   server closes the connection. So the reason is cut off, and then headers of a retry or a dead
+//!   letter are left out. If the job's own leave no room for the count of a retry, it is given back
+//!   after a second, and its settlement is [moot](crate::Unsettled::moot)
+//!   ([`DeliveryError::NoRoom`]); the other jobs go on. It is not counted, and comes back until
+//!   somebody takes it out, or raises `frame_max` at the server.
+//! - During a memory or disk alarm the server blocks the [connection that publishes](Connection). A retry
+//!   waits for 2 s; then the job is given back without a delay, and its settlement is moot
+//!   ([`DeliveryError::Blocked`]). Acks go on. What was sent just before the connection was blocked
+//!   comes too, when the alarm is over.
+//!
+//! A message that lapin can't parse never becomes a job: its content type, another property or the name
+//! of a header is not UTF-8. The subscription ends with [`SubscriptionError::Unreadable`], and so does
+//! each new one, until somebody takes the message out: by the management page, by a client of another
+//! language, or with `rabbitmqctl purge_queue` where the queue has nothing else.
+//!
+//! All this was tested on RabbitMQ 3.10.
 //!
 //! # The consumer timeout
 //!
@@ -156,8 +186,10 @@
 
 mod acks;
 mod connect;
+mod connection;
 mod deliveries;
 mod delivery;
+mod delivery_error;
 mod delivery_limit;
 mod ending;
 mod error;
@@ -165,16 +197,21 @@ mod half_made;
 mod headers;
 mod publisher;
 mod queue;
+mod republished;
+mod retry_queues;
 mod server;
 mod settlement;
+mod targets;
 
 pub use lapin;
 
 pub use self::{
     connect::{connect, connect_with},
+    connection::Connection,
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag},
-    error::{ConnectError, DeliveryError, SubscriptionError},
+    delivery_error::{DeliveryError, Right},
+    error::{ConnectError, SubscriptionError},
     queue::{Queue, QueueKind},
     settlement::Settlement,
 };

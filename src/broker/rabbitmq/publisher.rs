@@ -1,38 +1,37 @@
 //! What is republished: retries, and dead letters.
 
 use std::{
-    collections::HashMap,
+    future::Future,
+    pin::pin,
     sync::{
-        Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use lapin::{
-    BasicProperties, Channel, Confirmation,
-    options::{BasicPublishOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    BasicProperties, Channel, Confirmation, Connection,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::ShortString,
 };
 use tokio::{
-    sync::RwLock,
-    time::{Instant, sleep_until},
+    sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{sleep, sleep_until, timeout},
 };
 
-use super::{DeliveryError, QueueKind};
+use super::{
+    delivery::Message,
+    delivery_error::DeliveryError,
+    queue::QueueKind,
+    retry_queues::{self, RetryQueue, RetryQueues},
+};
 
-/// How long a retry queue outlives its last message.
+/// How long a publish waits while the server blocks the connection.
 ///
-/// The server deletes a queue with all that is in it. So it must also cover a target that takes
-/// nothing for a while, such as a quorum queue without a majority.
-const RETRY_QUEUE_MARGIN: Duration = Duration::from_secs(3600);
-
-/// How long a new queue may be lost by a server that is killed, though it has said that the queue is
-/// declared: up to 2 s, see [Queues that are new](super#queues-that-are-new).
-const UNWRITTEN: Duration = Duration::from_millis(2_500);
-
-/// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
-const LONGEST_DELAY: u64 = 1 << 31;
+/// With the wait for a retry queue that is new it is less than the 5 s of a settlement's try: then the
+/// job is given back, and no other one has to be.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub(super) struct Target {
@@ -40,47 +39,44 @@ pub(super) struct Target {
     pub(super) routing_key: ShortString,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct RetryQueue {
-    used: Instant,
-    /// From when on it outlives the server.
-    written: Instant,
-}
-
-/// A channel with publisher confirms.
+/// A channel with publisher confirms, on the connection that publishes.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    channel: Channel,
+    connection: Arc<Connection>,
     queue: ShortString,
     kind: QueueKind,
     dead_letter: Option<Target>,
-    /// The retry queues that were used, by their time to live.
-    retry_queues: Mutex<HashMap<u64, RetryQueue>>,
+    retry_queues: RetryQueues,
     /// Taken exclusively by a publish that may be returned. lapin pairs a returned message with the
     /// next confirmation, so a second one in flight could take the blame, and the returned one be
     /// taken for stored.
-    turn: RwLock<()>,
+    channel: RwLock<Channel>,
     /// Set while a publish may be returned, and left so if its future is dropped: from then on a
     /// return can't be told from that of another.
     is_torn: AtomicBool,
+    /// Another channel, since a declaration that the server refuses closes it.
+    declaring: Mutex<Option<Channel>>,
 }
 
 impl Publisher {
-    pub(super) fn new(
-        channel: Channel,
+    pub(super) async fn open(
+        connection: Arc<Connection>,
         queue: ShortString,
         kind: QueueKind,
         dead_letter: Option<Target>,
-    ) -> Self {
-        Self {
-            channel,
+        retry_queues: RetryQueues,
+    ) -> lapin::Result<Self> {
+        let channel = open(&connection).await?;
+        Ok(Self {
+            connection,
             queue,
             kind,
             dead_letter,
-            retry_queues: Mutex::default(),
-            turn: RwLock::new(()),
+            retry_queues,
+            channel: RwLock::new(channel),
             is_torn: AtomicBool::new(false),
-        }
+            declaring: Mutex::default(),
+        })
     }
 
     pub(super) fn queue(&self) -> &str {
@@ -95,167 +91,190 @@ impl Publisher {
         self.dead_letter.as_ref()
     }
 
-    /// Publishes to the end of `queue`: a retry queue, or the one that the original is in.
+    /// Returns the size of the largest frame that the connection takes, in bytes.
+    pub(super) fn frame_max(&self) -> u32 {
+        self.connection.configuration().frame_max()
+    }
+
+    /// Publishes to the end of the queue that the original is in.
     ///
-    /// Not mandatory: the first was just declared, and with the second goes the original.
+    /// Not mandatory: with the queue goes the original.
     pub(super) async fn retry(
         &self,
-        queue: ShortString,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        let turn = self.turn.read().await;
-        self.publish("".into(), queue, false, payload, properties)
-            .await?;
-        drop(turn);
-        Ok(())
+        self.store(self.queue.clone(), payload, properties).await
     }
 
-    /// Declares the retry queue of `delay`, waits until it outlives the server, and returns its name.
-    ///
-    /// It is declared each time, so that its life is prolonged.
-    pub(super) async fn retry_queue(&self, delay: Duration) -> Result<ShortString, DeliveryError> {
-        let millis = rounded_up(delay).ok_or(DeliveryError::DelayTooLong(delay))?;
-        // Invariant: `Queue::subscribe` has checked the longest of these names.
-        let name = ShortString::from(format!("{}.retry.{millis}", self.queue));
-        let options = QueueDeclareOptions::durable();
-        self.channel
-            .queue_declare(name.clone(), options, self.retry_arguments(millis))
-            .await?;
-        sleep_until(self.written(millis)).await;
-        Ok(name)
-    }
-
-    /// Returns from when on a retry queue that was just declared outlives the server.
-    ///
-    /// It may have been new, unless it was used so short a time ago that it can't have expired.
-    fn written(&self, millis: u64) -> Instant {
-        let now = Instant::now();
-        let new = RetryQueue {
-            used: now,
-            written: now + UNWRITTEN,
-        };
-        let queues = self.retry_queues.lock();
-        let mut queues = queues.unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.entry(millis).or_insert(new);
-        if now - queue.used >= RETRY_QUEUE_MARGIN {
-            *queue = new;
-        }
-        queue.used = now;
-        queue.written
-    }
-
-    fn retry_arguments(&self, millis: u64) -> FieldTable {
-        let expires = millis + RETRY_QUEUE_MARGIN.as_millis() as u64;
-        let mut arguments = FieldTable::default();
-        let mut set = |name: &str, value| {
-            arguments.insert(name.into(), value);
-        };
-        let text = |text: &str| AMQPValue::LongString(text.into());
-        set("x-message-ttl", AMQPValue::LongLongInt(millis as i64));
-        set("x-expires", AMQPValue::LongLongInt(expires as i64));
-        set("x-dead-letter-exchange", text(""));
-        set("x-dead-letter-routing-key", text(self.queue.as_str()));
-        match self.kind {
-            QueueKind::Classic => set("x-queue-type", text("classic")),
-            QueueKind::Quorum => {
-                set("x-queue-type", text("quorum"));
-                set("x-dead-letter-strategy", text("at-least-once"));
-                // What at-least-once dead-lettering requires.
-                set("x-overflow", text("reject-publish"));
+    /// Publishes to the retry queue of `delay`.
+    pub(super) async fn delay(
+        &self,
+        delay: Duration,
+        message: &Message,
+        properties: BasicProperties,
+    ) -> Result<(), DeliveryError> {
+        let payload = &message.delivery.data;
+        match self.retry_queues.of(delay)? {
+            RetryQueue::Own { millis, name } => {
+                self.unless_blocked(self.declare(&name, millis)).await?;
+                sleep_until(self.retry_queues.written(millis)).await;
+                // The wait for a new queue may outlast the channel, and then the job is back already.
+                message.check()?;
+                message.check_held()?;
+                // Not mandatory: it was just declared.
+                self.store(name, payload, properties).await
+            }
+            RetryQueue::Given(name) => {
+                let target = Target {
+                    exchange: "".into(),
+                    routing_key: name,
+                };
+                self.deliver(&target, payload, properties).await
             }
         }
-        arguments
     }
 
-    /// Publishes a dead letter to `target`.
-    pub(super) async fn bury(
+    async fn declare(&self, name: &ShortString, millis: u64) -> Result<(), DeliveryError> {
+        let channel = {
+            self.unblocked().await;
+            let mut declaring = self.declaring.lock().await;
+            match declaring.take().filter(|open| open.status().connected()) {
+                Some(open) => declaring.insert(open).clone(),
+                None => declaring
+                    .insert(self.connection.create_channel().await?)
+                    .clone(),
+            }
+        };
+        let arguments = retry_queues::arguments(self.queue(), millis);
+        let options = QueueDeclareOptions::durable();
+        let declared = channel.queue_declare(name.clone(), options, arguments);
+        match declared.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.retry_queues.undeclared(name.as_str(), error)),
+        }
+    }
+
+    /// Publishes to `target`, where a queue has to take it.
+    pub(super) async fn deliver(
         &self,
         target: &Target,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        let Target {
-            exchange,
-            routing_key,
-        } = target.clone();
-        let turn = self.turn.write().await;
-        if self.is_torn.swap(true, Ordering::Relaxed) {
-            return Err(DeliveryError::NotConfirmed);
-        }
-        let published = self
-            .publish(exchange, routing_key, true, payload, properties)
-            .await;
-        self.is_torn.store(false, Ordering::Relaxed);
-        drop(turn);
-        published
+        self.unless_blocked(async {
+            let channel = self.exclusive().await?;
+            self.is_torn.store(true, Ordering::Relaxed);
+            let published = publish(&channel, target, true, payload, properties).await;
+            self.is_torn.store(false, Ordering::Relaxed);
+            published
+        })
+        .await
     }
 
-    async fn publish(
+    /// Publishes to a queue that exists.
+    async fn store(
         &self,
-        exchange: ShortString,
-        routing_key: ShortString,
-        mandatory: bool,
+        queue: ShortString,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        let options = BasicPublishOptions {
-            mandatory,
-            ..BasicPublishOptions::default()
+        let target = Target {
+            exchange: "".into(),
+            routing_key: queue,
         };
-        let confirm = self
-            .channel
-            .basic_publish(exchange, routing_key, options, payload, properties)
-            .await?;
-        match confirm.await? {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                Err(DeliveryError::Unroutable {
-                    exchange: returned.exchange.to_string(),
-                    routing_key: returned.routing_key.to_string(),
-                })
-            }
-            Confirmation::Nack(None) | Confirmation::NotRequested => {
-                Err(DeliveryError::NotConfirmed)
+        self.unless_blocked(async {
+            let channel = self.shared().await?;
+            publish(&channel, &target, false, payload, properties).await
+        })
+        .await
+    }
+
+    async fn shared(&self) -> Result<RwLockReadGuard<'_, Channel>, DeliveryError> {
+        self.unblocked().await;
+        let channel = self.channel.read().await;
+        if self.is_usable(&channel) {
+            return Ok(channel);
+        }
+        drop(channel);
+        Ok(self.exclusive().await?.downgrade())
+    }
+
+    async fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Channel>, DeliveryError> {
+        self.unblocked().await;
+        let mut channel = self.channel.write().await;
+        if !self.is_usable(&channel) {
+            *channel = open(&self.connection).await?;
+            self.is_torn.store(false, Ordering::Relaxed);
+        }
+        Ok(channel)
+    }
+
+    fn is_usable(&self, channel: &Channel) -> bool {
+        channel.status().connected() && !self.is_torn.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server does not block the connection: what is sent meanwhile can't be called
+    /// back, so each new try of the job would add a copy.
+    async fn unblocked(&self) {
+        while self.connection.status().blocked() {
+            sleep(PATIENCE / 20).await;
+        }
+    }
+
+    /// Gives `publishing` up if the server blocks the connection for too long.
+    async fn unless_blocked(
+        &self,
+        publishing: impl Future<Output = Result<(), DeliveryError>>,
+    ) -> Result<(), DeliveryError> {
+        let mut publishing = pin!(publishing);
+        loop {
+            match timeout(PATIENCE, &mut publishing).await {
+                Ok(published) => return published,
+                Err(_) if self.connection.status().blocked() => return Err(DeliveryError::Blocked),
+                Err(_) => {}
             }
         }
     }
 }
 
-/// Rounds up to milliseconds of which the three leading bits count, so that jitter does not make a
-/// queue for each job; `None` if that is too long.
-fn rounded_up(delay: Duration) -> Option<u64> {
-    let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).ok()?;
-    let step = 1 << millis.max(1).ilog2().saturating_sub(2);
-    let rounded = millis.max(1).checked_next_multiple_of(step)?;
-    (rounded <= LONGEST_DELAY).then_some(rounded)
+async fn open(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    let options = ConfirmSelectOptions::default();
+    channel.confirm_select(options).await?;
+    Ok(channel)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_delay_is_rounded_up_by_at_most_a_quarter() {
-        for millis in (0..100_000).chain([LONGEST_DELAY - 1, LONGEST_DELAY]) {
-            let rounded = rounded_up(Duration::from_millis(millis)).unwrap();
-            assert!(rounded >= millis.max(1), "{millis} became {rounded}");
-            assert!(
-                4 * rounded <= 5 * millis.max(1),
-                "{millis} became {rounded}"
-            );
+async fn publish(
+    channel: &Channel,
+    target: &Target,
+    mandatory: bool,
+    payload: &[u8],
+    properties: BasicProperties,
+) -> Result<(), DeliveryError> {
+    let options = BasicPublishOptions {
+        mandatory,
+        ..BasicPublishOptions::default()
+    };
+    let Target {
+        exchange,
+        routing_key,
+    } = target.clone();
+    let confirmed = async {
+        let confirm = channel.basic_publish(exchange, routing_key, options, payload, properties);
+        confirm.await?.await
+    };
+    match confirmed.await {
+        Ok(Confirmation::Ack(None)) => Ok(()),
+        Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
+            Err(DeliveryError::Unroutable {
+                exchange: target.exchange.to_string(),
+                routing_key: target.routing_key.to_string(),
+            })
         }
-        let micros = Duration::from_micros(1_001);
-        assert_eq!(rounded_up(micros), Some(2));
-        let too_long = Duration::from_millis(LONGEST_DELAY + 1);
-        assert_eq!(rounded_up(too_long), None);
-        assert_eq!(rounded_up(Duration::MAX), None);
-    }
-
-    #[test]
-    fn a_minute_of_delays_needs_few_queues() {
-        let delays = (1..=60_000).map(|millis| rounded_up(Duration::from_millis(millis)));
-        let queues: std::collections::BTreeSet<_> = delays.collect();
-        assert_eq!(queues.len(), 60);
+        Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => {
+            Err(DeliveryError::NotConfirmed)
+        }
+        Err(error) => Err(DeliveryError::of_publish(target.exchange.as_str(), error)),
     }
 }

@@ -1,21 +1,25 @@
 //! [`Queue`]: how a queue is read, and what happens to the jobs that fail.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use lapin::{
-    Channel, Connection,
-    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
+    Channel,
+    options::{BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::timeout;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
-    Deliveries, SubscriptionError,
+    connection::Connection,
+    deliveries::Deliveries,
     delivery::Reading,
     delivery_limit::DeliveryLimit,
+    error::SubscriptionError,
     publisher::{Publisher, Target},
+    retry_queues::RetryQueues,
     server,
+    targets::{self, Unmet},
 };
 
 /// Of which type a queue is: RabbitMQ does not tell a consumer.
@@ -42,6 +46,7 @@ pub struct Queue {
     pub(super) kind: QueueKind,
     prefetch: u16,
     dead_letter: Option<(String, String)>,
+    retry_queues: BTreeMap<Duration, String>,
     reading: Reading,
     consumer: ConsumerSettings,
     subscribe_timeout: Duration,
@@ -72,6 +77,7 @@ impl Queue {
             kind,
             prefetch: 64,
             dead_letter: None,
+            retry_queues: BTreeMap::new(),
             reading: Reading {
                 delivery_limit: DeliveryLimit::Assumed,
                 delayed_retry: false,
@@ -109,20 +115,54 @@ impl Queue {
 
     /// Sets the queue that rejected jobs are published to, with the reason in their headers.
     ///
-    /// It is not declared here: without it a `Reject` fails, and the job is redelivered.
+    /// It is not declared here: without it there is no subscription. If it is deleted later, a
+    /// `Reject` fails as [misconfigured](crate::Unsettled::misconfigured), and the job stays.
     pub fn dead_letter(self, queue: impl Into<String>) -> Self {
         self.dead_letter_exchange("", queue)
     }
 
     /// Sets the exchange and the routing key that rejected jobs are published with.
     ///
-    /// As for [`dead_letter`](Self::dead_letter), a queue has to take them.
+    /// As for [`dead_letter`](Self::dead_letter), the exchange has to exist, and a queue has to take
+    /// them.
     pub fn dead_letter_exchange(
         mut self,
         exchange: impl Into<String>,
         routing_key: impl Into<String>,
     ) -> Self {
         self.dead_letter = Some((exchange.into(), routing_key.into()));
+        self
+    }
+
+    /// Adds a retry queue with a `delay` that its owner declares; by default there are none, and retry
+    /// queues are [declared](super#delays) when they are needed.
+    ///
+    /// Then none is declared, so the user needs no right to configure queues: a `Retry` waits in the
+    /// one with the least delay that is not below its own. One that is longer than all of them fails as
+    /// [misconfigured](crate::Unsettled::misconfigured). Each must exist when this subscribes.
+    ///
+    /// Declare it with these arguments, and without `x-expires`. Of other types, or without
+    /// `at-least-once`, the way back is not confirmed, and a job can be lost there.
+    ///
+    /// | argument | value |
+    /// | --- | --- |
+    /// | `x-queue-type` | `quorum` |
+    /// | `x-message-ttl` | the delay in milliseconds |
+    /// | `x-dead-letter-exchange` | `""` |
+    /// | `x-dead-letter-routing-key` | the name of the queue that is read |
+    /// | `x-dead-letter-strategy` | `at-least-once` |
+    /// | `x-overflow` | `reject-publish` |
+    ///
+    /// ```
+    /// use std::{collections::BTreeMap, time::Duration};
+    /// use tower_sentinel::broker::rabbitmq::Queue;
+    ///
+    /// let orders = Queue::classic("orders")
+    ///     .retry_queue(Duration::from_secs(10), "orders.in-10-s")
+    ///     .retry_queue(Duration::from_secs(600), "orders.in-10-min");
+    /// ```
+    pub fn retry_queue(mut self, delay: Duration, name: impl Into<String>) -> Self {
+        self.retry_queues.insert(delay, name.into());
         self
     }
 
@@ -265,13 +305,18 @@ impl Queue {
 
     /// Opens a channel on `connection` and subscribes.
     ///
-    /// A second channel, with publisher confirms, is for what has to be republished: an exchange
-    /// that does not exist then ends no subscription.
+    /// A second channel, with publisher confirms, is for what has to be republished. It is on the
+    /// [connection that publishes](Connection).
+    ///
+    /// Where the user has not the right to configure the [retry queues](super#delays), an event at
+    /// level WARN says so; then each `Retry` with a delay fails as
+    /// [misconfigured](crate::Unsettled::misconfigured).
     ///
     /// # Errors
     ///
-    /// If the queue does not exist or is read exclusively, if a name is too long, if the connection
-    /// is lost, or if the [time](Self::subscribe_timeout) is up.
+    /// If the queue does not exist or is read exclusively, if its dead letters or retries have nowhere
+    /// to go, if a name is too long, if a connection is lost, or if the
+    /// [time](Self::subscribe_timeout) is up.
     ///
     /// Some of them end the connection too, such as that of a quorum queue that has lost its leader.
     /// So whoever tries again connects anew.
@@ -280,9 +325,8 @@ impl Queue {
     ///
     /// Cancel safe: channels that were opened are closed, and what was delivered goes back.
     pub async fn subscribe(self, connection: &Connection) -> Result<Deliveries, SubscriptionError> {
-        let longest = format!("{}.retry.2147483648", self.name);
-        short(longest)?;
         let name = short(self.name.clone())?;
+        let retry_queues = RetryQueues::new(&name, &self.retry_queues)?;
         let dead_letter = match &self.dead_letter {
             Some((exchange, routing_key)) => Some(Target {
                 exchange: short(exchange.clone())?,
@@ -292,19 +336,50 @@ impl Queue {
         };
         let tag = short(self.consumer.tag.clone())?;
         let limit = self.subscribe_timeout;
-        let Ok(opened) = timeout(limit, self.open(connection, name.clone(), tag)).await else {
-            let queue = self.name;
-            return Err(SubscriptionError::TimedOut { queue, limit });
-        };
-        let (channel, publishing, consumer, reading) =
-            opened.map_err(|error| match error.is_io_error() {
-                true => SubscriptionError::ConnectionLost(error),
-                false => SubscriptionError::Refused {
-                    queue: self.name,
-                    error,
+        let opening = self.open(connection, name, tag, dead_letter, retry_queues);
+        match timeout(limit, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(SubscriptionError::TimedOut {
+                queue: self.name,
+                limit,
+            }),
+        }
+    }
+
+    async fn open(
+        &self,
+        connection: &Connection,
+        name: ShortString,
+        tag: ShortString,
+        dead_letter: Option<Target>,
+        mut retry_queues: RetryQueues,
+    ) -> Result<Deliveries, SubscriptionError> {
+        let refused = |error| self.refused(error);
+        targets::check(connection, &name, dead_letter.as_ref(), &mut retry_queues)
+            .await
+            .map_err(|unmet| match unmet {
+                Unmet::NoTarget { target, error } => SubscriptionError::NoTarget {
+                    queue: self.name.clone(),
+                    target,
+                    error: Box::new(error),
                 },
+                Unmet::Client(error) => self.refused(error),
             })?;
-        let publisher = Publisher::new(publishing, name, self.kind, dead_letter);
+        let publishing = connection.publisher().await;
+        let publishing = publishing.map_err(|error| SubscriptionError::NoPublisher {
+            queue: self.name.clone(),
+            error: Box::new(error),
+        })?;
+        let publisher = Publisher::open(
+            publishing,
+            name.clone(),
+            self.kind,
+            dead_letter,
+            retry_queues,
+        );
+        let publisher = publisher.await.map_err(refused)?;
+        let consumed = self.consume(connection, name, tag).await;
+        let (channel, consumer, reading) = consumed.map_err(refused)?;
         Ok(Deliveries::new(
             channel,
             consumer,
@@ -315,16 +390,12 @@ impl Queue {
         ))
     }
 
-    async fn open(
+    async fn consume(
         &self,
         connection: &Connection,
         name: ShortString,
         tag: ShortString,
-    ) -> lapin::Result<(Channel, Channel, lapin::Consumer, Reading)> {
-        let publishing = connection.create_channel().await?;
-        publishing
-            .confirm_select(ConfirmSelectOptions::default())
-            .await?;
+    ) -> lapin::Result<(Channel, lapin::Consumer, Reading)> {
         let channel = connection.create_channel().await?;
         channel
             .basic_qos(self.prefetch, BasicQosOptions::default())
@@ -340,7 +411,7 @@ impl Queue {
         };
         let arguments = self.consumer.arguments.clone();
         let consumer = channel.basic_consume(name, tag, options, arguments).await?;
-        Ok((channel, publishing, consumer, reading))
+        Ok((channel, consumer, reading))
     }
 
     /// Warns of what no adapter can mend.
@@ -354,8 +425,18 @@ impl Queue {
             );
         }
     }
+
+    fn refused(&self, error: lapin::Error) -> SubscriptionError {
+        match error.is_io_error() {
+            true => SubscriptionError::ConnectionLost(error),
+            false => SubscriptionError::Refused {
+                queue: self.name.clone(),
+                error,
+            },
+        }
+    }
 }
 
-fn short(name: String) -> Result<ShortString, SubscriptionError> {
+pub(super) fn short(name: String) -> Result<ShortString, SubscriptionError> {
     ShortString::try_new(name.as_str()).map_err(|_| SubscriptionError::NameTooLong { name })
 }

@@ -26,7 +26,7 @@ pub(super) async fn counts_no_nack(connection: &Connection, queue: &str) -> lapi
         ..QueueDeclareOptions::default()
     };
     // Invariant: `Queue::subscribe` has checked a longer one.
-    let name = ShortString::from(format!("{queue}.retry.0"));
+    let name = ShortString::from(format!("{queue}.retry.quorum.0"));
     let channel = connection.create_channel().await?;
     match channel.queue_declare(name, options, arguments).await {
         Err(error) if error.is_amqp_soft_error() => Ok(error.to_string().contains(NEW_ARGUMENT)),

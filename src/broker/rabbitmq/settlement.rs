@@ -10,13 +10,18 @@ use std::{
 
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
+use tokio::time::sleep;
+
 use super::{
     delivery::{DeliveryTag, Message},
-    error::DeliveryError,
-    headers,
+    delivery_error::DeliveryError,
     queue::QueueKind,
+    republished,
 };
 use crate::settle::{Reason, Unsettled, Verdict};
+
+/// How long a job is kept that can't be republished, before it is given back.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The future of a [`DeliveryTag`]'s settlement.
 ///
@@ -37,6 +42,10 @@ impl Settlement {
             let answered = match tag.message.claim() {
                 Ok(()) => answer(&tag.message, verdict, &reason).await,
                 Err(error) => Err(error),
+            };
+            let answered = match answered {
+                Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
+                answered => answered,
             };
             answered.map_err(|error| failed(&tag.message, error))
         });
@@ -65,12 +74,13 @@ impl fmt::Debug for Settlement {
 fn failed(message: &Message, error: DeliveryError) -> Failed {
     match error {
         DeliveryError::Lost if message.is_taken_back() => Unsettled::moot(error),
-        error => Unsettled::last(error),
+        error => error.unsettled(),
     }
 }
 
 async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<(), DeliveryError> {
     let publisher = &message.link.publisher;
+    let frame_max = publisher.frame_max();
     let payload = &message.delivery.data;
     let acker = &message.delivery.acker;
     match verdict {
@@ -85,12 +95,10 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
                 Way::EndOfQueue => republish(message, charged(message)).await?,
                 Way::RetryQueue(delay) => {
                     message.check_held()?;
-                    let properties = headers::for_retry(&message.delivery, charged(message), false);
-                    let queue = publisher.retry_queue(delay).await?;
-                    // The wait for a new queue may outlast the channel, and then the job is back already.
-                    message.check()?;
-                    message.check_held()?;
-                    publisher.retry(queue, payload, properties).await?;
+                    let deliveries = charged(message);
+                    let properties =
+                        republished::for_retry(&message.delivery, deliveries, false, frame_max)?;
+                    publisher.delay(delay, message, properties).await?;
                 }
             }
         }
@@ -98,19 +106,14 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
         Verdict::Release if !message.release_is_free() && message.is_near_limit() => {
             republish(message, charged(message).saturating_sub(1)).await?;
         }
-        Verdict::Release => {
-            let options = BasicNackOptions {
-                requeue: true,
-                multiple: false,
-            };
-            return otherwise(message, acker.nack(options).await);
-        }
+        Verdict::Release => return release(message).await,
         Verdict::Reject => match publisher.dead_letter() {
             Some(target) => {
                 message.check_held()?;
                 let deliveries = message.deliveries();
-                let properties = headers::for_dead_letter(&message.delivery, deliveries, reason);
-                publisher.bury(target, payload, properties).await?;
+                let properties =
+                    republished::for_dead_letter(&message.delivery, deliveries, reason, frame_max)?;
+                publisher.deliver(target, payload, properties).await?;
             }
             None => {
                 let options = BasicRejectOptions { requeue: false };
@@ -150,11 +153,32 @@ impl Way {
 async fn republish(message: &Message, deliveries: u32) -> Result<(), DeliveryError> {
     message.check_held()?;
     let publisher = &message.link.publisher;
-    let properties = headers::for_retry(&message.delivery, deliveries, true);
-    let queue = publisher.queue().into();
-    publisher
-        .retry(queue, &message.delivery.data, properties)
-        .await
+    let frame_max = publisher.frame_max();
+    let properties = republished::for_retry(&message.delivery, deliveries, true, frame_max)?;
+    publisher.retry(&message.delivery.data, properties).await
+}
+
+async fn release(message: &Message) -> Result<(), DeliveryError> {
+    let options = BasicNackOptions {
+        requeue: true,
+        multiple: false,
+    };
+    otherwise(message, message.delivery.acker.nack(options).await)
+}
+
+/// Gives a job back that can't be republished, so that it does not keep its place.
+///
+/// Returns `error`, or why it is not given back.
+async fn give_back(message: &Message, error: DeliveryError) -> DeliveryError {
+    if let DeliveryError::NoRoom { .. } = error {
+        // It comes back at once, and fails again.
+        sleep(PAUSE).await;
+    }
+    let given_back = match message.check() {
+        Ok(()) => release(message).await,
+        Err(stale) => Err(stale),
+    };
+    given_back.err().unwrap_or(error)
 }
 
 /// Returns how many deliveries a retry carries on; of an unknown number, those that are known.

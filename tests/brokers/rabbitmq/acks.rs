@@ -18,6 +18,7 @@ async fn take(scene: &Scene) -> (Deliveries, Vec<Delivery>) {
     for number in 0..JOBS {
         scene.publish(&number.to_string()).await;
     }
+    scene.declare_dead().await;
     let queue = scene
         .queue()
         .prefetch(JOBS.into())

@@ -59,7 +59,7 @@ async fn a_queue_that_delays_needs_no_retry_queue() {
         passive: true,
         ..QueueDeclareOptions::default()
     };
-    let name = format!("{}.retry.65536", scene.name);
+    let name = format!("{}.retry.quorum.65536", scene.name);
     let found = scene.connection.create_channel().await.unwrap();
     let found = found.queue_declare(name.into(), passive, FieldTable::default());
     assert!(found.await.is_err(), "there is no retry queue");

@@ -1,0 +1,132 @@
+//! [`Connection`]: a connection that consumes, and one beside it that publishes.
+
+use std::{fmt, ops::Deref, sync::Arc};
+
+use tokio::sync::Mutex;
+
+use super::{ConnectError, connect::Endpoint};
+
+/// How the server lists the connection for publishing.
+const NAME: &str = "tower-sentinel: retries and dead letters";
+
+/// A connection to RabbitMQ that reads queues, and a second one that republishes jobs.
+///
+/// A server that runs out of memory or disk [stops
+/// reading](https://www.rabbitmq.com/docs/connections#flow-control) from each connection that
+/// publishes. On the connection that consumes, one retry would hold up the acks of all jobs. So retries
+/// and dead letters go over a connection of their own, as RabbitMQ's documentation advises. The first
+/// [`subscribe`](super::Queue::subscribe) opens it, all subscriptions of this connection share it, and
+/// a later one opens it anew if it was lost. The server lists it as
+/// `tower-sentinel: retries and dead letters`.
+///
+/// It dereferences to lapin's connection that consumes: declare queues by channels of it.
+///
+/// ```no_run
+/// use tower_sentinel::broker::rabbitmq::{self, Queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+/// let channel = connection.create_channel().await?;
+/// let orders = Queue::classic("orders").subscribe(&connection).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A connection that you made by lapin works too. This crate can't open a second one like it, so retries
+/// and dead letters go over the same, unless you give [another](Self::publishing):
+///
+/// ```no_run
+/// use tower_sentinel::broker::rabbitmq::{Connection, Queue, lapin};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let address = "amqp://guest:guest@127.0.0.1:5672/%2f";
+/// let consuming = lapin::Connection::connect(address, Default::default()).await?;
+/// let publishing = lapin::Connection::connect(address, Default::default()).await?;
+/// let connection = Connection::from(consuming).publishing(publishing);
+/// let orders = Queue::classic("orders").subscribe(&connection).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Dropping it closes neither while a subscription lives.
+pub struct Connection {
+    consuming: Arc<lapin::Connection>,
+    publishing: Publishing,
+}
+
+enum Publishing {
+    /// Opened when it is needed.
+    Own {
+        endpoint: Box<Endpoint>,
+        opened: Mutex<Option<Arc<lapin::Connection>>>,
+    },
+    Given(Arc<lapin::Connection>),
+}
+
+impl Connection {
+    pub(super) fn new(consuming: lapin::Connection, endpoint: Endpoint) -> Self {
+        Self {
+            consuming: Arc::new(consuming),
+            publishing: Publishing::Own {
+                endpoint: Box::new(endpoint),
+                opened: Mutex::new(None),
+            },
+        }
+    }
+
+    /// Sets the connection that retries and dead letters are published by.
+    ///
+    /// By default it is one like this for what [`connect`](super::connect) returns, and this
+    /// connection itself for one that was made [from](Self::from) lapin's.
+    #[must_use]
+    pub fn publishing(mut self, connection: lapin::Connection) -> Self {
+        self.publishing = Publishing::Given(Arc::new(connection));
+        self
+    }
+
+    /// Returns the connection for publishing, which it opens if there is none that lives.
+    pub(super) async fn publisher(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
+        match &self.publishing {
+            Publishing::Given(given) => Ok(Arc::clone(given)),
+            Publishing::Own { endpoint, opened } => {
+                let mut opened = opened.lock().await;
+                let living = opened.take().filter(|opened| opened.status().connected());
+                let living = match living {
+                    Some(living) => living,
+                    None => Arc::new(endpoint.named(NAME).open().await?),
+                };
+                Ok(Arc::clone(opened.insert(living)))
+            }
+        }
+    }
+}
+
+impl From<lapin::Connection> for Connection {
+    /// Takes a connection that consumes and publishes.
+    fn from(connection: lapin::Connection) -> Self {
+        let connection = Arc::new(connection);
+        Self {
+            publishing: Publishing::Given(Arc::clone(&connection)),
+            consuming: connection,
+        }
+    }
+}
+
+impl Deref for Connection {
+    type Target = lapin::Connection;
+
+    fn deref(&self) -> &lapin::Connection {
+        &self.consuming
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("connected", &self.consuming.status().connected())
+            .field("blocked", &self.consuming.status().blocked())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,226 @@
+//! [`DeliveryError`]: why a delivery is not settled.
+
+use std::{error::Error, fmt, time::Duration};
+
+use super::error::{amqp_code, exchange_named, queue_named, server_text};
+use crate::settle::Unsettled;
+
+/// What a user may do with a resource of the server: RabbitMQ's
+/// [permissions](https://www.rabbitmq.com/docs/access-control#authorisation).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Right {
+    /// To declare and to delete it.
+    Configure,
+    /// To publish to it.
+    Write,
+    /// To consume from it.
+    Read,
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Right::Configure => "configure",
+            Right::Write => "write",
+            Right::Read => "read",
+        })
+    }
+}
+
+/// Why a delivery is not settled, or not kept alive.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DeliveryError {
+    /// It was settled before, or a settlement of it was tried; nothing was sent.
+    AlreadySettled,
+    /// Its channel is closed; it was neither answered nor republished. The server redelivers the job.
+    Stale,
+    /// The server has taken the job back, or is about to: it has cancelled the consumer, or the
+    /// [consumer timeout](super::Queue::consumer_timeout) is over. Nothing was sent or republished.
+    Lost,
+    /// The client did not send the answer (lapin's `Ok(false)`): the channel closed meanwhile.
+    NotSent,
+    /// The client failed to send the answer, or to republish the job.
+    Client(lapin::Error),
+    /// The server did not confirm that it has the republished job; the original is not acked.
+    NotConfirmed,
+    /// No queue takes the dead letter; the original is not acked.
+    Unroutable {
+        /// The exchange it was published to.
+        exchange: String,
+        /// The routing key it was published with.
+        routing_key: String,
+    },
+    /// The delay is longer than the 24 days that a retry queue can do, or than that of each [retry
+    /// queue](super::Queue::retry_queue) that was given; nothing was sent.
+    DelayTooLong(Duration),
+    /// The user has not the right to republish the job.
+    Denied {
+        /// The right.
+        right: Right,
+        /// The queue or the exchange.
+        resource: String,
+        /// What the client says.
+        error: lapin::Error,
+    },
+    /// A retry queue can't be declared, since one of its name has other arguments.
+    Conflict {
+        /// The retry queue.
+        queue: String,
+        /// What the client says.
+        error: lapin::Error,
+    },
+    /// The exchange of the dead letters does not exist.
+    NoExchange {
+        /// The exchange.
+        exchange: String,
+        /// What the client says.
+        error: lapin::Error,
+    },
+    /// The server blocks the connection that publishes, for want of memory or disk space. The job is
+    /// given back; a copy of it may follow.
+    Blocked,
+    /// The headers of the job leave no room for those of a retry, or for none at all, in a frame of the
+    /// connection. The job is given back.
+    NoRoom {
+        /// How many bytes the properties would take.
+        size: usize,
+        /// How many there are.
+        limit: usize,
+    },
+    /// RabbitMQ gives no more time to a delivery.
+    NoKeepAlive,
+}
+
+impl DeliveryError {
+    /// Sorts the error of the declaration of a retry queue, where `right` to it may be missing.
+    pub(super) fn of_declaration(right: Right, queue: &str, error: lapin::Error) -> Self {
+        match amqp_code(&error) {
+            // It takes the right to write to the exchange of its dead letters, too.
+            Some(403) if server_text(&error).contains("exchange") => DeliveryError::Denied {
+                right: Right::Write,
+                resource: exchange_named(""),
+                error,
+            },
+            Some(403) => DeliveryError::Denied {
+                right,
+                resource: queue_named(queue),
+                error,
+            },
+            Some(406) => DeliveryError::Conflict {
+                queue: queue.to_owned(),
+                error,
+            },
+            _ => DeliveryError::Client(error),
+        }
+    }
+
+    /// Sorts the error of a publish.
+    pub(super) fn of_publish(exchange: &str, error: lapin::Error) -> Self {
+        match amqp_code(&error) {
+            Some(403) => DeliveryError::Denied {
+                right: Right::Write,
+                resource: exchange_named(exchange),
+                error,
+            },
+            Some(404) => DeliveryError::NoExchange {
+                exchange: exchange.to_owned(),
+                error,
+            },
+            _ => DeliveryError::Client(error),
+        }
+    }
+
+    /// Returns whether the job is given back after it, since no other is concerned.
+    pub(super) fn gives_back(&self) -> bool {
+        matches!(self, DeliveryError::Blocked | DeliveryError::NoRoom { .. })
+    }
+
+    /// Returns how far it reaches.
+    pub(super) fn unsettled<Tag>(self) -> Unsettled<Tag, Self> {
+        match self {
+            DeliveryError::Denied { .. }
+            | DeliveryError::Conflict { .. }
+            | DeliveryError::NoExchange { .. }
+            | DeliveryError::Unroutable { .. }
+            | DeliveryError::DelayTooLong(_) => Unsettled::misconfigured(self),
+            DeliveryError::Blocked | DeliveryError::NoRoom { .. } => Unsettled::moot(self),
+            DeliveryError::AlreadySettled
+            | DeliveryError::Stale
+            | DeliveryError::Lost
+            | DeliveryError::NotSent
+            | DeliveryError::Client(_)
+            | DeliveryError::NotConfirmed
+            | DeliveryError::NoKeepAlive => Unsettled::last(self),
+        }
+    }
+}
+
+impl fmt::Display for DeliveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeliveryError::AlreadySettled => f.write_str("the delivery is settled already"),
+            DeliveryError::Stale => f.write_str("the delivery belongs to a channel that is closed"),
+            DeliveryError::Lost => f.write_str(
+                "the server has taken the job back: let jobs end before its consumer timeout",
+            ),
+            DeliveryError::NotSent => f.write_str("the client did not send the answer"),
+            DeliveryError::Client(error) => write!(f, "the answer failed: {error}"),
+            DeliveryError::NotConfirmed => {
+                f.write_str("the server did not confirm the republished job")
+            }
+            DeliveryError::Unroutable {
+                exchange,
+                routing_key,
+            } => write!(
+                f,
+                "no queue takes what is published to exchange \"{exchange}\" with \"{routing_key}\""
+            ),
+            DeliveryError::DelayTooLong(delay) => {
+                write!(
+                    f,
+                    "a delay of {delay:?} is longer than a retry queue can do"
+                )
+            }
+            DeliveryError::Denied {
+                right, resource, ..
+            } => {
+                write!(f, "the user has no right to {right} {resource}")
+            }
+            DeliveryError::Conflict { queue, .. } => write!(
+                f,
+                "retry queue \"{queue}\" has other arguments: delete it when it is empty"
+            ),
+            DeliveryError::NoExchange { exchange, .. } => {
+                write!(f, "there is no exchange \"{exchange}\" for dead letters")
+            }
+            DeliveryError::Blocked => {
+                f.write_str("the server blocks the connection that publishes: memory or disk alarm")
+            }
+            DeliveryError::NoRoom { size, limit } => write!(
+                f,
+                "the properties would take {size} bytes, and a frame has room for {limit}: raise frame_max"
+            ),
+            DeliveryError::NoKeepAlive => f.write_str("rabbitmq keeps no delivery alive"),
+        }
+    }
+}
+
+impl Error for DeliveryError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            DeliveryError::Client(error)
+            | DeliveryError::Denied { error, .. }
+            | DeliveryError::Conflict { error, .. }
+            | DeliveryError::NoExchange { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<lapin::Error> for DeliveryError {
+    fn from(error: lapin::Error) -> Self {
+        DeliveryError::Client(error)
+    }
+}

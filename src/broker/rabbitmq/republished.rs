@@ -1,0 +1,229 @@
+//! The properties of what is republished: they must fit into one frame.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use lapin::{
+    BasicProperties, ErrorKind,
+    message::Delivery,
+    protocol::basic::gen_properties,
+    types::{AMQPValue, FieldTable},
+};
+
+use super::{
+    delivery_error::DeliveryError,
+    headers::{
+        DELIVERIES, DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, OUTCOME_KIND,
+        OUTCOME_MESSAGE, OUTCOME_TIME,
+    },
+};
+use crate::settle::Reason;
+
+/// The longest message of a reason, in bytes.
+const LONGEST_MESSAGE: usize = 4096;
+
+/// What else a frame holds in which properties are sent: type, channel, size and end; class, weight
+/// and the size of the body.
+const OVERHEAD: usize = 1 + 2 + 4 + 1 + 2 + 2 + 8;
+
+/// Properties that are filled as far as one frame goes. To the server a longer one is an error of the
+/// connection, which it closes.
+struct Filled {
+    properties: BasicProperties,
+    headers: FieldTable,
+    /// How many bytes the properties may take, and how many of them are left.
+    limit: usize,
+    room: usize,
+}
+
+impl Filled {
+    /// Begins with what the job itself bears: `properties`, and its headers.
+    fn new(
+        message: &Delivery,
+        properties: BasicProperties,
+        frame_max: u32,
+    ) -> Result<Self, DeliveryError> {
+        let headers = kept(message);
+        let limit = (frame_max as usize).saturating_sub(OVERHEAD);
+        let size = size(&properties.clone().with_headers(headers.clone()))?;
+        match limit.checked_sub(size) {
+            Some(room) => Ok(Self {
+                properties,
+                headers,
+                limit,
+                room,
+            }),
+            None => Err(DeliveryError::NoRoom { size, limit }),
+        }
+    }
+
+    /// Adds headers if there is room for all of them.
+    fn add<const N: usize>(&mut self, added: [(&'static str, AMQPValue); N]) -> bool {
+        let size = |(name, value): &(&str, AMQPValue)| cost(name, value);
+        let size = added.iter().map(size).sum();
+        let Some(room) = self.room.checked_sub(size) else {
+            return false;
+        };
+        self.room = room;
+        for (name, value) in added {
+            self.headers.insert(name.into(), value);
+        }
+        true
+    }
+
+    /// Adds where the job was first published to.
+    fn add_origin(&mut self, message: &Delivery) {
+        if !self.headers.contains_key(ORIGINAL_EXCHANGE) {
+            self.add([
+                (ORIGINAL_EXCHANGE, text(message.exchange.as_str())),
+                (ORIGINAL_ROUTING_KEY, text(message.routing_key.as_str())),
+            ]);
+        }
+    }
+
+    fn properties(self) -> BasicProperties {
+        self.properties.with_headers(self.headers)
+    }
+}
+
+/// Returns the properties of `message` for its next try, with `deliveries` made so far.
+///
+/// # Errors
+///
+/// If there is no room for their number: the job would be tried for ever.
+pub(super) fn for_retry(
+    message: &Delivery,
+    deliveries: u32,
+    keeps_expiration: bool,
+    frame_max: u32,
+) -> Result<BasicProperties, DeliveryError> {
+    let mut properties = copied(&message.properties);
+    match message.properties.expiration() {
+        Some(expiration) if keeps_expiration => {
+            properties = properties.with_expiration(expiration.clone());
+        }
+        _ => {}
+    }
+    let mut filled = Filled::new(message, properties, frame_max)?;
+    let deliveries = AMQPValue::LongUInt(deliveries);
+    let missing = cost(DELIVERIES, &deliveries).saturating_sub(filled.room);
+    if !filled.add([(DELIVERIES, deliveries)]) {
+        let limit = filled.limit;
+        let size = limit + missing;
+        return Err(DeliveryError::NoRoom { size, limit });
+    }
+    filled.add_origin(message);
+    Ok(filled.properties())
+}
+
+/// Returns the properties of `message` as a dead letter, with the end of the reason cut off where
+/// there is no room for it.
+///
+/// # Errors
+///
+/// If there is no room for the job's own.
+pub(super) fn for_dead_letter(
+    message: &Delivery,
+    deliveries: Option<u32>,
+    reason: &Reason,
+    frame_max: u32,
+) -> Result<BasicProperties, DeliveryError> {
+    let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
+    filled.add([(OUTCOME_KIND, text(reason.kind.as_str()))]);
+    if let Some(deliveries) = deliveries {
+        filled.add([(DELIVERIES, AMQPValue::LongUInt(deliveries))]);
+    }
+    filled.add_origin(message);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_secs());
+    filled.add([(OUTCOME_TIME, AMQPValue::Timestamp(now))]);
+    if let Some(message) = &reason.message {
+        let room = filled.room.saturating_sub(cost(OUTCOME_MESSAGE, &text("")));
+        let end = char_boundary(message, room.min(LONGEST_MESSAGE));
+        filled.add([(OUTCOME_MESSAGE, text(&message[..end]))]);
+    }
+    Ok(filled.properties())
+}
+
+/// Returns the bytes that `properties` take.
+fn size(properties: &BasicProperties) -> Result<usize, DeliveryError> {
+    let generated = gen_properties(properties)(Vec::new().into());
+    let generated = generated.map_err(|error| {
+        let kind = ErrorKind::SerialisationError(Arc::new(error));
+        lapin::Error::from(kind)
+    })?;
+    Ok(generated.write.len())
+}
+
+/// Returns the bytes that a header of ours takes: its name and value, each with a length or a type.
+fn cost(name: &str, value: &AMQPValue) -> usize {
+    let value = match value {
+        AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
+        AMQPValue::LongUInt(_) => 4,
+        _ => 8,
+    };
+    1 + name.len() + 1 + value
+}
+
+/// Returns the last boundary of a character that is not after `at`.
+fn char_boundary(text: &str, at: usize) -> usize {
+    let mut end = at.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    end
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// Returns the headers that stay.
+fn kept(message: &Delivery) -> FieldTable {
+    let mut headers = FieldTable::default();
+    for (name, value) in message.properties.headers().iter().flatten() {
+        if !DROPPED.contains(&name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    headers
+}
+
+/// Copies all but the headers, the expiration, and the user id: the server refuses one that is not
+/// the connection's own.
+fn copied(properties: &BasicProperties) -> BasicProperties {
+    let mut copy = BasicProperties::default();
+    if let Some(value) = properties.content_type() {
+        copy = copy.with_content_type(value.clone());
+    }
+    if let Some(value) = properties.content_encoding() {
+        copy = copy.with_content_encoding(value.clone());
+    }
+    if let Some(value) = properties.delivery_mode() {
+        copy = copy.with_delivery_mode(*value);
+    }
+    if let Some(value) = properties.priority() {
+        copy = copy.with_priority(*value);
+    }
+    if let Some(value) = properties.correlation_id() {
+        copy = copy.with_correlation_id(value.clone());
+    }
+    if let Some(value) = properties.reply_to() {
+        copy = copy.with_reply_to(value.clone());
+    }
+    if let Some(value) = properties.message_id() {
+        copy = copy.with_message_id(value.clone());
+    }
+    if let Some(value) = properties.timestamp() {
+        copy = copy.with_timestamp(*value);
+    }
+    if let Some(value) = properties.kind() {
+        copy = copy.with_type(value.clone());
+    }
+    if let Some(value) = properties.app_id() {
+        copy = copy.with_app_id(value.clone());
+    }
+    copy
+}

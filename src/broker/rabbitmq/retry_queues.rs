@@ -1,0 +1,248 @@
+//! [`RetryQueues`]: where a job waits for its next try.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::time::Instant;
+
+use super::{
+    delivery_error::{DeliveryError, Right},
+    error::SubscriptionError,
+};
+
+/// How long a retry queue outlives its last message.
+///
+/// The server deletes a queue with all that is in it. So it must also cover a target that takes
+/// nothing for a while, such as one that is full over a weekend.
+const MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a new queue may be lost by a server that is killed, though it has said that the queue is
+/// declared: up to 2 s, see [Queues that are new](super#queues-that-are-new).
+const UNWRITTEN: Duration = Duration::from_millis(2_500);
+
+/// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
+const LONGEST_DELAY: u64 = 1 << 31;
+
+/// The retry queues of one queue.
+#[derive(Debug)]
+pub(super) enum RetryQueues {
+    /// Declared when they are needed.
+    Own {
+        queue: ShortString,
+        /// Whether the user has the right to.
+        is_permitted: bool,
+        used: Mutex<HashMap<u64, Used>>,
+    },
+    /// Declared by their owner, by their delays.
+    Given(BTreeMap<Duration, ShortString>),
+}
+
+/// An own retry queue that was used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    at: Instant,
+    /// From when on it outlives the server.
+    written: Instant,
+}
+
+/// A retry queue for one delay.
+#[derive(Debug)]
+pub(super) enum RetryQueue {
+    /// To be declared before each use, so that its life is prolonged.
+    Own {
+        millis: u64,
+        name: ShortString,
+    },
+    Given(ShortString),
+}
+
+impl RetryQueues {
+    /// Takes those of `queue` that are `given`; if there are none, they are declared.
+    ///
+    /// # Errors
+    ///
+    /// If a name is too long.
+    pub(super) fn new(
+        queue: &ShortString,
+        given: &BTreeMap<Duration, String>,
+    ) -> Result<Self, SubscriptionError> {
+        super::queue::short(name_of(queue, LONGEST_DELAY))?;
+        if given.is_empty() {
+            return Ok(Self::Own {
+                queue: queue.clone(),
+                is_permitted: true,
+                used: Mutex::default(),
+            });
+        }
+        let given = given.iter().map(|(delay, name)| {
+            let name = super::queue::short(name.clone())?;
+            Ok((*delay, name))
+        });
+        given.collect::<Result<_, _>>().map(Self::Given)
+    }
+
+    /// Returns the name that no own retry queue has, but one that is alike.
+    pub(super) fn probe(&self) -> Option<ShortString> {
+        match self {
+            Self::Own { queue, .. } => Some(name_of(queue, 0).into()),
+            Self::Given(_) => None,
+        }
+    }
+
+    /// Notes that the user has not the right to declare them.
+    pub(super) fn forbid(&mut self) {
+        if let Self::Own { is_permitted, .. } = self {
+            *is_permitted = false;
+        }
+    }
+
+    /// Returns why one of them can't be declared.
+    pub(super) fn undeclared(&self, name: &str, error: lapin::Error) -> DeliveryError {
+        match self {
+            Self::Own {
+                is_permitted: false,
+                ..
+            } => DeliveryError::of_declaration(Right::Configure, name, error),
+            // What a queue with dead letters takes besides.
+            _ => DeliveryError::of_declaration(Right::Read, name, error),
+        }
+    }
+
+    /// Returns the names of those that exist.
+    pub(super) fn given(&self) -> impl Iterator<Item = &ShortString> {
+        let given = match self {
+            Self::Own { .. } => None,
+            Self::Given(given) => Some(given.values()),
+        };
+        given.into_iter().flatten()
+    }
+
+    /// Returns the one with the least delay that is not below `delay`.
+    pub(super) fn of(&self, delay: Duration) -> Result<RetryQueue, DeliveryError> {
+        let too_long = DeliveryError::DelayTooLong(delay);
+        match self {
+            Self::Own { queue, .. } => {
+                let millis = rounded_up(delay).ok_or(too_long)?;
+                // Invariant: `new` has checked the longest of these names.
+                let name = name_of(queue, millis).into();
+                Ok(RetryQueue::Own { millis, name })
+            }
+            Self::Given(given) => {
+                let (_, name) = given.range(delay..).next().ok_or(too_long)?;
+                Ok(RetryQueue::Given(name.clone()))
+            }
+        }
+    }
+
+    /// Returns from when on an own retry queue that was just declared outlives the server.
+    ///
+    /// It may have been new, unless it was used so short a time ago that it can't have expired.
+    pub(super) fn written(&self, millis: u64) -> Instant {
+        let now = Instant::now();
+        let new = Used {
+            at: now,
+            written: now + UNWRITTEN,
+        };
+        let Self::Own { used, .. } = self else {
+            return now;
+        };
+        let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = used.entry(millis).or_insert(new);
+        if now - queue.at >= MARGIN {
+            *queue = new;
+        }
+        queue.at = now;
+        queue.written
+    }
+}
+
+/// The kind of the queue is part of its name. So must be what else of its [`arguments`] changes, or
+/// the server refuses the declaration where the old one is still there.
+fn name_of(queue: &ShortString, millis: u64) -> String {
+    format!("{queue}.retry.quorum.{millis}")
+}
+
+/// Returns the arguments of an own retry queue of `queue`.
+///
+/// It is a quorum queue whatever `queue` is: no other confirms the way back. A classic one forgets
+/// a message that its target does not take, or has not written down.
+pub(super) fn arguments(queue: &str, millis: u64) -> FieldTable {
+    let expires = millis + MARGIN.as_millis() as u64;
+    let mut arguments = FieldTable::default();
+    let mut set = |name: &str, value| {
+        arguments.insert(name.into(), value);
+    };
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    set("x-queue-type", text("quorum"));
+    set("x-message-ttl", AMQPValue::LongLongInt(millis as i64));
+    set("x-expires", AMQPValue::LongLongInt(expires as i64));
+    set("x-dead-letter-exchange", text(""));
+    set("x-dead-letter-routing-key", text(queue));
+    set("x-dead-letter-strategy", text("at-least-once"));
+    // What at-least-once dead-lettering requires.
+    set("x-overflow", text("reject-publish"));
+    arguments
+}
+
+/// Rounds up to milliseconds of which the three leading bits count, so that jitter does not make a
+/// queue for each job; `None` if that is too long.
+fn rounded_up(delay: Duration) -> Option<u64> {
+    let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).ok()?;
+    let step = 1 << millis.max(1).ilog2().saturating_sub(2);
+    let rounded = millis.max(1).checked_next_multiple_of(step)?;
+    (rounded <= LONGEST_DELAY).then_some(rounded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_rounded_up_by_at_most_a_quarter() {
+        for millis in (0..100_000).chain([LONGEST_DELAY - 1, LONGEST_DELAY]) {
+            let rounded = rounded_up(Duration::from_millis(millis)).unwrap();
+            assert!(rounded >= millis.max(1), "{millis} became {rounded}");
+            assert!(
+                4 * rounded <= 5 * millis.max(1),
+                "{millis} became {rounded}"
+            );
+        }
+        let micros = Duration::from_micros(1_001);
+        assert_eq!(rounded_up(micros), Some(2));
+        let too_long = Duration::from_millis(LONGEST_DELAY + 1);
+        assert_eq!(rounded_up(too_long), None);
+        assert_eq!(rounded_up(Duration::MAX), None);
+    }
+
+    #[test]
+    fn a_minute_of_delays_needs_few_queues() {
+        let delays = (1..=60_000).map(|millis| rounded_up(Duration::from_millis(millis)));
+        let queues: std::collections::BTreeSet<_> = delays.collect();
+        assert_eq!(queues.len(), 60);
+    }
+
+    #[test]
+    fn the_longest_life_of_a_retry_queue_fits_into_its_argument() {
+        let longest = LONGEST_DELAY + MARGIN.as_millis() as u64;
+        assert!(u32::try_from(longest).is_ok(), "{longest}");
+    }
+
+    #[test]
+    fn a_delay_is_rounded_up_to_the_next_queue_that_is_given() {
+        let second = Duration::from_secs(1);
+        let given = [(second, "a".to_owned()), (60 * second, "b".to_owned())];
+        let queues = RetryQueues::new(&"jobs".into(), &given.into()).unwrap();
+        for (delay, expected) in [(1, "a"), (1_000, "a"), (1_001, "b"), (60_000, "b")] {
+            let queue = queues.of(Duration::from_millis(delay)).unwrap();
+            assert!(
+                matches!(&queue, RetryQueue::Given(name) if name.as_str() == expected),
+                "{delay} ms: {queue:?}"
+            );
+        }
+        assert!(queues.of(61 * second).is_err());
+    }
+}

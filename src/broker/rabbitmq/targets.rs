@@ -1,0 +1,111 @@
+//! The check that dead letters and retries have somewhere to go, before a job needs it.
+
+use lapin::{
+    Channel, ErrorKind, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{FieldTable, ShortString},
+};
+
+use super::{
+    connection::Connection,
+    error::{exchange_named, queue_named},
+    publisher::Target,
+    retry_queues::RetryQueues,
+};
+
+/// Why the check fails.
+pub(super) enum Unmet {
+    NoTarget { target: String, error: lapin::Error },
+    Client(lapin::Error),
+}
+
+/// Checks the dead letter's queue or exchange and the retry queues of `queue`.
+///
+/// By the connection that consumes: an exclusive queue is nothing to any other, though each may publish
+/// to it.
+pub(super) async fn check(
+    connection: &Connection,
+    queue: &ShortString,
+    dead_letter: Option<&Target>,
+    retry_queues: &mut RetryQueues,
+) -> Result<(), Unmet> {
+    let channel = connection.create_channel().await.map_err(Unmet::Client)?;
+    match dead_letter {
+        Some(target) if target.exchange.as_str().is_empty() => {
+            check_queue(&channel, &target.routing_key).await?;
+        }
+        Some(target) => check_exchange(&channel, &target.exchange).await?,
+        None => {}
+    }
+    for name in retry_queues.given() {
+        check_queue(&channel, name).await?;
+    }
+    if let Some(name) = retry_queues.probe() {
+        if !may_configure(&channel, queue, name).await? {
+            retry_queues.forbid();
+        }
+    }
+    Ok(())
+}
+
+async fn check_queue(channel: &Channel, name: &ShortString) -> Result<(), Unmet> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(name.clone(), options, FieldTable::default());
+    found(declared.await.map(drop), || queue_named(name.as_str()))
+}
+
+async fn check_exchange(channel: &Channel, name: &ShortString) -> Result<(), Unmet> {
+    let options = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    // Of a passive declaration the server reads nothing but the name.
+    let kind = ExchangeKind::Direct;
+    let declared = channel.exchange_declare(name.clone(), kind, options, FieldTable::default());
+    found(declared.await, || exchange_named(name.as_str()))
+}
+
+fn found(declared: lapin::Result<()>, target: impl FnOnce() -> String) -> Result<(), Unmet> {
+    declared.map_err(|error| match error.kind() {
+        // NOT_FOUND
+        ErrorKind::ProtocolError(reason) if reason.get_id() == 404 => Unmet::NoTarget {
+            target: target(),
+            error,
+        },
+        _ => Unmet::Client(error),
+    })
+}
+
+/// Returns whether retry queues can be declared, and warns if not: it is no error yet, as not every
+/// worker delays.
+///
+/// To delete a queue takes the same right as to declare it, and there is none of this name.
+async fn may_configure(
+    channel: &Channel,
+    queue: &ShortString,
+    probe: ShortString,
+) -> Result<bool, Unmet> {
+    let options = QueueDeleteOptions {
+        if_unused: true,
+        if_empty: true,
+        ..QueueDeleteOptions::default()
+    };
+    match channel.queue_delete(probe, options).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            // ACCESS_REFUSED
+            ErrorKind::ProtocolError(reason) if reason.get_id() == 403 => {
+                tracing::warn!(
+                    queue = queue.as_str(),
+                    right = "configure",
+                    "no right to declare retry queues: retries with a delay will fail"
+                );
+                Ok(false)
+            }
+            _ => Err(Unmet::Client(error)),
+        },
+    }
+}
