@@ -84,7 +84,7 @@ fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
         .parse()
         .map_err(|_| invalid("it is not one of nats:// or tls://"))?;
     // Without WebSockets the client would speak to such a port in plain text, `wss` or not.
-    if server.is_websocket() {
+    if server.is_websocket() && cfg!(not(feature = "websockets")) {
         let address = place(server.host(), server.port());
         return Err(ConnectError::NoWebSockets { address });
     }
@@ -117,7 +117,9 @@ fn without_credentials(
 mod tests {
     use async_nats::ConnectOptions;
 
-    use super::{ConnectError, parse, without_credentials};
+    #[cfg(not(feature = "websockets"))]
+    use super::ConnectError;
+    use super::{parse, without_credentials};
 
     #[test]
     fn the_client_gets_no_credentials_in_the_address() {
@@ -137,6 +139,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "websockets"))]
     fn websockets_are_not_spoken_to_in_plain_text() {
         for address in [
             "wss://us3r:s3cret@[::1]:4223",

@@ -132,6 +132,59 @@
 //! come of, three in each threshold. It does so while it is polled. After a stop the consumer may be
 //! removed, and what runs then can't be settled: let the threshold be longer than a drain.
 //!
+//! # TLS
+//!
+//! [`connect`] with `tls://` says nothing before the connection is encrypted. With `nats://` it is
+//! encrypted if the server says so. The client is always built with rustls and ring, whatever features
+//! are on (`native-tls` changes nothing), and trusts the authorities of the system, or in their place
+//! those that it is given:
+//!
+//! ```no_run
+//! use tower_sentinel::broker::nats::{async_nats::ConnectOptions, connect_with};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = ConnectOptions::new()
+//!     .add_root_certificates("authority.pem".into())
+//!     // The certificate of this worker, if the server asks for one (`verify: true`).
+//!     .add_client_certificate("worker.pem".into(), "worker.key".into());
+//! let client = connect_with(options, "tls://me:secret@nats.internal:4222").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `ws://` and `wss://` need the feature `websockets`: without it the client would speak in plain text
+//! to such an address, so it is refused ([`ConnectError::NoWebSockets`]).
+//!
+//! # Secrets
+//!
+//! The client connects again by itself, with the credentials that it has. Those that are renewed come
+//! from a function, which it asks at each connect:
+//!
+//! ```no_run
+//! use tower_sentinel::broker::nats::async_nats::{Auth, AuthError, ConnectOptions};
+//! use tower_sentinel::broker::nats::connect_with;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = ConnectOptions::with_auth_callback(|_nonce| async {
+//!     let mut auth = Auth::new();
+//!     auth.username = Some("me".into());
+//!     auth.password = Some(std::fs::read_to_string("/run/secrets/nats").map_err(AuthError::new)?);
+//!     Ok(auth)
+//! });
+//! let client = connect_with(options, "tls://nats.internal:4222").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Files of credentials (`ConnectOptions::credentials_file`) need the feature `nkeys`. They are read
+//! once.
+//!
+//! No error and no event of this crate has a user, a password or a payload in it; and [`connect`] keeps
+//! the credentials out of the client's events, where they would be part of the address. At TRACE the
+//! client prints payloads.
+//!
 //! # Servers, and the client's features
 //!
 //! Tested with nats-server 2.9.10, 2.10.27 and 2.15.1; priority groups, pauses and schedules with the

@@ -183,6 +183,49 @@
 //! After a cancel of its own the server would take a consumer for alive again as soon as all that was
 //! overdue is acked, and deliver to it what nobody receives. So the adapter answers with a
 //! `basic.cancel`. A job that gets overdue after that makes 4.3 close the channel.
+//!
+//! # TLS
+//!
+//! [`connect`] with `amqps://` encrypts. It needs the feature `rustls` (with ring, and the authorities
+//! of the system) or `native-tls`; with both it is rustls. Without either it is refused
+//! ([`ConnectError::NoTls`]), and nothing is sent. The certificate must be for the host of the
+//! address. An authority of one's own is trusted besides those of the system; lapin wants at least one
+//! there, so in a bare container name your own as `SSL_CERT_FILE`:
+//!
+//! ```no_run
+//! use tower_sentinel::broker::rabbitmq;
+//! use tower_sentinel::broker::rabbitmq::lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let tls = OwnedTLSConfig {
+//!     cert_chain: Some(std::fs::read_to_string("authority.pem")?),
+//!     // The certificate of this worker, if the server asks for one (`fail_if_no_peer_cert`).
+//!     identity: Some(OwnedIdentity::PKCS8 {
+//!         pem: std::fs::read("worker.pem")?,
+//!         key: std::fs::read("worker.key")?,
+//!     }),
+//! };
+//! let address = "amqps://me:secret@rabbitmq.internal:5671/%2f";
+//! let connection = rabbitmq::connect_with(Default::default(), tls, address).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `OwnedTLSConfig` prints its key by `Debug`.
+//!
+//! # Secrets
+//!
+//! A secret that runs out, such as an OAuth 2 token, is renewed on the connection by
+//! [`update_secret`](lapin::Connection::update_secret). With an
+//! [`AuthProvider`](lapin::auth::AuthProvider) in the properties of [`connect_with`] lapin does so by
+//! itself. A password that is changed ends no connection: let the function that
+//! [`Consumer::reconnecting`](crate::Consumer::reconnecting) connects with read it each time.
+//!
+//! No error and no event of this crate has a user, a password or a payload in it. lapin's own events
+//! do: at TRACE the frames, which are credentials and payloads as numbers; and at WARN, with the
+//! target `lapin::returned_messages`, a dead letter that no queue takes. With lapin 4.12 a
+//! filter of events should have `lapin=debug,lapin::returned_messages=off`.
 
 mod acks;
 mod connect;

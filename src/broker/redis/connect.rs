@@ -3,8 +3,8 @@
 use std::{convert::Infallible, time::Duration};
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, ProtocolVersion, PushInfo, PushKind,
-    RedisError, aio::MultiplexedConnection, parse_redis_url,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, ProtocolVersion,
+    PushInfo, PushKind, RedisError, aio::MultiplexedConnection, parse_redis_url,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +60,7 @@ impl Server {
         // waits for nothing.
         let settings = info.redis_settings().clone();
         let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
-        let client = Client::open(info).map_err(ConnectError::InvalidAddress)?;
+        let client = with_roots(info).map_err(ConnectError::InvalidAddress)?;
         Ok(Self { client, place })
     }
 
@@ -95,6 +95,42 @@ impl Server {
             false => ConnectError::Unreachable { address, error },
         }
     }
+}
+
+#[cfg(not(all(feature = "rustls", feature = "native-tls")))]
+fn with_roots(info: ConnectionInfo) -> Result<Client, RedisError> {
+    Client::open(info)
+}
+
+/// Returns a client that trusts the authorities of the system.
+///
+/// Built with both rustls and native-tls, the client uses rustls, and by itself trusts nobody.
+#[cfg(all(feature = "rustls", feature = "native-tls"))]
+fn with_roots(info: ConnectionInfo) -> Result<Client, RedisError> {
+    use ::redis::TlsCertificates;
+    use base64::{Engine, prelude::BASE64_STANDARD};
+
+    let has_none = matches!(
+        info.addr(),
+        ConnectionAddr::TcpTls {
+            insecure: false,
+            tls_params: None,
+            ..
+        }
+    );
+    if !has_none {
+        return Client::open(info);
+    }
+    let mut roots = String::new();
+    for root in rustls_native_certs::load_native_certs().certs {
+        let root = BASE64_STANDARD.encode(root);
+        roots += &format!("-----BEGIN CERTIFICATE-----\n{root}\n-----END CERTIFICATE-----\n");
+    }
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert: Some(roots.into_bytes()),
+    };
+    Client::build_with_tls(info, certificates)
 }
 
 /// Returns whether the client is built with TLS.

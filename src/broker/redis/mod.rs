@@ -159,6 +159,44 @@
 //! [`delivery_limit`](crate::DecisionExt::delivery_limit) is concerned, and is settled like any other.
 //!
 //! Entries that are parked count as acked: other groups delete them with `delete_settled`.
+//!
+//! # TLS
+//!
+//! [`ConsumerGroup::connect`] with `rediss://` encrypts. It needs the feature `rustls` (with ring, and
+//! the authorities of the system) or `native-tls`; with both it is rustls. Without either it is refused
+//! ([`ConnectError::NoTls`]). The certificate must be for the host of the address. An authority of
+//! one's own, in the place of those of the system, and a certificate of one's own need `rustls`:
+//!
+#![cfg_attr(feature = "rustls", doc = "```no_run")]
+#![cfg_attr(not(feature = "rustls"), doc = "```ignore")]
+//! use tower_sentinel::broker::redis::ConsumerGroup;
+//! use tower_sentinel::broker::redis::redis::{Client, ClientTlsConfig, TlsCertificates};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let certificates = TlsCertificates {
+//!     root_cert: Some(std::fs::read("authority.pem")?),
+//!     // The certificate of this worker, for which the server asks by default.
+//!     client_tls: Some(ClientTlsConfig {
+//!         client_cert: std::fs::read("worker.pem")?,
+//!         client_key: std::fs::read("worker.key")?,
+//!     }),
+//! };
+//! let client = Client::build_with_tls("rediss://me:secret@redis.internal:6379", certificates)?;
+//! let deliveries = ConsumerGroup::new("jobs", "workers").connect_with(&client).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With both features, a certificate of one's own needs the authority to be given, too.
+//!
+//! # Secrets
+//!
+//! A password that is changed ends no connection: let the function that
+//! [`Consumer::reconnecting`](crate::Consumer::reconnecting) connects with read it each time. A user
+//! that is deleted loses its connections, and a subscription ends with them.
+//!
+//! No error and no event has a user, a password or a payload in it.
 
 mod acks;
 mod channel;

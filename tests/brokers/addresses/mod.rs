@@ -1,10 +1,13 @@
 //! Addresses of all brokers: where they lead, and what is sent there.
 
+mod certificates;
 mod folder;
 mod limits;
 mod literals;
+mod output;
 mod passwords;
 mod renewal;
+mod tls;
 
 use std::{error::Error, fmt::Write, time::Duration};
 
