@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
+use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, types::LongString, uri::AMQPUri};
 use tokio::time::timeout;
 use url::{Host, Url};
 
@@ -104,6 +104,12 @@ impl Endpoint {
             properties: properties.with_connection_name(name.into()),
             tls: self.tls.clone(),
         }
+    }
+
+    /// Replaces the password.
+    pub(super) fn renew(&mut self, secret: &LongString) {
+        let password = &mut self.uri.authority.userinfo.password;
+        *password = String::from_utf8_lossy(secret.as_bytes()).into_owned();
     }
 
     /// Opens one connection of lapin's.

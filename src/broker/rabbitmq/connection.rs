@@ -2,6 +2,7 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
+use lapin::types::{LongString, ShortString};
 use tokio::sync::Mutex;
 
 use super::{ConnectError, connect::Endpoint};
@@ -58,21 +59,32 @@ pub struct Connection {
 
 enum Publishing {
     /// Opened when it is needed.
-    Own {
-        endpoint: Box<Endpoint>,
-        opened: Mutex<Option<Arc<lapin::Connection>>>,
-    },
+    Own(Box<Mutex<Own>>),
     Given(Arc<lapin::Connection>),
+}
+
+struct Own {
+    endpoint: Endpoint,
+    opened: Option<Arc<lapin::Connection>>,
+}
+
+impl Own {
+    /// Takes the connection that was opened, if it lives.
+    fn take_living(&mut self) -> Option<Arc<lapin::Connection>> {
+        self.opened
+            .take()
+            .filter(|opened| opened.status().connected())
+    }
 }
 
 impl Connection {
     pub(super) fn new(consuming: lapin::Connection, endpoint: Endpoint) -> Self {
         Self {
             consuming: Arc::new(consuming),
-            publishing: Publishing::Own {
-                endpoint: Box::new(endpoint),
-                opened: Mutex::new(None),
-            },
+            publishing: Publishing::Own(Box::new(Mutex::new(Own {
+                endpoint,
+                opened: None,
+            }))),
         }
     }
 
@@ -86,18 +98,51 @@ impl Connection {
         self
     }
 
+    /// Renews the password or the token of both connections, also of one that is opened later.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, or a connection is lost. That the one for publishing is lost is no
+    /// error: it is made anew.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, one connection or both may be renewed; it may be called again.
+    pub async fn update_secret(
+        &self,
+        secret: LongString,
+        reason: ShortString,
+    ) -> lapin::Result<()> {
+        let publishing = match &self.publishing {
+            Publishing::Own(own) => {
+                let mut own = own.lock().await;
+                own.endpoint.renew(&secret);
+                own.opened = own.take_living();
+                own.opened.clone()
+            }
+            // Not twice.
+            Publishing::Given(given) if Arc::ptr_eq(given, &self.consuming) => None,
+            Publishing::Given(given) => Some(Arc::clone(given)),
+        };
+        if let Some(publishing) = publishing {
+            publishing
+                .update_secret(secret.clone(), reason.clone())
+                .await?;
+        }
+        self.consuming.update_secret(secret, reason).await
+    }
+
     /// Returns the connection for publishing, which it opens if there is none that lives.
     pub(super) async fn publisher(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
         match &self.publishing {
             Publishing::Given(given) => Ok(Arc::clone(given)),
-            Publishing::Own { endpoint, opened } => {
-                let mut opened = opened.lock().await;
-                let living = opened.take().filter(|opened| opened.status().connected());
-                let living = match living {
+            Publishing::Own(own) => {
+                let mut own = own.lock().await;
+                let living = match own.take_living() {
                     Some(living) => living,
-                    None => Arc::new(endpoint.named(NAME).open().await?),
+                    None => Arc::new(own.endpoint.named(NAME).open().await?),
                 };
-                Ok(Arc::clone(opened.insert(living)))
+                Ok(Arc::clone(own.opened.insert(living)))
             }
         }
     }

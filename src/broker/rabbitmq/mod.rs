@@ -163,7 +163,7 @@
 //! each new one, until somebody takes the message out: by the management page, by a client of another
 //! language, or with `rabbitmqctl purge_queue` where the queue has nothing else.
 //!
-//! All this was tested on RabbitMQ 3.10.
+//! All this was tested on RabbitMQ 3.10, 4.0 and 4.3.
 //!
 //! # The consumer timeout
 //!

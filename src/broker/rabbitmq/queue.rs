@@ -154,7 +154,7 @@ impl Queue {
     /// | `x-overflow` | `reject-publish` |
     ///
     /// ```
-    /// use std::{collections::BTreeMap, time::Duration};
+    /// use std::time::Duration;
     /// use tower_sentinel::broker::rabbitmq::Queue;
     ///
     /// let orders = Queue::classic("orders")

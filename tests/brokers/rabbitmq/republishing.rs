@@ -427,3 +427,26 @@ async fn a_connection_of_lapin_s_publishes_too() {
         assert!(!format!("{connection:?}").contains("guest"));
     }
 }
+
+#[tokio::test]
+async fn a_renewed_password_is_that_of_the_connection_for_publishing_too() {
+    let test = "a_renewed_password_is_that_of_both";
+    let scene = Scene::new(test, KINDS[0]).await;
+    let connection = user("renewed", [".*"; 3]).await;
+    shared().ctl(&["change_password", "renewed", "other"]);
+    let error = scene.queue().subscribe(&connection).await.unwrap_err();
+    let is_denied = matches!(&error, SubscriptionError::NoPublisher { error, .. }
+        if matches!(**error, ConnectError::Denied { .. }));
+    assert!(is_denied, "{error:?}");
+    let renewed = connection.update_secret("other".into(), "renewed by the test".into());
+    renewed.await.unwrap();
+    let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+    // That one, too.
+    let renewed = connection.update_secret("other".into(), "renewed again".into());
+    renewed.await.unwrap();
+    scene.publish("one").await;
+    for verdict in [Verdict::retry(), Verdict::Ack] {
+        settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+    }
+    scene.assert_empty(jobs).await;
+}
