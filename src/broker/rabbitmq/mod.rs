@@ -217,7 +217,7 @@
 //! # Secrets
 //!
 //! A secret that runs out, such as an OAuth 2 token, is renewed on the connection by
-//! [`update_secret`](lapin::Connection::update_secret). With an
+//! [`update_secret`](Connection::update_secret). With an
 //! [`AuthProvider`](lapin::auth::AuthProvider) in the properties of [`connect_with`] lapin does so by
 //! itself. A password that is changed ends no connection: let the function that
 //! [`Consumer::reconnecting`](crate::Consumer::reconnecting) connects with read it each time.

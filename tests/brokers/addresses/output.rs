@@ -26,7 +26,7 @@ use tower_sentinel::{
             self, Queue,
             lapin::{
                 BasicProperties, ConnectionProperties,
-                options::{BasicPublishOptions, QueueDeclareOptions},
+                options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions},
                 types::FieldTable,
             },
         },
@@ -227,7 +227,7 @@ async fn rabbitmq(output: &Output) {
     let renewed = connection.update_secret(PASSWORD.into(), "test".into());
     renewed.await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    for name in ["output", "output.dead"] {
+    for name in ["output", "output.dead", "nowhere"] {
         let durable = QueueDeclareOptions::durable();
         let declared = channel.queue_declare(name.into(), durable, FieldTable::default());
         declared.await.unwrap();
@@ -261,6 +261,8 @@ async fn rabbitmq(output: &Output) {
         .subscribe(&connection)
         .await
         .unwrap();
+    let deleted = channel.queue_delete("nowhere".into(), QueueDeleteOptions::default());
+    deleted.await.unwrap();
     for verdict in [Verdict::Release, Verdict::Reject] {
         publish().await;
         settle_next(output, &mut jobs, verdict).await;
