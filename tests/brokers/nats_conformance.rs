@@ -37,7 +37,8 @@ use crate::{
     server::nats::Server,
 };
 
-const REDELIVERY: Duration = Duration::from_secs(2);
+/// Long enough for a machine that stands still for a moment.
+const REDELIVERY: Duration = Duration::from_secs(4);
 
 /// With a dead-letter subject, or without.
 struct Nats<const DEAD_LETTER: bool> {
