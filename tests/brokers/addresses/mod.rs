@@ -1,5 +1,6 @@
 //! Addresses of all brokers: where they lead, and what is sent there.
 
+#[cfg(feature = "rustls")]
 mod certificates;
 mod folder;
 mod limits;
