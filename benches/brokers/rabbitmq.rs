@@ -9,8 +9,8 @@ use tower_sentinel::broker::rabbitmq::{
         BasicProperties, Channel,
         message::Delivery,
         options::{
-            BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-            ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+            BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions,
+            BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
         },
         types::{AMQPValue, FieldTable},
     },
@@ -94,6 +94,9 @@ impl<const QUORUM: bool> Broker for Rabbitmq<QUORUM> {
             false => Err("the ack was not sent".into()),
         };
         let figures = by_hand(permits, consumer, ack, jobs).await?;
+        // Or a quorum queue loses the last acks with the channel, and the next round gets those jobs.
+        let options = BasicCancelOptions::default();
+        channel.basic_cancel("bare".into(), options).await?;
         channel.close(200, "done".into()).await?;
         Ok(figures)
     }
