@@ -284,11 +284,13 @@ impl JobContext {
     }
 
     /// Returns the first `cancel`; wakes `supervisor` when it comes later.
+    #[inline]
     pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<Request> {
         self.supervisor.register(supervisor);
         self.request()
     }
 
+    #[inline]
     pub(crate) fn request(&self) -> Option<Request> {
         self.request.get().copied().flatten()
     }
@@ -320,6 +322,7 @@ impl JobContext {
     }
 
     /// Stops all companions, because the job has its outcome.
+    #[inline]
     pub(crate) fn dismiss(&self, stopped: bool) {
         // Only a job that still runs can bring another one.
         if stopped && self.companions.get().is_none() {
@@ -374,6 +377,7 @@ impl JobHandle {
 impl Deref for JobHandle {
     type Target = Arc<JobContext>;
 
+    #[inline]
     fn deref(&self) -> &Arc<JobContext> {
         // Invariant: only the destructor empties it.
         self.0.as_ref().expect("a handle has a context")

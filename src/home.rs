@@ -38,6 +38,7 @@ impl Home {
 
     /// Learns of the runtime in which a call is made.
     #[track_caller]
+    #[inline]
     pub(crate) fn arrive(&self) {
         let known = self.first.get().is_some();
         if known && (self.jobs.is_some() || is_inside_a_runtime()) {
@@ -60,6 +61,7 @@ impl Home {
     ///
     /// Where jobs have a runtime of their own there may be no other, and it is the poll that
     /// knows: the timer is made then.
+    #[inline]
     #[track_caller]
     pub(crate) fn clock(&self, due: Option<Instant>) -> Clock {
         let due = due.filter(|_| self.jobs.is_none());
@@ -94,6 +96,7 @@ impl Home {
     }
 
     /// Enters a runtime, if this is outside of any: a policy may need timers.
+    #[inline]
     pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
         if is_inside_a_runtime() {
             return None;
@@ -117,11 +120,13 @@ impl Home {
 
 /// Looks for a task first: a handle of its own would cost each job two counts on a contended
 /// cache line.
+#[inline]
 fn is_inside_a_runtime() -> bool {
     task::try_id().is_some() || Handle::try_current().is_ok()
 }
 
 /// Returns when `time` from `start` on is over, or nothing if no timer reaches as far.
+#[inline]
 pub(crate) fn deadline(start: Instant, time: Duration) -> Option<Instant> {
     // A timer rounds up to a whole millisecond, and panics where that overflows.
     let due = start.checked_add(time)?;

@@ -29,7 +29,7 @@ use crate::{
     instruments::{Instruments, Labels},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
-    panic::{catch, drop_quietly},
+    panic::{catch, guard},
     policy::{AckPolicy, Report},
     supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
     telemetry::{GuardedSpan, ProcessSpan},
@@ -617,7 +617,7 @@ where
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
         let result = ready!(supervision.poll(this.clock, cx));
-        drop_quietly(this.supervision.take());
+        guard(|| *this.supervision = None);
         Poll::Ready(result)
     }
 }

@@ -215,11 +215,13 @@ fn new_settle_span(verdict: Verdict) -> Span {
 pub(crate) struct GuardedSpan(Span);
 
 impl GuardedSpan {
+    #[inline]
     pub(crate) fn new(span: Span) -> Self {
         Self(span)
     }
 
     /// Enters the span until the guard is dropped.
+    #[inline]
     pub(crate) fn enter(&self) -> Entered<'_> {
         let mut entered = None;
         // Without a subscriber this is all.
@@ -239,6 +241,7 @@ impl GuardedSpan {
 }
 
 impl Drop for GuardedSpan {
+    #[inline]
     fn drop(&mut self) {
         if !self.0.is_disabled() {
             drop_quietly(mem::replace(&mut self.0, Span::none()));
@@ -250,6 +253,7 @@ impl Drop for GuardedSpan {
 pub(crate) struct Entered<'a>(Option<tracing::span::Entered<'a>>);
 
 impl Drop for Entered<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(entered) = self.0.take() {
             drop_quietly(entered);
