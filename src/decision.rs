@@ -25,7 +25,7 @@ use crate::{
 ///         Outcome::Completed(()) => Verdict::Ack,
 ///         Outcome::Failed(_) | Outcome::TimedOut(_) => Verdict::retry(),
 ///         Outcome::Panicked(_) => Verdict::Reject,
-///         Outcome::Cancelled(_) => Verdict::Release,
+///         Outcome::Cancelled(_) => Verdict::release(),
 ///     }
 /// }
 ///
@@ -129,7 +129,7 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
             Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::TimedOut(_) => Verdict::retry(),
             Outcome::Cancelled(cancelled) => match cancelled.reason() {
                 CancelReason::LeaseLost => Verdict::Abandon,
-                _ => Verdict::Release,
+                _ => Verdict::release(),
             },
         })
     }
@@ -181,7 +181,7 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 /// let decision = ack_on_success()
 ///     .on_error(|error: &io::Error| match error.kind() {
 ///         // The dependency is down: no fault of the job's, and no attempt of it.
-///         io::ErrorKind::ConnectionRefused => Verdict::Release,
+///         io::ErrorKind::ConnectionRefused => Verdict::release_after(60 * second),
 ///         // This job will never do.
 ///         io::ErrorKind::InvalidData => Verdict::Reject,
 ///         _ => Verdict::retry(),
@@ -198,7 +198,10 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 /// assert_eq!(decide(1, Outcome::Completed(())), Verdict::Ack);
 /// assert_eq!(decide(1, Outcome::Panicked(Panic::new("index 7"))), Verdict::Reject);
 /// assert_eq!(decide(1, failed(io::ErrorKind::InvalidData)), Verdict::Reject);
-/// assert_eq!(decide(9, failed(io::ErrorKind::ConnectionRefused)), Verdict::Release);
+/// assert_eq!(
+///     decide(9, failed(io::ErrorKind::ConnectionRefused)),
+///     Verdict::release_after(60 * second)
+/// );
 /// // The third delivery waits for up to 4 s; the fifth was the last.
 /// assert!(matches!(
 ///     decide(3, failed(io::ErrorKind::Other)),
@@ -215,6 +218,10 @@ pub trait DecisionExt: Sized {
     /// What the decision before says of [`Outcome::Failed`] is not asked for. A `classify` that
     /// answers with a [`Verdict::retry_after`] keeps its delay through a later
     /// [`backoff`](Self::backoff).
+    ///
+    /// Give a `Release` a delay ([`Verdict::release_after`]): no `backoff` and no
+    /// [`delivery_limit`](Self::delivery_limit) bounds it, so one at once makes a hot loop while the
+    /// dependency is down, unless an [`IntensityLayer`](crate::IntensityLayer) pauses the worker.
     fn on_error<E, F>(self, classify: F) -> OnError<Self, F>
     where
         F: Fn(&E) -> Verdict,
@@ -245,15 +252,17 @@ pub trait DecisionExt: Sized {
     /// before it sees:
     ///
     /// ```
-    /// use std::{io, string::FromUtf8Error};
+    /// use std::{io, string::FromUtf8Error, time::Duration};
     /// use tower_sentinel::{Decision, DecisionExt, DecodeError, Outcome, Verdict, ack_on_success};
     ///
     /// type Error = DecodeError<FromUtf8Error, io::Error>;
     ///
+    /// const MINUTE: Duration = Duration::from_secs(60);
+    ///
     /// let decision = ack_on_success()
     ///     .on_error(|error: &Error| match error {
     ///         DecodeError::Inner(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-    ///             Verdict::Release
+    ///             Verdict::release_after(MINUTE)
     ///         }
     ///         _ => Verdict::retry(),
     ///     })
@@ -264,7 +273,7 @@ pub trait DecisionExt: Sized {
     /// assert_eq!(decide(DecodeError::Undecodable(not_text)), Verdict::Reject);
     ///
     /// let refused = io::ErrorKind::ConnectionRefused.into();
-    /// assert_eq!(decide(DecodeError::Inner(refused)), Verdict::Release);
+    /// assert_eq!(decide(DecodeError::Inner(refused)), Verdict::release_after(MINUTE));
     /// ```
     fn reject_undecodable(self) -> RejectUndecodable<Self> {
         RejectUndecodable { inner: self }

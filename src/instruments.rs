@@ -267,7 +267,7 @@ fn index(verdict: Verdict) -> usize {
     match verdict {
         Verdict::Ack => 0,
         Verdict::Retry { .. } => 1,
-        Verdict::Release => 2,
+        Verdict::Release { .. } => 2,
         Verdict::Reject => 3,
         Verdict::Abandon => 4,
     }
@@ -293,7 +293,7 @@ impl SettleInstruments {
             let verdicts = [
                 Verdict::Ack,
                 Verdict::retry(),
-                Verdict::Release,
+                Verdict::release(),
                 Verdict::Reject,
                 Verdict::Abandon,
             ];

@@ -13,12 +13,17 @@ use crate::{Messaging, Outcome, OutcomeKind};
 /// charged: RabbitMQ's quorum queues count a `basic.reject` toward the delivery limit and (from
 /// 4.3 on) not a `basic.nack`, and Redis 8.8's `XNACK` has FAIL and SILENT.
 ///
+/// Without a delay either may be delivered again at once. A worker that releases each job while a
+/// dependency is down goes round with its broker as fast as they can: release with a delay, or let
+/// an [`IntensityLayer`](crate::IntensityLayer) pause the worker.
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_sentinel::Verdict;
 ///
 /// assert_eq!(Verdict::retry().to_string(), "retry");
 /// assert_eq!(Verdict::retry_after(Duration::from_secs(5)).to_string(), "retry after 5s");
+/// assert_eq!(Verdict::release_after(Duration::from_secs(60)).to_string(), "release after 60s");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -29,8 +34,12 @@ pub enum Verdict {
         /// How long the broker keeps the job from being delivered again; at once for `None`.
         after: Option<Duration>,
     },
-    /// Gives the job back unprocessed, so that no attempt is counted: for a drain, a shutdown.
-    Release,
+    /// Gives the job back unprocessed, so that no attempt is counted: for a drain, a shutdown, a
+    /// dependency that is down.
+    Release {
+        /// How long the broker keeps the job from being delivered again; at once for `None`.
+        after: Option<Duration>,
+    },
     /// Dead-letters the job, or drops it, as the queue is set up.
     Reject,
     /// Sends nothing: the job is somebody else's now, as after a lost lease.
@@ -39,21 +48,31 @@ pub enum Verdict {
 
 impl Verdict {
     /// Returns a `Retry` at once.
-    pub fn retry() -> Self {
+    pub const fn retry() -> Self {
         Verdict::Retry { after: None }
     }
 
     /// Returns a `Retry` after `delay`.
-    pub fn retry_after(delay: Duration) -> Self {
+    pub const fn retry_after(delay: Duration) -> Self {
         Verdict::Retry { after: Some(delay) }
     }
 
-    /// Returns the name in snake case, as for a log field; without the delay of a `Retry`.
+    /// Returns a `Release` at once.
+    pub const fn release() -> Self {
+        Verdict::Release { after: None }
+    }
+
+    /// Returns a `Release` after `delay`.
+    pub const fn release_after(delay: Duration) -> Self {
+        Verdict::Release { after: Some(delay) }
+    }
+
+    /// Returns the name in snake case, as for a log field; without the delay.
     pub fn as_str(self) -> &'static str {
         match self {
             Verdict::Ack => "ack",
             Verdict::Retry { .. } => "retry",
-            Verdict::Release => "release",
+            Verdict::Release { .. } => "release",
             Verdict::Reject => "reject",
             Verdict::Abandon => "abandon",
         }
@@ -63,7 +82,9 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Verdict::Retry { after: Some(delay) } => write!(f, "retry after {delay:?}"),
+            Verdict::Retry { after: Some(delay) } | Verdict::Release { after: Some(delay) } => {
+                write!(f, "{} after {delay:?}", self.as_str())
+            }
             verdict => f.pad(verdict.as_str()),
         }
     }
@@ -151,6 +172,7 @@ pub enum Lease {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     free_release: bool,
+    free_delayed_release: bool,
     delay: bool,
     dead_letter: bool,
     keep_alive: bool,
@@ -162,13 +184,19 @@ impl Capabilities {
         Self::default()
     }
 
-    /// Adds that a [`Verdict::Release`] charges no attempt.
+    /// Adds that a [`Verdict::Release`] charges no attempt, whether or not it has a delay.
     pub fn free_release(mut self) -> Self {
         self.free_release = true;
+        self.free_delayed_release()
+    }
+
+    /// Adds that a [`Verdict::Release`] with a delay charges no attempt.
+    pub fn free_delayed_release(mut self) -> Self {
+        self.free_delayed_release = true;
         self
     }
 
-    /// Adds that a [`Verdict::Retry`] can be delayed.
+    /// Adds that a [`Verdict::Retry`] and a [`Verdict::Release`] can be delayed.
     pub fn delay(mut self) -> Self {
         self.delay = true;
         self
@@ -186,12 +214,34 @@ impl Capabilities {
         self
     }
 
-    /// Returns whether a [`Verdict::Release`] charges no attempt.
+    /// Returns whether a [`Verdict::Release`] charges no attempt, whether or not it has a delay.
     pub fn release_is_free(self) -> bool {
         self.free_release
     }
 
-    /// Returns whether a [`Verdict::Retry`] can be delayed.
+    /// Returns whether `verdict` is counted as an attempt: a `Retry`, or a `Release` that is not
+    /// free.
+    ///
+    /// ```
+    /// use tower_sentinel::{Capabilities, Verdict};
+    /// use std::time::Duration;
+    ///
+    /// let old_quorum_queue = Capabilities::none().delay().free_delayed_release();
+    /// assert!(old_quorum_queue.charges(Verdict::release()));
+    /// assert!(!old_quorum_queue.charges(Verdict::release_after(Duration::from_secs(60))));
+    /// ```
+    pub fn charges(self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Retry { .. } => true,
+            Verdict::Release { after: Some(delay) } if !delay.is_zero() => {
+                !self.free_delayed_release
+            }
+            Verdict::Release { .. } => !self.free_release,
+            Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
+        }
+    }
+
+    /// Returns whether a [`Verdict::Retry`] and a [`Verdict::Release`] can be delayed.
     pub fn has_delay(self) -> bool {
         self.delay
     }
@@ -209,10 +259,10 @@ impl Capabilities {
     /// Returns whether `verdict` can be carried out, natively or as documented.
     pub fn can(self, verdict: Verdict) -> bool {
         match verdict {
-            Verdict::Retry { after: Some(_) } => self.delay,
+            Verdict::Retry { after: Some(_) } | Verdict::Release { after: Some(_) } => self.delay,
             Verdict::Ack
             | Verdict::Retry { after: None }
-            | Verdict::Release
+            | Verdict::Release { after: None }
             | Verdict::Reject
             | Verdict::Abandon => true,
         }

@@ -260,11 +260,7 @@ where
         let settled = Settled {
             kind: reason.kind,
             verdict,
-            charged: match verdict {
-                Verdict::Retry { .. } => true,
-                Verdict::Release => !tag.capabilities().release_is_free(),
-                Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
-            },
+            charged: tag.capabilities().charges(verdict),
             stopped,
             tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
             elapsed,

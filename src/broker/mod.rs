@@ -16,48 +16,56 @@
 //! |  | `Retry` | yes | behind those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | yes | behind those that wait | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | may be delivered again |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | RabbitMQ, quorum queue (4.0) | `Ack` |  | never | may be delivered again |
 //! |  | `Retry` | yes | before those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | yes | before those that wait | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | may be delivered again |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | RabbitMQ, quorum queue (4.3) | `Ack` |  | never | may be delivered again |
 //! |  | `Retry` | yes | before those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | no | before those that wait | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | may be delivered again |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | RabbitMQ, classic queue (3.10, 4.0, 4.3) | `Ack` |  | never | may be delivered again |
 //! |  | `Retry` | yes | behind those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | no | before those that wait | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | may be delivered again |
 //! |  | none, as the connection is lost | no |  |  |
 //! | NATS JetStream (2.9, 2.10, 2.15) | `Ack` |  | never | may be delivered again |
 //! |  | `Retry` | yes | before those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | yes | before those that wait | is delivered |
+//! |  | `Release` after a delay | yes | when it is due | is delivered |
 //! |  | `Reject` |  | never | may be delivered again |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | Redis Streams (7.0, 8.0) | `Ack` |  | never | stays settled |
 //! |  | `Retry` | yes | in no order | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | no | in no order | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | stays settled |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | Valkey Streams (8.1, 9.1) | `Ack` |  | never | stays settled |
 //! |  | `Retry` | yes | in no order | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | no | in no order | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | stays settled |
 //! |  | none, as the connection is lost | yes |  |  |
 //! | `broker::memory` | `Ack` |  | never | stays settled |
 //! |  | `Retry` | yes | before those that wait | is delivered |
 //! |  | `Retry` after a delay | yes | when it is due | is delivered |
 //! |  | `Release` | no | before those that wait | is delivered |
+//! |  | `Release` after a delay | no | when it is due | is delivered |
 //! |  | `Reject` |  | never | stays settled |
 //! |  | none, as the connection is lost | yes |  |  |
 

@@ -94,7 +94,7 @@ fn index(verdict: Verdict) -> usize {
     match verdict {
         Verdict::Ack => 0,
         Verdict::Retry { .. } => 1,
-        Verdict::Release => 2,
+        Verdict::Release { .. } => 2,
         Verdict::Reject => 3,
         Verdict::Abandon => 4,
     }

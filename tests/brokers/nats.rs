@@ -165,7 +165,7 @@ async fn retry_and_release_redeliver_and_count() {
     settle(&job, Verdict::retry()).await.unwrap();
     let job = next(&mut deliveries).await;
     assert_eq!(job.tag().deliveries(), Some(2));
-    settle(&job, Verdict::Release).await.unwrap();
+    settle(&job, Verdict::release()).await.unwrap();
     let job = next(&mut deliveries).await;
     assert_eq!(job.tag().deliveries(), Some(3));
     assert_eq!(job.tag().redelivered(), Some(true));
@@ -524,7 +524,7 @@ async fn stopping_gives_back_what_nobody_took_and_leaves_the_tags_valid() {
     stop(&mut stopped).await;
     stop(&mut stopped).await;
     assert!(stopped.next().await.is_none());
-    settle(&zero, Verdict::Release).await.unwrap();
+    settle(&zero, Verdict::release()).await.unwrap();
 
     let mut deliveries = jobs.subscribe(4).await;
     for payload in ["2", "3", "0"] {

@@ -289,7 +289,7 @@ async fn release_says_whether_it_is_charged() {
         scene.publish("one").await;
         let job = next(&mut jobs).await;
         let is_free = job.tag().capabilities().release_is_free();
-        settle(job.tag(), Verdict::Release).await.unwrap();
+        settle(job.tag(), Verdict::release()).await.unwrap();
 
         let job = next(&mut jobs).await;
         assert_eq!(job.tag().redelivered(), Some(true));
@@ -809,7 +809,7 @@ async fn what_a_stopped_subscription_gives_back_goes_to_others() {
             }
             stop(&mut stopped).await;
             stop(&mut stopped).await;
-            settle(one.tag(), Verdict::Release).await.unwrap();
+            settle(one.tag(), Verdict::release()).await.unwrap();
             assert!(stopped.next().await.is_none());
             closed(&mut stopped).await.unwrap();
 

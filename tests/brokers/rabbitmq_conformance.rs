@@ -214,7 +214,7 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
     }
 
     fn capabilities() -> Capabilities {
-        let mut capabilities = Capabilities::none().delay();
+        let mut capabilities = Capabilities::none().delay().free_delayed_release();
         // A quorum queue counts it before 4.3.
         if !QUORUM || version() >= Version::V4_3 {
             capabilities = capabilities.free_release();

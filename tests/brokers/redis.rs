@@ -207,7 +207,8 @@ async fn release_delivers_again_and_does_not_count() {
     let server = Server::start();
     add(&mut server.inspect(), "one");
     let mut deliveries = group().connect(server.url()).await.unwrap();
-    for verdict in [Verdict::Release, Verdict::Release, Verdict::retry()] {
+    let later = Verdict::release_after(Duration::from_millis(100));
+    for verdict in [Verdict::release(), later, later, Verdict::retry()] {
         let delivery = next(&mut deliveries).await;
         assert!(delivery.tag().capabilities().release_is_free());
         assert_eq!(count(&delivery), 1);
@@ -215,7 +216,7 @@ async fn release_delivers_again_and_does_not_count() {
     }
     let delivery = next(&mut deliveries).await;
     assert_eq!(count(&delivery), 2);
-    settle(&delivery, Verdict::Release).await.unwrap();
+    settle(&delivery, Verdict::release()).await.unwrap();
     assert_eq!(count(&next(&mut deliveries).await), 2);
 }
 
@@ -238,7 +239,7 @@ async fn a_released_entry_goes_to_another_consumer_at_once() {
             Err(_) => break,
         }
     }
-    settle(&delivery, Verdict::Release).await.unwrap();
+    settle(&delivery, Verdict::release()).await.unwrap();
     let began = Instant::now();
     let merged = futures_util::stream::select(&mut first, &mut second);
     let again = merged.filter(|next| {
@@ -408,7 +409,7 @@ async fn another_group_sees_each_entry_once() {
     settle(&next(&mut first).await, Verdict::retry())
         .await
         .unwrap();
-    settle(&next(&mut first).await, Verdict::Release)
+    settle(&next(&mut first).await, Verdict::release())
         .await
         .unwrap();
     settle(&next(&mut first).await, Verdict::Ack).await.unwrap();
@@ -468,7 +469,7 @@ async fn no_more_than_the_prefetch_is_unanswered() {
         Verdict::Ack,
         Verdict::Reject,
         Verdict::retry(),
-        Verdict::Release,
+        Verdict::release(),
     ];
     for round in 0..40 {
         let verdict = verdicts[round % 4];
@@ -547,7 +548,7 @@ async fn a_lease_that_was_lost_is_told_and_settles_nothing() {
     for verdict in [
         Verdict::Ack,
         Verdict::retry(),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::Reject,
     ] {
         let id = add(&mut inspect, "more");
@@ -698,7 +699,7 @@ async fn a_stopped_subscription_reads_nothing_more_and_its_tags_are_valid() {
     stop(&mut stopped).await;
     stop(&mut stopped).await;
     // It makes room, where there is some already. A read that was under way may bring one entry.
-    settle(&one, Verdict::Release).await.unwrap();
+    settle(&one, Verdict::release()).await.unwrap();
     for n in 0..20 {
         add(&mut inspect, &n.to_string());
         sleep(Duration::from_millis(5)).await;
@@ -892,7 +893,7 @@ async fn a_settlement_that_the_server_refuses_as_a_whole_gives_its_tag_back() {
     add(&mut inspect, "one");
     let mut deliveries = group().connect(server.url()).await.unwrap();
     let delivery = next(&mut deliveries).await;
-    for verdict in [Verdict::retry(), Verdict::Release, Verdict::Reject] {
+    for verdict in [Verdict::retry(), Verdict::release(), Verdict::Reject] {
         set_maxmemory(&mut inspect, "1");
         let unsettled = delivery.tag().settle(verdict, reason()).await;
         set_maxmemory(&mut inspect, "0");
@@ -941,7 +942,7 @@ async fn an_entry_that_was_deleted_can_be_acked_and_not_given_back() {
     let verdicts = [
         (Verdict::Ack, true),
         (Verdict::retry(), false),
-        (Verdict::Release, false),
+        (Verdict::release(), false),
         (Verdict::Reject, false),
     ];
     for (verdict, settles) in verdicts {

@@ -161,17 +161,17 @@ fn expected(by: By, load: Load) -> Expected {
         Load::Idle => (vec![], drain_begins),
         Load::Hanging => {
             let left = if fails { 2 } else { 3 };
-            (vec![Verdict::Release; left], drain_begins + cut)
+            (vec![Verdict::release(); left], drain_begins + cut)
         }
         Load::Finishing if by == By::SecondSignal => {
-            (vec![Verdict::Release; 3], drain_begins + cut)
+            (vec![Verdict::release(); 3], drain_begins + cut)
         }
         Load::Finishing => {
             let left = if fails { 2 } else { 3 };
             (vec![Verdict::Ack; left], MS(1_000))
         }
         // The time that the sentinel waits for the thread.
-        Load::Blocking => (vec![Verdict::Release], drain_begins + cut + MS(5_000)),
+        Load::Blocking => (vec![Verdict::release()], drain_begins + cut + MS(5_000)),
     };
     Expected {
         verdicts,
@@ -307,7 +307,7 @@ async fn check(by: By, load: Load, tasks: usize) {
             expected.not_stopped,
             "{case}"
         );
-        for verdict in [Verdict::Ack, Verdict::Release] {
+        for verdict in [Verdict::Ack, Verdict::release()] {
             let n = expected
                 .verdicts
                 .iter()
@@ -534,7 +534,7 @@ fn errors_know_how_far_they_reach() {
         (CallError::Unready(Refused), Escalation::Channel),
         (CallError::Policy(failed(Verdict::Ack)), Escalation::Channel),
         (
-            CallError::Policy(failed(Verdict::Release)),
+            CallError::Policy(failed(Verdict::release())),
             Escalation::Channel,
         ),
         (
@@ -728,7 +728,7 @@ async fn a_settlement_that_fails_in_a_drain_is_counted() {
     assert_eq!((summary.answered, summary.unanswered), (1, 1));
     assert_eq!(
         (channel.verdicts(), channel.closed()),
-        (vec![Verdict::Release], 1)
+        (vec![Verdict::release()], 1)
     );
 }
 
@@ -748,7 +748,7 @@ async fn the_second_signal_is_not_polled_before_the_first() {
     assert_eq!(polled.get(), 0);
     first.cancel();
     let summary = consuming.await.unwrap().unwrap();
-    assert_eq!((polled.get(), summary.verdicts(Verdict::Release)), (1, 1));
+    assert_eq!((polled.get(), summary.verdicts(Verdict::release())), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

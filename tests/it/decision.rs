@@ -131,7 +131,7 @@ impl Case {
                 reason: CancelReason::LeaseLost,
                 ..
             } => Verdict::Abandon,
-            Case::Cancelled { .. } => Verdict::Release,
+            Case::Cancelled { .. } => Verdict::release(),
         }
     }
 
@@ -151,7 +151,7 @@ fn decide(
 /// What an application may say of its errors.
 fn classify(fault: &Fault) -> Verdict {
     match fault {
-        Fault::DependencyDown => Verdict::Release,
+        Fault::DependencyDown => Verdict::release_after(SECOND),
         Fault::BadJob => Verdict::Reject,
         Fault::Other => Verdict::retry(),
     }
@@ -263,7 +263,7 @@ fn on_error_decides_by_the_error_and_on_nothing_else() {
     let decision = ack_on_success().on_error(classify);
     for case in Case::all() {
         let expected = match case {
-            Case::Failed(Fault::DependencyDown) => Verdict::Release,
+            Case::Failed(Fault::DependencyDown) => Verdict::release_after(SECOND),
             Case::Failed(Fault::BadJob) => Verdict::Reject,
             Case::Failed(Fault::Other) => Verdict::retry(),
             _ => case.by_default(),
@@ -428,14 +428,14 @@ fn a_whole_chain_decides_as_its_parts_say() {
         ] {
             let expected = match case {
                 Case::Completed => Verdict::Ack,
-                Case::Failed(Fault::DependencyDown) => Verdict::Release,
+                Case::Failed(Fault::DependencyDown) => Verdict::release_after(SECOND),
                 Case::Failed(Fault::BadJob) | Case::Panicked => Verdict::Reject,
                 Case::Failed(Fault::Other) | Case::TimedOut { .. } => retry,
                 Case::Cancelled {
                     reason: CancelReason::LeaseLost,
                     ..
                 } => Verdict::Abandon,
-                Case::Cancelled { .. } => Verdict::Release,
+                Case::Cancelled { .. } => Verdict::release(),
             };
             let verdict = decide(&decision, Delivered::times(deliveries), case);
             assert_eq!(verdict, Ok(expected), "{case:?} at delivery {deliveries}");
@@ -526,11 +526,11 @@ fn a_function_a_closure_and_a_type_can_decide() {
     fn function(_: &Delivered, _: &End) -> Verdict {
         Verdict::Reject
     }
-    let verdict = Verdict::Release;
+    let verdict = Verdict::release();
     let closure = move |_: &Delivered, _: &End| verdict;
     let (tag, case) = (Delivered::times(1), Case::Completed);
     assert_eq!(decide(&function, tag, case), Ok(Verdict::Reject));
-    assert_eq!(decide(&closure, tag, case), Ok(Verdict::Release));
+    assert_eq!(decide(&closure, tag, case), Ok(Verdict::release()));
     let undecided = Err(Undecided::DeliveriesUnknown);
     assert_eq!(decide(&Never, tag, case), undecided);
     // What is undecided stays so through whatever bounds it.

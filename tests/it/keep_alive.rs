@@ -418,18 +418,19 @@ enum End {
 
 #[tokio::test(start_paused = true)]
 async fn a_keep_alive_in_flight_never_reaches_the_broker_whatever_becomes_of_the_job() {
-    use Verdict::{Ack, Release};
+    use Verdict::Ack;
+    const RELEASE: Verdict = Verdict::release();
     let retry = Verdict::retry();
     for (fate, end, verdict) in [
         (Fate::Value, End::Itself, Ack),
         (Fate::Error, End::Itself, retry),
         (Fate::PanicLater, End::Itself, retry),
-        (Fate::CancelsItself, End::Itself, Release),
+        (Fate::CancelsItself, End::Itself, RELEASE),
         (Fate::Hang, End::TimeLimit, retry),
         (Fate::PanicInDrop, End::TimeLimit, retry),
-        (Fate::Hang, End::Drop, Release),
-        (Fate::PanicInDrop, End::Drop, Release),
-        (Fate::Hang, End::Shutdown, Release),
+        (Fate::Hang, End::Drop, RELEASE),
+        (Fate::PanicInDrop, End::Drop, RELEASE),
+        (Fate::Hang, End::Shutdown, RELEASE),
     ] {
         let tag = Tag::new(&[Ask::Slow]);
         let shutdown = CancellationToken::new();

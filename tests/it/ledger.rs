@@ -63,7 +63,7 @@ impl Decision<Tracked, (), Failed> for Rules {
         let limit = self.delivery_limit.unwrap_or(u32::MAX);
         let decision = ack_on_success().on_error(|failed| match failed {
             Failed::Retry => Verdict::retry(),
-            Failed::Release => Verdict::Release,
+            Failed::Release => Verdict::release(),
             Failed::Reject => Verdict::Reject,
         });
         let half = || 0.5;

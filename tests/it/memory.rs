@@ -231,7 +231,7 @@ fn jobs_are_settled_in_any_order() {
     let held = take_all(&mut jobs);
     settle(&held[3], Verdict::Ack).unwrap();
     settle(&held[1], Verdict::retry()).unwrap();
-    settle(&held[0], Verdict::Release).unwrap();
+    settle(&held[0], Verdict::release()).unwrap();
     settle(&held[2], Verdict::Ack).unwrap();
     assert_eq!(payloads(&take_all(&mut jobs)), [1, 0]);
     assert_eq!(counts(&queue), (0, 0, 2, 2, 0, 0));
@@ -244,9 +244,9 @@ fn a_retry_charges_a_delivery_and_a_release_does_not() {
     let mut jobs = queue.subscribe(1).unwrap();
     let mut told = Vec::new();
     for verdict in [
-        Verdict::Release,
+        Verdict::release(),
         Verdict::retry(),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::retry(),
     ] {
         let job = take(&mut jobs);
@@ -261,7 +261,7 @@ fn a_retry_charges_a_delivery_and_a_release_does_not() {
 
 #[test]
 fn what_comes_back_comes_before_what_was_never_delivered() {
-    for verdict in [Verdict::retry(), Verdict::Release] {
+    for verdict in [Verdict::retry(), Verdict::release()] {
         let queue = queue();
         (1..=4).for_each(|job| queue.publish(job));
         let mut jobs = queue.subscribe(2).unwrap();
@@ -285,6 +285,21 @@ async fn a_delayed_retry_is_not_seen_before_its_time() {
     assert_eq!(started.elapsed(), 5 * SECOND);
     assert_eq!(job.tag().deliveries(), Some(2));
     assert_eq!(counts(&queue), (0, 0, 1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_release_is_not_seen_before_its_time_and_is_free() {
+    let queue = queue();
+    queue.publish(1);
+    let mut jobs = queue.subscribe(1).unwrap();
+    let started = Instant::now();
+    settle(&take(&mut jobs), Verdict::release_after(5 * SECOND)).unwrap();
+    assert_eq!(counts(&queue), (0, 1, 0, 0, 0, 0));
+    assert_idle(&mut jobs);
+
+    let tag = jobs.next().await.unwrap().unwrap().tag();
+    assert_eq!(started.elapsed(), 5 * SECOND);
+    assert_eq!((tag.deliveries(), tag.redelivered()), (Some(1), Some(true)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,7 +408,7 @@ fn a_second_settlement_is_an_error() {
         Verdict::Ack,
         Verdict::retry(),
         Verdict::retry_after(SECOND),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::Reject,
         Verdict::Abandon,
     ];
@@ -553,7 +568,7 @@ fn a_stale_tag_is_refused_while_its_twin_settles() {
         let verdicts = [
             Verdict::Ack,
             Verdict::retry(),
-            Verdict::Release,
+            Verdict::release(),
             Verdict::Reject,
         ];
         for verdict in verdicts {
@@ -629,7 +644,7 @@ async fn a_consumer_that_is_stopped_is_given_nothing_and_can_answer() {
     let mut stopped = queue.subscribe(2).unwrap();
     let held = take_all(&mut stopped);
     poll_fn(|cx| Pin::new(&mut stopped).poll_stop(cx)).await;
-    settle(&held[0], Verdict::Release).unwrap();
+    settle(&held[0], Verdict::release()).unwrap();
     assert!(stopped.next().await.is_none());
     // Also of what was there when it was polled last.
     assert_eq!(counts(&queue), (2, 0, 1, 0, 0, 0));

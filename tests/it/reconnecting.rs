@@ -180,7 +180,7 @@ async fn each_session_has_a_fresh_service_and_token() {
     assert_eq!(summary.outcomes(OutcomeKind::Completed), 2);
     assert_eq!(summary.outcomes(OutcomeKind::Cancelled), 1);
     assert_eq!(first.verdicts(), [Verdict::Ack]);
-    assert_eq!(second.verdicts(), [Verdict::Ack, Verdict::Release]);
+    assert_eq!(second.verdicts(), [Verdict::Ack, Verdict::release()]);
     assert_eq!((first.closed(), second.closed()), (1, 1));
 }
 
@@ -257,7 +257,7 @@ async fn a_shutdown_while_an_error_drains_ends_it() {
         .with_graceful_shutdown(sleep(MS(1_000)))
         .with_forced_shutdown(sleep(MS(3_000)));
     let summary = ends(consumer).await.unwrap();
-    assert_eq!(summary.verdicts(Verdict::Release), 1);
+    assert_eq!(summary.verdicts(Verdict::release()), 1);
     assert_eq!(broker.asked(), [0]);
     // Both timers count from the beginning.
     assert!((MS(3_000)..MS(3_005)).contains(&started.elapsed()));

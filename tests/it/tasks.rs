@@ -201,7 +201,7 @@ async fn it_counts_whether_the_error_or_the_signal_was_first() {
             (_, ended) => panic!("{ended:?}"),
         };
         assert_eq!((summary.answered, summary.unanswered), (2, 1));
-        assert_eq!(channel.verdicts(), [Verdict::Release; 2]);
+        assert_eq!(channel.verdicts(), [Verdict::release(); 2]);
         assert_eq!((channel.closed(), channel.stale()), (1, 0));
     }
 }
@@ -221,7 +221,7 @@ async fn a_stream_that_panics_ends_all_tasks() {
         channel.end(End::Panics);
         let error = consuming.await.unwrap().unwrap_err();
         assert!(matches!(error.cause(), EndCause::StreamPanicked(_)));
-        assert_eq!(channel.verdicts(), vec![Verdict::Release; jobs]);
+        assert_eq!(channel.verdicts(), vec![Verdict::release(); jobs]);
         assert_eq!((channel.closed(), channel.stale()), (1, 0));
     }
 }
@@ -250,7 +250,7 @@ async fn a_session_that_reconnects_has_as_many_tasks_with_one_token() {
         until(|| channel.taken() == 3).await;
         channel.end(End::Failed);
         until(|| channel.closed() == 1).await;
-        assert_eq!(channel.verdicts(), [Verdict::Release; 3]);
+        assert_eq!(channel.verdicts(), [Verdict::release(); 3]);
     }
     // The third has nothing to connect to, and is the first try since a session that worked.
     let error = consuming.await.unwrap().unwrap_err();

@@ -93,7 +93,7 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 /// | --- | --- |
 /// | `Ack` | it is gone |
 /// | `Retry` | it comes back with a delivery charged: before the jobs that were never delivered, or when the delay is over |
-/// | `Release` | it comes back in the same place, with no delivery charged |
+/// | `Release` | the same, with no delivery charged |
 /// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
 /// | `Abandon` | nothing: it is held as before, and the tag is used up |
 pub struct DeliveryTag<P> {

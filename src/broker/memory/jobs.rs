@@ -192,9 +192,9 @@ impl<P> Jobs<P> {
     }
 
     /// Puts a job that is held aside for `delay`, and returns whether it is the next one due.
-    pub(super) fn delay(&mut self, key: usize, delay: Duration, number: u64) -> bool {
+    pub(super) fn delay(&mut self, key: usize, delay: Duration, number: u64, charge: bool) -> bool {
         let before = self.deadline();
-        self.let_go(key, true);
+        self.let_go(key, charge);
         let at = end_after(delay);
         self.delayed.push(Reverse((at, number, key)));
         before.is_none_or(|before| at < before)

@@ -69,7 +69,7 @@
 //!   the stream is polled, so none waits in a buffer of the client.
 //! - *Channels*: each subscription has one, and a tag is valid on its own only. A second answer is a
 //!   typed error for this delivery; RabbitMQ closes the channel.
-//! - *Delays* ([`Verdict::Retry`](crate::Verdict::Retry)) are exact, and are the answer's own.
+//! - *Delays* (of a `Retry` or a `Release`) are exact, and are the answer's own.
 //! - *Dead letters* keep the [`Reason`](crate::Reason), the headers and the message's id. Publishing to a dead-letter queue and removing the
 //!   job are one step.
 //! - *Leases* ([`QueueBuilder::lease`]) are not RabbitMQ's but those of JetStream, Redis and SQS: a

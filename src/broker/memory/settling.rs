@@ -106,15 +106,18 @@ impl<P> State<P> {
         let mut garbage = None;
         match verdict {
             Verdict::Ack => garbage = Some(queue.jobs.ack(key)),
-            Verdict::Retry { after: Some(delay) } if !delay.is_zero() => {
-                if queue.jobs.delay(key, delay, number) {
+            Verdict::Retry { after } | Verdict::Release { after } => {
+                let charge = matches!(verdict, Verdict::Retry { .. });
+                let is_next = match after.filter(|delay| !delay.is_zero()) {
+                    Some(delay) => queue.jobs.delay(key, delay, number, charge),
+                    None => {
+                        queue.jobs.give_back(key, charge);
+                        true
+                    }
+                };
+                if is_next {
                     queue.wake_all(wakers);
                 }
-            }
-            Verdict::Retry { .. } | Verdict::Release => {
-                let charge = verdict != Verdict::Release;
-                queue.jobs.give_back(key, charge);
-                queue.wake_all(wakers);
             }
             Verdict::Reject => {
                 garbage = self.reject(address, reason, number, wakers);

@@ -35,7 +35,8 @@
 //! | `Ack` | `+ACK` | may be tried again |
 //! | `Retry` | `-NAK`, with the delay if there is one; counts | used up |
 //! | `Retry` with a delay and [schedules](#delayed-retries) | the schedule, and when the stream keeps it `+ACK`; counts | may be tried again |
-//! | `Release` | `-NAK`; counts, so it is not free | used up |
+//! | `Release` | `-NAK`, with the delay if there is one; counts, so it is not free | used up |
+//! | `Release` with a delay and schedules | as the `Retry`, but does not count | may be tried again |
 //! | `Reject` | the dead letter, and when its stream keeps it `+TERM` | may be tried again |
 //! | `Abandon` | nothing: the job comes back after the ack wait | |
 //!
@@ -83,7 +84,7 @@
 //! `Nats-Msg-Id` is [`Delivery::message_id`]. Of the stream's limits a `max_age` that is shorter than
 //! the delay drops the schedule. The time is this process's, so keep its clock near the server's. If the
 //! confirmation of the ack is lost, the job may run once more beside its copy. A schedule that the
-//! server refuses is a NAK with the delay, and an event.
+//! server refuses is a NAK with the delay, which counts, and an event.
 //!
 //! # Keep-alive
 //!

@@ -21,7 +21,7 @@ pub(super) enum Scheduled {
     Refused,
 }
 
-/// Publishes the schedule of a job and waits until the stream keeps it.
+/// Publishes the schedule of a job, with `deliveries` made so far, and waits until the stream keeps it.
 ///
 /// Its subject ends in the job's sequence, and a subject has one schedule: one that is published
 /// again takes the place of the first.
@@ -33,10 +33,11 @@ pub(super) async fn publish(
     channel: &Channel,
     prefix: &Subject,
     fetched: &Fetched,
+    deliveries: u32,
     after: Duration,
 ) -> Result<Scheduled, DeliveryError> {
     let limit = channel.confirm_timeout;
-    let Some(headers) = headers(channel, fetched, after) else {
+    let Some(headers) = headers(channel, fetched, deliveries, after) else {
         return Ok(Scheduled::Refused);
     };
     let subject = format!("{prefix}.{}", fetched.sequence);
@@ -60,7 +61,7 @@ pub(super) async fn publish(
                 stream = channel.stream,
                 stream_sequence = fetched.sequence,
                 %error,
-                "schedule refused: the retry is delayed by a NAK, which counts toward `max_ack_pending`"
+                "schedule refused: delayed by a NAK instead, which is a delivery more and counts toward `max_ack_pending`"
             );
             Ok(Scheduled::Refused)
         }
@@ -71,7 +72,12 @@ pub(super) async fn publish(
 ///
 /// The server takes its own off what it publishes, and adds `Nats-Scheduler`. So the message's id is
 /// kept in another header: as its own it would make the stream drop the schedule as a duplicate.
-fn headers(channel: &Channel, fetched: &Fetched, after: Duration) -> Option<HeaderMap> {
+fn headers(
+    channel: &Channel,
+    fetched: &Fetched,
+    deliveries: u32,
+    after: Duration,
+) -> Option<HeaderMap> {
     let mut headers = own_headers(fetched);
     let due = at(SystemTime::now().checked_add(after)?)?;
     headers.insert(header::NATS_SCHEDULE, format!("@at {due}"));
@@ -80,7 +86,7 @@ fn headers(channel: &Channel, fetched: &Fetched, after: Duration) -> Option<Head
         fetched.message.subject.as_str(),
     );
     headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
-    headers.insert(DELIVERIES, fetched.deliveries().to_string());
+    headers.insert(DELIVERIES, deliveries.to_string());
     if let Some(id) = fetched.message_id() {
         headers.insert(MESSAGE_ID, value(id));
     }

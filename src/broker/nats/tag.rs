@@ -65,8 +65,8 @@ impl DeliveryTag {
             Verdict::Abandon => Ok(()),
             Verdict::Ack => self.finish(AckKind::Ack).await.map_err(Failure::Again),
             Verdict::Reject => self.reject(&reason).await.map_err(Failure::Again),
-            Verdict::Retry { after: Some(after) } => self.delay(after).await,
-            Verdict::Retry { after: None } | Verdict::Release => self.give_back(None).await,
+            Verdict::Retry { after } => self.come_back(after, true).await,
+            Verdict::Release { after } => self.come_back(after, false).await,
         };
         match result {
             Ok(()) => {
@@ -100,22 +100,28 @@ impl DeliveryTag {
         self.finish(AckKind::Term).await
     }
 
-    /// Lets a schedule bring the job back, if there are schedules, or else the server's own delay.
-    async fn delay(&self, after: Duration) -> Result<(), Failure> {
+    /// Lets a schedule bring the job back, if it is delayed and there are schedules, or else a NAK;
+    /// only a schedule can leave the delivery out of the count.
+    async fn come_back(&self, after: Option<Duration>, is_charged: bool) -> Result<(), Failure> {
         let place = &self.place;
         let channel = &place.channel;
-        let Some(prefix) = &channel.schedules else {
-            return self.give_back(Some(after)).await;
+        let after = after.filter(|delay| !delay.is_zero());
+        let (Some(delay), Some(prefix)) = (after, &channel.schedules) else {
+            return self.give_back(after).await;
         };
         if !place.is_scheduled() {
             if place.is_lapsed() {
                 return Err(Failure::Moot(DeliveryError::LeaseLost));
             }
             // Published again, it takes the place of the first.
-            let scheduling = schedule::publish(channel, prefix, &place.fetched, after);
+            let deliveries = place
+                .fetched
+                .deliveries()
+                .saturating_sub(u32::from(!is_charged));
+            let scheduling = schedule::publish(channel, prefix, &place.fetched, deliveries, delay);
             match scheduling.await.map_err(Failure::Again)? {
                 Scheduled::Kept => place.set_scheduled(),
-                Scheduled::Refused => return self.give_back(Some(after)).await,
+                Scheduled::Refused => return self.give_back(after).await,
             }
         }
         self.finish(AckKind::Ack).await.map_err(Failure::Again)
@@ -195,11 +201,15 @@ impl Settle for DeliveryTag {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let capabilities = Capabilities::none().delay().keep_alive();
-        match self.place.channel.dead_letter {
-            Some(_) => capabilities.dead_letter(),
-            None => capabilities,
+        let channel = &self.place.channel;
+        let mut capabilities = Capabilities::none().delay().keep_alive();
+        if channel.schedules.is_some() {
+            capabilities = capabilities.free_delayed_release();
         }
+        if channel.dead_letter.is_some() {
+            capabilities = capabilities.dead_letter();
+        }
+        capabilities
     }
 
     /// The destination is the stream: subjects often have ids in them, and it is in the names of

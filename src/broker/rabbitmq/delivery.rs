@@ -253,7 +253,7 @@ impl Settle for DeliveryTag {
 
     fn capabilities(&self) -> Capabilities {
         let link = &self.message.link;
-        let mut capabilities = Capabilities::none().delay();
+        let mut capabilities = Capabilities::none().delay().free_delayed_release();
         if link.publisher.dead_letter().is_some() {
             capabilities = capabilities.dead_letter();
         }

@@ -35,6 +35,7 @@
 //! | `Retry` | `basic.reject` with requeue; near the [limit](Queue::delivery_limit) republished to the end of the queue, then acked | republished to the end of the queue, then acked |
 //! | `Retry` after a delay | republished to a retry queue, then acked; `basic.reject` if the [queue delays](Queue::delayed_retry) | republished to a retry queue, then acked |
 //! | `Release` | `basic.nack` with requeue; before 4.3 near the limit republished to the end of the queue, then acked | `basic.nack` with requeue |
+//! | `Release` after a delay | republished to a retry queue, then acked | the same |
 //! | `Reject`, with a [dead letter](Queue::dead_letter) | republished there with its reason, then acked | the same |
 //! | `Reject` without | `basic.reject` without requeue: what the queue's own dead-letter exchange gets, or nobody | the same |
 //! | `Abandon` | nothing: the job holds its place in the prefetch until the channel ends | the same |
@@ -73,8 +74,9 @@
 //! what it republishes. A classic queue counts nothing itself, so that a job that takes its process
 //! down is counted by nobody. A quorum queue counts that too.
 //!
-//! Servers before 4.3 count every return to a quorum queue, so there a `Release` is charged, and
-//! [`release_is_free`](crate::Capabilities::release_is_free) says so. From 4.3 on they count
+//! Servers before 4.3 count every return to a quorum queue, so there a `Release` at once is charged, and
+//! [`release_is_free`](crate::Capabilities::release_is_free) says so. One after a delay is republished
+//! with the count that it had, so it is free on each server. From 4.3 on they count
 //! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server, so
 //! [`subscribe`](Queue::subscribe) finds it out by a declaration that every server refuses (its log
 //! has a line of it), if the user may configure the queue `<queue>.retry.quorum.0`. Else the server is taken

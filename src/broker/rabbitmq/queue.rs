@@ -238,7 +238,8 @@ impl Queue {
     ///
     /// The type should be `failed`: with `all`, what is released is delayed, too. A `Retry` at once
     /// is published to the end of the queue. Near the [delivery limit](Self::delivery_limit) a
-    /// delayed one goes by a retry queue, with the verdict's delay.
+    /// delayed one goes by a retry queue, with the verdict's delay. So does each delayed `Release`, which
+    /// the queue would count.
     ///
     /// A queue that does not delay gives the job back at once; that can't be seen from here. Without
     /// effect on classic queues.
@@ -309,7 +310,7 @@ impl Queue {
     /// [connection that publishes](Connection).
     ///
     /// Where the user has not the right to configure the [retry queues](super#delays), an event at
-    /// level WARN says so; then each `Retry` with a delay fails as
+    /// level WARN says so; then each verdict with a delay fails as
     /// [misconfigured](crate::Unsettled::misconfigured).
     ///
     /// # Errors

@@ -93,20 +93,21 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
                     return otherwise(message, acker.reject(options).await);
                 }
                 Way::EndOfQueue => republish(message, charged(message)).await?,
-                Way::RetryQueue(delay) => {
-                    message.check_held()?;
-                    let deliveries = charged(message);
-                    let properties =
-                        republished::for_retry(&message.delivery, deliveries, false, frame_max)?;
-                    publisher.delay(delay, message, properties).await?;
-                }
+                Way::RetryQueue(delay) => delayed(message, delay, charged(message)).await?,
             }
         }
-        // Another requeue that counts, and the queue lets go of it.
-        Verdict::Release if !message.release_is_free() && message.is_near_limit() => {
-            republish(message, charged(message).saturating_sub(1)).await?;
+        Verdict::Release { after } => {
+            // The next delivery raises it again.
+            let deliveries = charged(message).saturating_sub(1);
+            match after.filter(|delay| *delay > Duration::ZERO) {
+                Some(delay) => delayed(message, delay, deliveries).await?,
+                // Another requeue that counts, and the queue lets go of it.
+                None if !message.release_is_free() && message.is_near_limit() => {
+                    republish(message, deliveries).await?;
+                }
+                None => return release(message).await,
+            }
         }
-        Verdict::Release => return release(message).await,
         Verdict::Reject => match publisher.dead_letter() {
             Some(target) => {
                 message.check_held()?;
@@ -156,6 +157,15 @@ async fn republish(message: &Message, deliveries: u32) -> Result<(), DeliveryErr
     let frame_max = publisher.frame_max();
     let properties = republished::for_retry(&message.delivery, deliveries, true, frame_max)?;
     publisher.retry(&message.delivery.data, properties).await
+}
+
+/// Publishes a job to the queue that keeps it for `delay`, with `deliveries` made so far.
+async fn delayed(message: &Message, delay: Duration, deliveries: u32) -> Result<(), DeliveryError> {
+    message.check_held()?;
+    let publisher = &message.link.publisher;
+    let frame_max = publisher.frame_max();
+    let properties = republished::for_retry(&message.delivery, deliveries, false, frame_max)?;
+    publisher.delay(delay, message, properties).await
 }
 
 async fn release(message: &Message) -> Result<(), DeliveryError> {

@@ -107,18 +107,11 @@ impl Channel {
             }
             _ if self.is_stale() => return failed(Left::Channel, DeliveryError::Stale),
             Verdict::Ack => self.ack(id, is_lost).await,
-            Verdict::Retry { after } => {
-                let delay = after.unwrap_or(Duration::ZERO);
-                match delay.is_zero() && self.newer.nack {
-                    true => self.nack(id, "FAIL").await,
-                    false => self.park(id, id.deliveries(), delay).await,
-                }
-            }
-            Verdict::Release if self.newer.nack => self.nack(id, "SILENT").await,
-            // The next delivery raises it again.
-            Verdict::Release => {
+            Verdict::Retry { after } => self.give_back(id, after, "FAIL", id.deliveries()).await,
+            Verdict::Release { after } => {
+                // The next delivery raises it again.
                 let count = id.deliveries().saturating_sub(1);
-                self.park(id, count, Duration::ZERO).await
+                self.give_back(id, after, "SILENT", count).await
             }
             Verdict::Reject => self.reject(id, fields, reason).await,
         };
@@ -147,6 +140,21 @@ impl Channel {
             Ok(Reply::Settled) => Ok(Lease::Held),
             Ok(Reply::Lost | Reply::SomeLost { .. } | Reply::Gone) => Ok(Lease::Lost),
             Err(error) => Err(DeliveryError::Command(error)),
+        }
+    }
+
+    /// Gives the entry back: at once in this `mode` if the server has one, or with this `count`.
+    async fn give_back(
+        &self,
+        id: &DeliveryId,
+        after: Option<Duration>,
+        mode: &str,
+        count: u32,
+    ) -> Result<Reply, RedisError> {
+        let delay = after.unwrap_or(Duration::ZERO);
+        match delay.is_zero() && self.newer.nack {
+            true => self.nack(id, mode).await,
+            false => self.park(id, count, delay).await,
         }
     }
 

@@ -36,7 +36,7 @@
 //! | --- | --- |
 //! | `Ack` | `XACK`; with [`delete_settled`](ConsumerGroup::delete_settled) also `XDEL` ([newer servers](#servers) do some of this by other commands) |
 //! | `Retry` | the entry is *parked* until it is due; the next delivery counts one more |
-//! | `Release` | the entry is parked and due at once; the next delivery counts the same |
+//! | `Release` | the entry is parked until it is due; the next delivery counts the same |
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
 //! | `Abandon` | nothing |
 //!
@@ -151,7 +151,7 @@
 //! | --- | --- | --- |
 //! | `XACKDEL` | Redis 8.2 | [`delete_settled`](ConsumerGroup::delete_settled) deletes an entry when *all* groups have acked it, and not at once |
 //! | `XREADGROUP … CLAIM` | Redis 8.4 | an entry that nobody answers comes back when its `min_idle` is over, and not up to half of it later |
-//! | `XNACK` | Redis 8.8 | `Release` (`SILENT`) and `Retry` without a delay (`FAIL`) leave the entry pending, and are not parked |
+//! | `XNACK` | Redis 8.8 | `Release` (`SILENT`) and `Retry` (`FAIL`) without a delay leave the entry pending, and are not parked |
 //!
 //! No server with `XNACK` could be had: what is sent of it was tested against a fake, and what it does is
 //! as read in the documentation of Redis. `FATAL` is not used, as no verdict leaves an entry pending for

@@ -316,7 +316,7 @@ async fn watch<T>(channel: &Channel) -> Result<T, SubscriptionError> {
 pub(super) async fn release(unread: Vec<Delivery>) {
     for delivery in unread {
         let reason = Reason::completed(Duration::ZERO);
-        let released = delivery.tag().settle(Verdict::Release, reason).await;
+        let released = delivery.tag().settle(Verdict::release(), reason).await;
         if let Err(Unsettled { error, .. }) = released {
             // The close gives it back.
             tracing::debug!(%error, id = delivery.id(), "what nobody took is given back later");

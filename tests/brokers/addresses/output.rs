@@ -263,7 +263,7 @@ async fn rabbitmq(output: &Output) {
         .unwrap();
     let deleted = channel.queue_delete("nowhere".into(), QueueDeleteOptions::default());
     deleted.await.unwrap();
-    for verdict in [Verdict::Release, Verdict::Reject] {
+    for verdict in [Verdict::release(), Verdict::Reject] {
         publish().await;
         settle_next(output, &mut jobs, verdict).await;
     }

@@ -66,7 +66,7 @@ pub(crate) async fn a_stale_tag_is_refused_while_its_twin_settles<B: TestBroker>
     for verdict in [
         Verdict::Ack,
         Verdict::retry(),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::Reject,
     ] {
         let refused = stale.clone().settle(verdict, reason()).await.unwrap_err();

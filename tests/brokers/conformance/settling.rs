@@ -96,7 +96,10 @@ pub(crate) async fn a_release_is_free_where_the_broker_can_tell<B: TestBroker>(b
     let mut jobs = broker.subscribe(1).await.unwrap();
     for _ in 0..2 {
         let job = take::<B>(&mut jobs).await;
-        job.tag().settle(Verdict::Release, reason()).await.unwrap();
+        job.tag()
+            .settle(Verdict::release(), reason())
+            .await
+            .unwrap();
     }
     let job = take::<B>(&mut jobs).await;
     let is_free = B::capabilities().release_is_free();
@@ -139,7 +142,7 @@ pub(crate) async fn a_second_settlement_is_refused<B: TestBroker>(broker: &B) {
         for second in [
             Verdict::Ack,
             Verdict::retry(),
-            Verdict::Release,
+            Verdict::release(),
             Verdict::Reject,
         ] {
             let refused = job.tag().settle(second, reason()).await.unwrap_err();

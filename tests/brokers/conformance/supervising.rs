@@ -221,7 +221,7 @@ pub(crate) async fn a_shutdown_under_load_leaves_nothing_unacked<B: TestBroker>(
     });
     let summary = ended.unwrap();
     let acked = summary.verdicts(Verdict::Ack) as usize;
-    let released = summary.verdicts(Verdict::Release) as usize;
+    let released = summary.verdicts(Verdict::release()) as usize;
     assert_eq!(
         (summary.called as usize, summary.abandoned),
         (acked + released, 0)
@@ -270,7 +270,7 @@ pub(crate) async fn a_release_at_drain_is_charged_only_where_the_broker_counts_i
     let summary = ended.unwrap();
     assert_eq!(
         setup.told.all(),
-        [(OutcomeKind::Cancelled, Verdict::Release); 3]
+        [(OutcomeKind::Cancelled, Verdict::release()); 3]
     );
     let is_free = B::capabilities().release_is_free();
     assert_eq!(summary.charged, if is_free { 0 } else { 3 });

@@ -16,7 +16,7 @@ pub(crate) struct Row {
     pub(crate) queue: &'static str,
     /// With which it was tested: major and minor.
     versions: &'static [(u32, u32)],
-    effects: [Effect; 5],
+    effects: [Effect; 6],
     /// Whether the end of a connection counts for what it held.
     pub(crate) loss_is_charged: bool,
 }
@@ -56,12 +56,12 @@ enum Killed {
 use Killed::{Delivers, Knows, MayForget};
 use Returns::{First, Last, Never, Somewhere, WhenDue};
 
-/// Those of `Ack`, `Retry`, `Retry` after a delay, `Release` and `Reject`.
+/// Those of each verdict that settles, with and without a delay.
 const fn effects(
     (retry, release): (Returns, Returns),
-    release_is_charged: bool,
+    (release_is_charged, delayed_release_is_charged): (bool, bool),
     killed: Killed,
-) -> [Effect; 5] {
+) -> [Effect; 6] {
     const fn effect(
         verdict: Verdict,
         charged: Option<bool>,
@@ -77,17 +77,18 @@ const fn effects(
     }
     [
         effect(Verdict::Ack, None, Never, killed),
-        effect(Verdict::Retry { after: None }, Some(true), retry, Delivers),
+        effect(Verdict::retry(), Some(true), retry, Delivers),
+        effect(Verdict::retry_after(DELAY), Some(true), WhenDue, Delivers),
         effect(
-            Verdict::Retry { after: Some(DELAY) },
-            Some(true),
-            WhenDue,
+            Verdict::release(),
+            Some(release_is_charged),
+            release,
             Delivers,
         ),
         effect(
-            Verdict::Release,
-            Some(release_is_charged),
-            release,
+            Verdict::release_after(DELAY),
+            Some(delayed_release_is_charged),
+            WhenDue,
             Delivers,
         ),
         effect(Verdict::Reject, None, Never, killed),
@@ -106,49 +107,49 @@ const TABLE: &[Row] = &[
     Row {
         queue: RABBITMQ_QUORUM,
         versions: &[(3, 10)],
-        effects: effects((Last, Last), true, MayForget),
+        effects: effects((Last, Last), (true, false), MayForget),
         loss_is_charged: true,
     },
     Row {
         queue: RABBITMQ_QUORUM,
         versions: &[(4, 0)],
-        effects: effects((First, First), true, MayForget),
+        effects: effects((First, First), (true, false), MayForget),
         loss_is_charged: true,
     },
     Row {
         queue: RABBITMQ_QUORUM,
         versions: &[(4, 3)],
-        effects: effects((First, First), false, MayForget),
+        effects: effects((First, First), (false, false), MayForget),
         loss_is_charged: true,
     },
     Row {
         queue: RABBITMQ_CLASSIC,
         versions: &[(3, 10), (4, 0), (4, 3)],
-        effects: effects((Last, First), false, MayForget),
+        effects: effects((Last, First), (false, false), MayForget),
         loss_is_charged: false,
     },
     Row {
         queue: NATS,
         versions: &[(2, 9), (2, 10), (2, 15)],
-        effects: effects((First, First), true, MayForget),
+        effects: effects((First, First), (true, true), MayForget),
         loss_is_charged: true,
     },
     Row {
         queue: REDIS,
         versions: &[(7, 0), (8, 0)],
-        effects: effects((Somewhere, Somewhere), false, Knows),
+        effects: effects((Somewhere, Somewhere), (false, false), Knows),
         loss_is_charged: true,
     },
     Row {
         queue: VALKEY,
         versions: &[(8, 1), (9, 1)],
-        effects: effects((Somewhere, Somewhere), false, Knows),
+        effects: effects((Somewhere, Somewhere), (false, false), Knows),
         loss_is_charged: true,
     },
     Row {
         queue: MEMORY,
         versions: &[],
-        effects: effects((First, First), false, Knows),
+        effects: effects((First, First), (false, false), Knows),
         loss_is_charged: true,
     },
 ];
@@ -186,7 +187,8 @@ impl Effect {
             Verdict::Ack => "`Ack`",
             Verdict::Retry { after: None } => "`Retry`",
             Verdict::Retry { after: Some(_) } => "`Retry` after a delay",
-            Verdict::Release => "`Release`",
+            Verdict::Release { after: None } => "`Release`",
+            Verdict::Release { after: Some(_) } => "`Release` after a delay",
             Verdict::Reject => "`Reject`",
             Verdict::Abandon => "`Abandon`",
         }

@@ -119,6 +119,35 @@ async fn schedules_stall_nothing() {
 }
 
 #[tokio::test]
+async fn a_release_by_a_schedule_is_free() {
+    let mut jobs = jobs(SOON).await;
+    if !with_schedules(&mut jobs, 4).await {
+        return;
+    }
+    jobs.publish("0").await;
+    let mut deliveries = scheduled(&jobs).subscribe(&jobs.context).await.unwrap();
+    let at_once = Verdict::release_after(Duration::ZERO);
+    let delayed = Verdict::release_after(Duration::from_millis(100));
+    let mut wanted = 1;
+    for verdict in [
+        delayed,
+        delayed,
+        Verdict::release(),
+        delayed,
+        at_once,
+        delayed,
+    ] {
+        let job = next(&mut deliveries).await;
+        assert_eq!(job.tag().deliveries(), Some(wanted), "before {verdict}");
+        wanted += u32::from(job.tag().capabilities().charges(verdict));
+        settle(&job, verdict).await.unwrap();
+    }
+    assert_eq!(wanted, 3, "two were no schedule");
+    let job = next(&mut deliveries).await;
+    assert_eq!(job.tag().deliveries(), Some(wanted));
+}
+
+#[tokio::test]
 async fn a_schedule_brings_the_job_back_with_its_headers_id_and_count() {
     let mut jobs = jobs(SOON).await;
     if !with_schedules(&mut jobs, 4).await {

@@ -138,7 +138,7 @@ async fn a_settlement_after_the_ack_wait_is_moot() {
     for verdict in [
         Verdict::retry(),
         Verdict::retry_after(SOON),
-        Verdict::Release,
+        Verdict::release(),
     ] {
         let jobs = jobs(Duration::from_millis(400)).await;
         jobs.publish("a").await;

@@ -106,7 +106,7 @@ async fn acks_beside_other_verdicts_are_of_their_own_jobs() {
             let (jobs, taken) = take(&scene).await;
             let verdict = |number: u16| match number % (3 + round) {
                 0 => Verdict::Reject,
-                1 => Verdict::Release,
+                1 => Verdict::release(),
                 _ => Verdict::Ack,
             };
             let settlements = taken.iter().map(|job| {
@@ -117,13 +117,17 @@ async fn acks_beside_other_verdicts_are_of_their_own_jobs() {
                 settled.unwrap().unwrap();
             }
             close(jobs).await;
-            let released = (0..JOBS).filter(|it| verdict(*it) == Verdict::Release);
+            let released = (0..JOBS).filter(|it| verdict(*it) == Verdict::release());
             scene.wait_for_ready(released.count() as u32).await;
             let with = |it| (0..JOBS).filter(move |number| verdict(*number) == it);
             let dead = left(&scene, &scene.dead()).await;
             assert_eq!(dead, with(Verdict::Reject).collect(), "{kind:?}, {round}");
             let back = left(&scene, &scene.name).await;
-            assert_eq!(back, with(Verdict::Release).collect(), "{kind:?}, {round}");
+            assert_eq!(
+                back,
+                with(Verdict::release()).collect(),
+                "{kind:?}, {round}"
+            );
         }
     }
 }

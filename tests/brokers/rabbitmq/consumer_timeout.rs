@@ -96,7 +96,7 @@ async fn what_comes_after_the_time_that_a_consumer_has_is_refused() {
         Verdict::Ack,
         Verdict::retry(),
         Verdict::retry_after(TIMEOUT),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::Reject,
     ] {
         let test = format!("what_comes_after_the_time.{verdict}").replace(' ', "_");

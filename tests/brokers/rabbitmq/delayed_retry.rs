@@ -50,7 +50,7 @@ async fn a_queue_that_delays_needs_no_retry_queue() {
         let waited = settled.elapsed();
         assert!(waited >= times * MIN, "{deliveries}: {waited:?}");
         // What is released comes back at once, and counts nothing.
-        settle(job.tag(), Verdict::Release).await.unwrap();
+        settle(job.tag(), Verdict::release()).await.unwrap();
     }
     let job = next(&mut jobs).await;
     assert_eq!(job.tag().deliveries(), Some(5));

@@ -73,7 +73,7 @@ async fn a_long_outage_loses_no_job() {
 #[tokio::test]
 async fn many_releases_lose_no_job() {
     let scene = Scene::new("many_releases_lose_no_job", QueueKind::Quorum).await;
-    let counts = tried(&scene, scene.queue(), JOBS, TRIES, Verdict::Release).await;
+    let counts = tried(&scene, scene.queue(), JOBS, TRIES, Verdict::release()).await;
     assert_eq!(counts.len(), JOBS);
 }
 

@@ -46,7 +46,7 @@ async fn what_another_consumer_has_or_has_acked_is_moot() {
         (true, Verdict::Ack),
         (false, Verdict::Ack),
         (true, Verdict::retry()),
-        (true, Verdict::Release),
+        (true, Verdict::release()),
         (true, Verdict::Reject),
     ] {
         let server = Server::start();

@@ -31,7 +31,7 @@ async fn each_verdict_settles_an_entry_of_many_fields() {
     let mut inspect = server.inspect();
     let id = add_large(&mut inspect);
     let mut deliveries = group().connect(server.url()).await.unwrap();
-    for (verdict, deliveries_so_far) in [(Verdict::retry(), 1), (Verdict::Release, 2)] {
+    for (verdict, deliveries_so_far) in [(Verdict::retry(), 1), (Verdict::release(), 2)] {
         let delivery = next(&mut deliveries).await;
         assert_eq!(count(&delivery), deliveries_so_far);
         assert_eq!(delivery.fields().count(), FIELDS);

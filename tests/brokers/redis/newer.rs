@@ -92,7 +92,7 @@ async fn an_entry_that_was_given_up_for_good_ends_no_subscription() {
             .connect(server.url())
             .await
             .unwrap();
-        for verdict in [Verdict::retry(), Verdict::Release, Verdict::Reject] {
+        for verdict in [Verdict::retry(), Verdict::release(), Verdict::Reject] {
             let delivery = next(&mut deliveries).await;
             assert_eq!(count(&delivery), u32::MAX, "{marked}");
             settle(&delivery, verdict).await.unwrap();
@@ -219,7 +219,7 @@ async fn a_server_that_has_them_is_sent_claim_and_xnack() {
 
     let consumer = deliveries.consumer().to_owned();
     for (expected, verdict, arguments) in [
-        (1, Verdict::Release, &["1-0", "1", "SILENT"][..]),
+        (1, Verdict::release(), &["1-0", "1", "SILENT"][..]),
         (5, Verdict::retry(), &["2-0", "5", "FAIL"]),
         // A delay can't be told with it.
         (

@@ -57,7 +57,7 @@ async fn the_documented_rights_are_enough() {
     for verdict in [
         Verdict::retry(),
         Verdict::retry_after(Duration::from_millis(1)),
-        Verdict::Release,
+        Verdict::release(),
         Verdict::Reject,
     ] {
         settle(&next(&mut deliveries).await, verdict).await.unwrap();

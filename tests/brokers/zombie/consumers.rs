@@ -113,7 +113,7 @@ pub(super) async fn consume(has_intensity: bool) {
         }
     };
     let ledger = Ledger::own();
-    let decision = ack_on_success().on_error(|_: &Down| Verdict::Release);
+    let decision = ack_on_success().on_error(|_: &Down| Verdict::release());
     let policy = recording(decision, ledger.clone());
     let intensity = has_intensity.then(intensity);
     let make_service = move |shutdown| {

@@ -97,7 +97,7 @@ impl Ledger {
         match verdict {
             Verdict::Ack => entry.acks += 1,
             Verdict::Reject => entry.rejects += 1,
-            Verdict::Release => entry.next -= 1,
+            Verdict::Release { .. } => entry.next -= 1,
             Verdict::Retry { .. } | Verdict::Abandon => {}
         }
     }
