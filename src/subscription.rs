@@ -92,6 +92,16 @@ pub trait Subscription:
         Poll::Ready(())
     }
 
+    /// Returns whether the channel is gone: no tag of it can be settled any more; `false` by default.
+    ///
+    /// A stream may end while its tags can still be settled, as after a cancel by RabbitMQ's server,
+    /// and a channel may go while its stream is not polled. A
+    /// [`ReconnectingConsumer`](crate::ReconnectingConsumer) connects anew at once where the channel is
+    /// gone, instead of after the drain. It asks when a session ends and while it drains.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// Gives up the channel; ready when it is closed or lost.
     ///
     /// The broker takes back every job of this channel that was not answered. Tags of this

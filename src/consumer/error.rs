@@ -5,7 +5,7 @@ use std::{convert::Infallible, error::Error, fmt, time::Duration};
 use super::Summary;
 use crate::{
     outcome::boxed_source,
-    panic::{Panic, print},
+    panic::{Panic, drop_quietly, print},
 };
 
 /// Why a [`Consumer`](crate::Consumer) ended without being asked to, and what it had done.
@@ -124,9 +124,18 @@ impl<T, E, C> EndCause<T, E, C> {
 }
 
 impl<T, E, C> EndCause<T, E, C> {
-    /// Returns whether this is what to report of the two: a reconnect would meet it again.
-    pub(super) fn outranks(&self, other: &Self) -> bool {
-        !self.is_transient() && other.is_transient()
+    /// Returns which of two to report: the first, unless a reconnect would meet only the other again.
+    pub(super) fn or_graver(self, other: Option<Self>) -> Self {
+        match other {
+            Some(other) if self.is_transient() && !other.is_transient() => {
+                drop_quietly(self);
+                other
+            }
+            other => {
+                drop_quietly(other);
+                self
+            }
+        }
     }
 
     /// Returns whether the stream is over.

@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use crate::Subscription;
+use crate::{panic::drop_quietly, subscription::Subscription};
 
 mod consuming;
 mod error;
@@ -34,7 +34,7 @@ pub use self::{
 use self::{
     session::Options,
     signals::Signals,
-    tasks::{Ended, consume},
+    tasks::{Ending, consume},
 };
 
 /// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
@@ -368,11 +368,26 @@ impl<B, S, C> Consumer<B, S, C> {
         let subscription = Box::pin(subscription);
         let classify = Arc::new(Mutex::new(classify));
         Consuming::new(signals, |mut signals| async move {
-            let consuming = consume(subscription, services, &classify, &options, &mut signals);
-            let Ended { cause, summary, .. } = consuming.await;
+            let stop = signals.stop_token();
+            let Ending { cause, rest, .. } = consume(
+                subscription,
+                services,
+                &classify,
+                &options,
+                &mut signals,
+                stop,
+            )
+            .await;
+            let ended = signals.attend(rest).await;
             match cause {
-                None => Ok(summary),
-                Some(cause) => Err(ConsumerError::new(cause, summary)),
+                None => {
+                    drop_quietly(ended.cause);
+                    Ok(ended.summary)
+                }
+                Some(cause) => {
+                    let cause = cause.or_graver(ended.cause);
+                    Err(ConsumerError::new(cause, ended.summary))
+                }
             }
         })
     }

@@ -2,27 +2,34 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, poll_fn},
     ops::RangeInclusive,
+    panic::resume_unwind,
+    pin::pin,
     sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
+use tracing::Instrument;
 
 use super::{
     AfterError, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation, Summary,
     in_flight::Call,
     session::Options,
     signals::{Asked, Signals},
-    tasks::{Ended, consume},
+    tasks::{Ended, Ending, Rest, consume},
 };
 use crate::{
-    Subscription,
     backoff::{Delays, full_jitter},
     panic::{catch, drop_quietly, guard},
+    subscription::Subscription,
 };
 
 /// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
@@ -33,11 +40,26 @@ use crate::{
 /// try ("full jitter"). The ceilings start over after a session that worked: one that answered a
 /// job, or lasted longer than the longest pause, counted from the connection to the cause of its end.
 ///
+/// # A channel that is gone
+///
+/// When no tag of a session can be settled any more ([`Subscription::is_gone`]), as when its connection is
+/// lost, nobody waits for its jobs: they drain beside the next session, and their settlements are
+/// refused. So up to twice as many jobs run as one service allows, and one that is redelivered may run
+/// beside its first run, as it may in another process. To have them stopped instead, set a short
+/// [`drain_timeout`](Self::drain_timeout).
+///
+/// No more than one session drains so: when the next one has lost its channel, too, the first is told to
+/// stop, and waited for, before there is a third.
+///
+/// # How it ends
+///
 /// It gives up
 /// - when it is asked to end, at once during a pause and while it connects: then it returns the
 ///   [`Summary`] of all sessions;
 /// - after an error that a new channel would not help, [`EndCause::Misconfigured`];
 /// - after [`max_attempts`](Self::max_attempts) tries.
+///
+/// It returns when all sessions have drained.
 ///
 /// A panic in `connect` or `make_service` is a try that failed, as is a `connect` that takes longer
 /// than the [`connect_timeout`](Self::connect_timeout). The token and the services of such a try are
@@ -273,43 +295,15 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             connect_timeout: self.connect_timeout,
             tasks: self.tasks,
             total: Summary::default(),
+            beside: None,
         };
         let retry = self.retry;
         Consuming::new(signals, |mut signals| async move {
-            // In a row; and which of the pauses comes next.
-            let (mut failures, mut step) = (0_u32, 0_u32);
-            loop {
-                guard(|| tracing::info!(attempt = failures + 1, "connecting"));
-                let answered = sessions.total.answered;
-                let Some((cause, lasted)) = sessions.next(&mut signals).await else {
-                    return Ok(sessions.total);
-                };
-                let worked = sessions.total.answered > answered || lasted > retry.longest;
-                (failures, step) = match worked {
-                    true => (0, 1),
-                    false => (failures.saturating_add(1), step.saturating_add(1)),
-                };
-                if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
-                    let attempts = failures;
-                    guard(|| {
-                        tracing::error!(attempts, cause = cause.print(), "does not reconnect");
-                    });
-                    return Err(ConsumerError::new(cause, sessions.total));
-                }
-                let ceiling = retry.pauses.nth(step);
-                let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
-                guard(|| {
-                    tracing::warn!(
-                        attempts = failures,
-                        ?pause,
-                        cause = cause.print(),
-                        "will reconnect"
-                    );
-                });
-                drop_quietly(cause);
-                if signals.unless_asked(sleep(pause)).await.is_none() {
-                    return Ok(sessions.total);
-                }
+            let cause = sessions.run(retry, &mut signals).await;
+            signals.attend(sessions.join_beside()).await;
+            match cause {
+                None => Ok(sessions.total),
+                Some(cause) => Err(ConsumerError::new(cause, sessions.total)),
             }
         })
     }
@@ -347,15 +341,93 @@ struct Sessions<F, M, C> {
     connect_timeout: Duration,
     tasks: usize,
     total: Summary,
+    /// The session that drains beside the present one.
+    beside: Option<Beside>,
+}
+
+/// A session whose channel is gone, and that still drains.
+struct Beside {
+    /// Cuts its drain short.
+    stop: CancellationToken,
+    task: JoinHandle<Summary>,
+}
+
+/// Why a session ended, or could not begin.
+struct Failure<T, E, X> {
+    cause: EndCause<T, E, X>,
+    answered: u64,
+    lasted: Duration,
+}
+
+impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
+    fn from(cause: EndCause<T, E, X>) -> Self {
+        Self {
+            cause,
+            answered: 0,
+            lasted: Duration::ZERO,
+        }
+    }
 }
 
 impl<F, M, C> Sessions<F, M, C> {
-    /// Runs one session, and returns why it ended or could not begin, and how long it lasted: nothing
-    /// if it was asked to end.
+    /// Runs one session after the other, and returns why it gave up: nothing if it was asked to end.
+    async fn run<Fut, B, S, X>(
+        &mut self,
+        retry: Retry,
+        signals: &mut Signals,
+    ) -> Option<EndCause<B::Error, S::Error, X>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<B, X>>,
+        M: FnMut(CancellationToken) -> S,
+        X: fmt::Display,
+        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
+        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
+        S::Error: fmt::Display + Send + 'static,
+        S::Future: Send + 'static,
+        C: Classify<S::Error> + Send + 'static,
+    {
+        // In a row; and which of the pauses comes next.
+        let (mut failures, mut step) = (0_u32, 0_u32);
+        loop {
+            guard(|| tracing::info!(attempt = failures + 1, "connecting"));
+            let Failure {
+                cause,
+                answered,
+                lasted,
+            } = self.next(signals).await?;
+            let worked = answered > 0 || lasted > retry.longest;
+            (failures, step) = match worked {
+                true => (0, 1),
+                false => (failures.saturating_add(1), step.saturating_add(1)),
+            };
+            if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
+                let attempts = failures;
+                guard(|| {
+                    tracing::error!(attempts, cause = cause.print(), "does not reconnect");
+                });
+                return Some(cause);
+            }
+            let ceiling = retry.pauses.nth(step);
+            let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
+            guard(|| {
+                tracing::warn!(
+                    attempts = failures,
+                    ?pause,
+                    cause = cause.print(),
+                    "will reconnect"
+                );
+            });
+            drop_quietly(cause);
+            signals.unless_asked(sleep(pause)).await?;
+        }
+    }
+
+    /// Runs one session, and returns why it ended or could not begin: nothing if it was asked to end.
     async fn next<Fut, B, S, X>(
         &mut self,
         signals: &mut Signals,
-    ) -> Option<(EndCause<B::Error, S::Error, X>, Duration)>
+    ) -> Option<Failure<B::Error, S::Error, X>>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<B, X>>,
@@ -374,7 +446,7 @@ impl<F, M, C> Sessions<F, M, C> {
         };
         let services: Vec<S> = match catch(make_services) {
             Ok(services) => services,
-            Err(panic) => return Some((EndCause::MakeServicePanicked(panic), Duration::ZERO)),
+            Err(panic) => return Some(EndCause::MakeServicePanicked(panic).into()),
         };
         let subscription = match self.subscribe(signals).await {
             Some(Ok(subscription)) => subscription,
@@ -382,29 +454,107 @@ impl<F, M, C> Sessions<F, M, C> {
                 // Whoever has the token, or the services, waits for their end.
                 guard(|| shutdown.cancel());
                 services.into_iter().for_each(drop_quietly);
-                return unconnected
-                    .and_then(Result::err)
-                    .map(|it| (it, Duration::ZERO));
+                return unconnected.and_then(Result::err).map(Failure::from);
             }
         };
         guard(|| tracing::info!("connected"));
+        let gone = CancellationToken::new();
         self.options.shutdown = Some(shutdown);
+        self.options.gone = gone.clone();
         let subscription = Box::pin(subscription);
+        let stop = signals.stop_token();
         let Self {
             classify, options, ..
         } = self;
-        let consuming = consume(subscription, services, classify, options, signals);
-        let Ended {
+        let consuming = consume(
+            subscription,
+            services,
+            classify,
+            options,
+            signals,
+            stop.clone(),
+        );
+        let Ending {
             cause,
-            summary,
+            answered,
             lasted,
+            mut rest,
         } = consuming.await;
-        self.total.add(summary);
-        let cause = cause?;
+        // A session that was asked to end is the last one, and waited for.
+        let mut gone = pin!(cause.is_some().then(|| gone.cancelled()));
+        let ended = poll_fn(|cx| match rest.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => match gone.as_mut().as_pin_mut() {
+                Some(gone) => gone.poll(cx).map(|()| None),
+                None => Poll::Pending,
+            },
+        });
+        let ended = signals.attend(ended).await;
+        let (answered, other) = match ended {
+            Some(Ended { cause, summary }) => {
+                let answered = summary.answered;
+                self.total.add(summary);
+                (answered, cause)
+            }
+            None => {
+                self.drain_beside(rest, stop, signals).await;
+                (answered, None)
+            }
+        };
+        let Some(cause) = cause else {
+            drop_quietly(other);
+            return None;
+        };
+        let cause = cause.or_graver(other);
         // What is asked for while an error drains is an end too.
         match signals.asked() {
             Asked::Drain | Asked::Stop if cause.is_transient() => None,
-            _ => Some((cause.widen(), lasted)),
+            _ => Some(Failure {
+                cause: cause.widen(),
+                answered,
+                lasted,
+            }),
+        }
+    }
+
+    /// Lets a session drain while the next ones run, and has the one before it stopped.
+    async fn drain_beside<T, E>(
+        &mut self,
+        rest: Rest<T, E>,
+        stop: CancellationToken,
+        signals: &mut Signals,
+    ) where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        guard(|| tracing::info!("the channel is gone: the session drains beside the next one"));
+        let rest = async move {
+            let ended = rest.await;
+            // A service that can't be used as configured tells the next session, too.
+            drop_quietly(ended.cause);
+            ended.summary
+        };
+        let task = tokio::spawn(rest.in_current_span());
+        if let Some(older) = &self.beside {
+            older.stop.cancel();
+        }
+        signals.attend(self.join_beside()).await;
+        self.beside = Some(Beside { stop, task });
+    }
+
+    /// Waits for the session that drains beside the present one.
+    async fn join_beside(&mut self) {
+        let Some(beside) = self.beside.take() else {
+            return;
+        };
+        match beside.task.await {
+            Ok(summary) => self.total.add(summary),
+            Err(error) => {
+                if let Ok(payload) = error.try_into_panic() {
+                    // What is the user's is caught where it is called.
+                    resume_unwind(payload);
+                }
+            }
         }
     }
 

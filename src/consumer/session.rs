@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::{Pin, pin},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -51,6 +51,8 @@ pub(super) struct Options {
     pub(super) stop_timeout: Duration,
     pub(super) after_error: AfterError,
     pub(super) shutdown: Option<CancellationToken>,
+    /// Cancelled when the channel is known to be gone.
+    pub(super) gone: CancellationToken,
 }
 
 impl Default for Options {
@@ -60,17 +62,18 @@ impl Default for Options {
             stop_timeout: Duration::from_secs(40),
             after_error: AfterError::Stop,
             shutdown: None,
+            gone: CancellationToken::new(),
         }
     }
 }
 
-pub(super) struct Session<'a, B, S, F, C> {
+pub(super) struct Session<B, S, F, C> {
     subscription: Pin<Box<B>>,
     service: S,
     calls: InFlight<F>,
     // A closure need not be `Sync`.
-    classify: &'a Mutex<C>,
-    options: &'a Options,
+    classify: Arc<Mutex<C>>,
+    options: Options,
     summary: Summary,
     /// Whether the subscription brings no more jobs, or can't be asked for it.
     is_stopped: bool,
@@ -78,7 +81,7 @@ pub(super) struct Session<'a, B, S, F, C> {
     peers: Option<CancellationToken>,
 }
 
-impl<'a, B, S, C> Session<'a, B, S, S::Future, C>
+impl<B, S, C> Session<B, S, S::Future, C>
 where
     B: Subscription<Error: fmt::Display>,
     S: Service<B::Job, Response: 'static, Error: fmt::Display>,
@@ -87,8 +90,8 @@ where
     pub(super) fn new(
         subscription: Pin<Box<B>>,
         service: S,
-        classify: &'a Mutex<C>,
-        options: &'a Options,
+        classify: Arc<Mutex<C>>,
+        options: Options,
     ) -> Self {
         Self {
             subscription,
@@ -108,27 +111,38 @@ where
         self
     }
 
-    /// Consumes until the end, and returns its cause: none if it was asked for.
-    pub(super) async fn run(mut self, signals: &mut Signals) -> Ended<B::Error, S::Error> {
-        let started = Instant::now();
-        let mut cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
-        let lasted = started.elapsed();
+    /// Consumes until something ends it, and returns what: none if it was asked for.
+    pub(super) async fn run(
+        &mut self,
+        signals: &mut Signals,
+    ) -> Option<EndCause<B::Error, S::Error>> {
+        let cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
         if let Some(peers) = &self.peers {
             peers.cancel();
         }
+        self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
+        self.note_if_gone();
         match &cause {
             None => guard(|| tracing::info!("a session ends: it is asked to")),
             Some(cause) => guard(|| tracing::warn!(cause = cause.print(), "a session ends")),
         }
-        self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
-        self.drain(&mut cause, signals).await;
+        cause
+    }
+
+    /// Returns how many calls succeeded until now.
+    pub(super) fn answered(&self) -> u64 {
+        self.summary.answered
+    }
+
+    /// Drains, closes the channel and drops what is left; a cancelled `stop` cuts the drain short.
+    pub(super) async fn end(mut self, stop: CancellationToken) -> Ended<B::Error, S::Error> {
+        let cause = self.drain(&stop).await;
         self.close().await;
         drop_quietly(self.service);
         drop_quietly(self.subscription);
         Ended {
             cause,
             summary: self.summary,
-            lasted,
         }
     }
 
@@ -245,7 +259,7 @@ where
         Ok(())
     }
 
-    fn classify(&self) -> MutexGuard<'a, C> {
+    fn classify(&self) -> MutexGuard<'_, C> {
         // One that panicked is asked again: it can't say worse of an error than was assumed.
         self.classify.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -256,21 +270,17 @@ where
         EndCause::CallPanicked(panic)
     }
 
-    /// Lets the calls finish, then stops them, then drops them.
-    async fn drain(
-        &mut self,
-        cause: &mut Option<EndCause<B::Error, S::Error>>,
-        signals: &mut Signals,
-    ) {
+    /// Lets the calls finish, then stops them, then drops them; returns the gravest error of theirs.
+    async fn drain(&mut self, stop: &CancellationToken) -> Option<EndCause<B::Error, S::Error>> {
         let Options {
             drain_timeout,
             stop_timeout,
-            ref shutdown,
             ..
-        } = *self.options;
+        } = self.options;
+        let mut cause = None;
         guard(|| tracing::info!(in_flight = self.calls.len(), "a drain begins"));
-        let in_time = self.finish(drain_timeout, cause, Some(signals)).await;
-        if let (false, Some(token)) = (in_time, shutdown) {
+        let in_time = self.finish(drain_timeout, &mut cause, Some(stop)).await;
+        if let (false, Some(token)) = (in_time, &self.options.shutdown) {
             guard(|| token.cancel());
             guard(|| {
                 tracing::warn!(
@@ -278,7 +288,7 @@ where
                     "a drain stops what still runs"
                 );
             });
-            self.finish(stop_timeout, cause, None).await;
+            self.finish(stop_timeout, &mut cause, None).await;
         }
         self.summary.abandoned = self.calls.len() as u64;
         drop(mem::take(&mut self.calls));
@@ -287,23 +297,29 @@ where
             0 => guard(|| tracing::info!("a drain ended")),
             _ => guard(|| tracing::error!(abandoned, "a drain ended with calls that did not")),
         }
+        cause
     }
 
-    /// Waits for all calls, unless the time is over or it is asked to be cut short.
+    /// Waits for all calls, unless the time is over or it is to be cut short.
     async fn finish(
         &mut self,
         time: Duration,
         cause: &mut Option<EndCause<B::Error, S::Error>>,
-        mut signals: Option<&mut Signals>,
+        stop: Option<&CancellationToken>,
     ) -> bool {
         let due = deadline(Instant::now(), time);
         let mut timer = pin!(due.map(sleep_until));
+        let mut stopped = pin!(stop.map(CancellationToken::cancelled));
         poll_fn(|cx| {
             // First, so that nothing that is answered makes room for another job.
             self.poll_stop(cx);
-            let asked = signals.as_mut().map(|signals| signals.poll(cx));
-            let timer = timer.as_mut().as_pin_mut();
-            let is_over = timer.is_some_and(|timer| timer.poll(cx).is_ready());
+            let mut is_over = false;
+            if let Some(timer) = timer.as_mut().as_pin_mut() {
+                is_over |= timer.poll(cx).is_ready();
+            }
+            if let Some(stopped) = stopped.as_mut().as_pin_mut() {
+                is_over |= stopped.poll(cx).is_ready();
+            }
             while let Err(other) = self.take_answers(cx) {
                 guard(|| {
                     tracing::warn!(
@@ -311,22 +327,28 @@ where
                         "a call failed while a drain is under way"
                     );
                 });
-                match cause {
-                    Some(cause) if other.outranks(cause) => {
-                        drop_quietly(mem::replace(cause, other));
-                    }
-                    // It may have been another task's error that it was asked for.
-                    None if self.peers.is_some() => *cause = Some(other),
-                    _ => drop_quietly(other),
-                }
+                *cause = Some(match cause.take() {
+                    Some(cause) => cause.or_graver(Some(other)),
+                    None => other,
+                });
             }
+            // Not before: a settlement that failed may be the first to know.
+            self.note_if_gone();
             match self.calls.is_empty() {
                 true => Poll::Ready(true),
-                false if is_over || asked == Some(Asked::Stop) => Poll::Ready(false),
+                false if is_over => Poll::Ready(false),
                 false => Poll::Pending,
             }
         })
         .await
+    }
+
+    /// Tells whoever waits for it that no tag can be settled any more.
+    fn note_if_gone(&self) {
+        let gone = &self.options.gone;
+        if !gone.is_cancelled() && catch(|| self.subscription.is_gone()).unwrap_or(false) {
+            gone.cancel();
+        }
     }
 
     /// Asks for no more jobs. Nobody waits for it: the close does as well.

@@ -144,6 +144,10 @@ impl<B: Subscription> Subscription for Share<B> {
         polled
     }
 
+    fn is_gone(&self) -> bool {
+        self.common.lock().subscription.is_gone()
+    }
+
     /// Ready at once for all but the last task.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let first = !mem::replace(&mut self.given_up, true);

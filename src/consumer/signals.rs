@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
 };
 
@@ -33,15 +33,14 @@ pub(super) struct Signals {
     dropped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     drain: bool,
     stop: bool,
+    /// Cancelled with the second signal.
+    stopped: CancellationToken,
 }
 
 impl Signals {
-    /// Takes cancelled tokens for the two signals.
-    pub(super) fn relayed(drain: CancellationToken, stop: CancellationToken) -> Self {
-        let mut signals = Self::default();
-        signals.watch(drain);
-        signals.forced = Some(Box::pin(stop.cancelled_owned()));
-        signals
+    /// Returns a token that is cancelled with the second signal, as long as somebody polls for it.
+    pub(super) fn stop_token(&self) -> CancellationToken {
+        self.stopped.child_token()
     }
 
     /// Takes a cancelled `token` for the first signal.
@@ -66,8 +65,21 @@ impl Signals {
         }
         if self.drain && !self.stop {
             self.stop = poll_signal(&mut self.forced, cx);
+            if self.stop {
+                self.stopped.cancel();
+            }
         }
         self.asked()
+    }
+
+    /// Waits for `future`, and for what is asked for meanwhile.
+    pub(super) async fn attend<F: Future>(&mut self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            self.poll(cx);
+            future.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// Waits for `future`, unless the end is asked for first.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
     panic::resume_unwind,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 use tracing::Instrument;
@@ -26,23 +29,38 @@ use crate::{
     subscription::Subscription,
 };
 
-/// The end of a session.
-pub(super) struct Ended<T, E> {
+/// A session that has begun to end: it takes no more jobs.
+pub(super) struct Ending<T, E> {
     /// None if it was asked to.
     pub(super) cause: Option<EndCause<T, E>>,
-    pub(super) summary: Summary,
-    /// From its begin to its cause: without the drain and the close.
+    /// How many calls have succeeded.
+    pub(super) answered: u64,
+    /// From its begin to its cause.
     pub(super) lasted: Duration,
+    /// The drain and the close.
+    pub(super) rest: Rest<T, E>,
 }
 
-/// Consumes until the end: on this task, or on one for each service if there are several.
+pub(super) type Rest<T, E> = Pin<Box<dyn Future<Output = Ended<T, E>> + Send>>;
+
+/// The end of a session.
+pub(super) struct Ended<T, E> {
+    /// The gravest error of a call in its drain.
+    pub(super) cause: Option<EndCause<T, E>>,
+    pub(super) summary: Summary,
+}
+
+/// Consumes until something ends it: on this task, or on one for each service if there are several.
+///
+/// A cancelled `stop` cuts the drain short.
 pub(super) async fn consume<B, S, C>(
     subscription: Pin<Box<B>>,
     mut services: Vec<S>,
     classify: &Arc<Mutex<C>>,
     options: &Options,
     signals: &mut Signals,
-) -> Ended<B::Error, S::Error>
+    stop: CancellationToken,
+) -> Ending<B::Error, S::Error>
 where
     B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
     S: Service<B::Job, Response: Send + 'static> + Send + 'static,
@@ -50,83 +68,125 @@ where
     S::Future: Send + 'static,
     C: Classify<S::Error> + Send + 'static,
 {
-    let ended = if services.len() == 1 {
+    let started = Instant::now();
+    let (cause, answered, rest): (_, _, Rest<_, _>) = if services.len() == 1 {
         // Invariant: there is one.
         let service = services.pop().expect("a vector of one is not empty");
-        let session = Session::new(subscription, service, classify, options);
-        session.run(signals).await
+        let mut session =
+            Session::new(subscription, service, Arc::clone(classify), options.clone());
+        let cause = session.run(signals).await;
+        (cause, session.answered(), Box::pin(session.end(stop)))
     } else {
-        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut sessions = JoinSet::new();
+        let drain = CancellationToken::new();
+        let mut running = JoinSet::new();
         for (share, service) in Share::among(services.len(), subscription).zip(services) {
             let (classify, options) = (Arc::clone(classify), options.clone());
-            let mut signals = Signals::relayed(drain.clone(), stop.clone());
-            let drain = drain.clone();
-            let session = async move {
-                let session = Session::new(Box::pin(share), service, &classify, &options);
-                session.among(drain).run(&mut signals).await
-            };
-            sessions.spawn(session.in_current_span());
+            let session = Session::new(Box::pin(share), service, classify, options);
+            let mut session = session.among(drain.clone());
+            let mut signals = Signals::default();
+            signals.watch(drain.clone());
+            let run = async move { (session.run(&mut signals).await, session) };
+            running.spawn(run.in_current_span());
         }
-        join(sessions, signals, (drain, stop)).await
+        let (cause, sessions) = begin_to_end(running, signals, drain).await;
+        let answered = sessions.iter().map(Session::answered).sum();
+        let ends = sessions.into_iter().map(move |it| it.end(stop.clone()));
+        (cause, answered, Box::pin(end_all(ends)))
     };
-    // What runs was let finish, or stopped already; nothing is to begin.
-    if let Some(token) = &options.shutdown {
-        guard(|| token.cancel());
+    let lasted = started.elapsed();
+    let shutdown = options.shutdown.clone();
+    let rest = async move {
+        let ended = rest.await;
+        // What runs was let finish, or stopped already; nothing is to begin.
+        if let Some(token) = shutdown {
+            guard(|| token.cancel());
+        }
+        ended
+    };
+    Ending {
+        cause,
+        answered,
+        lasted,
+        rest: Box::pin(rest),
     }
-    ended
 }
 
-/// Waits for all sessions, and passes on to them what is asked for.
-async fn join<T, E>(
-    mut sessions: JoinSet<Ended<T, E>>,
+/// Waits until no task takes jobs any more, and passes on to them what is asked for.
+async fn begin_to_end<T, E, X>(
+    mut running: JoinSet<(Option<EndCause<T, E>>, X)>,
     signals: &mut Signals,
-    (drain, stop): (CancellationToken, CancellationToken),
-) -> Ended<T, E>
+    drain: CancellationToken,
+) -> (Option<EndCause<T, E>>, Vec<X>)
 where
     T: 'static,
     E: 'static,
+    X: 'static,
 {
-    let (mut cause, mut summary, mut lasted) = (None, Summary::default(), Duration::ZERO);
+    let (mut cause, mut sessions) = (None, Vec::new());
     let mut is_asked_for = false;
     poll_fn(|cx| {
-        let asked = signals.poll(cx);
-        if asked != Asked::Nothing {
+        if signals.poll(cx) != Asked::Nothing {
             // Unless an error came first.
             is_asked_for |= !drain.is_cancelled();
             drain.cancel();
         }
-        if asked == Asked::Stop {
-            stop.cancel();
+        while let Poll::Ready(Some(joined)) = running.poll_join_next(cx) {
+            let other = match joined {
+                Ok((cause, session)) => {
+                    sessions.push(session);
+                    cause
+                }
+                Err(error) => Some(gone(error)),
+            };
+            cause = match cause.take() {
+                _ if is_asked_for => {
+                    drop_quietly(other);
+                    None
+                }
+                Some(cause) => Some(EndCause::or_graver(cause, other)),
+                None => other,
+            };
         }
-        while let Poll::Ready(Some(joined)) = sessions.poll_join_next(cx) {
-            let other = joined.unwrap_or_else(|error| match error.try_into_panic() {
-                // What is the user's is caught where it is called.
-                Ok(payload) => resume_unwind(payload),
-                Err(_) => Ended {
-                    cause: Some(EndCause::RuntimeGone),
-                    summary: Summary::default(),
-                    lasted: Duration::ZERO,
-                },
-            });
-            summary.add(other.summary);
-            lasted = lasted.max(other.lasted);
-            match (&cause, other.cause) {
-                (_, Some(other)) if is_asked_for => drop_quietly(other),
-                (Some(cause), Some(other)) if !other.outranks(cause) => drop_quietly(other),
-                (_, Some(other)) => drop_quietly(cause.replace(other)),
-                (_, None) => {}
-            }
-        }
-        match sessions.is_empty() {
+        match running.is_empty() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
     })
     .await;
-    Ended {
-        cause,
-        summary,
-        lasted,
+    (cause, sessions)
+}
+
+/// Lets the sessions of all tasks drain and close.
+async fn end_all<T, E, F>(ends: impl Iterator<Item = F>) -> Ended<T, E>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    F: Future<Output = Ended<T, E>> + Send + 'static,
+{
+    let (mut cause, mut summary) = (None, Summary::default());
+    let mut ending = JoinSet::new();
+    ends.for_each(|end| drop(ending.spawn(end.in_current_span())));
+    while let Some(joined) = ending.join_next().await {
+        let other = match joined {
+            Ok(ended) => {
+                summary.add(ended.summary);
+                ended.cause
+            }
+            Err(error) => Some(gone(error)),
+        };
+        cause = match cause {
+            Some(cause) => Some(EndCause::or_graver(cause, other)),
+            None => other,
+        };
+    }
+    Ended { cause, summary }
+}
+
+/// Returns the cause where a task was taken down with its runtime.
+fn gone<T, E>(error: JoinError) -> EndCause<T, E> {
+    match error.try_into_panic() {
+        // What is the user's is caught where it is called.
+        Ok(payload) => resume_unwind(payload),
+        Err(_) => EndCause::RuntimeGone,
     }
 }

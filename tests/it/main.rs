@@ -10,6 +10,7 @@ mod drops;
 mod endpoints;
 mod foreign;
 mod gate;
+mod gone;
 #[cfg(feature = "metrics")]
 mod instruments;
 mod intensity;

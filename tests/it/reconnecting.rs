@@ -24,7 +24,7 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 
 /// What a try to connect comes to.
 #[derive(Debug)]
-enum Try {
+pub(crate) enum Try {
     Channel(Channel),
     Fails,
     Panics,
@@ -34,14 +34,14 @@ enum Try {
 
 /// A broker with a script, and when it was asked.
 #[derive(Clone, Debug)]
-struct Broker {
+pub(crate) struct Broker {
     script: Arc<Mutex<VecDeque<Try>>>,
     asked: Arc<Mutex<Vec<Duration>>>,
     started: Instant,
 }
 
 impl Broker {
-    fn new(script: impl IntoIterator<Item = Try>) -> Self {
+    pub(crate) fn new(script: impl IntoIterator<Item = Try>) -> Self {
         Self {
             script: Arc::new(Mutex::new(script.into_iter().collect())),
             asked: Arc::default(),
@@ -50,7 +50,9 @@ impl Broker {
     }
 
     /// Follows the script, and then fails for ever.
-    fn connect(&self) -> impl Future<Output = Result<Deliveries, Refused>> + Send + use<> {
+    pub(crate) fn connect(
+        &self,
+    ) -> impl Future<Output = Result<Deliveries, Refused>> + Send + use<> {
         self.asked.lock().unwrap().push(self.started.elapsed());
         let next = self.script.lock().unwrap().pop_front();
         let next = next.unwrap_or(Try::Fails);
@@ -67,8 +69,12 @@ impl Broker {
         }
     }
 
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Returns when it was asked, in milliseconds; a timer may be one late.
-    fn asked(&self) -> Vec<u64> {
+    pub(crate) fn asked(&self) -> Vec<u64> {
         let asked = self.asked.lock().unwrap();
         asked
             .iter()
@@ -77,7 +83,7 @@ impl Broker {
     }
 }
 
-fn service(
+pub(crate) fn service(
     shutdown: CancellationToken,
 ) -> impl Service<Delivery, Response = Settled, Error = CallError, Future: Send + 'static> + Send + 'static
 {

@@ -23,6 +23,7 @@ pub(crate) struct Channel(Arc<Mutex<State>>);
 struct State {
     ready: VecDeque<Fate>,
     end: Option<End>,
+    is_gone: bool,
     refuses: Option<Refusal>,
     taken: u64,
     settled: Vec<(u64, Verdict)>,
@@ -33,7 +34,7 @@ struct State {
     closed: u32,
     closed_at: Option<Instant>,
     never_closes: bool,
-    /// What was asked after the channel was closed.
+    /// What was asked after the channel was closed, or gone.
     stale: u32,
     wakers: Vec<Waker>,
 }
@@ -91,6 +92,19 @@ impl Channel {
     /// Ends the stream; jobs that are ready are void.
     pub(crate) fn end(&self, end: End) {
         self.change(|state| state.end = Some(end));
+    }
+
+    /// Loses the channel, which the stream tells of by its error if it is polled.
+    pub(crate) fn lose(&self) {
+        self.change(|state| {
+            state.is_gone = true;
+            state.end = Some(End::Failed);
+        });
+    }
+
+    /// Loses the channel, of which only its tags tell.
+    pub(crate) fn lose_silently(&self) {
+        self.change(|state| state.is_gone = true);
     }
 
     /// Lets the next settlement fail.
@@ -262,6 +276,10 @@ impl Subscription for Deliveries {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        self.channel.lock().is_gone
+    }
+
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         let mut state = self.channel.lock();
         if state.never_closes {
@@ -287,7 +305,7 @@ impl Settle for Tag {
 
     fn settle(self, verdict: Verdict, _: Reason) -> Self::Future {
         let mut state = self.channel.lock();
-        if state.closed > 0 {
+        if state.closed > 0 || state.is_gone {
             state.stale += 1;
             return ready(Err(Unsettled::last(Refused)));
         }

@@ -111,6 +111,10 @@ impl<P> State<P> {
         }
     }
 
+    pub(super) fn is_closed(&self, key: usize) -> bool {
+        self.channels[key].end.is_some()
+    }
+
     pub(super) fn poll_closed(&mut self, key: usize, waker: &Waker) -> Option<End> {
         let channel = &mut self.channels[key];
         if channel.end.is_none() {

@@ -126,6 +126,10 @@ impl<P: Clone> Subscription for Deliveries<P> {
         Poll::Ready(())
     }
 
+    fn is_gone(&self) -> bool {
+        self.queue.server.lock().is_closed(self.channel)
+    }
+
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         let step = self.queue.server.lock().close(self.channel);
         step.finish();

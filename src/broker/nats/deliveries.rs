@@ -304,6 +304,10 @@ impl crate::Subscription for Deliveries {
         this.poll_closing(cx)
     }
 
+    fn is_gone(&self) -> bool {
+        self.channel.is_given_up()
+    }
+
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.channel.give_up();

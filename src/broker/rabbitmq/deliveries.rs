@@ -257,6 +257,13 @@ impl Subscription for Deliveries {
         stopping.map_or(Poll::Ready(()), |stopping| stopping.poll(cx))
     }
 
+    /// Returns whether the channel is closed. After a cancel by the server it is not.
+    fn is_gone(&self) -> bool {
+        self.link.is_over.load(Ordering::Acquire)
+            || !self.channel.status().connected()
+            || !self.connection.connected()
+    }
+
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.give_up();

@@ -174,6 +174,10 @@ impl Subscription for Deliveries {
         Poll::Ready(())
     }
 
+    fn is_gone(&self) -> bool {
+        self.channel.is_stale()
+    }
+
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.begin_close();
         self.poll_ended(cx).map(drop)

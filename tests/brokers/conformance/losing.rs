@@ -123,6 +123,53 @@ pub(crate) async fn a_cut_in_the_middle_of_a_settlement_loses_nothing<B: TestBro
     }
 }
 
+/// The job runs until the next one was, and its session may drain for longer than anybody waits here.
+pub(crate) async fn a_job_of_a_lost_connection_holds_up_no_other<B: TestBroker + 'static>(
+    broker: &B,
+) {
+    broker.publish("one").await;
+    let (runs, may_end, stop) = (
+        Runs::default(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
+    let handler = {
+        let (runs, may_end) = (runs.clone(), may_end.clone());
+        move |job: B::Job| {
+            let is_first = runs.total() == 0;
+            runs.begin(&body(&job));
+            let may_end = may_end.clone();
+            async move {
+                if is_first {
+                    may_end.cancelled().await;
+                }
+                Ok::<_, Refused>(())
+            }
+        }
+    };
+    let setup = Setup {
+        limit: 10 * PATIENCE,
+        drain: 10 * PATIENCE,
+        ..Setup::new(1, ack_on_success())
+    };
+    let working = setup.work_on(broker, None, &stop, handler);
+    let losing = async {
+        eventually(1, async || runs.total()).await;
+        broker.cut().await;
+        broker.publish("two").await;
+        eventually(true, async || runs.of_each().contains_key("two")).await;
+        left(broker, 0).await;
+        assert!(!may_end.is_cancelled());
+        may_end.cancel();
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(working, losing);
+    let summary = ended.unwrap();
+    // The first run of the first job has no answer.
+    assert_eq!((summary.called, summary.verdicts(Verdict::Ack)), (3, 2));
+    assert_eq!((summary.unanswered, summary.abandoned), (1, 0));
+}
+
 pub(crate) async fn a_broker_that_is_down_is_an_error_of_connecting<B: TestBroker>(broker: &B) {
     broker.kill().await;
     let refused = timeout(PATIENCE, broker.subscribe(1)).await;

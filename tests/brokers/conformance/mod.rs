@@ -179,6 +179,7 @@ macro_rules! scenarios {
                 a_closed_subscription_redelivers_what_it_held
                 a_stale_tag_is_refused_while_its_twin_settles
                 a_cut_in_the_middle_of_a_settlement_loses_nothing
+                a_job_of_a_lost_connection_holds_up_no_other
             }
         }
         $crate::conformance::scenarios! { @ $test, $broker, start_mortal,

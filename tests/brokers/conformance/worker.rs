@@ -17,7 +17,7 @@ use tower_sentinel::{
 
 use super::TestBroker;
 
-/// How long what runs may take to finish once a worker is stopped.
+/// A short [`Setup::drain`].
 const DRAIN: Duration = Duration::from_millis(200);
 
 /// A time limit for jobs that hang; less than a [`TestBroker::REDELIVERY`].
@@ -56,6 +56,8 @@ pub(super) struct Setup<D> {
     pub(super) prefetch: usize,
     pub(super) decision: D,
     pub(super) limit: Duration,
+    /// How long what runs may take to finish once a session ends.
+    pub(super) drain: Duration,
     /// What it does is added here.
     pub(super) told: Told,
 }
@@ -66,6 +68,7 @@ impl<D> Setup<D> {
             prefetch,
             decision,
             limit: LIMIT,
+            drain: DRAIN,
             told: Told::default(),
         }
     }
@@ -120,7 +123,7 @@ impl<D> Setup<D> {
         let service = self.clone().stack::<B, _, _>(shutdown.clone(), handler);
         Consumer::new(jobs, service)
             .shutdown(shutdown)
-            .drain_timeout(DRAIN)
+            .drain_timeout(self.drain)
             .with_graceful_shutdown(stop.clone().cancelled_owned())
             .await
     }
@@ -142,14 +145,14 @@ impl<D> Setup<D> {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let connect = broker.connector(self.prefetch);
+        let (connect, drain) = (broker.connector(self.prefetch), self.drain);
         let make_service = move |shutdown| {
             self.clone()
                 .stack::<B, _, _>(shutdown, service_fn(handler.clone()))
         };
         let mut consumer = Consumer::reconnecting(connect, make_service)
             .backoff(Duration::from_millis(50)..=Duration::from_millis(500))
-            .drain_timeout(DRAIN)
+            .drain_timeout(drain)
             .with_graceful_shutdown(stop.clone().cancelled_owned());
         if let Some(max) = max_attempts {
             consumer = consumer.max_attempts(max);
