@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use tokio::{
     runtime::{Builder, Handle},
     time::{Instant, sleep},
@@ -495,7 +495,7 @@ async fn a_detached_job_is_kept_alive_without_its_caller() {
     assert_eq!(tag.verdicts(), [Verdict::Ack]);
 }
 
-/// A job that blocks its thread beyond its limit: on a runtime of its own, with the tickers here.
+/// A job that blocks its thread though it is to stop: on a runtime of its own, with the tickers here.
 #[tokio::test]
 async fn a_job_that_blocks_a_worker_is_kept_alive_until_it_is_settled_though_it_did_not_stop() {
     let jobs = Builder::new_multi_thread()
@@ -509,23 +509,26 @@ async fn a_job_that_blocks_a_worker_is_kept_alive_until_it_is_settled_though_it_
         thread: Arc::clone(&thread),
     };
     let keep_alive = KeepAliveLayer::new(Duration::from_millis(10)).runtime(Handle::current());
+    let shutdown = CancellationToken::new();
     let mut service = sentinel()
-        .timeout(Duration::from_millis(200))
+        .no_timeout()
         .stop_wait(Duration::from_millis(10))
+        .shutdown(shutdown.clone())
         .runtime(jobs.handle().clone())
         .layer(keep_alive.layer(worker.map_request(|_: Delivery| Work::new(Fate::BlockFirst))));
     let delivery = Delivery {
         tag: tag.clone(),
         takes: SECOND,
     };
-    let settled = call(&mut service, delivery).await.unwrap();
-    assert!(thread.entered());
-    assert!(!settled.stopped);
-    // Up to 20, and this machine may be busy.
-    assert!(tag.asked().len() >= 5, "{:?}", tag.asked());
+    let stop = async {
+        until(|| thread.entered() && tag.asked().len() >= 5).await;
+        shutdown.cancel();
+    };
+    let (settled, ()) = join(call(&mut service, delivery), stop).await;
+    assert!(!settled.unwrap().stopped);
     sleep(Duration::from_millis(60)).await;
-    assert_eq!(tag.seen().last(), Some(&Seen::Told(Verdict::retry())));
-    assert_eq!(tag.verdicts(), [Verdict::retry()]);
+    assert_eq!(tag.seen().last(), Some(&Seen::Told(Verdict::release())));
+    assert_eq!(tag.verdicts(), [Verdict::release()]);
     thread.release();
     jobs.shutdown_background();
 }

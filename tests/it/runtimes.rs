@@ -26,7 +26,8 @@ use tokio::{
 };
 use tower::{Layer, Service, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer,
+    CancelReason, Cancellation, Job, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer,
+    TimeLimit,
 };
 
 use crate::support::{
@@ -46,34 +47,50 @@ fn multi_thread() -> Runtime {
 
 // === both flavours ===
 
+/// A job that ends as its number says.
+struct Numbered(usize);
+
+impl Job for Numbered {
+    type Tag = usize;
+
+    fn tag(&self) -> usize {
+        self.0
+    }
+
+    fn time_limit(&self) -> TimeLimit {
+        match self.0 % 4 {
+            // It hangs. No other job can run into a limit, however busy the machine is.
+            3 => TimeLimit::After(SHORT),
+            _ => TimeLimit::Never,
+        }
+    }
+}
+
 async fn jobs_of_all_fates_settle_once() {
     const JOBS: usize = 1_000;
     let calls: Arc<Vec<AtomicUsize>> = Arc::new((0..JOBS).map(|_| AtomicUsize::new(0)).collect());
     let counted = Arc::clone(&calls);
-    let policy = service_fn(move |report: Report<Arc<usize>, (), Refused>| {
-        counted[*report.tag].fetch_add(1, Ordering::Relaxed);
+    let policy = service_fn(move |report: Report<usize, (), Refused>| {
+        counted[report.tag].fetch_add(1, Ordering::Relaxed);
         async move { Ok::<_, Refused>(report) }
     });
-    let service = service_fn(|n: Arc<usize>| async move {
-        sleep(Duration::from_millis(*n as u64 % 7)).await;
-        match *n % 4 {
+    let service = service_fn(|Numbered(n)| async move {
+        sleep(Duration::from_millis(n as u64 % 7)).await;
+        match n % 4 {
             0 => Ok(()),
             1 => Err(Refused),
             2 => raise("told to"),
             _ => pending().await,
         }
     });
-    let sentinel = SentinelLayer::new(policy)
-        // Not so short that a busy machine lets another job run into it.
-        .timeout(Duration::from_secs(1))
-        .layer(service);
+    let sentinel = SentinelLayer::new(policy).layer(service);
     let mut callers = JoinSet::new();
     for n in 0..JOBS {
         let mut sentinel = sentinel.clone();
-        callers.spawn(async move { call(&mut sentinel, Arc::new(n)).await.unwrap() });
+        callers.spawn(async move { call(&mut sentinel, Numbered(n)).await.unwrap() });
     }
     for report in callers.join_all().await {
-        let kind = match *report.tag % 4 {
+        let kind = match report.tag % 4 {
             0 => OutcomeKind::Completed,
             1 => OutcomeKind::Failed,
             2 => OutcomeKind::Panicked,

@@ -496,7 +496,10 @@ async fn a_limit_that_races_completion_many_thousand_times_gives_one_outcome_eac
         sleep(limit).await;
         Ok::<_, Refused>(id)
     });
-    let sentinel = SentinelLayer::new(policy).layer(service);
+    let sentinel = SentinelLayer::new(policy)
+        // An aborted job stops when its thread comes to it.
+        .stop_wait(Duration::MAX)
+        .layer(service);
     let mut callers = JoinSet::new();
     for id in 0..JOBS {
         let mut sentinel = sentinel.clone();
