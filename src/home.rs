@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    iter,
     pin::{Pin, pin},
     sync::OnceLock,
     task::{Context, Poll},
@@ -153,39 +154,93 @@ impl Clock {
         let Some(due) = due else {
             return Poll::Pending;
         };
-        let mut this = self.project();
-        // A timer panics once its runtime is gone. The caller's task is not to die of it, and no
-        // time has passed by it: another runtime measures it.
-        if let Some(Ok(polled)) = this.sleep.as_mut().as_pin_mut().map(|mut sleep| {
-            catch(|| {
-                if sleep.deadline() != due {
-                    sleep.as_mut().reset(due);
-                }
-                poll_anyway(sleep, cx)
-            })
-        }) {
-            return polled;
-        }
-        for runtime in (0..Home::RUNTIMES).filter_map(|rank| home.runtime(rank)) {
-            let polled = catch(|| {
-                let _context = runtime.enter();
-                this.sleep.set(Some(sleep_until(due)));
-                this.sleep
-                    .as_mut()
-                    .as_pin_mut()
-                    .map(|it| poll_anyway(it, cx))
-            });
-            if let Ok(Some(polled)) = polled {
-                return polled;
-            }
-        }
-        this.sleep.set(None);
-        // No runtime is left that has timers: time is told only when somebody asks.
-        match due <= Instant::now() {
+        let runtimes = (0..Home::RUNTIMES).filter_map(|rank| home.runtime(rank));
+        let polled = poll_timer(self.project().sleep, due, runtimes, cx);
+        polled.unwrap_or_else(|| match due <= Instant::now() {
+            // No runtime is left that has timers: time is told only when somebody asks.
             true => Poll::Ready(()),
             false => Poll::Pending,
+        })
+    }
+}
+
+/// The timer of a future that may be polled on one runtime after another. Boxed, since a future that
+/// is ready at once has none.
+#[derive(Debug)]
+pub(crate) struct Timer(Pin<Box<Timing>>);
+
+pin_project! {
+    #[derive(Debug)]
+    struct Timing {
+        // `None`: so far that no timer reaches it.
+        due: Option<Instant>,
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Timer {
+    pub(crate) fn until(due: Option<Instant>) -> Self {
+        let sleep = None;
+        Self(Box::pin(Timing { due, sleep }))
+    }
+
+    pub(crate) fn after(time: Duration) -> Self {
+        Self::until(deadline(Instant::now(), time))
+    }
+
+    pub(crate) fn reset(&mut self, due: Instant) {
+        *self.0.as_mut().project().due = Some(due);
+    }
+
+    /// Waits until it is due; nothing if no runtime measures the time: outside of any, and in one
+    /// without timers.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        let timing = self.0.as_mut().project();
+        match *timing.due {
+            Some(due) => {
+                let current = iter::once_with(Handle::try_current).flatten();
+                poll_timer(timing.sleep, due, current, cx)
+            }
+            None => Some(Poll::Pending),
         }
     }
+}
+
+/// Polls the timer in `slot` for `due`, made anew on the first of `runtimes` that has timers if the
+/// one that is there has none any more.
+///
+/// A timer panics once its runtime is gone. Whoever waits is not to die of it, and no time has
+/// passed by it: another runtime measures it.
+fn poll_timer(
+    mut slot: Pin<&mut Option<Sleep>>,
+    due: Instant,
+    runtimes: impl IntoIterator<Item = Handle>,
+    cx: &mut Context<'_>,
+) -> Option<Poll<()>> {
+    if let Some(mut sleep) = slot.as_mut().as_pin_mut() {
+        let polled = catch(|| {
+            if sleep.deadline() != due {
+                sleep.as_mut().reset(due);
+            }
+            poll_anyway(sleep, cx)
+        });
+        if let Ok(polled) = polled {
+            return Some(polled);
+        }
+    }
+    for runtime in runtimes {
+        let polled = catch(|| {
+            let _context = runtime.enter();
+            slot.set(Some(sleep_until(due)));
+            slot.as_mut().as_pin_mut().map(|it| poll_anyway(it, cx))
+        });
+        if let Ok(polled) = polled {
+            return polled;
+        }
+    }
+    slot.set(None);
+    None
 }
 
 /// Polls a timer though the task has used up its budget: what uses it up may be the very policy

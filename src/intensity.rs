@@ -350,7 +350,8 @@ impl<S> Layer<S> for IntensityLayer {
 ///
 /// # Panics
 ///
-/// `poll_ready` panics in a pause, outside of a tokio runtime with timers.
+/// `poll_ready` panics in a pause, outside of a tokio runtime with timers. It may be asked in another
+/// runtime than before, also as that one has ended.
 pub struct Intensity<S> {
     service: S,
     shared: Arc<Shared>,

@@ -10,13 +10,10 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::{
-    runtime::Handle,
-    time::{Sleep, sleep},
-};
 
 use crate::{
     backoff::Delays,
+    home::Timer,
     instruments::Stopwatch,
     panic::guard,
     settle::{Reach, Reason, Settle, Settled, Unsettled},
@@ -157,8 +154,8 @@ pin_project! {
     pub(crate) struct Settling<Tag, F> {
         #[pin]
         step: Step<Tag, F>,
-        // The limit of a try, or a pause. Boxed, since a tag that answers at once has none.
-        timer: Option<Pin<Box<Sleep>>>,
+        // The limit of a try, or a pause. A tag that answers at once has none.
+        timer: Option<Timer>,
         // How many were begun.
         tries: u32,
         patience: Patience,
@@ -188,8 +185,9 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
             match this.step.project() {
                 StepProjection::Trying { future } => {
                     let Poll::Ready(result) = future.poll(cx) else {
-                        let limit = start(this.timer, this.patience.limit);
-                        return match limit.map(|limit| limit.poll(cx)) {
+                        let limit = this.patience.limit;
+                        let limit = this.timer.get_or_insert_with(|| Timer::after(limit));
+                        return match limit.poll(cx) {
                             Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
                             Some(Poll::Pending) | None => Poll::Pending,
                         };
@@ -201,8 +199,9 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
                 }
                 StepProjection::Pausing { tag } => {
                     let pause = this.patience.pauses.nth(*this.tries);
-                    if let Some(pause) = start(this.timer, pause) {
-                        ready!(pause.poll(cx));
+                    let pause = this.timer.get_or_insert_with(|| Timer::after(pause));
+                    if let Some(pause) = pause.poll(cx) {
+                        ready!(pause);
                     }
                     // Invariant: the step is left here.
                     let tag = tag.take().expect("a tag is settled again once");
@@ -256,14 +255,6 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         guard(|| tracing::warn!(%verdict, tries, ?limit, "a settlement took too long"));
         SettleError::TimedOut { verdict, limit }
     }
-}
-
-/// Returns the timer, which is made at the first call; none can be made outside of a runtime.
-fn start(timer: &mut Option<Pin<Box<Sleep>>>, duration: Duration) -> Option<Pin<&mut Sleep>> {
-    if timer.is_none() && Handle::try_current().is_ok() {
-        *timer = Some(Box::pin(sleep(duration)));
-    }
-    timer.as_mut().map(Pin::as_mut)
 }
 
 impl Settled {

@@ -52,8 +52,9 @@ use crate::{
 /// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
 ///   whose destructor panics, or an error that panics when it is printed, costs no answer.
 /// - *Events*: a `warn!` for each try that failed, with its verdict. None for a success.
-/// - *Runtime*: a settlement that is polled outside of a tokio runtime has no timer. Its tries
-///   have then no limit but the sentinel's, and no pause between them.
+/// - *Runtime*: a settlement may move to another tokio runtime, also as its own ends: its limits and
+///   pauses end when they would have. Polled outside of any, or in one without timers, its tries have
+///   no limit but the sentinel's, and no pause between them.
 ///
 /// A settlement that is ready when it is first polled makes no timer and no allocation, apart
 /// from the message of a [`Reason`]; a completed job has none.

@@ -1,9 +1,7 @@
 //! What all services of a layer share: the machine, who waits for it and who watches it.
 
 use std::{
-    future::Future,
     mem,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -14,14 +12,12 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{
-    sync::watch,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::machine::{Change, Limits, Machine, Pass, Phase};
 use crate::{
     cancel::{Cancellation, Companion, JobContext, Stopping},
+    home::Timer,
     instruments::IntensityInstruments,
     panic::guard,
 };
@@ -191,7 +187,7 @@ fn tell(change: Change) {
 #[derive(Debug, Default)]
 pub(super) struct Wait {
     waiter: Arc<AtomicWaker>,
-    pause: Option<Pin<Box<Sleep>>>,
+    pause: Option<Timer>,
 }
 
 impl Wait {
@@ -228,13 +224,10 @@ impl Wait {
                 self.pause = None;
                 return Poll::Pending;
             };
-            let pause = self
-                .pause
-                .get_or_insert_with(|| Box::pin(sleep_until(until)));
-            if pause.deadline() != until {
-                pause.as_mut().reset(until);
-            }
-            ready!(pause.as_mut().poll(cx));
+            let pause = self.pause.get_or_insert_with(|| Timer::until(Some(until)));
+            pause.reset(until);
+            let polled = pause.poll(cx);
+            ready!(polled.expect("a pause is in a tokio runtime with timers"));
         }
     }
 }

@@ -34,7 +34,9 @@ use tracing::{
     span,
 };
 
-use crate::support::{Blocked, Bomb, Count, Recorder, Refused, Unit, call, raise, until};
+use crate::support::{
+    Blocked, Bomb, Count, Recorder, Refused, Unit, call, paused_time, raise, until,
+};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -625,6 +627,16 @@ async fn a_service_that_moves_to_another_task_is_woken_there() {
     drop(Waiting(moved).finish().await);
     // Whoever is no longer asked does not keep the others from the probe.
     assert!(is_ready(&mut service).await);
+}
+
+#[test]
+fn a_pause_ends_though_the_runtime_ends_that_it_began_in() {
+    let worker = Worker::new(Fate::Ok);
+    let mut service = strict().layer(worker);
+    paused_time().block_on(let_it_pause(&mut service));
+    paused_time().block_on(async {
+        service.ready().await.unwrap();
+    });
 }
 
 #[test]

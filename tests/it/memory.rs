@@ -21,7 +21,7 @@ use tower_sentinel::{
     },
 };
 
-use crate::support::{block_on, call};
+use crate::support::{block_on, call, paused_time};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(30);
@@ -852,6 +852,21 @@ fn nothing_needs_a_runtime_unless_there_is_a_time_to_wait_for() {
 }
 
 // === faults ===
+
+#[test]
+fn what_is_waited_for_comes_though_the_runtime_ends_in_which_the_wait_began() {
+    let queue = queue();
+    queue.publish(7);
+    let mut jobs = queue.subscribe(1).unwrap();
+    let job = take(&mut jobs);
+    queue.delay_settlements(SECOND);
+    let mut settlement = job.tag().settle(Verdict::retry_after(SECOND), reason());
+    paused_time().block_on(async { assert!((&mut settlement).now_or_never().is_none()) });
+    paused_time().block_on(settlement).unwrap();
+    paused_time().block_on(async { assert_idle(&mut jobs) });
+    let next = paused_time().block_on(jobs.next());
+    assert_eq!(*next.unwrap().unwrap().payload(), 7);
+}
 
 #[test]
 fn settlements_fail_on_demand() {

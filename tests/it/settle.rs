@@ -25,7 +25,7 @@ use tower_sentinel::{
 
 use crate::{
     log::Log,
-    support::{Bomb, Refused, block_on, call, idle, raise},
+    support::{Bomb, Refused, block_on, call, current_thread, idle, paused_time, raise},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -857,11 +857,7 @@ fn a_settlement_outside_of_a_runtime_has_no_limit_and_no_pause() {
 
 #[test]
 fn a_settlement_may_be_polled_outside_of_the_runtime_it_began_in() {
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = paused_time();
     for script in [&[Try::AgainAtOnce, Try::Ok] as &'static [Try], &[Try::Hang]] {
         let tag = Tag::new(script);
         let report = Report::new(tag.clone(), failed(), SECOND);
@@ -876,6 +872,54 @@ fn a_settlement_may_be_polled_outside_of_the_runtime_it_began_in() {
         let answer = block_on(settlement);
         assert_eq!(answer.is_ok(), script.contains(&Try::Ok));
         assert_eq!(tag.tries(), script.len());
+    }
+}
+
+#[test]
+fn a_settlement_goes_on_though_the_runtime_of_its_timer_ends() {
+    for script in [&[Try::AgainAtOnce, Try::Ok] as &'static [Try], &[Try::Hang]] {
+        let tag = Tag::new(script);
+        let report = Report::new(tag.clone(), failed(), SECOND);
+        let mut settlement = Box::pin(SettlePolicy::default().oneshot(report));
+        let first = paused_time();
+        first.block_on(async {
+            assert!(settlement.as_mut().now_or_never().is_none());
+        });
+        drop(first);
+        let answer = paused_time().block_on(settlement);
+        assert_eq!(answer.is_ok(), script.contains(&Try::Ok), "{answer:?}");
+        assert_eq!(tag.tries(), script.len());
+    }
+}
+
+#[test]
+fn g1_a_job_is_settled_though_its_callers_runtime_ends_while_it_settles() {
+    let jobs = Builder::new_multi_thread().enable_all().build().unwrap();
+    for drops in [false, true] {
+        let tag = Tag::new(&[Try::AgainAtOnce, Try::Ok]);
+        let (settling, tried) = (tag.clone(), tag.clone());
+        let layer = SentinelLayer::new(SettlePolicy::default()).runtime(jobs.handle().clone());
+        let sentinel = layer.layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
+        let callers = current_thread();
+        let mut response = Box::pin(sentinel.oneshot(settling));
+        callers.block_on(async {
+            while tried.tries() == 0 {
+                assert!(response.as_mut().now_or_never().is_none());
+                sleep(ms(1)).await;
+            }
+        });
+        if drops {
+            callers.block_on(async {
+                tokio::spawn(response);
+                yield_now().await;
+            });
+            drop(callers);
+            jobs.block_on(idle(jobs.handle()));
+        } else {
+            drop(callers);
+            assert!(block_on(&mut response).is_ok());
+        }
+        assert_eq!(tag.tries(), 2, "drops: {drops}");
     }
 }
 

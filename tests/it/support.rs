@@ -526,6 +526,12 @@ pub(crate) fn current_thread() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// Returns a runtime whose time is paused.
+pub(crate) fn paused_time() -> Runtime {
+    let mut runtime = Builder::new_current_thread();
+    runtime.enable_all().start_paused(true).build().unwrap()
+}
+
 /// Polls `future` on this thread alone, without a tokio runtime.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);

@@ -2,18 +2,17 @@
 
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_util::Stream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
-use crate::Subscription;
+use crate::{Subscription, home::Timer};
 
 /// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
 ///
@@ -33,7 +32,7 @@ pub struct Deliveries<P> {
     channel: usize,
     prefetch: usize,
     /// Until the next job is due. Kept while it may serve again.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
     /// Whether the stream has told its last item, or was stopped.
     is_over: bool,
 }
@@ -64,11 +63,10 @@ impl<P> Deliveries<P> {
 
     /// Waits until the timer reads `at`.
     fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if timer.deadline() != at {
-            timer.as_mut().reset(at);
-        }
-        timer.as_mut().poll(cx)
+        let timer = self.timer.get_or_insert_with(|| Timer::until(Some(at)));
+        timer.reset(at);
+        let polled = timer.poll(cx);
+        polled.expect("a job of the queue has a time, which takes a tokio runtime with timers")
     }
 }
 

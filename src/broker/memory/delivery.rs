@@ -8,12 +8,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::{Sleep, sleep};
-
 use super::{
     Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
 };
-use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
+use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict, home::Timer};
 
 /// A job that was delivered.
 pub struct Delivery<P> {
@@ -184,7 +182,7 @@ pub struct Settlement<P> {
     /// `None` once it is given.
     answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
     /// Made at the first poll, if settlements are delayed.
-    delay: Option<Pin<Box<Sleep>>>,
+    delay: Option<Timer>,
 }
 
 // Nothing in it is pinned in place.
@@ -203,8 +201,8 @@ impl<P> Future for Settlement<P> {
             // What can't be sent any more is refused at once.
             let is_open = state.watch(tag.address, cx.waker()).is_ok();
             drop(state);
-            let delay = this.delay.get_or_insert_with(|| Box::pin(sleep(delay)));
-            if is_open && delay.as_mut().poll(cx).is_pending() {
+            let delay = this.delay.get_or_insert_with(|| Timer::after(delay));
+            if is_open && delay.poll(cx).is_some_and(|polled| polled.is_pending()) {
                 this.answer = Some((tag, verdict, reason));
                 return Poll::Pending;
             }
