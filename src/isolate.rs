@@ -4,7 +4,9 @@
 //! while it is waited for. What the sentinel makes of that is an [`Outcome`], exactly one.
 
 use std::{
+    any::Any,
     future::Future,
+    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -32,7 +34,29 @@ type Exit<T, E> = Result<Result<T, E>, Panic>;
 
 /// What the task of a job ends with. The context comes back with the exit, since to release it
 /// where the job ran would cost a trip of its cache line between two cores.
-type Output<T, E> = (Exit<T, E>, Option<Arc<JobContext>>);
+///
+/// Drops itself quietly: nobody may wait for the task any more, and tokio is not to meet a
+/// destructor that panics, with a payload whose own does.
+pub(crate) struct Output<T, E>(
+    // `None` once it is taken.
+    Option<(Exit<T, E>, Option<Arc<JobContext>>)>,
+);
+
+impl<T, E> Output<T, E> {
+    fn into_exit(mut self) -> Exit<T, E> {
+        // Invariant: only this method, which consumes it, and the destructor empty it.
+        let (exit, _context) = self.0.take().expect("an exit is taken once");
+        exit
+    }
+}
+
+impl<T, E> Drop for Output<T, E> {
+    fn drop(&mut self) {
+        if let Some(output) = self.0.take() {
+            drop_quietly(output);
+        }
+    }
+}
 
 /// The durations of the ladder by which a job is stopped.
 #[derive(Clone, Copy, Debug)]
@@ -278,12 +302,12 @@ impl<T, E> Isolated<T, E> {
             Step::Running => context.request().map(|it| self.first_of(it)),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
-        let panic = match (exit.map(|(exit, _)| exit), cause) {
+        let panic = match (exit.map(Output::into_exit), cause) {
             (Ok(Ok(result)), _) => return result.into(),
             (Ok(Err(panic)), None | Some(Cause::Unwinding(_))) => return Outcome::Panicked(panic),
             (Ok(Err(panic)), Some(_)) => Some(panic),
             // A destructor that panics makes an aborted task look like one that panicked.
-            (Err(error), _) => error.try_into_panic().ok().map(Panic::from_payload),
+            (Err(error), _) => error.try_into_panic().ok().map(panic_of),
         };
         // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
         let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::RuntimeGone));
@@ -294,6 +318,14 @@ impl<T, E> Isolated<T, E> {
     /// Takes the task away, if it is still running though the outcome is given.
     pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Output<T, E>>> {
         self.join.take_if(|join| !join.is_finished())
+    }
+}
+
+/// Returns the panic of a task, which is that of a destructor: see [`Task`].
+fn panic_of(payload: Box<dyn Any + Send>) -> Panic {
+    match payload.downcast::<Panic>() {
+        Ok(panic) => *panic,
+        Err(payload) => Panic::from_payload(payload),
     }
 }
 
@@ -309,8 +341,15 @@ pin_project! {
     impl<S, J, F> PinnedDrop for Task<S, J, F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
+            if this.call.is_none() {
+                return;
+            }
             let _entered = this.span.enter();
-            this.call.set(None);
+            // The panic goes on to tokio as a payload that drops itself quietly: it is told to the
+            // supervisor, or dropped where nobody waits any more.
+            if let Err(panic) = catch(|| this.call.set(None)) {
+                resume_unwind(Box::new(panic));
+            }
         }
     }
 }
@@ -327,7 +366,10 @@ where
         // Invariant: a task is not polled again once it is over.
         let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
         let exit = ready!(call.as_mut().poll(cx));
-        Poll::Ready((exit, call.take_value()))
+        let context = call.take_value();
+        // Nothing of the job's is left in it.
+        this.call.set(None);
+        Poll::Ready(Output(Some((exit, context))))
     }
 }
 

@@ -265,7 +265,7 @@ where
             return Poll::Ready(());
         };
         let result = ready!(supervision.poll(this.clock, cx));
-        // Before the hook, which may panic: what is settled is not to be handed on.
+        // Before the hook: what is settled is not to be handed on.
         let supervision = this.supervision.take();
         if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
             let _entered = span.enter();
@@ -275,7 +275,8 @@ where
                     "nobody waits for a failed settlement"
                 );
             });
-            this.origin.hooks.unsettled.unsettled(error);
+            // tokio would drop the payload of its panic, whose destructor may panic too.
+            guard(|| this.origin.hooks.unsettled.unsettled(error));
         }
         Poll::Ready(())
     }

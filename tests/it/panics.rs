@@ -14,12 +14,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::runtime::Handle;
-use tower::{Layer, Service, service_fn};
-use tower_sentinel::{Job, Outcome, OutcomeKind, Report, SentinelLayer, TimeLimit};
+use tokio::runtime::{Builder, Handle};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_sentinel::{Job, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer, TimeLimit};
 use tracing::Span;
 
-use crate::support::{Bomb, Count, Recorder, Refused, Seen, Unit, call, idle};
+use crate::support::{
+    Blocked, Bomb, Count, Plan, Recorder, Refused, Seen, Unit, WORK, call, idle, wait_until,
+};
 
 // === what a panic carries ===
 
@@ -186,14 +188,6 @@ async fn g1_a_future_that_panics_in_drop_when_it_is_stopped_has_timed_out() {
 
 #[tokio::test(start_paused = true)]
 async fn g1_a_payload_that_panics_in_drop_can_be_attached_to_a_time_out() {
-    struct Raises;
-
-    impl Drop for Raises {
-        fn drop(&mut self) {
-            resume_unwind(Box::new(BombInBomb));
-        }
-    }
-
     let recorder = Recorder::default();
     let service = service_fn(|_: Unit| async {
         let _raises = Raises;
@@ -202,6 +196,76 @@ async fn g1_a_payload_that_panics_in_drop_can_be_attached_to_a_time_out() {
     let mut sentinel = SentinelLayer::new(recorder.policy()).layer(service);
     drop(call(&mut sentinel, Unit::default()).await.unwrap());
     assert_eq!(recorder.reports(), [Seen::timed_out(true).with_panic(true)]);
+}
+
+/// Panics when it is dropped, with a payload whose own destructor does.
+#[derive(Debug)]
+struct Raises;
+
+impl Drop for Raises {
+    fn drop(&mut self) {
+        resume_unwind(Box::new(BombInBomb));
+    }
+}
+
+/// What a job does that blocked its thread until nobody waited for it any more.
+#[derive(Clone, Copy, Debug)]
+enum Late {
+    ReturnsValue,
+    ReturnsError,
+    /// And is dropped there.
+    Awaits,
+}
+
+#[tokio::test(start_paused = true)]
+async fn g1_what_a_late_job_leaves_behind_may_panic_when_it_is_dropped() {
+    for late in [Late::ReturnsValue, Late::ReturnsError, Late::Awaits] {
+        let policy = service_fn(async |report: Report<Unit, Raises, Raises>| {
+            Ok::<_, Refused>(Seen::from(&report.outcome))
+        });
+        let jobs = Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let thread = Blocked::until_released();
+        let blocked = Arc::clone(&thread);
+        let mut sentinel = SentinelLayer::new(policy)
+            .runtime(jobs.handle().clone())
+            .layer(service_fn(move |_: Unit| {
+                let (raises, blocked) = (Raises, Arc::clone(&blocked));
+                async move {
+                    blocked.block();
+                    match late {
+                        Late::ReturnsValue => Ok(raises),
+                        Late::ReturnsError => Err(raises),
+                        Late::Awaits => pending().await,
+                    }
+                }
+            }));
+        let response = sentinel.ready().await.unwrap().call(Unit::default());
+        assert!(wait_until(|| thread.entered()));
+        assert_eq!(response.await.unwrap(), Seen::timed_out(false), "{late:?}");
+        thread.release();
+        // It ends the process, or nothing.
+        assert!(wait_until(|| jobs.metrics().num_alive_tasks() == 0));
+        jobs.shutdown_background();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g2_a_hook_for_unsettled_errors_may_panic_with_any_payload() {
+    let recorder = Recorder::default();
+    let told = Count::default();
+    let hook = told.clone();
+    let mut sentinel = SentinelLayer::new(recorder.scripted(Plan::Error, WORK))
+        .on_unsettled(move |_: SentinelError<Refused, Refused>| {
+            hook.add();
+            drop(Raises);
+        })
+        .layer(service_fn(|_: Unit| pending::<Result<(), Refused>>()));
+    drop(sentinel.ready().await.unwrap().call(Unit::default()));
+    idle(&Handle::current()).await;
+    assert_eq!((recorder.reports().len(), told.get()), (1, 1));
 }
 
 /// A service whose called instance is not fit for a second call.
