@@ -16,6 +16,7 @@ mod consuming;
 mod error;
 mod escalation;
 mod in_flight;
+mod rebound;
 mod reconnecting;
 mod session;
 mod share;
@@ -55,6 +56,8 @@ use self::{
 ///   up ([`poll_close`](Subscription::poll_close)), so that the broker redelivers.
 /// - *Panics* in the stream, in the service and in its response futures end the consumer with an
 ///   error. A panic in a call may have lost the answer.
+/// - *Loops*: a `tracing` event warns, every 10 s at most, while more than 100 jobs a second, and most of all, are
+///   retried without a delay or released, since the broker delivers them again at once.
 /// - *Tasks*: the consumer is one task, which asks, pulls, calls and polls the response futures. A
 ///   sentinel runs the jobs on tasks of their own, so they use all cores. Where one task is not
 ///   enough, there can be [several](Self::with_tasks).
@@ -264,6 +267,9 @@ impl<B, S, C> Consumer<B, S, C> {
     /// Sets the token that was given to the service's
     /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): the consumer cancels it when a
     /// drain is over or cut short.
+    ///
+    /// Where somebody else cancels it, the consumer ends as after the
+    /// [graceful signal](Self::with_graceful_shutdown): its jobs are stopped already.
     ///
     /// Without it a drain has no way to stop what runs but to drop it.
     pub fn shutdown(mut self, token: CancellationToken) -> Self {

@@ -17,6 +17,7 @@ use tower_service::Service;
 use super::{
     Classify, EndCause, Escalation, Summary,
     in_flight::{Call, InFlight, poll_next},
+    rebound::Rebound,
     signals::{Asked, Signals},
     tasks::Ended,
 };
@@ -75,6 +76,7 @@ pub(super) struct Session<B, S, F, C> {
     classify: Arc<Mutex<C>>,
     options: Options,
     summary: Summary,
+    rebound: Option<Rebound>,
     /// Whether the subscription brings no more jobs, or can't be asked for it.
     is_stopped: bool,
     /// Tells the other tasks of the subscription to end with this one, if there are any.
@@ -100,6 +102,7 @@ where
             classify,
             options,
             summary: Summary::default(),
+            rebound: Some(Rebound::default()),
             is_stopped: false,
             peers: None,
         }
@@ -116,7 +119,20 @@ where
         &mut self,
         signals: &mut Signals,
     ) -> Option<EndCause<B::Error, S::Error>> {
-        let cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
+        let shutdown = self.options.shutdown.clone();
+        let mut cancelled = pin!(shutdown.as_ref().map(CancellationToken::cancelled));
+        let cause = poll_fn(|cx| {
+            // A sentinel that is shut down gives every job back at once.
+            let cancelled = cancelled.as_mut().as_pin_mut();
+            if cancelled.is_some_and(|it| it.poll(cx).is_ready()) {
+                guard(|| tracing::info!("the shutdown token is cancelled"));
+                return Poll::Ready(None);
+            }
+            self.poll_cause(signals, cx)
+        })
+        .await;
+        // What a drain gives back does not come back here.
+        self.rebound = None;
         if let Some(peers) = &self.peers {
             peers.cancel();
         }
@@ -218,7 +234,10 @@ where
         while let Poll::Ready(Some(answer)) = poll_next(&mut self.calls, cx) {
             match answer {
                 Ok(Ok(mut response)) => {
-                    self.summary.answer(&mut response);
+                    let verdict = self.summary.answer(&mut response);
+                    if let (Some(rebound), Some(verdict)) = (&mut self.rebound, verdict) {
+                        rebound.note(verdict);
+                    }
                     drop_quietly(response);
                 }
                 Ok(Err(error)) => self.call_failed(error)?,

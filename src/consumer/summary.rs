@@ -49,13 +49,11 @@ impl Summary {
         self.verdicts[index(verdict)]
     }
 
-    /// Counts a call that succeeded.
-    pub(super) fn answer<R: 'static>(&mut self, response: &mut R) {
+    /// Counts a call that succeeded, and returns its verdict where there is one.
+    pub(super) fn answer<R: 'static>(&mut self, response: &mut R) -> Option<Verdict> {
         self.answered += 1;
         let response: &mut dyn Any = response;
-        let Some(settled) = response.downcast_mut::<Settled>() else {
-            return;
-        };
+        let settled = response.downcast_mut::<Settled>()?;
         self.outcomes[settled.kind as usize] += 1;
         self.verdicts[index(settled.verdict)] += 1;
         self.charged += u64::from(settled.charged);
@@ -63,6 +61,7 @@ impl Summary {
             self.not_stopped += 1;
             self.keep(settled.tag.take());
         }
+        Some(settled.verdict)
     }
 
     /// Adds what another session did.

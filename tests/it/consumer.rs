@@ -706,6 +706,25 @@ async fn a_service_that_can_not_be_stopped_is_abandoned() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shutdown_token_that_is_cancelled_elsewhere_is_a_graceful_signal() {
+    for tasks in [1, 3] {
+        // Each would be called and released at once, for ever with a broker that delivers it again.
+        let channel = Channel::of([Fate::Hang; 1_000]);
+        let shutdown = CancellationToken::new();
+        let services = (0..tasks).map(|_| stack(2, shutdown.clone(), here()));
+        let consumer =
+            Consumer::with_tasks(channel.subscribe(), services).shutdown(shutdown.clone());
+        let consuming = tokio::spawn(ends(consumer));
+        sleep(MS(500)).await;
+        shutdown.cancel();
+        let summary = consuming.await.unwrap().unwrap();
+        assert_eq!(summary.called, 2 * tasks);
+        assert_eq!(summary.verdicts(Verdict::release()), 2 * tasks);
+        assert_eq!((channel.closed(), channel.stale()), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_channel_that_does_not_close_is_left() {
     let channel = Channel::of([]);
     channel.never_close();

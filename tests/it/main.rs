@@ -29,6 +29,7 @@ mod process;
 mod product;
 mod readiness;
 mod readme;
+mod rebound;
 mod reconnecting;
 mod runtimes;
 mod seed;

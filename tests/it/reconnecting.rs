@@ -432,6 +432,43 @@ async fn what_was_made_for_a_connect_that_fails_is_told_and_dropped() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_cancelled_elsewhere_ends_the_consumer() {
+    let channel = Channel::of([Fate::Hang; 1_000]);
+    let broker = Broker::new([Try::Channel(channel.clone())]);
+    let connect = broker.clone();
+    let tokens = Arc::new(Mutex::new(None));
+    let given = Arc::clone(&tokens);
+    let make_service = move |shutdown: CancellationToken| {
+        *given.lock().unwrap() = Some(shutdown.clone());
+        service(shutdown)
+    };
+    let consumer = Consumer::reconnecting(move || connect.connect(), make_service);
+    let consuming = tokio::spawn(ends(consumer.run()));
+    crate::support::until(|| channel.taken() == 2).await;
+    tokens.lock().unwrap().take().unwrap().cancel();
+    let summary = consuming.await.unwrap().unwrap();
+    assert_eq!((summary.called, channel.closed()), (2, 1));
+    assert_eq!(broker.asked().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_a_session_that_drains_beside_another_ends_nothing() {
+    let (lost, next) = (Channel::of([Fate::Hang]), Channel::of([]));
+    let broker = Broker::new([Try::Channel(lost.clone()), Try::Channel(next.clone())]);
+    let consumer = Consumer::reconnecting(move || broker.connect(), service)
+        .drain_timeout(MS(2_000))
+        .with_graceful_shutdown(sleep(MS(60_000)));
+    let consuming = tokio::spawn(ends(consumer));
+    crate::support::until(|| lost.taken() == 1).await;
+    lost.lose();
+    crate::support::until(|| lost.closed() == 1).await;
+    sleep(MS(10_000)).await;
+    next.publish([Fate::Value]);
+    let summary = consuming.await.unwrap().unwrap();
+    assert_eq!((summary.called, summary.answered), (2, 1));
+}
+
 #[test]
 #[should_panic(expected = "would never connect")]
 fn no_attempt_at_all_is_refused() {
