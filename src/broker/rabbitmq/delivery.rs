@@ -111,6 +111,11 @@ impl Message {
         self.link.publisher.kind() == QueueKind::Quorum && limit.is_near(failed)
     }
 
+    /// Returns whether the queue lets go of the job after some more releases, which it counts.
+    pub(super) fn is_let_go_of(&self) -> bool {
+        !self.release_is_free() && self.is_near_limit()
+    }
+
     pub(super) fn deliveries(&self) -> Option<u32> {
         let counted = self.counted;
         let by_queue = match self.link.publisher.kind() {

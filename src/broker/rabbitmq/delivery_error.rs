@@ -79,7 +79,8 @@ pub enum DeliveryError {
         error: lapin::Error,
     },
     /// The server blocks the connection that publishes, for want of memory or disk space. The job is
-    /// given back; a copy of it may follow.
+    /// given back; a copy of it may follow. Near the delivery limit of a queue that would count this, it
+    /// is kept and settled when the connection is not blocked any more.
     Blocked,
     /// The headers of the job leave no room for those of a retry, or for none at all, in a frame of the
     /// connection. The job is given back.

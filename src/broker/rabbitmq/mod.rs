@@ -153,12 +153,15 @@
 //!   server closes the connection. So the reason is cut off, and then headers of a retry or a dead
 //!   letter are left out. If the job's own leave no room for the count of a retry, it is given back
 //!   after a second, and its settlement is [moot](crate::Unsettled::moot)
-//!   ([`DeliveryError::NoRoom`]); the other jobs go on. It is not counted, and comes back until
+//!   ([`DeliveryError::NoRoom`]); the other jobs go on. It is not counted (a quorum queue has no room for
+//!   its own count either, and the server closes the connection), and comes back until
 //!   somebody takes it out, or raises `frame_max` at the server.
 //! - During a memory or disk alarm the server blocks the [connection that publishes](Connection). A retry
 //!   waits for 2 s; then the job is given back without a delay, and its settlement is moot
 //!   ([`DeliveryError::Blocked`]). Acks go on. What was sent just before the connection was blocked
 //!   comes too, when the alarm is over.
+//!   Before 4.3 a quorum queue counts what is given back, so from half of its delivery limit on the job
+//!   keeps its place instead, and is retried when the alarm is over.
 //!
 //! A message that lapin can't parse never becomes a job: its content type, another property or the name
 //! of a header is not UTF-8. The subscription ends with [`SubscriptionError::Unreadable`], and so does

@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +19,10 @@ use super::{
     queue::QueueKind,
     republished,
 };
-use crate::settle::{Reason, Unsettled, Verdict};
+use crate::{
+    panic::guard,
+    settle::{Reason, Unsettled, Verdict},
+};
 
 /// How long a job is kept that can't be republished, before it is given back.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +48,11 @@ impl Settlement {
                 Err(error) => Err(error),
             };
             let answered = match answered {
+                Err(DeliveryError::Blocked) if tag.message.is_let_go_of() => {
+                    let message = Arc::clone(&tag.message);
+                    tokio::spawn(keep(message, verdict, reason));
+                    Err(DeliveryError::Blocked)
+                }
                 Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
                 answered => answered,
             };
@@ -101,8 +110,7 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
             let deliveries = charged(message).saturating_sub(1);
             match after.filter(|delay| *delay > Duration::ZERO) {
                 Some(delay) => delayed(message, delay, deliveries).await?,
-                // Another requeue that counts, and the queue lets go of it.
-                None if !message.release_is_free() && message.is_near_limit() => {
+                None if message.is_let_go_of() => {
                     republish(message, deliveries).await?;
                 }
                 None => return release(message).await,
@@ -174,6 +182,22 @@ async fn release(message: &Message) -> Result<(), DeliveryError> {
         multiple: false,
     };
     otherwise(message, message.delivery.acker.nack(options).await)
+}
+
+/// Settles a job when the alarm is over; until then it keeps its place, or the channel ends.
+async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
+    let answered = loop {
+        let answered = match message.check() {
+            Ok(()) => answer(&message, verdict, &reason).await,
+            Err(stale) => Err(stale),
+        };
+        if !matches!(answered, Err(DeliveryError::Blocked)) {
+            break answered;
+        }
+    };
+    if let Err(error) = answered {
+        guard(|| tracing::warn!(%error, "a job was not settled after an alarm"));
+    }
 }
 
 /// Gives a job back that can't be republished, so that it does not keep its place.

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::*;
+use crate::conformance::eventually;
 use tower_sentinel::{DecisionExt, broker::rabbitmq::Right};
 
 fn text(text: &str) -> AMQPValue {
@@ -322,7 +323,10 @@ async fn a_message_that_the_client_can_t_read_is_named() {
     assert_eq!(purged.await.unwrap(), 1);
 }
 
-const ALARM: &str = "vm_memory_monitor:set_vm_memory_high_watermark(0)";
+/// Returns when all connections have been told.
+const ALARM: &str = "vm_memory_monitor:set_vm_memory_high_watermark(0), \
+    Wait = fun Wait() -> case rabbit_alarm:get_alarms() of [] -> timer:sleep(10), Wait(); _ -> ok end end, \
+    Wait()";
 const CALM: &str = "vm_memory_monitor:set_vm_memory_high_watermark(0.4)";
 
 #[tokio::test]
@@ -357,9 +361,12 @@ async fn a_memory_alarm_holds_up_no_ack() {
             // It comes back during the alarm, so the server has all the acks that came before.
             let one = next(&mut jobs).await;
             assert_eq!(one.as_ref(), b"one");
-            let left = server.ctl(&["list_queues", "name", "messages"]);
             let row = format!("{}\t1", scene.name);
-            assert!(left.lines().any(|line| line == row), "{left}");
+            let is_alone = async || {
+                let left = server.ctl(&["list_queues", "name", "messages"]);
+                left.lines().any(|line| line == row)
+            };
+            eventually(true, is_alone).await;
             assert_blocked(one.tag().settle(again, reason()).await);
         }
         settle(next(&mut jobs).await.tag(), Verdict::Ack)
@@ -376,6 +383,40 @@ async fn a_memory_alarm_holds_up_no_ack() {
         quiet(&mut jobs).await;
         scene.assert_empty(jobs).await;
     }
+}
+
+#[tokio::test]
+async fn an_alarm_brings_no_job_over_the_delivery_limit() {
+    let server = Server::start("");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(2));
+    let test = "an_alarm_brings_no_job_over_the_delivery_limit";
+    let scene = Scene::declare(&server, test, QueueKind::Quorum, arguments).await;
+    let queue = scene.queue().delivery_limit(2);
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    scene.publish("one").await;
+    let again = Verdict::retry_after(Duration::from_millis(64));
+    settle(next(&mut jobs).await.tag(), again).await.unwrap();
+    // What is rejected is counted, and from now on no more of it is allowed.
+    settle(next(&mut jobs).await.tag(), Verdict::retry())
+        .await
+        .unwrap();
+    let mut one = next(&mut jobs).await.tag();
+    server.eval(ALARM).await.unwrap();
+    let free = one.capabilities().release_is_free();
+    for _ in 0..3 {
+        assert_blocked(one.settle(Verdict::retry(), reason()).await);
+        // Where that is counted it keeps its place.
+        if !free {
+            quiet(&mut jobs).await;
+            break;
+        }
+        one = next(&mut jobs).await.tag();
+    }
+    server.eval(CALM).await.unwrap();
+    let one = next(&mut jobs).await;
+    assert_eq!(one.as_ref(), b"one");
+    settle(one.tag(), Verdict::Ack).await.unwrap();
 }
 
 fn assert_blocked(settled: Result<(), tower_sentinel::Unsettled<DeliveryTag, DeliveryError>>) {
