@@ -166,6 +166,7 @@ async fn run(options: Options) -> Result<(), BoxError> {
     let seconds = Duration::from_secs;
     let (time_limit, drain_timeout) = (seconds(options.time_limit), seconds(options.drain_timeout));
     let gate = options.jobs().gate();
+    let delivery_limit = options.delivery_limit;
 
     let decision = ack_on_success()
         .on_error(|error: &DecodeError<_, OrderError>| match error {
@@ -174,7 +175,7 @@ async fn run(options: Options) -> Result<(), BoxError> {
         })
         .reject_undecodable()
         .backoff(seconds(1)..=seconds(60))
-        .delivery_limit(options.delivery_limit);
+        .delivery_limit(delivery_limit);
     let policy = SettlePolicy::new(decision);
     // Made once: it goes on pausing while the consumer reconnects.
     let intensity = IntensityLayer::new();
@@ -188,6 +189,8 @@ async fn run(options: Options) -> Result<(), BoxError> {
                 .layer(
                     SentinelLayer::new(policy.clone())
                         .timeout(time_limit)
+                        // A job that takes the process down has no outcome to decide on.
+                        .delivery_limit(2 * delivery_limit)
                         .process_span()
                         .shutdown(shutdown),
                 )

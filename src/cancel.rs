@@ -34,6 +34,10 @@ pub enum CancelReason {
     LeaseLost,
     /// The runtime that the job ran on, or was to run on, has ended.
     RuntimeGone,
+    /// The job was delivered more often than
+    /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) allows, and was not
+    /// run. Reject it: given back, it is not run the next time either.
+    DeliveryLimit,
     /// [`Cancellation::cancel`] was called for no other reason.
     Requested,
 }
@@ -50,6 +54,7 @@ impl CancelReason {
             CancelReason::Shutdown => "shutdown",
             CancelReason::LeaseLost => "lease_lost",
             CancelReason::RuntimeGone => "runtime_gone",
+            CancelReason::DeliveryLimit => "delivery_limit",
             CancelReason::Requested => "requested",
         }
     }
@@ -62,6 +67,7 @@ impl fmt::Display for CancelReason {
             CancelReason::Shutdown => "shutdown",
             CancelReason::LeaseLost => "the lease on the job was lost",
             CancelReason::RuntimeGone => "the runtime of the job is gone",
+            CancelReason::DeliveryLimit => "delivered too often without an outcome",
             CancelReason::Requested => "requested",
         })
     }

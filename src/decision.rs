@@ -108,6 +108,7 @@ pub fn ack_on_success() -> AckOnSuccess {
 /// | `Completed` | [`Ack`](Verdict::Ack) |
 /// | `Failed`, `Panicked`, `TimedOut` | [`Retry`](Verdict::Retry) at once |
 /// | `Cancelled` with [`LeaseLost`](CancelReason::LeaseLost) | [`Abandon`](Verdict::Abandon) |
+/// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) | [`Reject`](Verdict::Reject) |
 /// | `Cancelled` for any other reason | [`Release`](Verdict::Release) |
 ///
 /// On its own it retries for ever and without a pause; [`DecisionExt`] puts bounds to that.
@@ -129,6 +130,7 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
             Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::TimedOut(_) => Verdict::retry(),
             Outcome::Cancelled(cancelled) => match cancelled.reason() {
                 CancelReason::LeaseLost => Verdict::Abandon,
+                CancelReason::DeliveryLimit => Verdict::Reject,
                 _ => Verdict::release(),
             },
         })
@@ -317,6 +319,9 @@ pub trait DecisionExt: Sized {
     ///
     /// A `Release` goes on for ever, but its deliveries may count: what is counted is the
     /// broker's to say.
+    ///
+    /// It is asked about outcomes, and a job that takes its process down has none: bound that one by
+    /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit).
     ///
     /// # Panics
     ///
@@ -508,7 +513,13 @@ where
 {
     fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
         let verdict = self.inner.decide(tag, outcome)?;
-        if !matches!(verdict, Verdict::Retry { .. }) {
+        let is_bounded = match verdict {
+            Verdict::Retry { .. } => true,
+            // It would go round, and never be run.
+            Verdict::Release { .. } => is_over_limit(outcome),
+            Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
+        };
+        if !is_bounded {
             return Ok(verdict);
         }
         match tag.deliveries() {
@@ -516,5 +527,13 @@ where
             Some(_) => Ok(Verdict::Reject),
             None => Err(Undecided::DeliveriesUnknown),
         }
+    }
+}
+
+/// Returns whether the job was not run, as it was delivered too often.
+fn is_over_limit<T, E>(outcome: &Outcome<T, E>) -> bool {
+    match outcome {
+        Outcome::Cancelled(cancelled) => cancelled.reason() == CancelReason::DeliveryLimit,
+        _ => false,
     }
 }

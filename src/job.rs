@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::cancel::CancelReason;
+
 /// A unit of work that carries the tag its broker wants answered.
 ///
 /// The sentinel reads the tag and the time limit *before* it hands the job to the inner service,
@@ -89,8 +91,10 @@ pub enum TimeLimit {
 
 /// How a sentinel reads the tag and the time limit of a `J`.
 ///
-/// Implemented for [`ByJob`] and for `fn(&J) -> Tag`; a name to read in error messages, not one
-/// to implement.
+/// Implemented for [`ByJob`], for `fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
+/// name to read in error messages, not one to implement.
+///
+/// [`LimitedDeliveries`]: crate::LimitedDeliveries
 #[diagnostic::on_unimplemented(
     message = "the sentinel cannot read a tag from `{J}`",
     label = "no tag for `{J}`",
@@ -105,6 +109,11 @@ pub trait Tagging<J> {
 
     /// Reads the time limit of `job`.
     fn time_limit(&self, job: &J) -> TimeLimit;
+
+    /// Returns why the job of `tag` is not to run, if so.
+    fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
+        None
+    }
 }
 
 /// The default [`Tagging`]: asks the [`Job`] itself.

@@ -107,6 +107,7 @@
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams, by redis.
 
 mod abandoned;
+mod arrival;
 mod backoff;
 pub mod broker;
 mod builder;
@@ -143,6 +144,7 @@ mod ticker;
 #[cfg(feature = "metrics")]
 pub use self::instruments::describe_metrics;
 pub use self::{
+    arrival::LimitedDeliveries,
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
     consumer::{

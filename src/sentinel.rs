@@ -22,6 +22,7 @@ use tracing::Span;
 
 use crate::{
     abandoned::{Abandoned, Waiter},
+    arrival::LimitedDeliveries,
     cancel::JobHandle,
     error::SentinelError,
     home::{Clock, Home, deadline},
@@ -29,10 +30,11 @@ use crate::{
     instruments::{Instruments, Labels},
     isolate::{Isolated, Ladder},
     job::{Tagging, TimeLimit},
+    outcome::{Cancelled, Outcome},
     panic::{catch, guard},
-    policy::{AckPolicy, Report},
+    policy::{AckPolicy, Report, Settlement},
     supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
-    telemetry::{GuardedSpan, ProcessSpan},
+    telemetry::{self, GuardedSpan, ProcessSpan},
 };
 
 // === impl SentinelLayer ===
@@ -315,6 +317,47 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         })
     }
 
+    /// Runs no job that was [delivered](crate::Settle::deliveries) more than `limit` times; without
+    /// a limit by default.
+    ///
+    /// A job that takes its process down, by an abort, a stack overflow or all of the memory, has no
+    /// outcome, so that no decision is asked about it, and the broker delivers it to the next worker.
+    /// This looks at the count before the run. A job above the limit is
+    /// [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`DeliveryLimit`](crate::CancelReason::DeliveryLimit), and the inner service is not called.
+    /// The policy decides as it does on any outcome; [`ack_on_success`](crate::ack_on_success)
+    /// rejects it, with "delivered 6 times without an outcome" as its reason.
+    ///
+    /// Use it beside [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit), with the
+    /// same number or a higher one: the decision bounds what fails, and this what it is not asked
+    /// about. What a broker counts besides is counted here too, so leave some room where a `Release`
+    /// [is charged](crate::Capabilities::charges), and for the ends of connections.
+    ///
+    /// A broker that does not tell the count has no limit, and an event at level WARN says so once.
+    /// A classic queue of RabbitMQ does not count what its consumer took down: no limit reaches such
+    /// a job there, use a quorum queue.
+    ///
+    /// ```
+    /// use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let policy = SettlePolicy::new(ack_on_success().delivery_limit(5));
+    /// let layer = SentinelLayer::new(policy).delivery_limit(10);
+    /// # drop(layer);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0: where others mean "no limit", this would run nothing.
+    #[track_caller]
+    pub fn delivery_limit(self, limit: u32) -> SentinelLayer<P, Hooks<LimitedDeliveries<G>, M, U>> {
+        assert!(limit > 0, "no job is delivered less than once");
+        self.map_hooks(|hooks| Hooks {
+            tag: LimitedDeliveries::new(hooks.tag, limit),
+            span: hooks.span,
+            unsettled: hooks.unsettled,
+        })
+    }
+
     /// Makes for each job a span as OpenTelemetry's messaging conventions have it, for tags that can
     /// [`Settle`](crate::Settle); see [`ProcessSpan`].
     ///
@@ -524,23 +567,40 @@ where
         // It panics if the runtime has no timers, and then the instance that is ready is kept.
         let clock = home.clock(due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
-        let job_span = span.clone();
         let policy = self.policy.clone();
-        let clone = self.service.clone();
-        // The instance that is ready is the one to call.
-        let service = mem::replace(&mut self.service, clone);
-
-        let shutdown = settings.shutdown.as_ref();
         let context = JobHandle::new();
-        let times = (started, due);
-        let isolated = Isolated::spawn(home, &context, job_span, (service, job), times, shutdown);
+        let mut in_flight = base.instruments.begin();
+        let stage = match hooks.tag.refusal(&tag) {
+            Some(reason) => {
+                let outcome = Outcome::Cancelled(Cancelled::new(reason, true));
+                let _entered = span.enter();
+                telemetry::tell(&span, &outcome);
+                let report = Report::new(tag, outcome, started.elapsed());
+                in_flight = base
+                    .instruments
+                    .conclude(report.outcome.kind(), report.elapsed);
+                Stage::Settling {
+                    settlement: Settlement::Readying(policy, Some(report)),
+                    due: None,
+                }
+            }
+            None => {
+                let job_span = span.clone();
+                let clone = self.service.clone();
+                // The instance that is ready is the one to call.
+                let service = mem::replace(&mut self.service, clone);
+                let shutdown = settings.shutdown.as_ref();
+                let (call, times) = ((service, job), (started, due));
+                Stage::Running {
+                    isolated: Isolated::spawn(home, &context, job_span, call, times, shutdown),
+                    answerable: Some((tag, policy)),
+                }
+            }
+        };
         let supervision = Supervision {
-            stage: Stage::Running {
-                isolated,
-                answerable: Some((tag, policy)),
-            },
+            stage,
             context,
-            in_flight: base.instruments.begin(),
+            in_flight,
             span,
             origin: Arc::clone(&self.shared) as _,
         };

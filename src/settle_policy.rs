@@ -12,11 +12,11 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
-    AckOnSuccess, Decision, Outcome, OutcomeKind, Reason, Report, Settle, SettleError,
-    SettleFuture, Settled, Verdict,
+    AckOnSuccess, CancelReason, Decision, Outcome, OutcomeKind, Reason, Report, Settle,
+    SettleError, SettleFuture, Settled, Verdict,
     backoff::Delays,
     instruments::{Labels, SettleInstruments},
-    panic::{catch, drop_quietly, guard, print},
+    panic::{drop_quietly, guard, print},
     settle_future::Patience,
     telemetry::settle_span,
 };
@@ -246,7 +246,7 @@ where
         } = report;
         let verdict = self.verdict(&tag, &outcome);
         let stopped = outcome.is_stopped();
-        let reason = print_reason(&outcome, elapsed);
+        let reason = print_reason(&tag, &outcome, elapsed);
         if let (OutcomeKind::Failed, Some(message)) = (reason.kind, &reason.message) {
             guard(|| {
                 Span::current().record("error.message", &**message);
@@ -287,10 +287,24 @@ impl<D> fmt::Debug for SettlePolicy<D> {
 }
 
 /// Returns the reason of an outcome, also of an error that panics when it is printed.
-fn print_reason<T, E: fmt::Display>(outcome: &Outcome<T, E>, elapsed: Duration) -> Reason {
-    catch(|| Reason::of(outcome, elapsed)).unwrap_or_else(|panic| Reason {
-        kind: outcome.kind(),
-        message: Some(format!("the error cannot be printed: {}", panic.message())),
+fn print_reason<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>, elapsed: Duration) -> Reason
+where
+    Tag: Settle,
+    E: fmt::Display,
+{
+    let kind = outcome.kind();
+    let message = match outcome {
+        Outcome::Failed(error) => Some(print("error", error)),
+        Outcome::Cancelled(cancelled) if cancelled.reason() == CancelReason::DeliveryLimit => {
+            // Invariant: the limit is that of a count which is known.
+            let deliveries = tag.deliveries().unwrap_or_default();
+            Some(format!("delivered {deliveries} times without an outcome"))
+        }
+        _ => return Reason::of(outcome, elapsed),
+    };
+    Reason {
+        kind,
+        message,
         elapsed,
-    })
+    }
 }

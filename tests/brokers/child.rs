@@ -10,9 +10,10 @@ use std::{
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::sleep};
 use tower::{Service, service_fn};
 use tower_sentinel::{
     Decision, Outcome, Report, Settle, SettleError, SettlePolicy, Settled, Verdict,
@@ -88,6 +89,13 @@ impl Child {
             .filter(|(found, _)| *found == word)
             .map(|(_, text)| text.to_owned())
             .collect()
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn ended(&mut self) {
+        while self.process.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Kills it with SIGKILL.

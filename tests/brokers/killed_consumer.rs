@@ -18,7 +18,7 @@ use tower_sentinel::{
         rabbitmq::{
             self, Queue,
             lapin::{
-                BasicProperties,
+                BasicProperties, Channel,
                 options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
                 types::{AMQPValue, FieldTable},
             },
@@ -90,6 +90,60 @@ where
 
 // === in the test ===
 
+/// Declares a queue of this type, and publishes to it.
+pub(crate) async fn on_rabbitmq(
+    address: &str,
+    queue: &str,
+    queue_type: &str,
+    bodies: impl Iterator<Item = String>,
+) -> Channel {
+    let admin = rabbitmq::connect(address).await.unwrap();
+    let admin = admin.create_channel().await.unwrap();
+    let options = ConfirmSelectOptions::default();
+    admin.confirm_select(options).await.unwrap();
+    let mut arguments = FieldTable::default();
+    let queue_type = AMQPValue::LongString(queue_type.into());
+    arguments.insert("x-queue-type".into(), queue_type);
+    let options = QueueDeclareOptions::durable();
+    let declared = admin.queue_declare(queue.into(), options, arguments);
+    declared.await.unwrap();
+    for body in bodies {
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let queue = queue.into();
+        let confirm = admin.basic_publish("".into(), queue, options, body.as_bytes(), properties);
+        assert!(confirm.await.unwrap().await.unwrap().is_ack());
+    }
+    admin
+}
+
+/// Creates the stream `jobs` and its consumer `workers`, and publishes to it.
+pub(crate) async fn on_nats(
+    address: &str,
+    ack_wait: Duration,
+    bodies: impl Iterator<Item = String>,
+) -> PullConsumer {
+    let context = jetstream::new(nats::connect(address).await.unwrap());
+    let config = stream::Config {
+        name: "jobs".into(),
+        retention: RetentionPolicy::WorkQueue,
+        ..stream::Config::default()
+    };
+    context.create_stream(config).await.unwrap();
+    let config = pull::Config {
+        durable_name: Some("workers".into()),
+        ack_wait,
+        ..pull::Config::default()
+    };
+    let consumer = context.create_consumer_on_stream(config, "jobs");
+    let consumer: PullConsumer = consumer.await.unwrap();
+    for body in bodies {
+        let ack = context.publish("jobs", body.into()).await;
+        ack.unwrap().await.unwrap();
+    }
+    consumer
+}
+
 /// Kills a consumer that holds as many jobs as it may, beside one that works.
 async fn kill_one(test: &str, address: &str) {
     let start = |role| {
@@ -133,23 +187,7 @@ async fn another_one_gets_what_it_held_of_rabbitmq() {
         return work(queue.subscribe(&connection).await.unwrap()).await;
     }
     let server = server::rabbitmq::shared();
-    let admin = rabbitmq::connect(&server.address()).await.unwrap();
-    let admin = admin.create_channel().await.unwrap();
-    let options = ConfirmSelectOptions::default();
-    admin.confirm_select(options).await.unwrap();
-    let mut arguments = FieldTable::default();
-    let queue_type = AMQPValue::LongString("quorum".into());
-    arguments.insert("x-queue-type".into(), queue_type);
-    let options = QueueDeclareOptions::durable();
-    let declared = admin.queue_declare("killed".into(), options, arguments);
-    declared.await.unwrap();
-    for body in bodies() {
-        let options = BasicPublishOptions::default();
-        let properties = BasicProperties::default().with_delivery_mode(2);
-        let (exchange, queue) = ("".into(), "killed".into());
-        let confirm = admin.basic_publish(exchange, queue, options, body.as_bytes(), properties);
-        assert!(confirm.await.unwrap().await.unwrap().is_ack());
-    }
+    on_rabbitmq(&server.address(), "killed", "quorum", bodies()).await;
 
     let test = "another_one_gets_what_it_held_of_rabbitmq";
     kill_one(test, &server.address()).await;
@@ -166,24 +204,7 @@ async fn another_one_gets_what_it_held_of_nats() {
         return work(pull.subscribe(&context).await.unwrap()).await;
     }
     let server = server::nats::Server::start();
-    let context = jetstream::new(nats::connect(&server.address()).await.unwrap());
-    let config = stream::Config {
-        name: "jobs".into(),
-        retention: RetentionPolicy::WorkQueue,
-        ..stream::Config::default()
-    };
-    context.create_stream(config).await.unwrap();
-    let config = pull::Config {
-        durable_name: Some("workers".into()),
-        ack_wait: REDELIVERY,
-        ..pull::Config::default()
-    };
-    let consumer = context.create_consumer_on_stream(config, "jobs");
-    let consumer: PullConsumer = consumer.await.unwrap();
-    for body in bodies() {
-        let ack = context.publish("jobs", body.into()).await;
-        ack.unwrap().await.unwrap();
-    }
+    let consumer = on_nats(&server.address(), REDELIVERY, bodies()).await;
 
     let test = "another_one_gets_what_it_held_of_nats";
     kill_one(test, &server.address()).await;

@@ -14,6 +14,7 @@ mod log;
 mod memory;
 mod nats;
 mod nats_conformance;
+mod poison;
 mod proxy;
 mod rabbitmq;
 mod rabbitmq_conformance;

@@ -102,6 +102,7 @@ impl Case {
                     CancelReason::Shutdown,
                     CancelReason::LeaseLost,
                     CancelReason::RuntimeGone,
+                    CancelReason::DeliveryLimit,
                     CancelReason::Requested,
                 ]
                 .map(|reason| Case::Cancelled { reason, stopped }),
@@ -131,6 +132,10 @@ impl Case {
                 reason: CancelReason::LeaseLost,
                 ..
             } => Verdict::Abandon,
+            Case::Cancelled {
+                reason: CancelReason::DeliveryLimit,
+                ..
+            } => Verdict::Reject,
             Case::Cancelled { .. } => Verdict::release(),
         }
     }
@@ -161,7 +166,7 @@ fn classify(fault: &Fault) -> Verdict {
 
 #[test]
 fn ack_on_success_acks_what_completed_and_gives_back_the_rest() {
-    assert_eq!(Case::all().len(), 17);
+    assert_eq!(Case::all().len(), 19);
     for case in Case::all() {
         let verdict = decide(&ack_on_success(), Delivered::unknown(), case);
         assert_eq!(verdict, Ok(case.by_default()), "{case:?}");
@@ -431,11 +436,7 @@ fn a_whole_chain_decides_as_its_parts_say() {
                 Case::Failed(Fault::DependencyDown) => Verdict::release_after(SECOND),
                 Case::Failed(Fault::BadJob) | Case::Panicked => Verdict::Reject,
                 Case::Failed(Fault::Other) | Case::TimedOut { .. } => retry,
-                Case::Cancelled {
-                    reason: CancelReason::LeaseLost,
-                    ..
-                } => Verdict::Abandon,
-                Case::Cancelled { .. } => Verdict::release(),
+                Case::Cancelled { .. } => case.by_default(),
             };
             let verdict = decide(&decision, Delivered::times(deliveries), case);
             assert_eq!(verdict, Ok(expected), "{case:?} at delivery {deliveries}");

@@ -1,6 +1,7 @@
 //! Tests by behaviour; the guarantees G1 to G7 of DESIGN.md each have a test named after them.
 #![allow(clippy::unwrap_used)]
 
+mod arrival;
 mod auto_traits;
 mod cancellation;
 mod consumer;

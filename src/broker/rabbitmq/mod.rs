@@ -72,7 +72,8 @@
 //! [`deliveries`](crate::Settle::deliveries) is one more than the failed deliveries that were counted:
 //! by the queue, in `x-delivery-count` (quorum queues), and by this adapter, in `x-deliveries`, on
 //! what it republishes. A classic queue counts nothing itself, so that a job that takes its process
-//! down is counted by nobody. A quorum queue counts that too.
+//! down is counted by nobody, and comes back for ever. A quorum queue counts that too, so a
+//! [`delivery_limit`](crate::SentinelLayer::delivery_limit) bounds it.
 //!
 //! Servers before 4.3 count every return to a quorum queue, so there a `Release` at once is charged, and
 //! [`release_is_free`](crate::Capabilities::release_is_free) says so. One after a delay is republished
