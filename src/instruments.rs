@@ -19,7 +19,8 @@ use ::metrics::{
 use tokio::time::Instant;
 
 use crate::{
-    IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict, panic::guard,
+    IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict,
+    consumer_name, panic::guard,
 };
 
 const PROCESS_DURATION: &str = "messaging.process.duration";
@@ -54,9 +55,10 @@ const VERDICT: &str = "messaging.operation.name";
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`] of an [`IntensityLayer`]: 0 running, 1 probing, 2 paused |
 ///
 /// To these come the labels of [`SentinelLayer::metric_labels`], [`SettlePolicy::metric_labels`] and
-/// [`IntensityLayer::metric_labels`]. Metrics are looked up once, when a layer makes a service and
-/// when a policy settles its first job, so the recorder has to be installed before; with no
-/// recorder, nothing is recorded.
+/// [`IntensityLayer::metric_labels`], and `consumer.name` in a [`Consumer`](crate::Consumer::name) that
+/// has a name; that of an [`IntensityLayer`] in one that makes its services. Metrics are looked up once,
+/// for the first job of a sentinel, the first settlement of a policy and the first service of an
+/// intensity, so the recorder has to be installed before; with no recorder, nothing is recorded.
 ///
 /// ```
 /// use metrics_util::debugging::DebuggingRecorder;
@@ -170,6 +172,14 @@ impl IntensityLayer {
     }
 }
 
+/// Adds the name of the consumer that this is called by, if it has one.
+fn of_consumer(labels: &Labels) -> Labels {
+    let mut labels = labels.clone();
+    let name = consumer_name::current();
+    labels.extend(name.map(|name| Label::new(consumer_name::LABEL, name)));
+    labels
+}
+
 fn with(labels: &Labels, key: &'static str, value: &'static str) -> Labels {
     let mut labels = labels.clone();
     labels.push(Label::from_static_parts(key, value));
@@ -180,6 +190,12 @@ fn with(labels: &Labels, key: &'static str, value: &'static str) -> Labels {
 
 /// What one sentinel counts.
 pub(crate) struct Instruments {
+    labels: Labels,
+    /// Looked up for the first job, by the consumer that calls it.
+    metrics: OnceLock<Metrics>,
+}
+
+struct Metrics {
     consumed: Counter,
     running: Gauge,
     unsettled: Gauge,
@@ -193,6 +209,51 @@ impl Instruments {
     pub(crate) const UNBOUNDED: Option<usize> = Some(usize::MAX);
 
     pub(crate) fn new(labels: &Labels) -> Self {
+        Self {
+            labels: labels.clone(),
+            metrics: OnceLock::new(),
+        }
+    }
+
+    /// Returns the metrics; none if the recorder panics.
+    fn metrics(&self) -> Option<&Metrics> {
+        let mut metrics = self.metrics.get();
+        if metrics.is_none() {
+            let new = || Metrics::new(&of_consumer(&self.labels));
+            guard(|| metrics = Some(self.metrics.get_or_init(new)));
+        }
+        metrics
+    }
+
+    /// Counts a job that begins.
+    pub(crate) fn begin(&self) -> InFlight {
+        let metrics = self.metrics();
+        if let Some(metrics) = metrics {
+            guard(|| metrics.consumed.increment(1));
+        }
+        InFlight::new(metrics.map(|it| &it.running))
+    }
+
+    /// Counts the outcome of a job, which is unsettled from now on.
+    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
+        let metrics = self.metrics();
+        if let Some(metrics) = metrics {
+            // The enum's order, as in `new`.
+            let (outcomes, duration) = &metrics.outcomes[kind as usize];
+            guard(|| outcomes.increment(1));
+            guard(|| duration.record(elapsed));
+        }
+        InFlight::new(metrics.map(|it| &it.unsettled))
+    }
+
+    /// Counts a job that is abandoned.
+    pub(crate) fn abandon(&self) -> InFlight {
+        InFlight::new(self.metrics().map(|it| &it.abandoned))
+    }
+}
+
+impl Metrics {
+    fn new(labels: &Labels) -> Self {
         let kinds = [
             OutcomeKind::Completed,
             OutcomeKind::Failed,
@@ -212,41 +273,25 @@ impl Instruments {
             }),
         }
     }
-
-    /// Counts a job that begins.
-    pub(crate) fn begin(&self) -> InFlight {
-        guard(|| self.consumed.increment(1));
-        InFlight::new(&self.running)
-    }
-
-    /// Counts the outcome of a job, which is unsettled from now on.
-    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
-        // The enum's order, as in `new`.
-        let (outcomes, duration) = &self.outcomes[kind as usize];
-        guard(|| outcomes.increment(1));
-        guard(|| duration.record(elapsed));
-        InFlight::new(&self.unsettled)
-    }
-
-    /// Counts a job that is abandoned.
-    pub(crate) fn abandon(&self) -> InFlight {
-        InFlight::new(&self.abandoned)
-    }
 }
 
-/// One in a gauge, until it is dropped.
-pub(crate) struct InFlight(Gauge);
+/// One in a gauge, if there is one, until it is dropped.
+pub(crate) struct InFlight(Option<Gauge>);
 
 impl InFlight {
-    fn new(gauge: &Gauge) -> Self {
-        guard(|| gauge.increment(1.0));
-        Self(gauge.clone())
+    fn new(gauge: Option<&Gauge>) -> Self {
+        if let Some(gauge) = gauge {
+            guard(|| gauge.increment(1.0));
+        }
+        Self(gauge.cloned())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        guard(|| self.0.decrement(1.0));
+        if let Some(gauge) = &self.0 {
+            guard(|| gauge.decrement(1.0));
+        }
     }
 }
 
@@ -290,6 +335,7 @@ impl SettleInstruments {
     fn of(&self, verdict: Verdict) -> &(Counter, Histogram) {
         let Settlements { labels, verdicts } = &*self.0;
         let verdicts = verdicts.get_or_init(|| {
+            let labels = &of_consumer(labels);
             let verdicts = [
                 Verdict::Ack,
                 Verdict::retry(),
@@ -327,6 +373,7 @@ impl Stopwatch {
     pub(crate) fn moot(&self, verdict: Verdict) {
         let Settlements { labels, .. } = &*self.instruments.0;
         // Seldom, so it is looked up each time.
+        let labels = &of_consumer(labels);
         guard(|| counter!(MOOT, with(labels, VERDICT, verdict.as_str())).increment(1));
     }
 }
@@ -351,7 +398,7 @@ impl IntensityInstruments {
     pub(crate) fn begin(&self, labels: &Labels) {
         guard(|| {
             self.state.get_or_init(|| {
-                let state = gauge!(INTENSITY_STATE, labels.clone());
+                let state = gauge!(INTENSITY_STATE, of_consumer(labels));
                 state.set(0.0);
                 state
             });

@@ -113,6 +113,7 @@ pub mod broker;
 mod builder;
 mod cancel;
 mod consumer;
+mod consumer_name;
 mod decision;
 mod decode;
 mod error;

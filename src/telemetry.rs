@@ -6,10 +6,10 @@
 
 use std::{any::type_name, borrow::Cow, mem};
 
-use tracing::{Span, field};
+use tracing::{Span, field, span::Id};
 
 use crate::{
-    CancelReason, MakeSpan, Outcome, Settle, Verdict,
+    CancelReason, MakeSpan, Outcome, Settle, Verdict, consumer_name,
     panic::{drop_quietly, guard},
 };
 
@@ -107,6 +107,7 @@ impl<'a> Messaging<'a> {
 /// | `messaging.operation.type` | `process` | `settle` |
 /// | `messaging.operation.name` | `process` | the verdict, such as `ack` |
 /// | `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | as the tag's [`Settle::messaging`] says | the same |
+/// | `consumer.name` | the name of the [`Consumer`](crate::Consumer::name), if it has one | |
 /// | `error.type` | `panic`, `timeout`, the type of the job's error, or why it was cancelled, but for a shutdown | the type of the last error, or `timeout` |
 /// | `error.message` | what the job's error prints, from a `SettlePolicy` | |
 /// | `otel.status_code` | `ERROR` if the job failed, panicked or timed out | `ERROR` if it failed |
@@ -166,20 +167,33 @@ impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
 /// }
 /// ```
 pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
-    let span = tracing::info_span!(
-        "process",
-        otel.name = field::Empty,
-        otel.kind = "consumer",
-        otel.status_code = field::Empty,
-        messaging.operation.name = "process",
-        messaging.operation.type = "process",
-        messaging.system = field::Empty,
-        messaging.destination.name = field::Empty,
-        messaging.message.id = field::Empty,
-        messaging.rabbitmq.message.delivery_tag = field::Empty,
-        error.type = field::Empty,
-        error.message = field::Empty,
-    );
+    macro_rules! process {
+        ($($parent:tt)*) => {
+            tracing::info_span!(
+                $($parent)*
+                "process",
+                otel.name = field::Empty,
+                otel.kind = "consumer",
+                otel.status_code = field::Empty,
+                messaging.operation.name = "process",
+                messaging.operation.type = "process",
+                messaging.system = field::Empty,
+                messaging.destination.name = field::Empty,
+                messaging.message.id = field::Empty,
+                messaging.rabbitmq.message.delivery_tag = field::Empty,
+                consumer.name = field::Empty,
+                error.type = field::Empty,
+                error.message = field::Empty,
+            )
+        };
+    }
+    let span = match consumer_name::parent_of_jobs() {
+        Some(parent) => process!(parent: parent,),
+        None => process!(),
+    };
+    if let Some(name) = consumer_name::current() {
+        span.record("consumer.name", &*name);
+    }
     describe(&span, tag, "process");
     span
 }
@@ -218,6 +232,10 @@ impl GuardedSpan {
     #[inline]
     pub(crate) fn new(span: Span) -> Self {
         Self(span)
+    }
+
+    pub(crate) fn id(&self) -> Option<Id> {
+        self.0.id()
     }
 
     /// Enters the span until the guard is dropped.

@@ -5,14 +5,15 @@ use std::{
     future::Future,
     panic::resume_unwind,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::Instrument;
 
 use super::{ConsumerError, EndCause, Summary, signals::Signals};
+use crate::consumer_name::named;
 
 /// The result of a consumer: what it did, or why it ended without being asked to.
 type Ended<T, E, C> = Result<Summary, ConsumerError<T, E, C>>;
@@ -39,19 +40,23 @@ pub struct Consuming<T, E, C = std::convert::Infallible> {
 }
 
 enum State<R> {
-    Idle(Option<BoxFuture<R>>),
+    Idle(Option<(Option<Arc<str>>, BoxFuture<R>)>),
     Running(JoinHandle<R>),
 }
 
 impl<T, E, C> Consuming<T, E, C> {
-    pub(super) fn new<F>(mut signals: Signals, run: impl FnOnce(Signals) -> F) -> Self
+    pub(super) fn new<F>(
+        name: Option<Arc<str>>,
+        mut signals: Signals,
+        run: impl FnOnce(Signals) -> F,
+    ) -> Self
     where
         F: Future<Output = Ended<T, E, C>> + Send + 'static,
     {
         let dropped = CancellationToken::new();
         signals.watch(dropped.clone());
         Self {
-            state: State::Idle(Some(Box::pin(run(signals)))),
+            state: State::Idle(Some((name, Box::pin(run(signals))))),
             _dropped: dropped.drop_guard(),
         }
     }
@@ -66,9 +71,9 @@ where
     type Output = Ended<T, E, C>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Idle(future) = &mut self.state {
-            let future = future.take().expect("`Consuming` polled after a panic");
-            self.state = State::Running(tokio::spawn(future.in_current_span()));
+        if let State::Idle(idle) = &mut self.state {
+            let (name, future) = idle.take().expect("`Consuming` polled after a panic");
+            self.state = State::Running(tokio::spawn(named(name, future)));
         }
         let State::Running(task) = &mut self.state else {
             unreachable!("the state was left above");

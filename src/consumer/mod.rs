@@ -153,6 +153,7 @@ pub struct Consumer<B, S, C = ByError> {
     classify: C,
     options: Options,
     signals: Signals,
+    name: Option<Arc<str>>,
 }
 
 impl<B, S> Consumer<B, S> {
@@ -222,6 +223,7 @@ impl<B, S> Consumer<B, S> {
             classify: ByError,
             options: Options::default(),
             signals: Signals::default(),
+            name: None,
         }
     }
 }
@@ -239,6 +241,32 @@ impl Consumer<(), ()> {
 }
 
 impl<B, S, C> Consumer<B, S, C> {
+    /// Sets the name, which is in all that is told of the consumer and its jobs, so that two in one
+    /// process can be told apart; none by default.
+    ///
+    /// - *Events* are in a span `consumer`, of level `INFO`, with the field `consumer.name`: those of the
+    ///   consumer, of its subscription and of its jobs.
+    /// - *Spans*: each [`process`](crate::ProcessSpan) span has the field `consumer.name`. It is no child
+    ///   of the span `consumer`, which would make one trace of all jobs, but of the span in which the
+    ///   consumer is awaited, if there is one. Other spans are, so whoever exports traces without
+    ///   [`process_span`](crate::SentinelLayer::process_span) filters the target
+    ///   `tower_sentinel::consumer_name` out.
+    /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel or
+    ///   policy have that of the first consumer that called one of them.
+    ///
+    /// It should have few values: the name of a queue, and not a number that is drawn at the start.
+    ///
+    /// ```
+    /// # use tower_sentinel::Consumer;
+    /// # let (deliveries, service) = ((), ());
+    /// let consumer = Consumer::new(deliveries, service).name("orders");
+    /// # drop(consumer);
+    /// ```
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// Drains and returns once `signal` resolves.
     ///
     /// A signal that panics counts as given.
@@ -345,6 +373,7 @@ impl<B, S, C> Consumer<B, S, C> {
             classify,
             options: self.options,
             signals: self.signals,
+            name: self.name,
         }
     }
 }
@@ -370,10 +399,11 @@ impl<B, S, C> Consumer<B, S, C> {
             classify,
             options,
             signals,
+            name,
         } = self;
         let subscription = Box::pin(subscription);
         let classify = Arc::new(Mutex::new(classify));
-        Consuming::new(signals, |mut signals| async move {
+        Consuming::new(name, signals, |mut signals| async move {
             let stop = signals.stop_token();
             let Ending { cause, rest, .. } = consume(
                 subscription,
@@ -421,6 +451,7 @@ where
 impl<B: fmt::Debug, S: fmt::Debug, C> fmt::Debug for Consumer<B, S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
+            .field("name", &self.name)
             .field("subscription", &self.subscription)
             .field("services", &self.services)
             .field("options", &self.options)

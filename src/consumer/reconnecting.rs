@@ -17,7 +17,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
-use tracing::Instrument;
 
 use super::{
     AfterError, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation, Summary,
@@ -28,6 +27,7 @@ use super::{
 };
 use crate::{
     backoff::{Delays, full_jitter},
+    consumer_name::carried,
     panic::{catch, drop_quietly, guard},
     subscription::Subscription,
 };
@@ -121,6 +121,7 @@ pub struct ReconnectingConsumer<F, M, C = ByError> {
     retry: Retry,
     connect_timeout: Duration,
     tasks: usize,
+    name: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,11 +149,19 @@ impl<F, M> ReconnectingConsumer<F, M> {
             },
             connect_timeout: Duration::from_secs(30),
             tasks: 1,
+            name: None,
         }
     }
 }
 
 impl<F, M, C> ReconnectingConsumer<F, M, C> {
+    /// Sets the name, which is in all that is told of the consumer and its jobs; see
+    /// [`Consumer::name`](crate::Consumer::name).
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// Sets the ceilings of the pauses: the first is the lower bound, each is twice the last, and
     /// none is above the upper bound; from 500 ms to 30 s by default.
     ///
@@ -265,6 +274,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             retry: self.retry,
             connect_timeout: self.connect_timeout,
             tasks: self.tasks,
+            name: self.name,
         }
     }
 }
@@ -298,7 +308,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
             beside: None,
         };
         let retry = self.retry;
-        Consuming::new(signals, |mut signals| async move {
+        Consuming::new(self.name, signals, |mut signals| async move {
             let cause = sessions.run(retry, &mut signals).await;
             signals.attend(sessions.join_beside()).await;
             match cause {
@@ -534,7 +544,7 @@ impl<F, M, C> Sessions<F, M, C> {
             drop_quietly(ended.cause);
             ended.summary
         };
-        let task = tokio::spawn(rest.in_current_span());
+        let task = tokio::spawn(carried(rest));
         if let Some(older) = &self.beside {
             older.stop.cancel();
         }
@@ -585,6 +595,7 @@ impl<F, M, C> Sessions<F, M, C> {
 impl<F, M, C> fmt::Debug for ReconnectingConsumer<F, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReconnectingConsumer")
+            .field("name", &self.name)
             .field("options", &self.options)
             .field("signals", &self.signals)
             .field("retry", &self.retry)

@@ -16,7 +16,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
-use tracing::Instrument;
 
 use super::{
     Classify, EndCause, Summary,
@@ -25,6 +24,7 @@ use super::{
     signals::{Asked, Signals},
 };
 use crate::{
+    consumer_name::carried,
     panic::{drop_quietly, guard},
     subscription::Subscription,
 };
@@ -86,7 +86,7 @@ where
             let mut signals = Signals::default();
             signals.watch(drain.clone());
             let run = async move { (session.run(&mut signals).await, session) };
-            running.spawn(run.in_current_span());
+            running.spawn(carried(run));
         }
         let (cause, sessions) = begin_to_end(running, signals, drain).await;
         let answered = sessions.iter().map(Session::answered).sum();
@@ -165,7 +165,7 @@ where
 {
     let (mut cause, mut summary) = (None, Summary::default());
     let mut ending = JoinSet::new();
-    ends.for_each(|end| drop(ending.spawn(end.in_current_span())));
+    ends.for_each(|end| drop(ending.spawn(carried(end))));
     while let Some(joined) = ending.join_next().await {
         let other = match joined {
             Ok(ended) => {

@@ -21,6 +21,7 @@ mod ledger;
 mod log;
 mod memory;
 mod moot;
+mod named;
 mod otlp;
 mod outage;
 mod panic_hook;

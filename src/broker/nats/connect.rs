@@ -5,11 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr, connection::State};
 use percent_encoding::percent_decode_str;
 
 use super::error::ConnectError;
-use crate::broker::address::{SPLIT, is_split, place};
+use crate::{
+    broker::address::{SPLIT, is_split, place},
+    panic::guard,
+};
 
 /// Connects to the server at `address`, such as `nats://user:password@127.0.0.1:4222`.
 ///
@@ -58,7 +61,13 @@ pub async fn connect(address: &str) -> Result<Client, ConnectError> {
 pub async fn connect_with(options: ConnectOptions, address: &str) -> Result<Client, ConnectError> {
     let (options, server) = without_credentials(options, parse(address)?);
     let address = place(server.host(), server.port());
-    options.connect(server).await.map_err(|error| {
+    let connected = options.connect(server).await;
+    // With `retry_on_initial_connect` there is a client before there is a connection.
+    let is_connected = |client: &Client| client.connection_state() == State::Connected;
+    if connected.as_ref().is_ok_and(is_connected) {
+        guard(|| tracing::info!(address, "connected to nats"));
+    }
+    connected.map_err(|error| {
         let kind = error.kind();
         let error = Arc::new(error);
         match kind {

@@ -9,6 +9,7 @@ use async_nats::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Deliveries, SubscriptionError, channel::Channel, priority::Priority, settings};
+use crate::panic::guard;
 
 /// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`].
 ///
@@ -214,6 +215,18 @@ impl Pull {
             self.schedules.clone(),
             self.confirm_timeout,
         );
-        Deliveries::open(self, consumer, Arc::new(channel)).await
+        let (stream, consumer_name) = (self.stream.clone(), self.consumer.clone());
+        let prefetch = self.prefetch;
+        let deliveries = Deliveries::open(self, consumer, Arc::new(channel)).await?;
+        guard(|| {
+            let consumer = consumer_name;
+            tracing::info!(
+                stream,
+                consumer,
+                prefetch,
+                "subscribed to a consumer of nats"
+            );
+        });
+        Ok(deliveries)
     }
 }

@@ -7,7 +7,10 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::{connection::Connection, error::ConnectError, half_made::HalfMade};
-use crate::broker::address::{SPLIT, is_split, place};
+use crate::{
+    broker::address::{SPLIT, is_split, place},
+    panic::guard,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -153,9 +156,11 @@ async fn open(
     let limit = limit.unwrap_or(LIMIT);
     let half_made = HalfMade::new();
     match timeout(limit, half_made.connect(uri.clone(), properties, tls)).await {
-        Ok(connected) => {
-            connected.map_err(|error| ConnectError::new(place, uri.vhost.clone(), error))
+        Ok(Ok(connection)) => {
+            guard(|| tracing::info!(address = place, vhost = uri.vhost, "connected to rabbitmq"));
+            Ok(connection)
         }
+        Ok(Err(error)) => Err(ConnectError::new(place, uri.vhost.clone(), error)),
         Err(_) => Err(ConnectError::TimedOut {
             address: place,
             limit,

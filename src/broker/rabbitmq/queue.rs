@@ -21,6 +21,7 @@ use super::{
     server,
     targets::{self, Unmet},
 };
+use crate::panic::guard;
 
 /// Of which type a queue is: RabbitMQ does not tell a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -381,6 +382,10 @@ impl Queue {
         let publisher = publisher.await.map_err(refused)?;
         let consumed = self.consume(connection, name, tag).await;
         let (channel, consumer, reading) = consumed.map_err(refused)?;
+        guard(|| {
+            let (queue, prefetch) = (&self.name, self.prefetch);
+            tracing::info!(queue, prefetch, "subscribed to a queue of rabbitmq");
+        });
         Ok(Deliveries::new(
             channel,
             consumer,

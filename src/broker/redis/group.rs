@@ -19,6 +19,7 @@ use super::{
     probe::{Newer, Unfit, probe},
     reader::{Reader, Timing},
 };
+use crate::panic::guard;
 
 /// A consumer group of a stream, and how to be one of its consumers.
 ///
@@ -272,6 +273,16 @@ impl ConsumerGroup {
         let newer = probed.map_err(|unfit| self.unfit(&server, unfit))?;
         let created = self.create(&mut settling).await;
         created.map_err(|error| self.unfit(&server, error))?;
+        guard(|| {
+            tracing::info!(
+                address = server.place,
+                stream = self.keys.stream,
+                group = self.group,
+                consumer,
+                prefetch = self.prefetch,
+                "subscribed to a group of redis"
+            );
+        });
         Ok(self.subscribe(consumer, newer, settling, reading, lost))
     }
 

@@ -207,6 +207,16 @@ fn no_password_and_no_payload_is_printed() {
             "{client} is silent"
         );
     }
+    // Where it connects and to what it subscribes.
+    for said in [
+        "connected to rabbitmq address=\"",
+        "subscribed to a queue of rabbitmq queue=\"output\"",
+        "connected to nats address=\"127.0.0.1:",
+        "subscribed to a consumer of nats stream=\"jobs\" consumer=\"workers\"",
+        "subscribed to a group of redis address=\"127.0.0.1:",
+    ] {
+        assert!(!output.has(said).is_empty(), "{said}");
+    }
     for secret in [PASSWORD, PAYLOAD] {
         let found = output.has(secret);
         assert!(found.is_empty(), "{secret}: {found:#?}");
