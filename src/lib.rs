@@ -117,6 +117,7 @@ mod consumer_name;
 mod decision;
 mod decode;
 mod error;
+mod events;
 mod home;
 mod hooks;
 #[cfg(feature = "metrics")]

@@ -25,6 +25,7 @@ use crate::{
     arrival::LimitedDeliveries,
     cancel::JobHandle,
     error::SentinelError,
+    events,
     home::{Clock, Home, deadline},
     hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
     instruments::{Instruments, Labels},
@@ -33,8 +34,8 @@ use crate::{
     outcome::{Cancelled, Outcome},
     panic::{catch, guard},
     policy::{AckPolicy, Report, Settlement},
-    supervision::{Base, OnDrop, Settings, Shared, Stage, Supervision},
-    telemetry::{self, GuardedSpan, ProcessSpan},
+    supervision::{Base, OnDrop, Origin, Settings, Shared, Stage, Supervision},
+    telemetry::{GuardedSpan, ProcessSpan},
 };
 
 // === impl SentinelLayer ===
@@ -570,11 +571,12 @@ where
         let policy = self.policy.clone();
         let context = JobHandle::new();
         let mut in_flight = base.instruments.begin();
+        let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
         let stage = match hooks.tag.refusal(&tag) {
             Some(reason) => {
                 let outcome = Outcome::Cancelled(Cancelled::new(reason, true));
                 let _entered = span.enter();
-                telemetry::tell(&span, &outcome);
+                events::conclude(&span, &outcome, origin.policy_tells());
                 let report = Report::new(tag, outcome, started.elapsed());
                 in_flight = base
                     .instruments
@@ -602,7 +604,7 @@ where
             context,
             in_flight,
             span,
-            origin: Arc::clone(&self.shared) as _,
+            origin,
         };
         ResponseFuture {
             clock,

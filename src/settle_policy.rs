@@ -12,9 +12,10 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
-    AckOnSuccess, CancelReason, Decision, Outcome, OutcomeKind, Reason, Report, Settle,
-    SettleError, SettleFuture, Settled, Verdict,
+    AckOnSuccess, CancelReason, Decision, Outcome, Reason, Report, Settle, SettleError,
+    SettleFuture, Settled, Verdict,
     backoff::Delays,
+    events::{self, Decided, Fate},
     instruments::{Labels, SettleInstruments},
     panic::{drop_quietly, guard, print},
     settle_future::Patience,
@@ -51,7 +52,9 @@ use crate::{
 ///   shutdown. A settlement goes on while a drain is under way.
 /// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
 ///   whose destructor panics, or an error that panics when it is printed, costs no answer.
-/// - *Events*: a `warn!` for each try that failed, with its verdict. None for a success.
+/// - *Events*: one for each job that has not completed, with what its error prints, the verdict and
+///   the count of deliveries, see [`ProcessSpan`](crate::ProcessSpan#events); a `warn!` for each try
+///   that failed, with its verdict. None for a success.
 /// - *Runtime*: a settlement may move to another tokio runtime, also as its own ends: its limits and
 ///   pauses end when they would have. Polled outside of any, or in one without timers, its tries have
 ///   no limit but the sentinel's, and no pause between them.
@@ -245,13 +248,12 @@ where
             elapsed,
         } = report;
         let verdict = self.verdict(&tag, &outcome);
-        let stopped = outcome.is_stopped();
-        let reason = print_reason(&tag, &outcome, elapsed);
-        if let (OutcomeKind::Failed, Some(message)) = (reason.kind, &reason.message) {
-            guard(|| {
-                Span::current().record("error.message", &**message);
-            });
+        let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
+        let message = explain(&tag, &outcome);
+        if !outcome.is_completed() {
+            tell(&tag, &outcome, verdict.as_ref().ok(), message.as_deref());
         }
+        let message = message.or_else(|| Reason::of(&outcome, elapsed).message);
         // A destructor of the job's that panics must not cost the answer.
         drop_quietly(outcome);
         let verdict = match verdict {
@@ -259,7 +261,7 @@ where
             Err(refusal) => return SettleFuture::refused(refusal),
         };
         let settled = Settled {
-            kind: reason.kind,
+            kind,
             verdict,
             charged: tag.capabilities().charges(verdict),
             stopped,
@@ -268,12 +270,7 @@ where
         };
         let stopwatch = self.instruments.begin();
         let span = settle_span(&tag, verdict);
-        SettleFuture::settling(
-            span,
-            stopwatch,
-            (tag, settled, reason.message),
-            self.patience,
-        )
+        SettleFuture::settling(span, stopwatch, (tag, settled, message), self.patience)
     }
 }
 
@@ -286,25 +283,43 @@ impl<D> fmt::Debug for SettlePolicy<D> {
     }
 }
 
-/// Returns the reason of an outcome, also of an error that panics when it is printed.
-fn print_reason<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>, elapsed: Duration) -> Reason
+/// Tells of a job that has not completed.
+fn tell<Tag, T, E>(
+    tag: &Tag,
+    outcome: &Outcome<T, E>,
+    verdict: Option<&Verdict>,
+    message: Option<&str>,
+) where
+    Tag: Settle + fmt::Debug,
+{
+    if let (Outcome::Failed(_), Some(message)) = (outcome, message) {
+        guard(|| {
+            Span::current().record("error.message", message);
+        });
+    }
+    let fate = match verdict {
+        Some(&verdict) => Fate::Verdict {
+            verdict,
+            has_dead_letter: tag.capabilities().has_dead_letter(),
+        },
+        None => Fate::Unsettled,
+    };
+    events::tell(outcome, fate, || Decided::new(tag, message));
+}
+
+/// Returns what a job's error prints, or why a job was not run; none of what an outcome says itself.
+fn explain<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>) -> Option<String>
 where
     Tag: Settle,
     E: fmt::Display,
 {
-    let kind = outcome.kind();
-    let message = match outcome {
+    match outcome {
         Outcome::Failed(error) => Some(print("error", error)),
         Outcome::Cancelled(cancelled) if cancelled.reason() == CancelReason::DeliveryLimit => {
             // Invariant: the limit is that of a count which is known.
             let deliveries = tag.deliveries().unwrap_or_default();
             Some(format!("delivered {deliveries} times without an outcome"))
         }
-        _ => return Reason::of(outcome, elapsed),
-    };
-    Reason {
-        kind,
-        message,
-        elapsed,
+        _ => None,
     }
 }

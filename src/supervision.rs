@@ -1,6 +1,7 @@
 //! Follows one job from its call to its settlement, whoever polls.
 
 use std::{
+    any::TypeId,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -17,13 +18,15 @@ use crate::{
     abandoned::Abandoned,
     cancel::JobHandle,
     error::SentinelError,
+    events,
     home::{Clock, Home, deadline},
     hooks::{Hooks, OnUnsettled},
     instruments::{InFlight, Instruments, Labels},
     isolate::{Isolated, Ladder},
     panic::guard,
     policy::{AckPolicy, Report, Settlement},
-    telemetry::{self, GuardedSpan},
+    settle::Settled,
+    telemetry::GuardedSpan,
 };
 
 /// What happens to a job whose caller drops the response future.
@@ -72,6 +75,11 @@ pub(crate) struct Base {
 pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     fn base(&self) -> &Base;
 
+    /// Returns whether the policy tells of outcomes itself, as a [`SettlePolicy`] does.
+    ///
+    /// [`SettlePolicy`]: crate::SettlePolicy
+    fn policy_tells(&self) -> bool;
+
     /// Counts a job whose outcome is given, if its task still runs.
     fn abandon(&self, isolated: &mut Isolated<T, E>);
 
@@ -93,6 +101,11 @@ where
 {
     fn base(&self) -> &Base {
         &self.base
+    }
+
+    fn policy_tells(&self) -> bool {
+        // Nobody else makes one.
+        TypeId::of::<P::Response>() == TypeId::of::<Settled>()
     }
 
     fn abandon(&self, isolated: &mut Isolated<T, E>) {
@@ -169,7 +182,7 @@ where
             let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
-            telemetry::tell(&self.span, &outcome);
+            events::conclude(&self.span, &outcome, self.origin.policy_tells());
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
             let report = Report::new(tag, outcome, isolated.elapsed());

@@ -116,14 +116,33 @@ impl<'a> Messaging<'a> {
 ///
 /// # Events
 ///
-/// In the job's span, whichever it is, there is one event for each job that has not completed:
+/// In the job's span, whichever it is, there is one event for each job that has not completed. Its
+/// level is `ERROR` for a job that panicked or is rejected, `INFO` for one that was shut down or whose
+/// caller dropped it, and `WARN` for all others.
 ///
-/// | outcome | level | fields |
-/// | --- | --- | --- |
-/// | `Failed` | `WARN` | `error.type` |
-/// | `Panicked` | `ERROR` | `exception.message`, and with the [panic hook](crate::panic_hook) `code.file.path`, `code.line.number`, `exception.stacktrace` |
-/// | `TimedOut` | `WARN` | `limit`, `stopped`, and `exception.message` if it panicked on its way down |
-/// | `Cancelled` | `INFO` | `reason`, `stopped`, and `exception.message` likewise |
+/// | field | of which jobs |
+/// | --- | --- |
+/// | `error.type` | those that failed: the type of the error |
+/// | `exception.message`, and with the [panic hook](crate::panic_hook) `code.file.path`, `code.line.number`, `exception.stacktrace` | those that panicked, also on their way down |
+/// | `limit` | those that passed their time limit |
+/// | `reason` | those that were cancelled, as [`CancelReason::as_str`] says |
+/// | `stopped` | those that passed their time limit or were cancelled |
+///
+/// A [`SettlePolicy`](crate::SettlePolicy) knows more, so where the sentinel has one the event is the
+/// policy's, with these fields besides:
+///
+/// | field | |
+/// | --- | --- |
+/// | `error.message` | what the job's error prints; why a job was not run |
+/// | `verdict` | such as `retry after 5s`; none if the policy has no verdict, or none that the broker can carry out |
+/// | `deliveries` | as the tag's [`Settle::deliveries`] says |
+/// | `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | as the tag's [`Settle::messaging`] says; `tag`, as its `Debug` prints it, if that says nothing |
+///
+/// A job that is rejected where [no dead letter](crate::Capabilities::has_dead_letter) is kept is said
+/// to be dropped. What an error prints is its author's: it should have no secret and no payload in it.
+///
+/// The sentinel knows its `SettlePolicy` by the response, [`Settled`](crate::Settled): behind a
+/// `map_response`, both tell.
 ///
 /// # Where the trace comes from
 ///
@@ -290,53 +309,19 @@ fn describe<Tag: Settle>(span: &Span, tag: &Tag, operation: &str) {
     }
 }
 
-/// Tells of an outcome that is not `Completed`, in `span`, which is current.
-pub(crate) fn tell<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
-    if !outcome.is_completed() {
-        guard(|| tell_unguarded(span, outcome));
-    }
-}
-
-fn tell_unguarded<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
+/// Marks `span` as that of a job that has not completed.
+pub(crate) fn mark<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
     match outcome {
         Outcome::Completed(_) => {}
-        Outcome::Failed(_) => {
-            let error_type = type_name::<E>();
-            span.record_error(error_type);
-            tracing::warn!(error.type = error_type, "the job failed");
-        }
-        Outcome::Panicked(panic) => {
-            span.record_error("panic");
-            let location = panic.location();
-            tracing::error!(
-                exception.message = panic.message(),
-                exception.stacktrace = panic.backtrace().map(field::display),
-                code.file.path = location.map(|it| it.file()),
-                code.line.number = location.map(|it| it.line()),
-                "the job panicked"
-            );
-        }
-        Outcome::TimedOut(timed_out) => {
-            span.record_error("timeout");
-            tracing::warn!(
-                limit = ?timed_out.limit(),
-                stopped = timed_out.stopped(),
-                exception.message = timed_out.panic().map(|panic| panic.message()),
-                "the job passed its time limit"
-            );
-        }
-        Outcome::Cancelled(cancelled) => {
-            let reason = cancelled.reason();
+        Outcome::Failed(_) => span.record_error(type_name::<E>()),
+        Outcome::Panicked(_) => span.record_error("panic"),
+        Outcome::TimedOut(_) => span.record_error("timeout"),
+        Outcome::Cancelled(cancelled) => match cancelled.reason() {
             // To be shut down is no failure of the job's.
-            if reason != CancelReason::Shutdown {
+            CancelReason::Shutdown => {}
+            reason => guard(|| {
                 span.0.record("error.type", reason.as_str());
-            }
-            tracing::info!(
-                reason = reason.as_str(),
-                stopped = cancelled.stopped(),
-                exception.message = cancelled.panic().map(|panic| panic.message()),
-                "the job was cancelled"
-            );
-        }
+            }),
+        },
     }
 }

@@ -44,3 +44,4 @@ mod tasks;
 mod telemetry;
 mod timeouts;
 mod tower_http;
+mod why;

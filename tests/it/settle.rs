@@ -949,7 +949,8 @@ async fn each_try_that_fails_is_warned_of_with_its_verdict() {
         let (log, guard) = Log::start();
         let _answer = settle(SettlePolicy::default(), &Tag::new(script), failed()).await;
         drop(guard);
-        let logged = log.lines();
+        let mut logged = log.lines();
+        assert!(logged.remove(0).starts_with("WARN the job failed"));
         assert_eq!(logged.len(), lines.len(), "{logged:?}");
         for (logged, line) in logged.iter().zip(lines) {
             assert!(logged.starts_with("WARN"), "{logged}");
