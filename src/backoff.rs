@@ -1,8 +1,6 @@
-//! Growing delays between tries; the sequence is that of the `backon` crate.
+//! Growing delays between tries.
 
 use std::{ops::RangeInclusive, time::Duration};
-
-use backon::{BackoffBuilder, ExponentialBuilder};
 
 /// From here on the sequence stays where it is, whatever its bounds: 1 ns doubled this often is
 /// more than a `Duration` can hold.
@@ -26,36 +24,23 @@ impl Delays {
 
     /// Returns the delay after the `n`-th try, the first of which is 1.
     pub(crate) fn nth(self, n: u32) -> Duration {
-        let index = n.saturating_sub(1).min(LAST);
-        self.delays().nth(index as usize).unwrap_or(self.max)
+        let doubled = 1_u128 << n.saturating_sub(1).min(LAST);
+        let nanos = self.min.as_nanos().saturating_mul(doubled);
+        if nanos >= self.max.as_nanos() {
+            return self.max;
+        }
+        let second = Duration::from_secs(1).as_nanos();
+        // Invariant: it is less than `max`, so neither part is cut.
+        Duration::new((nanos / second) as u64, (nanos % second) as u32)
     }
 
     /// Returns the first `n` delays together.
     pub(crate) fn sum(self, n: u32) -> Duration {
-        let growing = self
-            .delays()
-            .take(n.min(LAST) as usize)
+        let growing = (1..=n.min(LAST))
+            .map(|n| self.nth(n))
             .fold(Duration::ZERO, Duration::saturating_add);
         growing.saturating_add(self.max.saturating_mul(n.saturating_sub(LAST)))
     }
-
-    /// Returns the sequence, in whole milliseconds between its bounds, as timers are: `backon`
-    /// counts in single precision, where twice 100 ms are 200.000003 ms.
-    fn delays(self) -> impl Iterator<Item = Duration> {
-        ExponentialBuilder::new()
-            .with_min_delay(self.min)
-            .with_max_delay(self.max)
-            .without_max_times()
-            // Never drawn from; it keeps the builder from asking the thread for a seed.
-            .with_jitter_seed(0)
-            .build()
-            .map(move |delay| round(delay).clamp(self.min, self.max))
-    }
-}
-
-fn round(delay: Duration) -> Duration {
-    let millis = (delay.as_nanos() + 500_000) / 1_000_000;
-    u64::try_from(millis).map_or(delay, Duration::from_millis)
 }
 
 /// Returns the part `draw`, from 0 to 1, of `ceiling`: "full jitter".

@@ -61,13 +61,11 @@ const VERDICT: &str = "messaging.operation.name";
 /// intensity, so the recorder has to be installed before; with no recorder, nothing is recorded.
 ///
 /// ```
-/// use metrics_util::debugging::DebuggingRecorder;
+/// use metrics::NoopRecorder; // stands for an exporter's
 ///
-/// let recorder = DebuggingRecorder::new();
-/// let snapshotter = recorder.snapshotter();
-/// recorder.install().unwrap();
+/// metrics::set_global_recorder(NoopRecorder)?;
 /// tower_sentinel::describe_metrics();
-/// # drop(snapshotter);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn describe_metrics() {
     describe_histogram!(

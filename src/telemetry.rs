@@ -162,9 +162,9 @@ impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
 /// Makes the span `process` of a job, to be added to; see [`ProcessSpan`] for what is in it.
 ///
 /// For [`SentinelLayer::make_span`](crate::SentinelLayer::make_span), to link the span to the
-/// trace of the message's sender:
+/// trace of the message's sender, as the example `otlp` does:
 ///
-/// ```
+/// ```ignore
 /// use opentelemetry::{propagation::TextMapPropagator, trace::TraceContextExt};
 /// use opentelemetry_sdk::propagation::TraceContextPropagator;
 /// use std::collections::HashMap;

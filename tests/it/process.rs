@@ -157,7 +157,7 @@ fn main() {
 /// With the versions of this repository's lock file, which are all on this machine, since this
 /// test was built from them.
 fn program(panic: &str) -> Output {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("panic-strategy");
     let manifest = format!(
         r#"

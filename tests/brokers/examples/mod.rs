@@ -31,7 +31,7 @@ fn example(name: &str) -> Command {
     let mut command = Command::new(cargo);
     command
         .args(["run", "--quiet", "--all-features", "--example", name, "--"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::null());
     command
 }
