@@ -34,6 +34,11 @@ impl Delays {
         Duration::new((nanos / second) as u64, (nanos % second) as u32)
     }
 
+    /// Returns whether no delay is longer than the `n`-th.
+    pub(crate) fn is_longest(self, n: u32) -> bool {
+        n > LAST || self.nth(n) == self.max
+    }
+
     /// Returns the first `n` delays together.
     pub(crate) fn sum(self, n: u32) -> Duration {
         let growing = (1..=n.min(LAST))

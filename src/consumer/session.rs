@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -232,19 +235,27 @@ where
     /// Counts the calls that have ended, up to the first that ends the session.
     fn take_answers(&mut self, cx: &mut Context<'_>) -> Result<(), EndCause<B::Error, S::Error>> {
         while let Poll::Ready(Some(answer)) = poll_next(&mut self.calls, cx) {
-            match answer {
-                Ok(Ok(mut response)) => {
-                    let verdict = self.summary.answer(&mut response);
-                    if let (Some(rebound), Some(verdict)) = (&mut self.rebound, verdict) {
-                        rebound.note(verdict);
-                    }
-                    drop_quietly(response);
-                }
-                Ok(Err(error)) => self.call_failed(error)?,
-                Err(panic) => return Err(self.call_panicked(panic)),
-            }
+            self.take_answer(answer)?;
         }
         Ok(())
+    }
+
+    fn take_answer(
+        &mut self,
+        answer: Result<Result<S::Response, S::Error>, Panic>,
+    ) -> Result<(), EndCause<B::Error, S::Error>> {
+        match answer {
+            Ok(Ok(mut response)) => {
+                let verdict = self.summary.answer(&mut response);
+                if let (Some(rebound), Some(verdict)) = (&mut self.rebound, verdict) {
+                    rebound.note(verdict);
+                }
+                drop_quietly(response);
+                Ok(())
+            }
+            Ok(Err(error)) => self.call_failed(error),
+            Err(panic) => Err(self.call_panicked(panic)),
+        }
     }
 
     fn call_failed(&mut self, error: S::Error) -> Result<(), EndCause<B::Error, S::Error>> {
@@ -309,8 +320,7 @@ where
             });
             self.finish(stop_timeout, &mut cause, None).await;
         }
-        self.summary.abandoned = self.calls.len() as u64;
-        drop(mem::take(&mut self.calls));
+        self.summary.abandoned = self.abandon(&mut cause).await;
         let Summary { abandoned, .. } = self.summary;
         match abandoned {
             0 => guard(|| tracing::info!("a drain ended")),
@@ -340,16 +350,7 @@ where
                 is_over |= stopped.poll(cx).is_ready();
             }
             while let Err(other) = self.take_answers(cx) {
-                guard(|| {
-                    tracing::warn!(
-                        cause = other.print(),
-                        "a call failed while a drain is under way"
-                    );
-                });
-                *cause = Some(match cause.take() {
-                    Some(cause) => cause.or_graver(Some(other)),
-                    None => other,
-                });
+                add_cause(cause, other);
             }
             // Not before: a settlement that failed may be the first to know.
             self.note_if_gone();
@@ -360,6 +361,29 @@ where
             }
         })
         .await
+    }
+
+    /// Drops the calls that have not ended, and returns how many they are.
+    ///
+    /// Whether they have, each is asked: a task may poll 128 things of tokio before it has to yield, and
+    /// there was no time for that.
+    async fn abandon(&mut self, cause: &mut Option<EndCause<B::Error, S::Error>>) -> u64 {
+        let mut calls = pin!(mem::take(&mut self.calls));
+        let abandoned = unconstrained(poll_fn(|cx| {
+            let mut abandoned = 0;
+            for call in calls.as_mut().iter_pin_mut() {
+                match call.poll(cx) {
+                    Poll::Pending => abandoned += 1,
+                    Poll::Ready(answer) => {
+                        if let Err(other) = self.take_answer(answer) {
+                            add_cause(cause, other);
+                        }
+                    }
+                }
+            }
+            Poll::Ready(abandoned)
+        }));
+        abandoned.await
     }
 
     /// Tells whoever waits for it that no tag can be settled any more.
@@ -411,4 +435,22 @@ where
             _ => guard(|| tracing::error!(unanswered, abandoned, "gave up a channel")),
         }
     }
+}
+
+/// Adds what a call failed with while a drain is under way.
+fn add_cause<T, E>(cause: &mut Option<EndCause<T, E>>, other: EndCause<T, E>)
+where
+    T: fmt::Display,
+    E: fmt::Display,
+{
+    guard(|| {
+        tracing::warn!(
+            cause = other.print(),
+            "a call failed while a drain is under way"
+        );
+    });
+    *cause = Some(match cause.take() {
+        Some(cause) => cause.or_graver(Some(other)),
+        None => other,
+    });
 }

@@ -27,25 +27,33 @@ impl Limits {
     /// Returns how many failures in a row lead to a pause, whatever came before.
     pub(super) fn longest_run(&self) -> usize {
         // After a window full of successes, or after nothing.
-        let enough = |failures: &usize| *failures as f64 / self.window as f64 >= self.threshold;
-        let after_successes = (1..=self.window).find(enough).unwrap_or(self.window);
-        after_successes.max(self.sample.min(self.window))
+        let enough = |failures: usize| failures as f64 / self.window as f64 >= self.threshold;
+        let (mut least, mut most) = (1, self.window);
+        while least < most {
+            let middle = least + (most - least) / 2;
+            match enough(middle) {
+                true => most = middle,
+                false => least = middle + 1,
+            }
+        }
+        least.max(self.sample.min(self.window))
     }
 
     /// Returns how many pauses can end within `time`, if each begins as soon as it can.
     pub(super) fn most_probes(&self, time: Duration) -> u64 {
-        let (mut left, mut probes, mut last) = (time, 0_u32, Duration::ZERO);
+        let (mut left, mut probes) = (time, 0_u32);
         loop {
-            let pause = self.pauses.nth(probes.saturating_add(1));
+            let next = probes.saturating_add(1);
+            let pause = self.pauses.nth(next);
             if pause > left {
                 return probes.into();
             }
-            // The pauses grow no more.
-            if pause == last {
+            // Two in a row may be alike and grow all the same, since they are whole milliseconds.
+            if self.pauses.is_longest(next) {
                 let more = left.as_nanos() / pause.as_nanos();
                 return u64::from(probes).saturating_add(more.try_into().unwrap_or(u64::MAX));
             }
-            (left, probes, last) = (left - pause, probes + 1, pause);
+            (left, probes) = (left - pause, next);
         }
     }
 }

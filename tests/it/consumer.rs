@@ -473,8 +473,29 @@ async fn a_stream_that_is_always_ready_starves_nobody() {
     yield_now().await;
     // Tokio lets 61 polls pass before it comes back to a task that yields.
     let taken = channel.taken();
-    assert!(taken < 10_000, "{taken}");
+    assert!((1..10_000).contains(&taken), "{taken}");
+    // Nor does it stop.
+    until(|| channel.taken() == 100_000).await;
+    assert!(!consuming.is_finished());
     consuming.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_wait_for_each_other_are_all_taken() {
+    // More than are taken at once. None ends before all are there, so no answer brings the next.
+    const JOBS: u64 = 1_000;
+    let channel = Channel::of([Fate::Value; JOBS as usize]);
+    let all = channel.clone();
+    let service = service_fn(move |_: Delivery| {
+        let all = all.clone();
+        async move {
+            until(|| all.taken() == JOBS).await;
+            Ok::<_, Infallible>(())
+        }
+    });
+    let consumer = Consumer::new(channel.subscribe(), service)
+        .with_graceful_shutdown(sleep(Duration::from_secs(1_000)));
+    assert_eq!(ends(consumer).await.unwrap().answered, JOBS);
 }
 
 #[tokio::test(start_paused = true)]
@@ -677,6 +698,7 @@ async fn a_service_that_panics_ends_the_consumer() {
         }
         let summary = error.summary();
         assert_eq!((summary.called, summary.unanswered), (called, called));
+        assert_eq!((summary.answered, summary.failed), (0, called));
         assert_eq!((channel.taken(), channel.closed()), (called, 1));
     }
 }
@@ -721,6 +743,27 @@ async fn a_shutdown_token_that_is_cancelled_elsewhere_is_a_graceful_signal() {
         assert_eq!(summary.called, 2 * tasks);
         assert_eq!(summary.verdicts(Verdict::release()), 2 * tasks);
         assert_eq!((channel.closed(), channel.stale()), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_that_has_ended_is_abandoned() {
+    // They end as the drain begins, which has no time for them.
+    for token in [None, Some(CancellationToken::new())] {
+        let channel = Channel::of([Fate::Value; 1_000]);
+        let service = service_fn(|_: Delivery| async {
+            sleep(MS(500)).await;
+            Ok::<_, Infallible>(())
+        });
+        let mut consumer = Consumer::new(channel.subscribe(), service)
+            .drain_timeout(Duration::ZERO)
+            .stop_timeout(Duration::ZERO)
+            .with_graceful_shutdown(sleep(MS(500)));
+        if let Some(token) = token {
+            consumer = consumer.shutdown(token);
+        }
+        let summary = ends(consumer).await.unwrap();
+        assert_eq!((summary.answered, summary.abandoned), (1_000, 0));
     }
 }
 
@@ -804,6 +847,51 @@ fn a_runtime_that_ends_is_told_of() {
     runtime.shutdown_timeout(MS(1_000));
     let ended = crate::support::block_on(pin!(consuming));
     assert!(matches!(ended.unwrap_err().cause(), EndCause::RuntimeGone));
+}
+
+/// Fails or not in turn, once its time is over.
+async fn drained_cause(escalations: [Escalation; 3]) -> EndCause<Refused, usize> {
+    let channel = Channel::of([Fate::Value; 3]);
+    let calls = Count::default();
+    let service = service_fn(move |_: Delivery| {
+        let call = calls.get();
+        calls.add();
+        async move {
+            sleep(MS(100 * (call as u64 + 1))).await;
+            Err::<(), _>(call)
+        }
+    });
+    let consumer = Consumer::new(channel.subscribe(), service)
+        .escalation(move |call: &usize| escalations[*call])
+        .on_error(AfterError::Continue);
+    let (cause, summary) = ends(consumer).await.unwrap_err().into_parts();
+    assert_eq!((summary.called, summary.failed), (3, 3));
+    cause
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_graver_of_two_causes_is_reported_and_else_the_first() {
+    use Escalation::{Call, Channel, Consumer};
+
+    for (escalations, reported) in [
+        ([Channel, Channel, Channel], 0),
+        ([Channel, Consumer, Channel], 1),
+        ([Channel, Call, Consumer], 2),
+        ([Channel, Consumer, Consumer], 1),
+        ([Consumer, Channel, Consumer], 0),
+        ([Call, Channel, Consumer], 2),
+        ([Call, Channel, Call], 1),
+    ] {
+        match drained_cause(escalations).await {
+            EndCause::Unanswered(call) => {
+                assert_eq!((call, escalations[call]), (reported, Channel));
+            }
+            EndCause::Misconfigured(call) => {
+                assert_eq!((call, escalations[call]), (reported, Consumer));
+            }
+            other => panic!("{escalations:?}: {other:?}"),
+        }
+    }
 }
 
 #[test]

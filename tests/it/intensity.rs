@@ -985,6 +985,22 @@ async fn what_was_let_through_before_a_pause_is_wasted_too() {
     assert_eq!(bound, 10 + 63);
 }
 
+#[test]
+fn pauses_below_a_millisecond_grow_in_the_bound_as_they_do() {
+    // In whole milliseconds, 0.3 ms doubled is 1, 1, 2, 5, 10, ... and no two alike end the growth.
+    let short = IntensityLayer::new().pause(Duration::from_micros(300)..=Duration::from_secs(30));
+    let probes = |outage| short.most_wasted(1, outage) - 10;
+    assert_eq!(probes(Duration::from_micros(2_300)), 3);
+    assert!(
+        probes(Duration::from_secs(10)) < 17,
+        "{}",
+        probes(Duration::from_secs(10))
+    );
+    let tiny = IntensityLayer::new().pause(Duration::from_nanos(1)..=Duration::from_secs(30));
+    let most = tiny.most_wasted(1, Duration::from_secs(10)) - 10;
+    assert!(most < 40, "{most}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_bound_is_found_at_once_for_any_setting() {
     let tiny = IntensityLayer::new().pause(Duration::from_nanos(1)..=Duration::from_nanos(1));
@@ -993,6 +1009,19 @@ async fn a_bound_is_found_at_once_for_any_setting() {
     let endless = IntensityLayer::new().pause(Duration::MAX..=Duration::MAX);
     assert_eq!(endless.most_wasted(0, OUTAGE), 10);
     assert_eq!(endless.most_wasted(usize::MAX, OUTAGE), u64::MAX);
+    // Half of them, and it is found though they can't be tried one by one.
+    let huge = IntensityLayer::new().window(usize::MAX);
+    let half = huge.most_wasted(1, Duration::ZERO);
+    assert!((1 << 62..=1 << 63).contains(&half), "{half}");
+    for window in 1..200 {
+        for threshold in [0.01, 0.3, 0.5, 0.55, 0.999, 1.0] {
+            let layer = IntensityLayer::new().window(window).minimum_sample(1);
+            let layer = layer.threshold(threshold);
+            let run = (1..=window).find(|it| *it as f64 / window as f64 >= threshold);
+            let found = layer.most_wasted(1, Duration::ZERO);
+            assert_eq!(found, run.unwrap() as u64, "{threshold} of {window}");
+        }
+    }
 
     // A pause that no timer reaches has no end.
     let mut service = endless.layer(Worker::new(Fate::Ok));

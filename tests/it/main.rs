@@ -9,6 +9,7 @@ mod decision;
 mod decode;
 mod drops;
 mod endpoints;
+mod ends;
 mod foreign;
 mod gate;
 mod gone;

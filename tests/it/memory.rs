@@ -5,6 +5,8 @@ use std::{
     future::{IntoFuture, pending, poll_fn},
     panic::catch_unwind,
     pin::Pin,
+    sync::Arc,
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -940,6 +942,33 @@ async fn settlements_are_delayed_on_demand() {
     assert_eq!(late.await.unwrap().unwrap_err().error, DeliveryError::Stale);
     assert_eq!(lost.elapsed(), Duration::ZERO);
     assert_eq!(counts(&queue), (2, 0, 0, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_settlement_keeps_no_waker_once_it_is_made_or_dropped() {
+    struct Idle;
+    impl Wake for Idle {
+        fn wake(self: Arc<Self>) {}
+    }
+    let queue = queue();
+    (0..2).for_each(|job| queue.publish(job));
+    let mut jobs = queue.subscribe(2).unwrap();
+    let held = take_all(&mut jobs);
+    queue.delay_settlements(SECOND);
+    for is_dropped in [false, true] {
+        let idle = Arc::new(Idle);
+        let waker = Waker::from(Arc::clone(&idle));
+        let mut cx = Context::from_waker(&waker);
+        let tag = held[usize::from(is_dropped)].tag();
+        let mut settlement = tag.settle(Verdict::Ack, reason());
+        assert!(settlement.poll_unpin(&mut cx).is_pending());
+        if !is_dropped {
+            sleep(2 * SECOND).await;
+            assert!(settlement.poll_unpin(&mut cx).is_ready());
+        }
+        drop((settlement, waker));
+        assert_eq!(Arc::strong_count(&idle), 1, "dropped: {is_dropped}");
+    }
 }
 
 // === with the rest of the crate ===

@@ -18,8 +18,8 @@ pub(super) struct Channel {
     pub(super) unacked: usize,
     pub(super) end: Option<End>,
     pub(super) closed: Option<Waker>,
-    /// Settlements that are delayed, and fail when the channel is closed.
-    pub(super) settling: Vec<Waker>,
+    /// Settlements that are delayed, by a number of their own: they fail when the channel is closed.
+    pub(super) settling: Vec<(u64, Waker)>,
     /// The deliveries whose lease was lost.
     pub(super) lapsed: Vec<u64>,
 }
@@ -100,7 +100,7 @@ impl<P> State<P> {
         }
         channel.end = Some(end);
         channel.unacked = 0;
-        let settling = channel.settling.drain(..);
+        let settling = channel.settling.drain(..).map(|(_, waker)| waker);
         let waiting = channel.closed.take().into_iter().chain(settling);
         waiting.for_each(|waker| wakers.push(waker));
         let queue = &mut self.queues[channel.queue];

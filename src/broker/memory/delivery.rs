@@ -11,7 +11,10 @@ use std::{
 use super::{
     Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
 };
-use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict, home::Timer};
+use crate::{
+    Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict, home::Timer,
+    panic::drop_quietly,
+};
 
 /// A job that was delivered.
 pub struct Delivery<P> {
@@ -181,8 +184,8 @@ impl<P: Send> Settle for DeliveryTag<P> {
 pub struct Settlement<P> {
     /// `None` once it is given.
     answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
-    /// Made at the first poll, if settlements are delayed.
-    delay: Option<Timer>,
+    /// Made at the first poll, if settlements are delayed, with the number under which its waker is kept.
+    delay: Option<(u64, Timer)>,
 }
 
 // Nothing in it is pinned in place.
@@ -195,26 +198,39 @@ impl<P> Future for Settlement<P> {
         let this = &mut *self;
         // Invariant: a future is not polled again once it was ready.
         let (tag, verdict, reason) = this.answer.take().expect("a settlement is made once");
+        let mut watching = None;
         let mut state = tag.queue.server.lock();
         let delay = state.settle_delay(tag.address.queue);
         if this.delay.is_some() || !delay.is_zero() {
             // What can't be sent any more is refused at once.
-            let is_open = state.watch(tag.address, cx.waker()).is_ok();
+            let new = || (state.next_number(), Timer::after(delay));
+            let (number, timer) = this.delay.get_or_insert_with(new);
+            let is_open = state.watch(tag.address, *number, cx.waker()).is_ok();
             drop(state);
-            let delay = this.delay.get_or_insert_with(|| Timer::after(delay));
-            if is_open && delay.poll(cx).is_some_and(|polled| polled.is_pending()) {
+            if is_open && timer.poll(cx).is_some_and(|polled| polled.is_pending()) {
                 this.answer = Some((tag, verdict, reason));
                 return Poll::Pending;
             }
             state = tag.queue.server.lock();
+            watching = state.unwatch(tag.address, *number);
         }
         let step = state.settle(tag.address, verdict, reason);
         drop(state);
+        drop_quietly(watching);
         Poll::Ready(step.finish().map_err(|refusal| match refusal.error {
             DeliveryError::LeaseLost => Unsettled::moot(refusal.error),
             error if refusal.again => Unsettled::again(tag, error),
             error => Unsettled::last(error),
         }))
+    }
+}
+
+impl<P> Drop for Settlement<P> {
+    fn drop(&mut self) {
+        if let (Some((tag, ..)), Some((number, _))) = (&self.answer, &self.delay) {
+            let waker = tag.queue.server.lock().unwatch(tag.address, *number);
+            drop_quietly(waker);
+        }
     }
 }
 

@@ -46,14 +46,29 @@ impl<P> State<P> {
     }
 
     /// Sees to it that `waker` is woken when the delivery's channel is closed.
-    pub(super) fn watch(&mut self, address: Address, waker: &Waker) -> Result<(), DeliveryError> {
+    pub(super) fn watch(
+        &mut self,
+        address: Address,
+        settlement: u64,
+        waker: &Waker,
+    ) -> Result<(), DeliveryError> {
         self.check(address)?;
         // Invariant: a delivery that can be answered has its channel.
         let settling = &mut self.channels[address.channel].settling;
-        if !settling.iter().any(|it| it.will_wake(waker)) {
-            settling.push(waker.clone());
+        match settling.iter_mut().find(|(it, _)| *it == settlement) {
+            Some((_, it)) => it.clone_from(waker),
+            None => settling.push((settlement, waker.clone())),
         }
         Ok(())
+    }
+
+    /// Undoes [`watch`](Self::watch); returns a waker that is to be dropped.
+    pub(super) fn unwatch(&mut self, address: Address, settlement: u64) -> Option<Waker> {
+        let channel = self.channels.get_mut(address.channel);
+        let channel = channel.filter(|it| it.number == address.channel_number)?;
+        let mut settling = channel.settling.iter();
+        let index = settling.position(|(it, _)| *it == settlement)?;
+        Some(channel.settling.swap_remove(index).1)
     }
 
     pub(super) fn settle(
