@@ -97,6 +97,7 @@ impl Error for Undecided {}
 // === AckOnSuccess ===
 
 /// Returns the default decision, see [`AckOnSuccess`].
+#[doc(alias = "ack")]
 pub fn ack_on_success() -> AckOnSuccess {
     AckOnSuccess
 }

@@ -167,6 +167,7 @@ pub use self::shared::IntensityState;
 /// # }
 /// ```
 #[must_use = "a layer does nothing until it is applied to a service"]
+#[doc(alias = "circuit breaker")]
 pub struct IntensityLayer {
     shared: Arc<Shared>,
     pub(crate) labels: Labels,

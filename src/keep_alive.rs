@@ -148,6 +148,9 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is applied to a service"]
+#[doc(alias = "visibility timeout")]
+#[doc(alias = "heartbeat")]
+#[doc(alias = "lease")]
 pub struct KeepAliveLayer {
     settings: Settings,
 }

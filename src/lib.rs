@@ -105,6 +105,10 @@
 //! - `nats`: `broker::nats`, the pull consumers of JetStream, by async-nats.
 //! - `rabbitmq`: `broker::rabbitmq`, classic and quorum queues, by lapin.
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams, by redis.
+//! - `rustls`, `native-tls`: TLS for each of these brokers; with both it is rustls.
+//! - `nkeys`: credentials files and NKeys for NATS; `websockets`: its addresses `ws://` and `wss://`.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod abandoned;
 mod arrival;

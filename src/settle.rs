@@ -26,6 +26,8 @@ use crate::{Messaging, Outcome, OutcomeKind};
 /// assert_eq!(Verdict::release_after(Duration::from_secs(60)).to_string(), "release after 60s");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "nack")]
+#[doc(alias = "requeue")]
 pub enum Verdict {
     /// The job is done: the broker forgets it.
     Ack,
@@ -41,6 +43,7 @@ pub enum Verdict {
         after: Option<Duration>,
     },
     /// Dead-letters the job, or drops it, as the queue is set up.
+    #[doc(alias = "dead letter")]
     Reject,
     /// Sends nothing: the job is somebody else's now, as after a lost lease.
     Abandon,
@@ -111,6 +114,9 @@ impl fmt::Display for Verdict {
     label = "no broker can be answered by this tag",
     note = "implement `tower_sentinel::Settle` for `{Self}`, or use the jobs of a broker, whose tags do"
 )]
+#[doc(alias = "ack")]
+#[doc(alias = "acknowledge")]
+#[doc(alias = "nack")]
 pub trait Settle: Sized {
     /// Why a settlement, or a keep-alive, failed.
     type Error: Error + Send + Sync + 'static;
