@@ -16,6 +16,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
 
 use super::{DeliveryError, delays::Delays, fetched::Fetched};
+use crate::panic::guard;
 
 /// How often a settlement that must not be sent late looks whether the connection is back.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
@@ -82,27 +83,31 @@ impl Channel {
     pub(super) fn note_delay(&self, after: Duration) {
         let held = self.held();
         if let Some(near) = self.delays.add(after, held) {
-            tracing::warn!(
-                stream = self.stream,
-                consumer = self.consumer,
-                delayed = near.delayed,
-                held,
-                max_ack_pending = near.limit,
-                "consumer about to stall: delayed retries count toward `max_ack_pending` until they are due"
-            );
+            guard(|| {
+                tracing::warn!(
+                    stream = self.stream,
+                    consumer = self.consumer,
+                    delayed = near.delayed,
+                    held,
+                    max_ack_pending = near.limit,
+                    "consumer about to stall: delayed retries count toward `max_ack_pending` until they are due"
+                );
+            });
         }
     }
 
     /// Warns of a job that is about to be given back after its last delivery.
     pub(super) fn warn_of_last_delivery(&self, fetched: &Fetched) {
         if self.max_deliver > 0 && i64::from(fetched.delivered) >= self.max_deliver {
-            tracing::warn!(
-                stream = self.stream,
-                consumer = self.consumer,
-                stream_sequence = fetched.sequence,
-                max_deliver = self.max_deliver,
-                "job stranded: it is given back, and the server delivers it no more"
-            );
+            guard(|| {
+                tracing::warn!(
+                    stream = self.stream,
+                    consumer = self.consumer,
+                    stream_sequence = fetched.sequence,
+                    max_deliver = self.max_deliver,
+                    "job stranded: it is given back, and the server delivers it no more"
+                );
+            });
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
     Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
     requests::Requests, unreadable::Search,
 };
+use crate::panic::guard;
 
 /// What a pull consumer delivers: a stream of [`Delivery`]s, and a
 /// [`Subscription`](crate::Subscription).
@@ -192,12 +193,14 @@ impl Deliveries {
         }
         self.requests.keep_consumer();
         if let Some(times) = self.requests.take_suspicion() {
-            tracing::warn!(
-                stream = self.channel.stream,
-                consumer = self.channel.consumer,
-                times,
-                "connection broken right after a request: looking for messages that the client can't parse"
-            );
+            guard(|| {
+                tracing::warn!(
+                    stream = self.channel.stream,
+                    consumer = self.channel.consumer,
+                    times,
+                    "connection broken right after a request: looking for messages that the client can't parse"
+                );
+            });
             self.search.begin(&self.channel, &self.consumer);
         }
         Ok(())
@@ -352,6 +355,8 @@ async fn give_back(
         drop(channel.client.flush().await);
     };
     if timeout(channel.confirm_timeout, closing).await.is_err() {
-        tracing::warn!("what was fetched and not taken comes back after the ack wait only");
+        guard(|| {
+            tracing::warn!("what was fetched and not taken comes back after the ack wait only");
+        });
     }
 }

@@ -15,6 +15,7 @@ use async_nats::jetstream::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::SubscriptionError;
+use crate::panic::guard;
 
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -68,21 +69,25 @@ impl Liveness {
         }
         let (stream, consumer) = (&info.stream_name, &info.name);
         match idleness {
-            Some(Idleness::Paused) => tracing::warn!(
-                stream,
-                consumer,
-                remaining = ?info.pause_remaining,
-                "consumer paused: it delivers nothing until it is resumed"
-            ),
-            Some(Idleness::Full) => tracing::warn!(
-                stream,
-                consumer,
-                unacked = info.num_ack_pending,
-                max_ack_pending = limit,
-                waiting = info.num_pending,
-                "consumer stalled: it delivers nothing while `max_ack_pending` jobs are unacked or delayed"
-            ),
-            None => tracing::info!(stream, consumer, "consumer delivers again"),
+            Some(Idleness::Paused) => guard(|| {
+                tracing::warn!(
+                    stream,
+                    consumer,
+                    remaining = ?info.pause_remaining,
+                    "consumer paused: it delivers nothing until it is resumed"
+                );
+            }),
+            Some(Idleness::Full) => guard(|| {
+                tracing::warn!(
+                    stream,
+                    consumer,
+                    unacked = info.num_ack_pending,
+                    max_ack_pending = limit,
+                    waiting = info.num_pending,
+                    "consumer stalled: it delivers nothing while `max_ack_pending` jobs are unacked or delayed"
+                );
+            }),
+            None => guard(|| tracing::info!(stream, consumer, "consumer delivers again")),
         }
     }
 
@@ -92,7 +97,7 @@ impl Liveness {
         if self.idleness.take().is_some() {
             let info = self.consumer.cached_info();
             let (stream, consumer) = (&info.stream_name, &info.name);
-            tracing::info!(stream, consumer, "consumer delivers again");
+            guard(|| tracing::info!(stream, consumer, "consumer delivers again"));
         }
     }
 
@@ -154,7 +159,7 @@ impl Liveness {
             }
             Err(error) => match SubscriptionError::deleted(&error) {
                 Some(deleted) => return Poll::Ready(Err(deleted)),
-                None => tracing::debug!(%error, "jetstream does not answer"),
+                None => guard(|| tracing::debug!(%error, "jetstream does not answer")),
             },
         }
         Poll::Ready(Ok(()))

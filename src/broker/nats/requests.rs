@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::{
     SubscriptionError, breaks::Breaks, channel::Channel, fetched::Fetched, priority::Priority,
 };
+use crate::panic::guard;
 
 /// The requests of one subscription, and the inbox that they are answered at.
 pub(super) struct Requests {
@@ -121,12 +122,16 @@ impl Requests {
             received.delivery = Fetched::read(message, &self.channel);
             match received.delivery {
                 Some(_) => self.requested = self.requested.saturating_sub(1),
-                None => tracing::warn!("a message that no consumer delivered was ignored"),
+                None => {
+                    guard(|| tracing::warn!("a message that no consumer delivered was ignored"));
+                }
             }
             return Ok(received);
         }
         match message.status.unwrap_or(StatusCode::OK) {
-            StatusCode::OK => tracing::warn!("a message that no consumer delivered was ignored"),
+            StatusCode::OK => {
+                guard(|| tracing::warn!("a message that no consumer delivered was ignored"));
+            }
             StatusCode::IDLE_HEARTBEAT => {}
             StatusCode::NO_RESPONDERS => {
                 self.requested = 0;
@@ -158,7 +163,7 @@ impl Requests {
             Some(pending) => self.requested = self.requested.saturating_sub(pending),
             // The request is not named, so how much of it was left is unknown: begin anew.
             None => {
-                tracing::warn!(description, "the server does not carry a request out");
+                guard(|| tracing::warn!(description, "the server does not carry a request out"));
                 self.requested = 0;
                 self.is_refused = true;
             }
@@ -180,7 +185,7 @@ impl Requests {
             Step::Requested(Ok(())) => {}
             // The client takes nothing any more; its subscriber will say so.
             Step::Requested(Err(error)) => {
-                tracing::warn!(%error, "the client does not take a request");
+                guard(|| tracing::warn!(%error, "the client does not take a request"));
                 return Poll::Ready(Err(SubscriptionError::ClientClosed));
             }
             Step::Subscribed(Ok(subscriber)) => self.subscriber = Some(subscriber),

@@ -12,6 +12,7 @@ use super::{
     dead_letter::{own_headers, value},
     fetched::{DELIVERIES, Fetched, MESSAGE_ID},
 };
+use crate::panic::guard;
 
 /// What became of a schedule.
 pub(super) enum Scheduled {
@@ -57,12 +58,14 @@ pub(super) async fn publish(
             Err(DeliveryError::Unconfirmed { limit })
         }
         _ => {
-            tracing::warn!(
-                stream = channel.stream,
-                stream_sequence = fetched.sequence,
-                %error,
-                "schedule refused: delayed by a NAK instead, which is a delivery more and counts toward `max_ack_pending`"
-            );
+            guard(|| {
+                tracing::warn!(
+                    stream = channel.stream,
+                    stream_sequence = fetched.sequence,
+                    %error,
+                    "schedule refused: delayed by a NAK instead, which is a delivery more and counts toward `max_ack_pending`"
+                );
+            });
             Ok(Scheduled::Refused)
         }
     }

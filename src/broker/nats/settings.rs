@@ -16,6 +16,7 @@ use super::{
     error::{NoPriority, NoSchedules},
     priority::Priority,
 };
+use crate::panic::guard;
 
 /// The shortest `inactive_threshold` that the pace of a subscription can keep up with.
 const LEAST_THRESHOLD: Duration = Duration::from_secs(1);
@@ -34,12 +35,14 @@ pub(super) fn check_consumer(info: &Info, priority: &Priority) -> Result<(), Sub
         });
     }
     if config.max_deliver > 0 {
-        tracing::warn!(
-            stream = info.stream_name,
-            consumer = info.name,
-            max_deliver = config.max_deliver,
-            "the server strands a job after `max_deliver` deliveries: keep the delivery limit below it, or leave it out"
-        );
+        guard(|| {
+            tracing::warn!(
+                stream = info.stream_name,
+                consumer = info.name,
+                max_deliver = config.max_deliver,
+                "the server strands a job after `max_deliver` deliveries: keep the delivery limit below it, or leave it out"
+            );
+        });
     }
     check_priority(config, priority).map_err(|reason| SubscriptionError::Priority { reason })
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{channel::Channel, dead_letter};
-use crate::{outcome::Outcome, settle::Reason};
+use crate::{outcome::Outcome, panic::guard, settle::Reason};
 
 /// How many messages are looked at from each end of what the consumer has delivered.
 const RANGE: u64 = 500;
@@ -84,21 +84,27 @@ async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
     };
     let (stream, name) = (&channel.stream, &channel.consumer);
     match timeout(SEARCH_LIMIT, searching).await {
-        Ok(Ok(found)) => tracing::debug!(
-            stream,
-            consumer = name,
-            found,
-            "unreadable messages looked for"
-        ),
-        Ok(Err(error)) => tracing::warn!(
-            stream,
-            consumer = name,
-            error,
-            "unreadable messages can't be looked for"
-        ),
-        Err(_) => tracing::warn!(
-            stream, consumer = name, limit = ?SEARCH_LIMIT, "search for unreadable messages timed out"
-        ),
+        Ok(Ok(found)) => guard(|| {
+            tracing::debug!(
+                stream,
+                consumer = name,
+                found,
+                "unreadable messages looked for"
+            );
+        }),
+        Ok(Err(error)) => guard(|| {
+            tracing::warn!(
+                stream,
+                consumer = name,
+                error,
+                "unreadable messages can't be looked for"
+            );
+        }),
+        Err(_) => guard(|| {
+            tracing::warn!(
+                stream, consumer = name, limit = ?SEARCH_LIMIT, "search for unreadable messages timed out"
+            );
+        }),
     }
 }
 
@@ -150,13 +156,15 @@ async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String>
         looked_at += 1;
         bytes += message.payload.len();
         if bytes > BYTES {
-            tracing::warn!(
-                stream = channel.stream,
-                consumer = channel.consumer,
-                stream_sequence = message.sequence,
-                bytes,
-                "search for unreadable messages ended early: they are large"
-            );
+            guard(|| {
+                tracing::warn!(
+                    stream = channel.stream,
+                    consumer = channel.consumer,
+                    stream_sequence = message.sequence,
+                    bytes,
+                    "search for unreadable messages ended early: they are large"
+                );
+            });
             seq = last + 1;
         }
         if looked_at == RANGE {
@@ -179,13 +187,15 @@ async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
     let kind = match result {
         Ok(kind) => kind,
         Err(error) => {
-            tracing::error!(
-                stream = channel.stream,
-                consumer = channel.consumer,
-                stream_sequence = sequence,
-                error,
-                "message that the client can't parse is no dead letter: it will break the connection again"
-            );
+            guard(|| {
+                tracing::error!(
+                    stream = channel.stream,
+                    consumer = channel.consumer,
+                    stream_sequence = sequence,
+                    error,
+                    "message that the client can't parse is no dead letter: it will break the connection again"
+                );
+            });
             return;
         }
     };
@@ -198,26 +208,32 @@ async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
     let is_kept = channel.dead_letter.is_some();
     let settled = channel.confirm(reply.into(), kind, channel.confirm_timeout);
     match settled.await {
-        Ok(()) if is_kept => tracing::error!(
-            stream = channel.stream,
-            consumer = channel.consumer,
-            stream_sequence = sequence,
-            "message dead-lettered without a run: the client can't parse its headers"
-        ),
-        Ok(()) => tracing::error!(
-            stream = channel.stream,
-            consumer = channel.consumer,
-            stream_sequence = sequence,
-            after = ?ASIDE,
-            "message set aside: the client can't parse its headers; delete it, or set a dead letter"
-        ),
-        Err(error) => tracing::error!(
-            stream = channel.stream,
-            consumer = channel.consumer,
-            stream_sequence = sequence,
-            %error,
-            "message that the client can't parse is not set aside: it will break the connection again"
-        ),
+        Ok(()) if is_kept => guard(|| {
+            tracing::error!(
+                stream = channel.stream,
+                consumer = channel.consumer,
+                stream_sequence = sequence,
+                "message dead-lettered without a run: the client can't parse its headers"
+            );
+        }),
+        Ok(()) => guard(|| {
+            tracing::error!(
+                stream = channel.stream,
+                consumer = channel.consumer,
+                stream_sequence = sequence,
+                after = ?ASIDE,
+                "message set aside: the client can't parse its headers; delete it, or set a dead letter"
+            );
+        }),
+        Err(error) => guard(|| {
+            tracing::error!(
+                stream = channel.stream,
+                consumer = channel.consumer,
+                stream_sequence = sequence,
+                %error,
+                "message that the client can't parse is not set aside: it will break the connection again"
+            );
+        }),
     }
 }
 

@@ -423,12 +423,14 @@ impl Queue {
     /// Warns of what no adapter can mend.
     fn warn(&self) {
         if self.reading.delivery_limit == DeliveryLimit::Assumed {
-            tracing::warn!(
-                queue = self.name,
-                "a quorum queue may drop jobs over its delivery limit, which is 20 from rabbitmq 4.0 \
+            guard(|| {
+                tracing::warn!(
+                    queue = self.name,
+                    "a quorum queue may drop jobs over its delivery limit, which is 20 from rabbitmq 4.0 \
                  on and counts the ends of channels: set x-delivery-limit to -1, or a dead-letter \
                  exchange, and tell it by `Queue::delivery_limit`"
-            );
+                );
+            });
         }
     }
 

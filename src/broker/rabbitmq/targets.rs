@@ -12,6 +12,7 @@ use super::{
     publisher::Target,
     retry_queues::RetryQueues,
 };
+use crate::panic::guard;
 
 /// Why the check fails.
 pub(super) enum Unmet {
@@ -98,11 +99,13 @@ async fn may_configure(
         Err(error) => match error.kind() {
             // ACCESS_REFUSED
             ErrorKind::ProtocolError(reason) if reason.get_id() == 403 => {
-                tracing::warn!(
-                    queue = queue.as_str(),
-                    right = "configure",
-                    "no right to declare retry queues: retries with a delay will fail"
-                );
+                guard(|| {
+                    tracing::warn!(
+                        queue = queue.as_str(),
+                        right = "configure",
+                        "no right to declare retry queues: retries with a delay will fail"
+                    );
+                });
                 Ok(false)
             }
             _ => Err(Unmet::Client(error)),

@@ -19,7 +19,7 @@ use super::{
     reply::{Entry, counted_entries, cursor_and_entries, new_entries},
     scripts,
 };
-use crate::{Job, Reason, Settle, Unsettled, Verdict};
+use crate::{Job, Reason, Settle, Unsettled, Verdict, panic::guard};
 
 /// How often a connection that waits for nothing is asked whether it lives, which also keeps a server
 /// from closing it: its `timeout` is in whole seconds, and only a longer silence passes it.
@@ -115,12 +115,14 @@ impl Reader {
         };
         self.unseen.extend(unseen);
         if let Err(error) = self.give_back().await {
-            tracing::warn!(
-                error = &error as &(dyn std::error::Error + 'static),
-                stream = self.channel.keys.stream,
-                consumer = self.channel.consumer,
-                "what was not answered is not given back, and will be reclaimed"
-            );
+            guard(|| {
+                tracing::warn!(
+                    error = &error as &(dyn std::error::Error + 'static),
+                    stream = self.channel.keys.stream,
+                    consumer = self.channel.consumer,
+                    "what was not answered is not given back, and will be reclaimed"
+                );
+            });
         }
         Ok(())
     }
@@ -319,7 +321,9 @@ pub(super) async fn release(unread: Vec<Delivery>) {
         let released = delivery.tag().settle(Verdict::release(), reason).await;
         if let Err(Unsettled { error, .. }) = released {
             // The close gives it back.
-            tracing::debug!(%error, id = delivery.id(), "what nobody took is given back later");
+            guard(
+                || tracing::debug!(%error, id = delivery.id(), "what nobody took is given back later"),
+            );
         }
     }
 }

@@ -8,6 +8,7 @@
 //! process is in `killed_consumer`, with processes, and an outage of what jobs need in `zombie`.
 
 pub(crate) mod losing;
+pub(crate) mod loud;
 pub(crate) mod settling;
 pub(crate) mod supervising;
 pub(crate) mod verdicts;
@@ -151,6 +152,11 @@ pub(crate) struct DeadLetter {
 /// The first argument is the attribute that makes a test of an `async fn`.
 macro_rules! scenarios {
     ($test:meta, $broker:ty) => {
+        #[$test]
+        async fn jobs_are_settled_though_each_event_panics() {
+            let test = "jobs_are_settled_though_each_event_panics";
+            $crate::conformance::loud::in_a_child::<$broker>(module_path!(), test).await;
+        }
         $crate::conformance::scenarios! { @ $test, $broker, start,
             settling {
                 an_ack_removes_the_job
