@@ -58,6 +58,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     })
     .max_attempts(10) // in a row
     .with_graceful_shutdown(async { ctrl_c().await.expect("ctrl-c can be waited for") })
+    .run()
     .await?;
     println!("{} orders are settled", summary.answered);
     Ok(())

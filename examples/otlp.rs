@@ -99,6 +99,7 @@ pub async fn run() -> Result<Counts, Box<dyn Error>> {
     Consumer::new(jobs, service)
         .shutdown(shutdown)
         .with_graceful_shutdown(async move { emptied.emptied().await })
+        .run()
         .await?;
     Ok(queue.counts())
 }

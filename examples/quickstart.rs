@@ -62,6 +62,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let summary = Consumer::new(jobs, worker)
         .shutdown(shutdown)
         .with_graceful_shutdown(async move { emptied.emptied().await })
+        .run()
         .await?;
 
     // A job is settled when it is acked or a dead letter, and lost when it is neither.

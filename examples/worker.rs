@@ -202,6 +202,7 @@ async fn run(options: Options) -> Result<(), BoxError> {
     .with_graceful_shutdown(first_signal)
     .with_forced_shutdown(second_signal)
     .drain_timeout(drain_timeout)
+    .run()
     .await?;
     tracing::info!(
         summary.answered,

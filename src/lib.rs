@@ -154,8 +154,8 @@ pub use self::{
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
     consumer::{
-        AfterError, ByError, Classify, Consumer, ConsumerError, Consuming, EndCause, Escalate,
-        Escalation, ReconnectingConsumer, Summary,
+        AfterError, ByClosure, ByError, Classify, Consumer, ConsumerError, Consuming, EndCause,
+        Escalate, Escalation, ReconnectingConsumer, Summary,
     },
     decision::{
         AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,

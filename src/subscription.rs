@@ -19,6 +19,11 @@ use futures_util::Stream;
 /// As a stream it yields an error once, as its last item, when the connection, the channel or the
 /// subscription ends for another reason than `poll_close`. An error is one of transport; a job
 /// that cannot be decoded is a job.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a `Subscription`",
+    label = "not the subscription of a broker",
+    note = "a `Stream` alone does not tell whether its connection lives, and can't be given up: implement `tower_sentinel::Subscription` for a type around it"
+)]
 pub trait Subscription:
     Stream<Item = Result<<Self as Subscription>::Job, <Self as Subscription>::Error>>
 {

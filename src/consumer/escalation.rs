@@ -1,8 +1,8 @@
 //! [`Escalation`]: what a failed call means for the channel, and who says so.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, fmt};
 
-use crate::{SentinelError, SettleError};
+use crate::{error::SentinelError, settle::Unsettled, settle_error::SettleError};
 
 /// How far the error of a call reaches.
 ///
@@ -55,7 +55,8 @@ pub enum Escalation {
 #[diagnostic::on_unimplemented(
     message = "a `Consumer` can't tell from `{Self}` whether the broker has its answer",
     label = "this error does not say how far it reaches",
-    note = "implement `tower_sentinel::Escalate` for `{Self}`, or tell the consumer: `.escalation(|error: &{Self}| Escalation::Channel)`"
+    note = "if it is a type of your crate, as the error of a policy may be, implement `tower_sentinel::Escalate` for it",
+    note = "if it is not, as the `BoxError` of a middleware, tell the consumer: `.escalation(|error: &BoxError| Escalation::Channel)`, with the error of its service"
 )]
 pub trait Escalate {
     /// Returns how far the error reaches.
@@ -96,11 +97,24 @@ impl<E> Escalate for SettleError<E> {
     }
 }
 
-/// Who says how far an error reaches; implemented for [`ByError`] and `Fn(&E) -> Escalation`.
+/// A policy that settles by itself passes it on: what may be tried again, and was not, has no answer.
+impl<Tag, E> Escalate for Unsettled<Tag, E> {
+    fn escalation(&self) -> Escalation {
+        if self.is_moot() {
+            Escalation::Moot
+        } else if self.is_misconfigured() {
+            Escalation::Consumer
+        } else {
+            Escalation::Channel
+        }
+    }
+}
+
+/// Who says how far an error reaches; implemented for [`ByError`] and [`ByClosure`].
 #[diagnostic::on_unimplemented(
     message = "a `Consumer` can't tell from `{E}` whether the broker has its answer",
     label = "nobody says how far this error reaches",
-    note = "implement `tower_sentinel::Escalate` for `{E}`, or tell the consumer: `.escalation(|error: &{E}| Escalation::Channel)`"
+    note = "tell the consumer: `.escalation(|error: &{E}| Escalation::Channel)`"
 )]
 pub trait Classify<E> {
     /// Returns how far `error` reaches.
@@ -117,8 +131,20 @@ impl<E: Escalate> Classify<E> for ByError {
     }
 }
 
-impl<E, F: Fn(&E) -> Escalation> Classify<E> for F {
+/// The [`Classify`] of [`Consumer::escalation`](crate::Consumer::escalation): asks a closure.
+// Not the closure itself: an implementation for each `Fn` would be one for `ByError` as well, to the
+// compiler, which would then not say which error of an error does not `Escalate`.
+#[derive(Clone, Copy)]
+pub struct ByClosure<F>(pub(super) F);
+
+impl<E, F: Fn(&E) -> Escalation> Classify<E> for ByClosure<F> {
     fn classify(&self, error: &E) -> Escalation {
-        self(error)
+        (self.0)(error)
+    }
+}
+
+impl<F> fmt::Debug for ByClosure<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ByClosure")
     }
 }

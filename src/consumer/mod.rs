@@ -27,7 +27,7 @@ mod tasks;
 pub use self::{
     consuming::Consuming,
     error::{ConsumerError, EndCause},
-    escalation::{ByError, Classify, Escalate, Escalation},
+    escalation::{ByClosure, ByError, Classify, Escalate, Escalation},
     reconnecting::ReconnectingConsumer,
     session::AfterError,
     summary::Summary,
@@ -139,6 +139,7 @@ use self::{
 ///     .shutdown(shutdown)
 ///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap() })
 ///     .with_forced_shutdown(async { tokio::signal::ctrl_c().await.unwrap() })
+///     .run()
 ///     .await
 ///     .unwrap_err();
 ///
@@ -156,7 +157,16 @@ pub struct Consumer<B, S, C = ByError> {
     name: Option<Arc<str>>,
 }
 
-impl<B, S> Consumer<B, S> {
+impl<B, S> Consumer<B, S>
+where
+    B: Subscription + Send + 'static,
+    B::Job: Send,
+    B::Error: fmt::Display + Send + 'static,
+    S: Service<B::Job> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: fmt::Display + Send + 'static,
+{
     /// Creates a consumer that calls `service` with the jobs of `subscription`.
     pub fn new(subscription: B, service: S) -> Self {
         Self::with_tasks(subscription, [service])
@@ -235,7 +245,23 @@ impl Consumer<(), ()> {
     /// `make_service` is given the token for
     /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): each service has its own,
     /// because it is cancelled at the end of the service's drain.
-    pub fn reconnecting<F, M>(connect: F, make_service: M) -> ReconnectingConsumer<F, M> {
+    pub fn reconnecting<F, M, Fut, B, S, X>(
+        connect: F,
+        make_service: M,
+    ) -> ReconnectingConsumer<F, M>
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<B, X>> + Send + 'static,
+        M: FnMut(CancellationToken) -> S + Send + 'static,
+        X: fmt::Display + Send + 'static,
+        B: Subscription + Send + 'static,
+        B::Job: Send,
+        B::Error: fmt::Display + Send + 'static,
+        S: Service<B::Job> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Response: Send + 'static,
+        S::Error: fmt::Display + Send + 'static,
+    {
         ReconnectingConsumer::new(connect, make_service)
     }
 }
@@ -257,8 +283,10 @@ impl<B, S, C> Consumer<B, S, C> {
     /// It should have few values: the name of a queue, and not a number that is drawn at the start.
     ///
     /// ```
-    /// # use tower_sentinel::Consumer;
-    /// # let (deliveries, service) = ((), ());
+    /// # use tower_sentinel::{Consumer, broker::memory::Broker};
+    /// # let queue = Broker::<u32>::new().queue("orders").declare();
+    /// # let deliveries = queue.subscribe(1).unwrap();
+    /// # let service = tower::service_fn(|_| async { Ok::<_, std::convert::Infallible>(()) });
     /// let consumer = Consumer::new(deliveries, service).name("orders");
     /// # drop(consumer);
     /// ```
@@ -353,7 +381,9 @@ impl<B, S, C> Consumer<B, S, C> {
     ///     }
     /// }
     ///
-    /// # let (subscription, service) = ((), ());
+    /// # let queue = tower_sentinel::broker::memory::Broker::<u32>::new().queue("jobs").declare();
+    /// # let subscription = queue.subscribe(1).unwrap();
+    /// # let service = tower::service_fn(|_| async { Ok::<_, BoxError>(()) });
     /// let consumer = Consumer::new(subscription, service).escalation(escalation);
     /// # drop(consumer);
     /// let lost: BoxError = Inner::Policy(SettleError::Failed {
@@ -363,14 +393,14 @@ impl<B, S, C> Consumer<B, S, C> {
     /// }).into();
     /// assert_eq!(escalation(&lost), Escalation::Channel);
     /// ```
-    pub fn escalation<E, F>(self, classify: F) -> Consumer<B, S, F>
+    pub fn escalation<E, F>(self, classify: F) -> Consumer<B, S, ByClosure<F>>
     where
         F: Fn(&E) -> Escalation,
     {
         Consumer {
             subscription: self.subscription,
             services: self.services,
-            classify,
+            classify: ByClosure(classify),
             options: self.options,
             signals: self.signals,
             name: self.name,
@@ -381,7 +411,8 @@ impl<B, S, C> Consumer<B, S, C> {
 impl<B, S, C> Consumer<B, S, C> {
     /// Returns the future that `.await` would poll.
     ///
-    /// Where the compiler says that a consumer is not a future, this says which bound is not met.
+    /// Where nobody says how far an error of the service [reaches](Self::escalation), the compiler names
+    /// that error here, and behind an `.await` says only that a consumer is not a future.
     pub fn run(self) -> Consuming<B::Error, S::Error>
     where
         B: Subscription + Send + 'static,

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{
-    AfterError, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation, Summary,
+    AfterError, ByClosure, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation,
+    Summary,
     in_flight::Call,
     session::Options,
     signals::{Asked, Signals},
@@ -106,6 +107,7 @@ use crate::{
 /// })
 /// .backoff(Duration::from_secs(1)..=Duration::from_secs(60))
 /// .with_graceful_shutdown(tokio::time::sleep(Duration::from_secs(3600)))
+/// .run()
 /// .await
 /// .unwrap();
 /// assert_eq!(summary.called, 0);
@@ -261,14 +263,14 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
 
     /// Sets who says what an error of the service means for the channel; see
     /// [`Consumer::escalation`](crate::Consumer::escalation).
-    pub fn escalation<E, K>(self, classify: K) -> ReconnectingConsumer<F, M, K>
+    pub fn escalation<E, K>(self, classify: K) -> ReconnectingConsumer<F, M, ByClosure<K>>
     where
         K: Fn(&E) -> Escalation,
     {
         ReconnectingConsumer {
             connect: self.connect,
             make_service: self.make_service,
-            classify,
+            classify: ByClosure(classify),
             options: self.options,
             signals: self.signals,
             retry: self.retry,

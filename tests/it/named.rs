@@ -141,14 +141,17 @@ async fn a_span_of_the_callers_stays_the_parent() {
         queue.subscribe(1).unwrap(),
         service(true, CancellationToken::new()),
     )
+    .name("orders")
     .with_graceful_shutdown(sleep(2 * SECOND));
     ends(consumer)
         .instrument(tracing::info_span!("main"))
         .await
         .unwrap();
-    for line in log.lines() {
-        assert!(line.contains(" main:"), "{line}");
+    let lines = log.lines();
+    for of in [" main:consumer{", " main:process{"] {
+        assert!(lines.iter().any(|line| line.contains(of)), "{lines:#?}");
     }
+    assert!(lines.iter().all(|line| line.contains(" main:")));
 }
 
 #[cfg(feature = "metrics")]

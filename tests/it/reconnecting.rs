@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    future::{Future, pending},
+    future::{Future, pending, ready},
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
@@ -472,7 +472,8 @@ async fn the_token_of_a_session_that_drains_beside_another_ends_nothing() {
 #[test]
 #[should_panic(expected = "would never connect")]
 fn no_attempt_at_all_is_refused() {
-    let _ = Consumer::reconnecting(|| (), |_: CancellationToken| ()).max_attempts(0);
+    let connect = || ready(Err::<Deliveries, _>(Refused));
+    let _ = Consumer::reconnecting(connect, service).max_attempts(0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use tower_sentinel::{Consumer, EndCause, Escalation, OutcomeKind, Settled, Subsc
 
 use crate::{
     consumer::{CallError, ends, here, stack},
-    subscriptions::{Channel, Delivery, End, Refusal},
+    subscriptions::{Channel, Deliveries, Delivery, End, Refusal},
     support::{Fate, Refused, raise, until, wait_until},
 };
 
@@ -436,5 +436,6 @@ fn a_consumer_without_a_task_is_refused() {
 #[test]
 #[should_panic = "`tasks(0)` would consume nothing"]
 fn a_session_without_a_task_is_refused() {
-    let _ = Consumer::reconnecting(|| (), |_: CancellationToken| ()).tasks(0);
+    let connect = || ready(Err::<Deliveries, _>(Refused));
+    let _ = Consumer::reconnecting(connect, crate::reconnecting::service).tasks(0);
 }
