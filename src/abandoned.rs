@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::{
+    cancel::JobContext,
     instruments::{InFlight, Instruments},
     panic::{drop_quietly, guard},
 };
@@ -54,15 +55,23 @@ impl Abandoned {
         Poll::Pending
     }
 
-    /// Counts `task` until it ends.
-    pub(crate) fn watch<R: Send + 'static>(self: &Arc<Self>, home: &Handle, task: JoinHandle<R>) {
+    /// Counts a job until its `task` ends, and no closure of its blocks a thread any more.
+    pub(crate) fn watch<R: Send + 'static>(
+        self: &Arc<Self>,
+        home: &Handle,
+        task: Option<JoinHandle<R>>,
+        job: Arc<JobContext>,
+    ) {
         self.lock().running += 1;
         let place = Place {
             abandoned: Arc::clone(self),
             _counted: self.instruments.abandon(),
         };
         home.spawn(async move {
-            drop_quietly(task.await);
+            if let Some(task) = task {
+                drop_quietly(task.await);
+            }
+            job.unblocked().await;
             drop(place);
         });
     }

@@ -6,13 +6,16 @@ use std::{
     future::{self, Future},
     mem,
     ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    task::Waker,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    task::{Poll, Waker},
     thread,
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{task::futures::TaskLocalFuture, time::Instant};
+use tokio::{sync::Notify, task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::panic::{drop_quietly, guard};
@@ -264,9 +267,34 @@ pub(crate) struct JobContext {
     token: OnceLock<CancellationToken>,
     /// Set before the job is told.
     stopping: OnceLock<Stopping>,
+    /// Whether the service is called: decided once, by the job or by its supervisor.
+    start: AtomicU8,
     supervisor: AtomicWaker,
-    /// Made for the first companion. `None` in it: the job has its outcome.
-    companions: OnceLock<Box<Mutex<Option<Companions>>>>,
+    /// Made for the first of them.
+    beside: OnceLock<Box<Beside>>,
+}
+
+const UNDECIDED: u8 = 0;
+const STARTED: u8 = 1;
+const REFUSED: u8 = 2;
+
+/// What runs beside a job.
+#[derive(Default)]
+struct Beside {
+    companions: Mutex<Companioned>,
+    /// How many closures block a thread for the job.
+    blocking: AtomicUsize,
+    /// Told when there is none any more.
+    unblocked: Notify,
+}
+
+/// `None`: the job has its outcome.
+struct Companioned(Option<Companions>);
+
+impl Default for Companioned {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
 }
 
 type Companions = Vec<Arc<dyn Companion>>;
@@ -278,6 +306,11 @@ pub(crate) trait Companion: Send + Sync {
 }
 
 impl JobContext {
+    /// Makes this the current job of `work`.
+    pub(crate) fn run<R>(self: Arc<Self>, work: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, work)
+    }
+
     /// Makes this the current job of `future`, in each poll and in its destructor.
     pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
         CURRENT.scope(self, future)
@@ -319,7 +352,7 @@ impl JobContext {
     /// One that nobody else holds any more is over, and is let go: a job may have many, each in its
     /// turn.
     pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
-        if let Some(companions) = &mut *self.companions() {
+        if let Some(companions) = &mut self.companions().0 {
             companions.retain(|it| Arc::strong_count(it) > 1);
             companions.push(companion);
             return;
@@ -331,20 +364,84 @@ impl JobContext {
     #[inline]
     pub(crate) fn dismiss(&self, stopped: bool) {
         // Only a job that still runs can bring another one.
-        if stopped && self.companions.get().is_none() {
+        if stopped && self.beside.get().is_none() {
             return;
         }
-        let companions = self.companions().take();
+        let companions = self.companions().0.take();
         let companions = companions.into_iter().flatten();
         companions.for_each(|companion| guard(|| companion.stop()));
     }
 
-    fn companions(&self) -> MutexGuard<'_, Option<Companions>> {
-        let companions = self
-            .companions
-            .get_or_init(|| Box::new(Mutex::new(Some(Vec::new()))));
+    fn companions(&self) -> MutexGuard<'_, Companioned> {
+        let companions = &self.beside().companions;
         // Nothing panics while the lock is held.
         companions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside(&self) -> &Beside {
+        self.beside.get_or_init(Box::default)
+    }
+
+    /// Begins the current job; returns whether it may.
+    pub(crate) fn start_current() -> bool {
+        let start = |job: &Arc<Self>| {
+            let order = Ordering::Relaxed;
+            let start = job.start.compare_exchange(UNDECIDED, STARTED, order, order);
+            start.is_ok()
+        };
+        // Invariant: a job is polled in its scope.
+        CURRENT.try_with(start).is_ok_and(|may| may)
+    }
+
+    /// Returns whether the job has started; if it has not, it never will.
+    pub(crate) fn has_started(&self) -> bool {
+        let order = Ordering::Relaxed;
+        let refused = self
+            .start
+            .compare_exchange(UNDECIDED, REFUSED, order, order);
+        refused == Err(STARTED)
+    }
+
+    /// Counts a closure that blocks a thread for this job.
+    pub(crate) fn block(&self) {
+        self.beside().blocking.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts the end of such a closure.
+    pub(crate) fn unblock(&self) {
+        let beside = self.beside();
+        if beside.blocking.fetch_sub(1, Ordering::AcqRel) == 1 {
+            beside.unblocked.notify_waiters();
+            guard(|| self.supervisor.wake());
+        }
+    }
+
+    /// Returns whether a closure of the job's blocks a thread.
+    pub(crate) fn is_blocking(&self) -> bool {
+        let beside = self.beside.get();
+        beside.is_some_and(|beside| beside.blocking.load(Ordering::Acquire) > 0)
+    }
+
+    /// Ready when no closure of the job's blocks a thread; wakes `supervisor` then.
+    pub(crate) fn poll_blocking(&self, supervisor: &Waker) -> Poll<()> {
+        if self.is_blocking() {
+            self.supervisor.register(supervisor);
+        }
+        match self.is_blocking() {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        }
+    }
+
+    /// Waits until no closure of the job's blocks a thread.
+    pub(crate) async fn unblocked(&self) {
+        while self.is_blocking() {
+            let unblocked = self.beside().unblocked.notified();
+            // Begun before it is asked again, so that no end is missed.
+            if self.is_blocking() {
+                unblocked.await;
+            }
+        }
     }
 
     fn is_told(&self) -> bool {

@@ -108,6 +108,7 @@ pub fn ack_on_success() -> AckOnSuccess {
 /// | --- | --- |
 /// | `Completed` | [`Ack`](Verdict::Ack) |
 /// | `Failed`, `Panicked`, `TimedOut` | [`Retry`](Verdict::Retry) at once |
+/// | `TimedOut` of a job that never [started](crate::TimedOut::started) | [`Release`](Verdict::Release) |
 /// | `Cancelled` with [`LeaseLost`](CancelReason::LeaseLost) | [`Abandon`](Verdict::Abandon) |
 /// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) | [`Reject`](Verdict::Reject) |
 /// | `Cancelled` for any other reason | [`Release`](Verdict::Release) |
@@ -128,6 +129,7 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
     fn decide(&self, _: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
         Ok(match outcome {
             Outcome::Completed(_) => Verdict::Ack,
+            Outcome::TimedOut(timed_out) if !timed_out.started() => Verdict::release(),
             Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::TimedOut(_) => Verdict::retry(),
             Outcome::Cancelled(cancelled) => match cancelled.reason() {
                 CancelReason::LeaseLost => Verdict::Abandon,

@@ -6,7 +6,7 @@ use tracing::{Level, field};
 
 use crate::{
     cancel::CancelReason,
-    outcome::Outcome,
+    outcome::{Outcome, OutcomeKind},
     panic::{Panic, guard},
     settle::{Settle, Verdict},
     telemetry::{self, GuardedSpan, Messaging},
@@ -81,6 +81,16 @@ pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_tol
     }
 }
 
+/// Warns of a job that returned `late` after its limit, though it was stopped.
+pub(crate) fn tell_late(kind: OutcomeKind, late: Duration) {
+    guard(|| {
+        tracing::warn!(
+            ?late,
+            "the job {kind} {late:?} after its limit: does it block its thread?"
+        );
+    });
+}
+
 /// Tells of an outcome that is not `Completed`, in the current span. Only asks for what is `decided`
 /// if somebody listens.
 pub(crate) fn tell<'a, T, E>(
@@ -116,6 +126,7 @@ pub(crate) fn tell<'a, T, E>(
                 tag = tag.map(field::debug),
                 limit = limit_of(outcome).map(field::debug),
                 reason = reason_of(outcome).map(CancelReason::as_str),
+                started = has_not_started(outcome).then_some(false),
                 stopped = matches!(outcome, Outcome::TimedOut(_) | Outcome::Cancelled(_))
                     .then(|| outcome.is_stopped()),
                 exception.message = panic.map(|panic| panic.message()),
@@ -164,6 +175,14 @@ fn panic_of<T, E>(outcome: &Outcome<T, E>) -> Option<&Panic> {
         Outcome::Panicked(panic) => Some(panic),
         Outcome::TimedOut(timed_out) => timed_out.panic(),
         Outcome::Cancelled(cancelled) => cancelled.panic(),
+    }
+}
+
+fn has_not_started<T, E>(outcome: &Outcome<T, E>) -> bool {
+    match outcome {
+        Outcome::TimedOut(timed_out) => !timed_out.started(),
+        Outcome::Cancelled(cancelled) => !cancelled.started(),
+        Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => false,
     }
 }
 

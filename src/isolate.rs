@@ -25,7 +25,7 @@ use crate::{
     cancel::{CancelReason, JobContext, Request, Stopping},
     home::{Clock, Home, deadline},
     outcome::{Outcome, Stop},
-    panic::{Panic, catch, drop_quietly},
+    panic::{Panic, Quiet, catch, drop_quietly},
     telemetry::GuardedSpan,
 };
 
@@ -34,29 +34,10 @@ type Exit<T, E> = Result<Result<T, E>, Panic>;
 
 /// What the task of a job ends with. The context comes back with the exit, since to release it
 /// where the job ran would cost a trip of its cache line between two cores.
-///
-/// Drops itself quietly: nobody may wait for the task any more, and tokio is not to meet a
-/// destructor that panics, with a payload whose own does.
-pub(crate) struct Output<T, E>(
-    // `None` once it is taken.
-    Option<(Exit<T, E>, Option<Arc<JobContext>>)>,
-);
+type Output<T, E> = Quiet<(Exit<T, E>, Option<Arc<JobContext>>)>;
 
-impl<T, E> Output<T, E> {
-    fn into_exit(mut self) -> Exit<T, E> {
-        // Invariant: only this method, which consumes it, and the destructor empty it.
-        let (exit, _context) = self.0.take().expect("an exit is taken once");
-        exit
-    }
-}
-
-impl<T, E> Drop for Output<T, E> {
-    fn drop(&mut self) {
-        if let Some(output) = self.0.take() {
-            drop_quietly(output);
-        }
-    }
-}
+/// How late a job may return that does not block its thread.
+const LATE: Duration = Duration::from_secs(1);
 
 /// The durations of the ladder by which a job is stopped.
 #[derive(Clone, Copy, Debug)]
@@ -173,8 +154,13 @@ impl<T, E> Isolated<T, E> {
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
-        // First of all, and after every wake-up: a job that returned has returned.
-        if let Some(join) = &mut self.join {
+        let mut is_blocking = false;
+        if let Step::Stopping(_) = self.step {
+            is_blocking = context.poll_blocking(cx.waker()).is_pending();
+        }
+        // First of all, and after every wake-up: a job that returned has returned. What it blocks is
+        // waited for as the job is.
+        if let Some(join) = self.join.as_mut().filter(|_| !is_blocking) {
             if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
                 return Poll::Ready(self.conclude(context, exit));
             }
@@ -195,10 +181,21 @@ impl<T, E> Isolated<T, E> {
                 Step::Stopping(cause) => {
                     ready!(clock.as_mut().poll(self.due, home, cx));
                     if self.has_ended() {
-                        return Poll::Pending;
+                        return match (is_blocking, &mut self.join) {
+                            (true, Some(join)) => {
+                                let exit = ready!(Pin::new(join).poll(cx));
+                                Poll::Ready(self.conclude(context, exit))
+                            }
+                            _ => Poll::Pending,
+                        };
                     }
-                    let (stopped, panic) = (false, None);
-                    return Poll::Ready(cause.into_outcome(Stop { stopped, panic }));
+                    let started = context.has_started();
+                    return Poll::Ready(cause.into_outcome(Stop {
+                        started,
+                        // It never will: it was aborted before.
+                        stopped: !started,
+                        panic: None,
+                    }));
                 }
             }
         }
@@ -302,7 +299,7 @@ impl<T, E> Isolated<T, E> {
             Step::Running => context.request().map(|it| self.first_of(it)),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
-        let panic = match (exit.map(Output::into_exit), cause) {
+        let panic = match (exit.map(|output| output.into_inner().0), cause) {
             (Ok(Ok(result)), _) => return result.into(),
             (Ok(Err(panic)), None | Some(Cause::Unwinding(_))) => return Outcome::Panicked(panic),
             (Ok(Err(panic)), Some(_)) => Some(panic),
@@ -311,8 +308,22 @@ impl<T, E> Isolated<T, E> {
         };
         // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
         let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::RuntimeGone));
-        let stopped = true;
-        cause.into_outcome(Stop { stopped, panic })
+        cause.into_outcome(Stop {
+            started: context.has_started(),
+            stopped: !context.is_blocking(),
+            panic,
+        })
+    }
+
+    /// Returns how long after its limit and `grace` a job was found to have returned, if it was late.
+    pub(crate) fn lateness(&self, elapsed: Duration, grace: Duration) -> Option<Duration> {
+        let limit = match self.step {
+            Step::Running => self.due? - self.started,
+            Step::Grace(Cause::TimeLimit(limit)) | Step::Stopping(Cause::TimeLimit(limit)) => limit,
+            Step::Grace(_) | Step::Stopping(_) => return None,
+        };
+        let late = elapsed.checked_sub(limit)?;
+        (late > grace.saturating_add(LATE)).then_some(late)
     }
 
     /// Takes the task away, if it is still running though the outcome is given.
@@ -369,7 +380,7 @@ where
         let context = call.take_value();
         // Nothing of the job's is left in it.
         this.call.set(None);
-        Poll::Ready(Output(Some((exit, context))))
+        Poll::Ready(Quiet::new((exit, context)))
     }
 }
 
@@ -393,6 +404,10 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let CallProj::Calling { call } = self.as_mut().project() {
+            // It has its outcome, of a job that never started, and was aborted before.
+            if !JobContext::start_current() {
+                return Poll::Pending;
+            }
             // Invariant: a task is not polled again once `call` has panicked.
             let (mut service, job) = call.take().expect("the service is called once");
             let future = catch(|| service.call(job));

@@ -67,7 +67,8 @@
 //! - [`SentinelError`] is what no outcome can carry.
 //! - [`ProcessSpan`] says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
-//! - [`cancelled`] and [`Cancellation`] are for use inside a job.
+//! - [`cancelled`] and [`Cancellation`] are for use inside a job, and [`spawn_blocking`] for what blocks
+//!   its thread there.
 //!
 //! # Which side of what
 //!
@@ -113,6 +114,7 @@
 mod abandoned;
 mod arrival;
 mod backoff;
+mod blocking;
 pub mod broker;
 mod builder;
 mod cancel;
@@ -151,6 +153,7 @@ mod ticker;
 pub use self::instruments::describe_metrics;
 pub use self::{
     arrival::LimitedDeliveries,
+    blocking::spawn_blocking,
     builder::ServiceBuilderExt,
     cancel::{CancelReason, Cancellation, cancelled},
     consumer::{

@@ -221,8 +221,7 @@ impl TimedOut {
     ///
     /// For tests of a policy.
     pub fn new(limit: Duration, stopped: bool) -> Self {
-        let panic = None;
-        let stop = Stop { stopped, panic };
+        let stop = Stop::new(stopped);
         Self { limit, stop }
     }
 
@@ -234,11 +233,37 @@ impl TimedOut {
     /// Returns whether the job was really gone when the policy was called.
     ///
     /// `false` means that it was still running after the layer's
-    /// [`stop_wait`](crate::SentinelLayer::stop_wait), because it blocks its thread: an abort acts
-    /// at an `.await` only. Whatever it does from now on happens beside the next delivery of the
-    /// same job.
+    /// [`stop_wait`](crate::SentinelLayer::stop_wait), because it blocks its thread, as an abort acts
+    /// at an `.await` only, or that of a [`spawn_blocking`](crate::spawn_blocking). Whatever it does
+    /// from now on happens beside the next delivery of the same job.
     pub fn stopped(&self) -> bool {
         self.stop.stopped
+    }
+
+    /// Returns whether the service was called.
+    ///
+    /// `false` means that no thread of the runtime was free for the job within its limit. It was not
+    /// called since, and never will be: [`stopped`](Self::stopped) is `true`, and the job can be given
+    /// back without an attempt that counts.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::TimedOut;
+    ///
+    /// let timed_out = TimedOut::new(Duration::from_secs(30), true);
+    /// assert!(timed_out.started());
+    /// assert!(!timed_out.never_started().started());
+    /// ```
+    pub fn started(&self) -> bool {
+        self.stop.started
+    }
+
+    /// Makes it the outcome of a job that never started.
+    ///
+    /// For tests of a policy.
+    pub fn never_started(mut self) -> Self {
+        self.stop.started = false;
+        self
     }
 
     /// Returns the panic with which the job went down, if it panicked after it was told to stop:
@@ -274,8 +299,7 @@ impl Cancelled {
     ///
     /// For tests of a policy.
     pub fn new(reason: CancelReason, stopped: bool) -> Self {
-        let panic = None;
-        let stop = Stop { stopped, panic };
+        let stop = Stop::new(stopped);
         Self { reason, stop }
     }
 
@@ -288,6 +312,19 @@ impl Cancelled {
     /// [`TimedOut::stopped`].
     pub fn stopped(&self) -> bool {
         self.stop.stopped
+    }
+
+    /// Returns whether the service was called; see [`TimedOut::started`].
+    pub fn started(&self) -> bool {
+        self.stop.started
+    }
+
+    /// Makes it the outcome of a job that never started.
+    ///
+    /// For tests of a policy.
+    pub fn never_started(mut self) -> Self {
+        self.stop.started = false;
+        self
     }
 
     /// Returns the panic with which the job went down, if it panicked after it was told to stop:
@@ -313,11 +350,20 @@ impl Error for Cancelled {
 /// How a job that was told to stop went down.
 #[derive(Debug)]
 pub(crate) struct Stop {
+    pub(crate) started: bool,
     pub(crate) stopped: bool,
     pub(crate) panic: Option<Panic>,
 }
 
 impl Stop {
+    fn new(stopped: bool) -> Self {
+        Self {
+            started: true,
+            stopped,
+            panic: None,
+        }
+    }
+
     pub(crate) fn into_timed_out(self, limit: Duration) -> TimedOut {
         TimedOut { limit, stop: self }
     }
@@ -333,9 +379,10 @@ impl Stop {
 
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.stopped {
-            true => Ok(()),
-            false => f.write_str("; it is still running"),
+        match (self.started, self.stopped) {
+            (false, _) => f.write_str("; it never started"),
+            (true, true) => Ok(()),
+            (true, false) => f.write_str("; it is still running"),
         }
     }
 }

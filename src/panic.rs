@@ -156,6 +156,32 @@ pub(crate) fn drop_quietly<T>(value: T) {
     }
 }
 
+/// A value of the user's that is dropped quietly wherever it is dropped: by tokio, where nobody waits
+/// for a task any more, which meets a panic whose payload panics too with an abort.
+pub(crate) struct Quiet<T>(
+    // `None` once it is taken.
+    Option<T>,
+);
+
+impl<T> Quiet<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    pub(crate) fn into_inner(mut self) -> T {
+        // Invariant: only this method, which consumes it, and the destructor empty it.
+        self.0.take().expect("a value is taken once")
+    }
+}
+
+impl<T> Drop for Quiet<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take() {
+            drop_quietly(value);
+        }
+    }
+}
+
 /// Prints a value of the user's, also one that panics then.
 pub(crate) fn print(what: &str, value: &dyn fmt::Display) -> String {
     catch(|| value.to_string())

@@ -66,8 +66,20 @@ use crate::{
 /// drives the timers of its runtime, so with jobs and supervision on one runtime the outcome of a
 /// blocking job may come only when its thread comes back. The limit is punctual for jobs that
 /// block if they run on a [`runtime`](Self::runtime) of their own. Work that blocks or computes
-/// for long belongs in `tokio::task::spawn_blocking`, whose handle the job awaits: then the job
-/// can be stopped, though the closure itself runs to its end.
+/// for long belongs in [`spawn_blocking`](crate::spawn_blocking), which the job awaits: then the job
+/// can be stopped, and the work hears of it.
+///
+/// A job that returns long after its limit has completed. Where that is more than a second a `warn!` asks
+/// whether it blocks its thread; a caller that does not poll the response is late as well.
+///
+/// # Jobs that block, and their number
+///
+/// Where jobs block, a runtime runs as many as it has threads. With a concurrency limit, or prefetch, above
+/// that number the others wait for a thread, and their limits count meanwhile: it counts from `call`. One
+/// whose limit passes before it has [started](crate::TimedOut::started) never starts.
+/// [`ack_on_success`](crate::ack_on_success) releases it, which charges no attempt. So give a `runtime` for
+/// jobs that block as many threads as the limit lets in, or leave them to `spawn_blocking`, for which tokio
+/// has 512.
 ///
 /// # Examples
 ///
@@ -268,7 +280,8 @@ impl<P, H> SentinelLayer<P, H> {
     /// Keeps the service unready while `max` jobs still run whose outcome is given; without a
     /// bound by default.
     ///
-    /// Those are the jobs that blocked their thread for longer than their limit and
+    /// Those are the jobs that blocked their thread, or that of a
+    /// [`spawn_blocking`](crate::spawn_blocking), for longer than their limit and
     /// [`stop_wait`](Self::stop_wait): they hold no permit of a concurrency limit any more, but
     /// they hold a thread. The bound is on what is let *in*: jobs that run when it is reached may
     /// be abandoned too. It is common to all clones of a service.
@@ -574,7 +587,7 @@ where
         let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
         let stage = match hooks.tag.refusal(&tag) {
             Some(reason) => {
-                let outcome = Outcome::Cancelled(Cancelled::new(reason, true));
+                let outcome = Outcome::Cancelled(Cancelled::new(reason, true).never_started());
                 let _entered = span.enter();
                 events::conclude(&span, &outcome, origin.policy_tells());
                 let report = Report::new(tag, outcome, started.elapsed());

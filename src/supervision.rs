@@ -16,13 +16,14 @@ use tower_service::Service;
 
 use crate::{
     abandoned::Abandoned,
-    cancel::JobHandle,
+    cancel::{JobContext, JobHandle},
     error::SentinelError,
     events,
     home::{Clock, Home, deadline},
     hooks::{Hooks, OnUnsettled},
     instruments::{InFlight, Instruments, Labels},
     isolate::{Isolated, Ladder},
+    outcome::Outcome,
     panic::guard,
     policy::{AckPolicy, Report, Settlement},
     settle::Settled,
@@ -80,8 +81,8 @@ pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     /// [`SettlePolicy`]: crate::SettlePolicy
     fn policy_tells(&self) -> bool;
 
-    /// Counts a job whose outcome is given, if its task still runs.
-    fn abandon(&self, isolated: &mut Isolated<T, E>);
+    /// Counts a job whose outcome is given, though it still runs.
+    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
 
     /// Takes a supervision over from a response future that is dropped, or from a runtime that
     /// ends: on the first of the runtimes from `rank` on.
@@ -108,9 +109,13 @@ where
         TypeId::of::<P::Response>() == TypeId::of::<Settled>()
     }
 
-    fn abandon(&self, isolated: &mut Isolated<T, E>) {
-        if let (Some(abandoned), Some(task)) = (&self.base.abandoned, isolated.take_running()) {
-            abandoned.watch(&self.base.home.watch(), task);
+    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
+        let task = isolated.take_running();
+        if let (Some(abandoned), true) = (
+            &self.base.abandoned,
+            task.is_some() || context.is_blocking(),
+        ) {
+            abandoned.watch(&self.base.home.watch(), task, Arc::clone(context));
         }
     }
 
@@ -165,7 +170,7 @@ where
         mut clock: Pin<&mut Clock>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
-        let context = &*self.context;
+        let context: &Arc<JobContext> = &self.context;
         let _entered = self.span.enter();
         let Base {
             settings,
@@ -182,13 +187,21 @@ where
             let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
+            let elapsed = isolated.elapsed();
             events::conclude(&self.span, &outcome, self.origin.policy_tells());
+            if let Outcome::Completed(_) | Outcome::Failed(_) = outcome {
+                if let Some(late) = isolated.lateness(elapsed, settings.ladder.grace) {
+                    events::tell_late(outcome.kind(), late);
+                }
+            }
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
-            let report = Report::new(tag, outcome, isolated.elapsed());
+            // A job that never started holds no thread.
+            let runs_on = !outcome.is_stopped() || context.is_blocking();
+            let report = Report::new(tag, outcome, elapsed);
             self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
-            if abandoned.is_some() {
-                self.origin.abandon(isolated);
+            if abandoned.is_some() && runs_on {
+                self.origin.abandon(isolated, context);
             }
             self.stage = Stage::Settling {
                 settlement: Settlement::Readying(policy, Some(report)),

@@ -126,6 +126,7 @@ impl<'a> Messaging<'a> {
 /// | `exception.message`, and with the [panic hook](crate::panic_hook) `code.file.path`, `code.line.number`, `exception.stacktrace` | those that panicked, also on their way down |
 /// | `limit` | those that passed their time limit |
 /// | `reason` | those that were cancelled, as [`CancelReason::as_str`] says |
+/// | `started` | those that never did |
 /// | `stopped` | those that passed their time limit or were cancelled |
 ///
 /// A [`SettlePolicy`](crate::SettlePolicy) knows more, so where the sentinel has one the event is the

@@ -3,6 +3,7 @@
 
 mod arrival;
 mod auto_traits;
+mod blocking;
 mod cancellation;
 mod consumer;
 mod decision;
@@ -39,6 +40,7 @@ mod seed;
 mod settle;
 mod spans;
 mod stacking;
+mod starting;
 mod subscriptions;
 mod support;
 mod tasks;

@@ -335,6 +335,7 @@ async fn an_outcome_that_is_not_completed_is_one_event_in_the_jobs_span() {
                     ("messaging.destination.name", "orders"),
                     ("messaging.message.id", "m-7"),
                     ("messaging.rabbitmq.message.delivery_tag", "42"),
+                    ("started", "false"),
                     ("stopped", "true"),
                 ]),
             )),

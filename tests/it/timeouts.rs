@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
     task::{JoinSet, yield_now},
     time::{Instant, sleep},
 };
@@ -20,9 +21,12 @@ use tower_sentinel::{
     TimedOut, cancelled,
 };
 
-use crate::support::{
-    Blocked, Bomb, Count, Fate, Plan, Recorder, Refused, Script, Seen, Unit, Work, Worker, call,
-    current_thread, idle, turn, until,
+use crate::{
+    log::Log,
+    support::{
+        Blocked, Bomb, Count, Fate, Plan, Recorder, Refused, Script, Seen, Unit, Work, Worker,
+        call, current_thread, idle, turn, until, wait_until,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -346,25 +350,97 @@ async fn a_panic_in_a_destructor_during_the_stop_is_attached() {
     assert_eq!(recorder.reports(), [Seen::timed_out(true).with_panic(true)]);
 }
 
+/// Returns a runtime with one thread for jobs that block.
+fn one_thread() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_job_that_does_not_stop_is_waited_for_and_then_reported_as_still_running() {
     let recorder = Recorder::default();
-    // Nobody drives it, so a job on it is as good as blocked.
-    let jobs = current_thread();
+    let thread = Blocked::until_released();
+    let jobs = one_thread();
     let mut sentinel = layer(&recorder)
         .runtime(jobs.handle().clone())
-        .layer(service_fn(|_: Unit| async { Ok::<_, Refused>(()) }));
-    let report = call(&mut sentinel, Unit::default()).await.unwrap();
+        .layer(Worker {
+            thread: Arc::clone(&thread),
+        });
+    let response = sentinel.ready().await.unwrap();
+    let response = response.call(Work::new(Fate::BlockFirst));
+    assert!(wait_until(|| thread.entered()));
+    let report = response.await.unwrap();
     assert_eq!(report.elapsed, LIMIT + GRACE + STOP_WAIT);
     let timed_out = timed_out(report);
     assert_eq!((timed_out.limit(), timed_out.stopped()), (LIMIT, false));
+    assert!(timed_out.started());
 
     // Whatever becomes of it now, it has had its outcome.
-    turn(&jobs);
-    assert_eq!(jobs.metrics().num_alive_tasks(), 0);
+    thread.release();
+    assert!(wait_until(|| jobs.metrics().num_alive_tasks() == 0));
     idle(&Handle::current()).await;
     assert_eq!(recorder.reports(), [Seen::timed_out(false)]);
     jobs.shutdown_background();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_returns_long_after_its_limit_has_completed_and_is_warned_of() {
+    for (late, lines) in [(1, 0), (12, 1)] {
+        let recorder = Recorder::default();
+        let thread = Blocked::until_released();
+        let jobs = one_thread();
+        let blocked = Arc::clone(&thread);
+        let mut sentinel = layer(&recorder)
+            .stop_wait(60 * SECOND)
+            .runtime(jobs.handle().clone())
+            .layer(service_fn(move |_: Unit| {
+                let blocked = Arc::clone(&blocked);
+                async move {
+                    blocked.block();
+                    Ok::<_, Refused>(())
+                }
+            }));
+        let (log, guard) = Log::start();
+        let response = sentinel.ready().await.unwrap().call(Unit::default());
+        let released = Arc::clone(&thread);
+        let (response, ()) = join(response, async {
+            assert!(wait_until(|| thread.entered()));
+            sleep(LIMIT + GRACE + late * SECOND).await;
+            released.release();
+            // Its end wakes the supervisor, and the clock stands still meanwhile.
+            assert!(wait_until(|| jobs.metrics().num_alive_tasks() == 0));
+        })
+        .await;
+        drop(guard);
+        assert_eq!(response.unwrap().outcome.kind(), OutcomeKind::Completed);
+        let logged = log.lines();
+        assert_eq!(logged.len(), lines, "{logged:?}");
+        if let Some(line) = logged.first() {
+            let late = GRACE + late * SECOND;
+            let warning = format!("the job completed {late:?} after its limit: does it block");
+            assert!(
+                line.starts_with("WARN") && line.contains(&warning),
+                "{line}"
+            );
+        }
+        jobs.shutdown_background();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_returns_within_its_grace_is_not_late() {
+    let recorder = Recorder::default();
+    let (log, _guard) = Log::start();
+    let mut sentinel = layer(&recorder)
+        .grace(60 * SECOND)
+        .layer(service_fn(async |_: Unit| {
+            sleep(LIMIT + 59 * SECOND).await;
+            Ok::<_, Refused>(())
+        }));
+    call(&mut sentinel, Unit::default()).await.unwrap();
+    assert_eq!(log.lines(), [] as [String; 0]);
 }
 
 #[tokio::test(start_paused = true)]

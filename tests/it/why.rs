@@ -120,7 +120,7 @@ async fn a_job_that_has_not_completed_is_one_line_that_says_why() {
                 ("WARN", "was cancelled", "", "release", rest)
             }
             Fate::ShutDown => {
-                let rest = r#" reason="shutdown" stopped=true"#;
+                let rest = r#" reason="shutdown" started=false stopped=true"#;
                 ("INFO", "was cancelled", "", "release", rest)
             }
         };
@@ -171,7 +171,7 @@ async fn a_job_that_is_not_run_says_why() {
         .layer(service_fn(process));
     call(&mut sentinel, job).await.unwrap();
     let why = r#"error.message="delivered 2 times without an outcome" verdict=reject"#;
-    let rest = r#"reason="delivery_limit" stopped=true"#;
+    let rest = r#"reason="delivery_limit" started=false stopped=true"#;
     let wanted = format!("ERROR the job was not run {why} {KNOWN} {rest}");
     assert_eq!(log.lines(), [wanted]);
 }
