@@ -35,7 +35,7 @@ use crate::support::{Answer, Fate, Plan, Recorder, Refused, WORK, Work, Worker, 
 
 /// When a subscriber panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Site {
+pub(crate) enum Site {
     Enter,
     Exit,
     Record,
@@ -44,7 +44,9 @@ enum Site {
     Always,
 }
 
-const SITES: [Site; 6] = [
+/// The last two may abort where spans have parents: one that closes can close its parent, within the
+/// subscriber, while the first panic unwinds.
+pub(crate) const SITES: [Site; 6] = [
     Site::Enter,
     Site::Exit,
     Site::Record,
@@ -55,14 +57,14 @@ const SITES: [Site; 6] = [
 
 /// A subscriber's layer that panics from the moment it is armed.
 #[derive(Clone)]
-struct Burst {
+pub(crate) struct Burst {
     site: Site,
     armed: Arc<AtomicBool>,
     panics: Arc<AtomicUsize>,
 }
 
 impl Burst {
-    fn new(site: Site) -> Self {
+    pub(crate) fn new(site: Site) -> Self {
         Self {
             site,
             armed: Arc::default(),
@@ -70,18 +72,18 @@ impl Burst {
         }
     }
 
-    fn start(&self) -> tracing::subscriber::DefaultGuard {
+    pub(crate) fn start(&self) -> tracing::subscriber::DefaultGuard {
         tracing_subscriber::registry()
             .with(self.clone())
             .set_default()
     }
 
-    fn arm(&self) {
+    pub(crate) fn arm(&self) {
         self.armed.store(true, Ordering::SeqCst);
     }
 
     /// The test's own spans are closed after it.
-    fn disarm(&self) {
+    pub(crate) fn disarm(&self) {
         self.armed.store(false, Ordering::SeqCst);
     }
 
@@ -443,7 +445,7 @@ async fn a_consumer_whose_events_panic_consumes_to_the_end() {
 // === wakers ===
 
 /// A waker of a job's own that panics.
-struct BadWaker;
+pub(crate) struct BadWaker;
 
 impl Wake for BadWaker {
     fn wake(self: Arc<Self>) {

@@ -5,13 +5,15 @@
 
 use std::{
     env,
-    future::{IntoFuture, pending, ready},
+    future::{Future, IntoFuture, pending, ready},
     hash::{BuildHasher, RandomState},
+    pin::pin,
     process::exit,
     sync::{
         Arc, Mutex,
         mpsc::{RecvTimeoutError, channel},
     },
+    task::{Context, Waker},
     thread,
     time::Duration,
 };
@@ -41,7 +43,10 @@ use self::{
     case::{Case, End, Failed, Fate, Fault, Patience, Rules, Worker},
     record::{Jobs, Ledger, Tracked},
 };
-use crate::support::{Bomb, raise};
+use crate::{
+    foreign::{BadWaker, Burst},
+    support::{Bomb, raise},
+};
 
 mod case;
 mod record;
@@ -62,7 +67,7 @@ impl Decision<Tracked, (), Failed> for Rules {
     fn decide(&self, tag: &Tracked, outcome: &Outcome<(), Failed>) -> Result<Verdict, Undecided> {
         let limit = self.delivery_limit.unwrap_or(u32::MAX);
         let decision = ack_on_success().on_error(|failed| match failed {
-            Failed::Retry => Verdict::retry(),
+            Failed::Retry | Failed::Unprintable => Verdict::retry(),
             Failed::Release => Verdict::release(),
             Failed::Reject => Verdict::Reject,
         });
@@ -221,6 +226,12 @@ impl Scene {
                     pending().await
                 }
                 Fate::Hang => pending().await,
+                Fate::BadWaker => {
+                    let mut told = pin!(cancelled());
+                    let waker = Waker::from(Arc::new(BadWaker));
+                    let _ = told.as_mut().poll(&mut Context::from_waker(&waker));
+                    pending().await
+                }
                 Fate::StopsWithValue => {
                     cancelled().await;
                     Ok(())
@@ -456,6 +467,11 @@ fn paused() -> Runtime {
 
 fn check(case: Case) -> Result<(), String> {
     let killed = case.killed;
+    let burst = case.burst.map(Burst::new);
+    let _subscriber = burst.as_ref().map(Burst::start);
+    if let Some(burst) = &burst {
+        burst.arm();
+    }
     let scene = Scene::new(case);
     let live = scene.clone().live();
     let process = paused();

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_sentinel::broker::memory::SettleFault;
+
+use crate::{
+    foreign::{SITES, Site},
+    support::raise,
+};
 
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -15,6 +20,8 @@ pub(super) struct Case {
     pub(super) faults: Vec<(Duration, Fault)>,
     pub(super) lease: Option<Lease>,
     pub(super) has_intensity: bool,
+    /// Where the subscriber of traces panics.
+    pub(super) burst: Option<Site>,
     /// When the whole process ends, without a word.
     pub(super) killed: Option<Duration>,
 }
@@ -36,6 +43,8 @@ pub(super) enum Fate {
     /// Hangs, and panics when it is aborted.
     PanicInDrop,
     Hang,
+    /// Hangs, and waits to be told to stop by a waker that panics.
+    BadWaker,
     /// Hangs, and returns a value once it is told to stop.
     StopsWithValue,
 }
@@ -46,11 +55,16 @@ pub(super) enum Failed {
     Retry,
     Release,
     Reject,
+    /// It panics when it is printed, and is given back as it comes.
+    Unprintable,
 }
 
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("failed")
+        match self {
+            Failed::Unprintable => raise("in the printer"),
+            _ => f.write_str("failed"),
+        }
     }
 }
 
@@ -124,7 +138,8 @@ fn fate() -> impl Strategy<Value = Fate> {
     let failed = prop_oneof![
         Just(Failed::Retry),
         Just(Failed::Release),
-        Just(Failed::Reject)
+        Just(Failed::Reject),
+        Just(Failed::Unprintable)
     ];
     prop_oneof![
         3 => ms(0..40).prop_map(Fate::Value),
@@ -134,6 +149,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => ms(0..40).prop_map(Fate::PanicLater),
         1 => Just(Fate::PanicInDrop),
         1 => Just(Fate::Hang),
+        1 => Just(Fate::BadWaker),
         1 => Just(Fate::StopsWithValue),
     ]
 }
@@ -234,10 +250,11 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
         vec((ms(0..250), fault()), 0..6),
         option::weighted(0.25, lease),
         prop::bool::weighted(0.25),
+        option::weighted(0.2, select(&SITES[..4])),
         option::weighted(0.1, ms(0..250)),
     )
         .prop_map(
-            |(jobs, rules, patience, workers, mut faults, lease, has_intensity, killed)| {
+            |(jobs, rules, patience, workers, mut faults, lease, has_intensity, burst, killed)| {
                 faults.sort_by_key(|(at, _)| *at);
                 Case {
                     jobs,
@@ -247,6 +264,7 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
                     faults,
                     lease,
                     has_intensity,
+                    burst,
                     killed,
                 }
             },
