@@ -1,7 +1,7 @@
 //! The worker of the README; `worker` is the same with all that a process needs.
 
 use serde::Deserialize;
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, process::ExitCode, time::Duration};
 use tokio::signal::ctrl_c;
 use tower::ServiceBuilder;
 use tower_sentinel::broker::rabbitmq::lapin::{options::QueueDeclareOptions, types::FieldTable};
@@ -32,8 +32,7 @@ async fn subscribe(orders: Queue) -> Result<Deliveries, Box<dyn Error + Send + S
     Ok(orders.subscribe(&connection).await?)
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let second = Duration::from_secs(1);
     let decision = ack_on_success()
         .reject_undecodable() // to `orders.dead`, with the reason
@@ -44,6 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .dead_letter("orders.dead");
     let gate = orders.gate(); // 64 at once: a permit is held until the broker has its answer
     let connect = move || subscribe(orders.clone());
+    let interrupted = || async { ctrl_c().await.expect("ctrl-c can be waited for") };
     let summary = Consumer::reconnecting(connect, move |shutdown| {
         let policy = SettlePolicy::new(decision);
         ServiceBuilder::new()
@@ -57,9 +57,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .service_fn(process)
     })
     .max_attempts(10) // in a row
-    .with_graceful_shutdown(async { ctrl_c().await.expect("ctrl-c can be waited for") })
+    .with_graceful_shutdown(interrupted()) // lets what runs end
+    .with_forced_shutdown(interrupted()) // at the second time: stops it, and gives it back
     .run()
     .await?;
     println!("{} orders are settled", summary.answered);
     Ok(())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().init(); // from level INFO on: each connect, and why an order failed
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
