@@ -43,7 +43,9 @@ pub enum DeliveryError {
     NotSent,
     /// The client failed to send the answer, or to republish the job.
     Client(lapin::Error),
-    /// The server did not confirm that it has the republished job; the original is not acked.
+    /// The server does not take the republished job (`basic.nack`), as when the queue is full and has
+    /// `x-overflow` set to `reject-publish`. The job is given back after a second; near the delivery
+    /// limit of a queue that would count this, it is kept and settled when there is room.
     NotConfirmed,
     /// No queue takes the dead letter; the original is not acked.
     Unroutable {
@@ -133,9 +135,14 @@ impl DeliveryError {
         }
     }
 
+    /// Returns whether the same settlement may do later.
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, DeliveryError::Blocked | DeliveryError::NotConfirmed)
+    }
+
     /// Returns whether the job is given back after it, since no other is concerned.
     pub(super) fn gives_back(&self) -> bool {
-        matches!(self, DeliveryError::Blocked | DeliveryError::NoRoom { .. })
+        self.passes() || matches!(self, DeliveryError::NoRoom { .. })
     }
 
     /// Returns how far it reaches.
@@ -146,13 +153,14 @@ impl DeliveryError {
             | DeliveryError::NoExchange { .. }
             | DeliveryError::Unroutable { .. }
             | DeliveryError::DelayTooLong(_) => Unsettled::misconfigured(self),
-            DeliveryError::Blocked | DeliveryError::NoRoom { .. } => Unsettled::moot(self),
+            DeliveryError::Blocked | DeliveryError::NotConfirmed | DeliveryError::NoRoom { .. } => {
+                Unsettled::moot(self)
+            }
             DeliveryError::AlreadySettled
             | DeliveryError::Stale
             | DeliveryError::Lost
             | DeliveryError::NotSent
             | DeliveryError::Client(_)
-            | DeliveryError::NotConfirmed
             | DeliveryError::NoKeepAlive => Unsettled::last(self),
         }
     }
@@ -169,7 +177,7 @@ impl fmt::Display for DeliveryError {
             DeliveryError::NotSent => f.write_str("the client did not send the answer"),
             DeliveryError::Client(error) => write!(f, "the answer failed: {error}"),
             DeliveryError::NotConfirmed => {
-                f.write_str("the server did not confirm the republished job")
+                f.write_str("the server does not take the republished job: is its queue full?")
             }
             DeliveryError::Unroutable {
                 exchange,

@@ -163,6 +163,9 @@
 //!   comes too, when the alarm is over.
 //!   Before 4.3 a quorum queue counts what is given back, so from half of its delivery limit on the job
 //!   keeps its place instead, and is retried when the alarm is over.
+//! - A queue that is full and has `x-overflow` set to `reject-publish` takes nothing. A job that would go
+//!   there, at once or as a dead letter, is given back after a second, and its settlement is moot
+//!   ([`DeliveryError::NotConfirmed`]); from half of the delivery limit on it is kept, as in an alarm.
 //!
 //! A message that lapin can't parse never becomes a job: its content type, another property or the name
 //! of a header is not UTF-8. The subscription ends with [`SubscriptionError::Unreadable`], and so does

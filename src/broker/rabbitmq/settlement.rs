@@ -48,10 +48,10 @@ impl Settlement {
                 Err(error) => Err(error),
             };
             let answered = match answered {
-                Err(DeliveryError::Blocked) if tag.message.is_let_go_of() => {
+                Err(error) if error.passes() && tag.message.is_let_go_of() => {
                     let message = Arc::clone(&tag.message);
                     tokio::spawn(keep(message, verdict, reason));
-                    Err(DeliveryError::Blocked)
+                    Err(error)
                 }
                 Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
                 answered => answered,
@@ -184,19 +184,23 @@ async fn release(message: &Message) -> Result<(), DeliveryError> {
     otherwise(message, message.delivery.acker.nack(options).await)
 }
 
-/// Settles a job when the alarm is over; until then it keeps its place, or the channel ends.
+/// Settles a job when the alarm is over, or its queue has room; until then it keeps its place, or the
+/// channel ends.
 async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
     let answered = loop {
         let answered = match message.check() {
             Ok(()) => answer(&message, verdict, &reason).await,
             Err(stale) => Err(stale),
         };
-        if !matches!(answered, Err(DeliveryError::Blocked)) {
-            break answered;
+        match answered {
+            // It has waited.
+            Err(DeliveryError::Blocked) => {}
+            Err(DeliveryError::NotConfirmed) => sleep(PAUSE).await,
+            answered => break answered,
         }
     };
     if let Err(error) = answered {
-        guard(|| tracing::warn!(%error, "a job was not settled after an alarm"));
+        guard(|| tracing::warn!(%error, "a job that was kept is not settled"));
     }
 }
 
@@ -204,7 +208,7 @@ async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
 ///
 /// Returns `error`, or why it is not given back.
 async fn give_back(message: &Message, error: DeliveryError) -> DeliveryError {
-    if let DeliveryError::NoRoom { .. } = error {
+    if let DeliveryError::NoRoom { .. } | DeliveryError::NotConfirmed = error {
         // It comes back at once, and fails again.
         sleep(PAUSE).await;
     }

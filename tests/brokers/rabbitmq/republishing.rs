@@ -491,3 +491,47 @@ async fn a_renewed_password_is_that_of_the_connection_for_publishing_too() {
     }
     scene.assert_empty(jobs).await;
 }
+
+/// Arguments of a queue that refuses what it has no room for.
+fn full_at_one() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments
+}
+
+#[tokio::test]
+async fn a_job_that_its_full_queue_does_not_take_fails_alone() {
+    let test = "a_job_that_its_full_queue_does_not_take";
+    let scene = Scene::declare(shared(), test, QueueKind::Classic, full_at_one()).await;
+    let queue = scene.queue().prefetch(2);
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    scene.publish("one").await;
+    let one = next(&mut jobs).await.tag();
+    scene.publish("two").await;
+    let two = next(&mut jobs).await.tag();
+    scene.publish("three").await;
+    let settled = one.settle(Verdict::retry(), reason()).await;
+    let unsettled = settled.unwrap_err();
+    assert!(unsettled.is_moot());
+    let error = unsettled.error;
+    assert!(matches!(error, DeliveryError::NotConfirmed), "{error:?}");
+    // The channel lives, and it had not kept its place.
+    let one = next(&mut jobs).await;
+    assert_eq!(
+        (one.as_ref(), one.tag().redelivered()),
+        (&b"one"[..], Some(true))
+    );
+    settle(two, Verdict::Ack).await.unwrap();
+    let three = next(&mut jobs).await.tag();
+    // There is room now.
+    settle(one.tag(), Verdict::retry()).await.unwrap();
+    settle(three, Verdict::Ack).await.unwrap();
+    let one = next(&mut jobs).await;
+    assert_eq!(
+        (one.as_ref(), one.tag().deliveries()),
+        (&b"one"[..], Some(2))
+    );
+    settle(one.tag(), Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
+}
