@@ -108,6 +108,12 @@
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams, by redis.
 //! - `rustls`, `native-tls`: TLS for each of these brokers; with both it is rustls.
 //! - `nkeys`: credentials files and NKeys for NATS; `websockets`: its addresses `ws://` and `wss://`.
+//!
+//! rustls takes its cryptography from one *provider* for the process. This crate turns on ring. Where
+//! another crate of the program turns on aws-lc-rs too, rustls can't choose: RabbitMQ's client installs
+//! ring if nobody has installed one, and those of NATS and Redis panic as they connect by TLS. So install
+//! one at the start of the program, which all of them use then:
+//! `rustls::crypto::ring::default_provider().install_default()`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

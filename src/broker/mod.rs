@@ -10,6 +10,9 @@
 //! - *If the server is killed then*: by SIGKILL, right after the settlement was `Ok`. Redis and Valkey have
 //!   `appendfsync always`.
 //!
+//! NATS is without message schedules (`Pull::schedules`) here. With them (2.12 or later, tested on 2.15)
+//! a `Release` after a delay is not charged, and a job that was delayed comes back behind those that wait.
+//!
 //! | server | verdict | charged | comes back | if the server is killed then |
 //! | --- | --- | --- | --- | --- |
 //! | RabbitMQ, quorum queue (3.10) | `Ack` |  | never | may be delivered again |

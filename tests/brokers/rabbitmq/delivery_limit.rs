@@ -1,10 +1,6 @@
 //! The delivery limit of a quorum queue, over which the server lets go of a job.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, io};
 
 use tower_sentinel::{
     Job, Settle, Verdict,
@@ -17,7 +13,7 @@ use tracing::Dispatch;
 use tracing_subscriber::fmt;
 
 use super::{Scene, next, settle, shared};
-use crate::conformance::eventually;
+use crate::{conformance::eventually, log::Log};
 
 const JOBS: usize = 20;
 /// More than a limit of 20 lets through.
@@ -103,28 +99,11 @@ async fn a_limit_that_does_no_harm_is_the_queues() {
     scene.assert_empty(jobs).await;
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn a_limit_that_is_not_told_is_warned_of() {
     // Where there is one subscriber, tracing asks that of the thread which comes first to an event.
     let _second = Dispatch::new(fmt().with_writer(io::sink).finish());
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = fmt().with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::start();
     let scene = Scene::new("a_limit_that_is_not_told", QueueKind::Quorum).await;
     for (queue, warns) in [
         (scene.queue(), true),
@@ -132,12 +111,12 @@ async fn a_limit_that_is_not_told_is_warned_of() {
         (scene.queue().delivery_limit(None), false),
         (Queue::classic(&scene.name), false),
     ] {
-        log.0.lock().unwrap().clear();
+        let before = log.lines().len();
         let jobs = queue.subscribe(&scene.connection).await.unwrap();
-        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let warning = said.lines().find(|line| line.contains("x-delivery-limit"));
+        let said = log.lines().split_off(before);
+        let warning = said.iter().find(|line| line.contains("x-delivery-limit"));
         let named = warning.map(|line| line.contains("WARN") && line.contains(&scene.name));
-        assert_eq!(named, warns.then_some(true), "{said}");
+        assert_eq!(named, warns.then_some(true), "{said:#?}");
         drop(jobs);
     }
 }
