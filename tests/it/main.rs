@@ -18,6 +18,7 @@ mod gone;
 mod instruments;
 mod intensity;
 mod keep_alive;
+mod late;
 mod layer_order;
 mod ledger;
 mod log;
