@@ -15,7 +15,7 @@ use crate::{
     backoff::Delays,
     home::Timer,
     instruments::Stopwatch,
-    panic::guard,
+    panic::{drop_quietly, guard, print},
     settle::{Reach, Reason, Settle, Settled, Unsettled},
     settle_error::SettleError,
     telemetry::GuardedSpan,
@@ -222,7 +222,10 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let Unsettled { tag, error, .. } = unsettled;
         let tag = tag.filter(|_| tries <= this.patience.retries);
         let again = tag.is_some();
-        guard(|| tracing::warn!(%verdict, tries, again, %error, "a settlement failed"));
+        guard(|| {
+            let printed = || print("error", &error);
+            tracing::warn!(%verdict, tries, again, error = %printed(), "a settlement failed");
+        });
         if tag.is_none() {
             return Err(match reach {
                 Reach::Delivery => SettleError::Moot { verdict, error },
@@ -236,6 +239,8 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         }
         *this.timer = None;
         this.step.set(Step::Pausing { tag });
+        // Last, for its destructor is the tag's.
+        drop_quietly(error);
         Ok(())
     }
 

@@ -155,7 +155,11 @@ async fn tick<Tag: Settle>(tag: Tag, rhythm: Rhythm, mut last: Instant) {
         last = Instant::now();
         match keep_alive(&tag, rhythm.try_timeout).await {
             Some(Lease::Held) => failures = 0,
-            Some(Lease::Lost) => return,
+            Some(Lease::Lost) => {
+                // Its destructor must not keep the loss from the job.
+                drop_quietly(tag);
+                return;
+            }
             None => failures = failures.saturating_add(1),
         }
     }

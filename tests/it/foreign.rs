@@ -31,7 +31,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::support::{Answer, Fate, Plan, Recorder, Refused, WORK, Work, Worker, idle, raise};
+use crate::{
+    log::Log,
+    support::{Answer, Fate, Plan, Recorder, Refused, WORK, Work, Worker, idle, raise},
+};
 
 /// When a subscriber panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +247,16 @@ struct Tag {
     told: Arc<AtomicUsize>,
     lost_after: Option<usize>,
     kept: Arc<AtomicUsize>,
+    /// The next one to be dropped panics.
+    explodes: Arc<AtomicBool>,
+}
+
+impl Drop for Tag {
+    fn drop(&mut self) {
+        if self.explodes.swap(false, Ordering::SeqCst) {
+            raise("in the tag's destructor");
+        }
+    }
 }
 
 impl Tag {
@@ -253,6 +266,7 @@ impl Tag {
             told: Arc::default(),
             lost_after: None,
             kept: Arc::default(),
+            explodes: Arc::default(),
         }
     }
 }
@@ -274,6 +288,12 @@ impl fmt::Display for Unprintable {
 
 impl std::error::Error for Unprintable {}
 
+impl Drop for Unprintable {
+    fn drop(&mut self) {
+        raise("in the error's destructor");
+    }
+}
+
 impl Settle for Tag {
     type Error = Unprintable;
     type Future = std::future::Ready<Result<(), Unsettled<Self, Unprintable>>>;
@@ -292,7 +312,10 @@ impl Settle for Tag {
     async fn keep_alive(&self) -> Result<Lease, Unprintable> {
         let kept = self.kept.fetch_add(1, Ordering::SeqCst);
         match self.lost_after {
-            Some(after) if kept >= after => Ok(Lease::Lost),
+            Some(after) if kept >= after => {
+                self.explodes.store(true, Ordering::SeqCst);
+                Ok(Lease::Lost)
+            }
             Some(_) => Ok(Lease::Held),
             None => Err(Unprintable),
         }
@@ -338,13 +361,27 @@ async fn a_settlement_is_tried_again_though_its_event_panics() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_settlement_is_tried_again_though_its_error_can_not_be_printed() {
+    let (log, guard) = Log::start();
+    let tag = Tag::new(2);
+    let policy = SettlePolicy::new(ack_on_success());
+    let report = Report::new(tag.clone(), Outcome::<_, Refused>::Completed(()), WORK);
+    let settled = policy.oneshot(report).await;
+    drop(guard);
+    assert_eq!(settled.unwrap().verdict, Verdict::Ack);
+    assert_eq!(tag.told.load(Ordering::SeqCst), 1);
+    let lines = log.lines();
+    let told = "the error cannot be printed: in the error's Display";
+    assert!(lines.iter().all(|line| line.contains(told)), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_lease_cancels_its_job_though_the_event_panics() {
     let burst = Burst::new(Site::Event);
     let _guard = burst.start();
-    let tag = Tag {
-        lost_after: Some(2),
-        ..Tag::new(0)
-    };
+    let mut tag = Tag::new(0);
+    tag.lost_after = Some(2);
+    let exploded = Arc::clone(&tag.explodes);
     let policy = service_fn(async |report: Report<Tag, (), Refused>| {
         Ok::<_, Refused>(match report.outcome {
             Outcome::Cancelled(cancelled) => Some(cancelled.reason()),
@@ -361,6 +398,7 @@ async fn a_lost_lease_cancels_its_job_though_the_event_panics() {
     burst.arm();
     let reason = sentinel.ready().await.unwrap().call(Delivery(tag)).await;
     assert_eq!(reason.unwrap(), Some(CancelReason::LeaseLost));
+    assert!(!exploded.load(Ordering::SeqCst), "by the ticker");
     assert!(burst.panics.load(Ordering::SeqCst) > 0);
 }
 
