@@ -1,7 +1,7 @@
 //! How a job learns that it is to stop, and how it can ask for it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::{self, Future},
     mem,
@@ -201,6 +201,9 @@ impl Cancellation {
                 unwinding: thread::panicking() && is_current(),
             };
             if job.request.set(Some(request)).is_ok() {
+                if request.unwinding {
+                    UNWINDING.set(true);
+                }
                 guard(|| job.supervisor.wake());
             }
         }
@@ -267,7 +270,8 @@ pub(crate) struct JobContext {
     token: OnceLock<CancellationToken>,
     /// Set before the job is told.
     stopping: OnceLock<Stopping>,
-    /// Whether the service is called: decided once, by the job or by its supervisor.
+    /// Whether the service is called: decided once, by the job or by its supervisor. Then, whether
+    /// the job ended by the panic that made the request.
     start: AtomicU8,
     supervisor: AtomicWaker,
     /// Made for the first of them.
@@ -277,6 +281,14 @@ pub(crate) struct JobContext {
 const UNDECIDED: u8 = 0;
 const STARTED: u8 = 1;
 const REFUSED: u8 = 2;
+const UNWOUND: u8 = 3;
+
+thread_local! {
+    /// Whether a destructor asked for a stop, in a panic that unwinds, since the job that is polled
+    /// on this thread was last begun to be polled. A panic that the job caught in an earlier poll is
+    /// not the one that ends it.
+    static UNWINDING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What runs beside a job.
 #[derive(Default)]
@@ -318,8 +330,24 @@ impl JobContext {
 
     /// Has no request count any more in the current job, for it has panicked.
     pub(crate) fn close_current() {
-        // Fails outside of a job, and where a request came first.
-        let _closed = CURRENT.try_with(|job| job.request.set(None));
+        // Fails outside of a job.
+        let _closed = CURRENT.try_with(|job| {
+            // Fails where a request came first.
+            let _closed = job.request.set(None);
+            if UNWINDING.get() {
+                job.start.store(UNWOUND, Ordering::Release);
+            }
+        });
+    }
+
+    /// Forgets the panics that a job caught in earlier polls.
+    pub(crate) fn begin_poll() {
+        UNWINDING.set(false);
+    }
+
+    /// Returns whether the job ended by the panic in which the first request was made.
+    pub(crate) fn has_unwound(&self) -> bool {
+        self.start.load(Ordering::Acquire) == UNWOUND
     }
 
     /// Returns the first `cancel`; wakes `supervisor` when it comes later.
@@ -399,7 +427,7 @@ impl JobContext {
         let refused = self
             .start
             .compare_exchange(UNDECIDED, REFUSED, order, order);
-        refused == Err(STARTED)
+        matches!(refused, Err(STARTED | UNWOUND))
     }
 
     /// Counts a closure that blocks a thread for this job.

@@ -301,7 +301,10 @@ impl<T, E> Isolated<T, E> {
         };
         let panic = match (exit.map(|output| output.into_inner().0), cause) {
             (Ok(Ok(result)), _) => return result.into(),
-            (Ok(Err(panic)), None | Some(Cause::Unwinding(_))) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), Some(Cause::Unwinding(_))) if context.has_unwound() => {
+                return Outcome::Panicked(panic);
+            }
             (Ok(Err(panic)), Some(_)) => Some(panic),
             // A destructor that panics makes an aborted task look like one that panicked.
             (Err(error), _) => error.try_into_panic().ok().map(panic_of),
@@ -403,6 +406,7 @@ where
     type Output = Exit<S::Response, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        JobContext::begin_poll();
         if let CallProj::Calling { call } = self.as_mut().project() {
             // It has its outcome, of a job that never started, and was aborted before.
             if !JobContext::start_current() {

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn},
+    panic::catch_unwind,
     pin::pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Wake, Waker},
@@ -24,8 +25,8 @@ use tower_sentinel::{
 };
 
 use crate::support::{
-    Blocked, Fate, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker, call, current_thread,
-    exhaust_budget, idle, raise, turn, until,
+    Blocked, Bomb, Fate, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker, call,
+    current_thread, exhaust_budget, idle, raise, turn, until,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -625,6 +626,38 @@ async fn a_guard_that_cancels_when_it_is_dropped_does_not_excuse_the_panic_that_
         call(&mut sentinel, Unit::default()).await.unwrap();
     }
     assert_eq!(recorder.reports(), [Seen::panicked(); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_that_the_job_caught_does_not_make_the_next_one_the_cause() {
+    struct LosesLease;
+
+    impl Drop for LosesLease {
+        fn drop(&mut self) {
+            Cancellation::current().cancel(CancelReason::LeaseLost);
+        }
+    }
+
+    for grace in [Duration::ZERO, SECOND] {
+        let recorder = Recorder::default();
+        let service = service_fn(async |_: Unit| {
+            let caught = catch_unwind(|| {
+                let _guard = LosesLease;
+                raise("and is caught")
+            });
+            assert!(caught.is_err());
+            // Panics in its grace, or in a destructor as it is aborted.
+            let _bomb = Bomb;
+            yield_now().await;
+            cancelled().await;
+            yield_now().await;
+            Ok::<_, Refused>(())
+        });
+        let mut sentinel = layer(&recorder).grace(grace).layer(service);
+        call(&mut sentinel, Unit::default()).await.unwrap();
+        let seen = Seen::cancelled(CancelReason::LeaseLost, true).with_panic(true);
+        assert_eq!(recorder.reports(), [seen], "{grace:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
