@@ -34,6 +34,9 @@ pub enum SentinelError<E, P> {
     Unready(E),
     /// The inner service panicked in `poll_ready`. No job was taken; discard the service.
     UnreadyPanicked(Panic),
+    /// The [`runtime`](crate::SentinelLayer::runtime) of the jobs has ended, so none would run. No job
+    /// was taken; discard the service, and make one with a runtime that lives.
+    RuntimeGone,
     /// The policy failed, in `poll_ready` or in its future: the broker may have no answer.
     Policy(P),
     /// The policy panicked: the broker may have no answer.
@@ -43,11 +46,14 @@ pub enum SentinelError<E, P> {
     PolicyTimedOut(Duration),
 }
 
+const RUNTIME_GONE: &str = "the runtime of the jobs has ended: give the layer one that lives";
+
 impl<E, P> SentinelError<E, P> {
     /// Returns what can be said of the error without bounds on `E` and `P`.
     pub(crate) fn brief(&self) -> &str {
         match self {
             SentinelError::Unready(_) => "the service is not ready",
+            SentinelError::RuntimeGone => RUNTIME_GONE,
             SentinelError::Policy(_) => "the policy failed",
             SentinelError::PolicyTimedOut(_) => "the policy did not settle in time",
             SentinelError::UnreadyPanicked(panic) | SentinelError::PolicyPanicked(panic) => {
@@ -66,6 +72,7 @@ impl<E: fmt::Display, P: fmt::Display> fmt::Display for SentinelError<E, P> {
                 "the service panicked while it was asked for readiness: {}",
                 panic.message()
             ),
+            SentinelError::RuntimeGone => f.write_str(RUNTIME_GONE),
             SentinelError::Policy(error) => write!(f, "the policy failed: {error}"),
             SentinelError::PolicyPanicked(panic) => {
                 write!(f, "the policy panicked: {}", panic.message())
@@ -89,7 +96,7 @@ where
             SentinelError::UnreadyPanicked(panic) | SentinelError::PolicyPanicked(panic) => {
                 Some(panic)
             }
-            SentinelError::PolicyTimedOut(_) => None,
+            SentinelError::PolicyTimedOut(_) | SentinelError::RuntimeGone => None,
         }
     }
 }

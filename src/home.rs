@@ -4,7 +4,10 @@ use std::{
     future::Future,
     iter,
     pin::{Pin, pin},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,6 +26,8 @@ use crate::panic::catch;
 pub(crate) struct Home {
     /// The runtime of the jobs, if they have one of their own.
     jobs: Option<Handle>,
+    /// Whether that one was found to have ended.
+    has_lost_jobs: AtomicBool,
     /// The runtime of the first call, for a response future that is dropped outside of any. One
     /// for all calls, since a handle of its own costs each job two counts on a contended cache
     /// line.
@@ -33,8 +38,22 @@ impl Home {
     pub(crate) fn new(jobs: Option<Handle>) -> Self {
         Self {
             jobs,
+            has_lost_jobs: AtomicBool::new(false),
             first: OnceLock::new(),
         }
+    }
+
+    /// Learns that a job's runtime has ended. Without one of their own, the next job may have
+    /// another.
+    pub(crate) fn lose_jobs(&self) {
+        if self.jobs.is_some() {
+            self.has_lost_jobs.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether no job will run any more.
+    pub(crate) fn has_lost_jobs(&self) -> bool {
+        self.has_lost_jobs.load(Ordering::Relaxed)
     }
 
     /// Learns of the runtime in which a call is made.

@@ -162,7 +162,7 @@ impl<T, E> Isolated<T, E> {
         // waited for as the job is.
         if let Some(join) = self.join.as_mut().filter(|_| !is_blocking) {
             if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
-                return Poll::Ready(self.conclude(context, exit));
+                return Poll::Ready(self.conclude(context, home, exit));
             }
         }
         loop {
@@ -184,7 +184,7 @@ impl<T, E> Isolated<T, E> {
                         return match (is_blocking, &mut self.join) {
                             (true, Some(join)) => {
                                 let exit = ready!(Pin::new(join).poll(cx));
-                                Poll::Ready(self.conclude(context, exit))
+                                Poll::Ready(self.conclude(context, home, exit))
                             }
                             _ => Poll::Pending,
                         };
@@ -293,6 +293,7 @@ impl<T, E> Isolated<T, E> {
     fn conclude(
         &self,
         context: &JobContext,
+        home: &Home,
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
@@ -310,7 +311,10 @@ impl<T, E> Isolated<T, E> {
             (Err(error), _) => error.try_into_panic().ok().map(panic_of),
         };
         // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
-        let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::RuntimeGone));
+        let cause = cause.unwrap_or_else(|| {
+            home.lose_jobs();
+            Cause::Cancelled(CancelReason::RuntimeGone)
+        });
         cause.into_outcome(Stop {
             started: context.has_started(),
             stopped: !context.is_blocking(),

@@ -261,7 +261,8 @@ impl<P, H> SentinelLayer<P, H> {
     /// With it a time limit is punctual for jobs that block their thread; see
     /// [What a time limit can promise](Self#what-a-time-limit-can-promise). If that runtime is
     /// gone, its jobs are [`Cancelled`](crate::Outcome::Cancelled) with
-    /// [`RuntimeGone`](crate::CancelReason::RuntimeGone).
+    /// [`RuntimeGone`](crate::CancelReason::RuntimeGone), and after the first of them the service's
+    /// readiness is an error, [`SentinelError::RuntimeGone`]: no more jobs are taken only to be given back.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -554,6 +555,9 @@ where
     type Future = ResponseFuture<P, P::Future, G::Tag, S::Response, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.shared.base.home.has_lost_jobs() {
+            return Poll::Ready(Err(SentinelError::RuntimeGone));
+        }
         if let Some(abandoned) = &self.shared.base.abandoned {
             ready!(abandoned.poll_ready(&mut self.waiter, cx));
         }

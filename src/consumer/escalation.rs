@@ -78,7 +78,8 @@ impl<E, P: Escalate> Escalate for SentinelError<E, P> {
             SentinelError::PolicyPanicked(_)
             | SentinelError::PolicyTimedOut(_)
             | SentinelError::Unready(_)
-            | SentinelError::UnreadyPanicked(_) => Escalation::Channel,
+            | SentinelError::UnreadyPanicked(_)
+            | SentinelError::RuntimeGone => Escalation::Channel,
         }
     }
 }

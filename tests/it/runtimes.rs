@@ -24,10 +24,11 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::sleep,
 };
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Job, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer,
-    TimeLimit,
+    CancelReason, Cancellation, Consumer, EndCause, Job, Outcome, OutcomeKind, Report,
+    SentinelError, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
+    broker::memory::{Broker, Delivery},
 };
 
 use crate::support::{
@@ -438,4 +439,39 @@ fn a_policy_has_timers_though_its_caller_has_no_runtime() {
         .layer(service_fn(|_: Unit| ready(Ok::<_, Refused>(()))));
     let settled = block_on(call(&mut sentinel, Unit::default()));
     assert_eq!(settled.unwrap(), OutcomeKind::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g3_a_service_whose_jobs_have_no_runtime_any_more_is_not_ready() {
+    let queue = Broker::new().queue("jobs").declare();
+    (0..100).for_each(|job: u32| queue.publish(job));
+    let jobs = current_thread();
+    let policy = SettlePolicy::new(ack_on_success());
+    let service = ServiceBuilder::new()
+        .concurrency_limit(4)
+        .layer(SentinelLayer::new(policy).runtime(jobs.handle().clone()))
+        .service_fn(async |_: Delivery<u32>| Ok::<_, Refused>(()));
+    jobs.shutdown_background();
+    let ended = Consumer::new(queue.subscribe(4).unwrap(), service).run();
+    let error = ended.await.unwrap_err();
+    let EndCause::Unready(SentinelError::RuntimeGone) = error.cause() else {
+        panic!("{error:?}");
+    };
+    assert!(error.summary().called <= 4, "{error:?}");
+    assert_eq!(queue.counts().ready, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_gives_the_end_of_a_runtime_for_its_reason_ends_no_service() {
+    let jobs = multi_thread();
+    let mut sentinel = SentinelLayer::new(Recorder::default().policy())
+        .runtime(jobs.handle().clone())
+        .layer(service_fn(async |_: Unit| {
+            Cancellation::current().cancel(CancelReason::RuntimeGone);
+            pending::<Result<(), Refused>>().await
+        }));
+    for _ in 0..2 {
+        call(&mut sentinel, Unit::default()).await.unwrap();
+    }
+    jobs.shutdown_background();
 }
