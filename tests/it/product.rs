@@ -12,8 +12,8 @@ use std::{
 };
 
 use tokio::{
-    runtime::{Handle, Runtime},
-    task::yield_now,
+    runtime::{Builder, Handle, Runtime},
+    task::{spawn_blocking, yield_now},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ use tower::{Layer, Service, ServiceExt};
 use tower_sentinel::{CancelReason, OnDrop, SentinelLayer, TimeLimit};
 
 use crate::support::{
-    Answer, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, current_thread, idle, turn,
-    until,
+    Answer, BLOCK, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, current_thread, idle,
+    turn, until, wait_until,
 };
 
 /// What the caller of a job does.
@@ -199,13 +199,18 @@ async fn observe(cell: Cell) -> Observed {
         thread: Arc::clone(&thread),
     };
     let shutdown = CancellationToken::new();
-    let blocked_when_stopped = cell.rig == Rig::OwnThread && cell.caller != Caller::DropsUnpolled;
+    let blocked_when_stopped = blocks_beside_virtual_time(cell);
+    if blocked_when_stopped {
+        // Holds the time until the job has begun.
+        let thread = Arc::clone(&thread);
+        spawn_blocking(move || while !wait_until(|| thread.entered()) {});
+    }
     let mut layer = SentinelLayer::new(recorder.scripted(cell.plan, Duration::from_millis(10)))
         .timeout(match cell.rig {
             Rig::Paused => Duration::from_secs(10),
-            Rig::SharedThread => Duration::from_millis(50),
             // A job must have begun by then, with the threads of all cells beside it.
-            Rig::OwnThread => Duration::from_millis(500),
+            Rig::SharedThread => BLOCK / 2,
+            Rig::OwnThread => Duration::from_millis(50),
         })
         // Long wherever the job does stop, so that a busy machine does not show.
         .stop_wait(match blocked_when_stopped {
@@ -401,7 +406,18 @@ async fn g1_each_job_settles_once_when_its_caller_detaches_while_it_runs() {
     every_cell_of(Caller::DetachesRunning).await;
 }
 
-// === with a blocked thread: real time, the cells side by side ===
+// === with a blocked thread: the cells side by side ===
+
+/// Returns whether the job blocks a thread of its own while its caller goes by virtual time.
+fn blocks_beside_virtual_time(cell: Cell) -> bool {
+    // Where the job is dropped before it begins there is no event to hold the time for.
+    cell.rig == Rig::OwnThread && cell.caller != Caller::DropsUnpolled
+}
+
+fn paused() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
+}
 
 fn every_blocking_cell_of(fate: Fate, rig: Rig) {
     let mut cells = Vec::new();
@@ -416,7 +432,11 @@ fn every_blocking_cell_of(fate: Fate, rig: Rig) {
         }
     }
     let run = |cell| {
-        let cell = thread::spawn(move || (cell, current_thread().block_on(observe(cell))));
+        let runtime = move || match blocks_beside_virtual_time(cell) {
+            true => paused(),
+            false => current_thread(),
+        };
+        let cell = thread::spawn(move || (cell, runtime().block_on(observe(cell))));
         move || cell.join().unwrap()
     };
     let running: Vec<_> = cells.into_iter().map(run).collect();

@@ -29,7 +29,7 @@ use tower_sentinel::{
 pub(crate) const WORK: Duration = Duration::from_secs(1);
 
 /// How long a job blocks its thread, unless it waits to be released.
-pub(crate) const BLOCK: Duration = Duration::from_millis(300);
+pub(crate) const BLOCK: Duration = Duration::from_secs(1);
 
 /// The error of a job, and of a policy that refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

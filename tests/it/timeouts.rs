@@ -4,7 +4,7 @@ use std::{
     future::{Future, pending},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -522,20 +522,34 @@ async fn a_limit_is_punctual_for_a_blocking_job_on_a_runtime_of_its_own() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocking_job_on_the_runtime_of_its_caller_has_one_outcome_when_it_comes_back() {
     let recorder = Recorder::default();
+    let is_back = Arc::new(AtomicBool::new(false));
+    let back = Arc::clone(&is_back);
     let mut sentinel = SentinelLayer::new(recorder.policy())
         .timeout(Duration::from_millis(50))
-        .layer(service_fn(|_: Unit| async {
-            sleep(Duration::from_millis(10)).await;
-            // Perhaps the very thread that drives the timers.
-            std::thread::sleep(Duration::from_millis(300));
-            pending::<Result<(), Refused>>().await
+        .stop_wait(Duration::MAX)
+        .layer(service_fn(move |_: Unit| {
+            let back = Arc::clone(&back);
+            async move {
+                // Perhaps the very thread that drives the timers.
+                std::thread::sleep(Duration::from_millis(300));
+                back.store(true, Ordering::SeqCst);
+                pending::<Result<(), Refused>>().await
+            }
         }));
-    let report = call(&mut sentinel, Unit::default()).await.unwrap();
+    loop {
+        let report = call(&mut sentinel, Unit::default()).await.unwrap();
+        let timed_out = timed_out(report);
+        assert!(timed_out.stopped());
+        // A busy machine may come to the job too late.
+        if timed_out.started() {
+            break;
+        }
+    }
     // An abort acts at an await, so not before the thread is back.
-    assert!(report.elapsed >= Duration::from_millis(310));
-    assert!(timed_out(report).stopped());
+    assert!(is_back.load(Ordering::SeqCst));
     idle(&Handle::current()).await;
-    assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
+    let reports = recorder.reports();
+    assert!(reports.iter().all(|seen| *seen == Seen::timed_out(true)));
 }
 
 // === limit against completion ===
