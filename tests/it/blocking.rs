@@ -16,7 +16,7 @@ use tokio::{
     task,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_sentinel::{Cancellation, SentinelLayer, spawn_blocking};
+use tower_sentinel::{CancelReason, Cancellation, SentinelLayer, spawn_blocking};
 
 use crate::support::{
     Blocked, Bomb, Count, Recorder, Refused, Seen, Unit, call, raise, wait_until,
@@ -63,12 +63,14 @@ async fn work_that_is_told_to_stop_is_waited_for() {
     let ended = Arc::new(AtomicBool::new(false));
     let ending = Arc::clone(&ended);
     let mut sentinel = SentinelLayer::new(recorder.policy())
-        .timeout(Duration::from_millis(20))
+        .no_timeout()
         .stop_wait(Duration::MAX)
         .layer(service_fn(move |_: Unit| {
             let ended = Arc::clone(&ending);
             async move {
                 let work = spawn_blocking(move |job| {
+                    // Now it runs, however late the machine came to it.
+                    job.cancel(CancelReason::Requested);
                     until_told(&job);
                     // The same, for what is called in here.
                     assert!(Cancellation::current().is_cancelled());
@@ -84,7 +86,8 @@ async fn work_that_is_told_to_stop_is_waited_for() {
         ended.load(Ordering::SeqCst),
         "it is gone before the policy is called"
     );
-    assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
+    let seen = Seen::cancelled(CancelReason::Requested, true);
+    assert_eq!(recorder.reports(), [seen]);
 }
 
 /// Panics when it is dropped, with a payload that does.
