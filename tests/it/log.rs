@@ -2,10 +2,13 @@
 
 use std::{
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
-use tracing::subscriber::{DefaultGuard, set_default};
+use tracing::{
+    Dispatch,
+    subscriber::{DefaultGuard, set_default},
+};
 
 /// What is logged in a thread: a line for each event, with its level and fields.
 #[derive(Clone, Default)]
@@ -14,6 +17,12 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// Begins; it ends when the guard is dropped.
     pub(crate) fn start() -> (Self, DefaultGuard) {
+        // Where there is one subscriber, tracing asks that of the thread which comes first to an event,
+        // and no other thread's hears of it.
+        static SECOND: OnceLock<Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| {
+            Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish())
+        });
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -1,6 +1,6 @@
 //! The delivery limit of a quorum queue, over which the server lets go of a job.
 
-use std::{collections::BTreeMap, io};
+use std::collections::BTreeMap;
 
 use tower_sentinel::{
     Job, Settle, Verdict,
@@ -9,8 +9,6 @@ use tower_sentinel::{
         lapin::types::{AMQPValue, FieldTable},
     },
 };
-use tracing::Dispatch;
-use tracing_subscriber::fmt;
 
 use super::{Scene, next, settle, shared};
 use crate::{conformance::eventually, log::Log};
@@ -101,8 +99,6 @@ async fn a_limit_that_does_no_harm_is_the_queues() {
 
 #[tokio::test]
 async fn a_limit_that_is_not_told_is_warned_of() {
-    // Where there is one subscriber, tracing asks that of the thread which comes first to an event.
-    let _second = Dispatch::new(fmt().with_writer(io::sink).finish());
     let (log, _guard) = Log::start();
     let scene = Scene::new("a_limit_that_is_not_told", QueueKind::Quorum).await;
     for (queue, warns) in [
