@@ -494,6 +494,9 @@ impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
 ///   future is dropped, or else on the [`runtime`](SentinelLayer::runtime) of the jobs, or that
 ///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
 /// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
+/// - *What blocks*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs where the response
+///   future is polled, and so does the destructor of what the job returned, in the policy. One that
+///   blocks its thread delays the limits and settlements of all jobs that are polled in the same task.
 ///
 /// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
 /// a panic while another unwinds, the end of the process or of each of these runtimes. The broker
