@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, RefCell},
     fmt,
     future::{self, Future},
-    mem,
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -411,6 +410,7 @@ impl JobContext {
     }
 
     /// Begins the current job; returns whether it may.
+    #[inline]
     pub(crate) fn start_current() -> bool {
         let start = |job: &Arc<Self>| {
             let order = Ordering::Relaxed;
@@ -422,6 +422,7 @@ impl JobContext {
     }
 
     /// Returns whether the job has started; if it has not, it never will.
+    #[inline]
     pub(crate) fn has_started(&self) -> bool {
         let order = Ordering::Relaxed;
         let refused = self
@@ -445,6 +446,7 @@ impl JobContext {
     }
 
     /// Returns whether a closure of the job's blocks a thread.
+    #[inline]
     pub(crate) fn is_blocking(&self) -> bool {
         let beside = self.beside.get();
         beside.is_some_and(|beside| beside.blocking.load(Ordering::Acquire) > 0)
@@ -499,6 +501,7 @@ const MOST_SPARE: usize = 16;
 
 impl JobHandle {
     /// Takes a context that no other job has, or has had to any effect.
+    #[inline]
     pub(crate) fn new() -> Self {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
         Self(Some(spare.ok().flatten().unwrap_or_default()))
@@ -528,7 +531,7 @@ impl Drop for JobHandle {
         };
         // Now, and not with the next job, so that the caller's waker is let go. And before the
         // list is borrowed: a waker is foreign code.
-        drop_quietly(mem::take(unique));
+        guard(|| *unique = JobContext::default());
         // Without effect in a thread that is about to end.
         let _ended = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();

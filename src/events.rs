@@ -71,6 +71,7 @@ impl fmt::Display for Fate {
 }
 
 /// Tells of an outcome, in `span`, which is current: the event is the policy's if that `is_told` by it.
+#[inline]
 pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_told: bool) {
     if outcome.is_completed() {
         return;

@@ -290,6 +290,7 @@ impl<T, E> Isolated<T, E> {
         context.dismiss(false);
     }
 
+    #[inline]
     fn conclude(
         &self,
         context: &JobContext,
@@ -323,7 +324,11 @@ impl<T, E> Isolated<T, E> {
     }
 
     /// Returns how long after its limit and `grace` a job was found to have returned, if it was late.
+    #[inline]
     pub(crate) fn lateness(&self, elapsed: Duration, grace: Duration) -> Option<Duration> {
+        if elapsed <= LATE {
+            return None;
+        }
         let limit = match self.step {
             Step::Running => self.due? - self.started,
             Step::Grace(Cause::TimeLimit(limit)) | Step::Stopping(Cause::TimeLimit(limit)) => limit,
