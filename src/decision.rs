@@ -3,8 +3,11 @@
 use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, time::Duration};
 
 use crate::{
-    CancelReason, DecodeError, Outcome, Settle, Verdict,
     backoff::{Delays, full_jitter},
+    cancel::CancelReason,
+    decode::DecodeError,
+    outcome::Outcome,
+    settle::{Settle, Verdict},
 };
 
 /// Says which [`Verdict`] the outcome of a job deserves.

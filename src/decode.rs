@@ -16,7 +16,10 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Job, TimeLimit, outcome::boxed_source};
+use crate::{
+    job::{Job, TimeLimit},
+    outcome::boxed_source,
+};
 
 // === impl DecodeLayer ===
 

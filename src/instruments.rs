@@ -19,8 +19,13 @@ use ::metrics::{
 use tokio::time::Instant;
 
 use crate::{
-    IntensityLayer, IntensityState, OutcomeKind, SentinelLayer, SettlePolicy, Verdict,
-    consumer_name, panic::guard,
+    consumer_name,
+    intensity::{IntensityLayer, IntensityState},
+    outcome::OutcomeKind,
+    panic::guard,
+    sentinel::SentinelLayer,
+    settle::Verdict,
+    settle_policy::SettlePolicy,
 };
 
 const PROCESS_DURATION: &str = "messaging.process.duration";

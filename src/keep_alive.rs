@@ -20,9 +20,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Cancellation, Job, Settle,
-    cancel::Companion,
+    cancel::{Cancellation, Companion},
+    job::Job,
     panic::guard,
+    settle::Settle,
     ticker::{Rhythm, Stopping, Ticker},
 };
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{IntensityState, OutcomeKind, Verdict};
+use crate::{intensity::IntensityState, outcome::OutcomeKind, settle::Verdict};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Labels(());

@@ -2,7 +2,7 @@
 
 use std::{any::Any, error::Error, fmt, time::Duration};
 
-use crate::{CancelReason, Panic};
+use crate::{cancel::CancelReason, panic::Panic};
 
 /// What became of a job.
 ///

@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
-use crate::{Messaging, Outcome, OutcomeKind};
+use crate::{
+    outcome::{Outcome, OutcomeKind},
+    telemetry::Messaging,
+};
 
 /// What to tell the broker of a delivery.
 ///

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use crate::{Undecided, Verdict};
+use crate::{decision::Undecided, settle::Verdict};
 
 /// Why a [`SettlePolicy`](crate::SettlePolicy) did not settle a delivery; `E` is the error of its
 /// tag.

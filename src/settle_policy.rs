@@ -12,13 +12,17 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::{
-    AckOnSuccess, CancelReason, Decision, Outcome, Reason, Report, Settle, SettleError,
-    SettleFuture, Settled, Verdict,
     backoff::Delays,
+    cancel::CancelReason,
+    decision::{AckOnSuccess, Decision},
     events::{self, Decided, Fate},
     instruments::{Labels, SettleInstruments},
+    outcome::Outcome,
     panic::{drop_quietly, guard, print},
-    settle_future::Patience,
+    policy::Report,
+    settle::{Reason, Settle, Settled, Verdict},
+    settle_error::SettleError,
+    settle_future::{Patience, SettleFuture},
     telemetry::settle_span,
 };
 

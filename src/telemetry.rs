@@ -9,8 +9,12 @@ use std::{any::type_name, borrow::Cow, mem};
 use tracing::{Span, field, span::Id};
 
 use crate::{
-    CancelReason, MakeSpan, Outcome, Settle, Verdict, consumer_name,
+    cancel::CancelReason,
+    consumer_name,
+    hooks::MakeSpan,
+    outcome::Outcome,
     panic::{drop_quietly, guard},
+    settle::{Settle, Verdict},
 };
 
 // === impl Messaging ===

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Span;
 
 use crate::{
-    CancelReason, Cancellation, Lease, Settle,
     backoff::Delays,
-    cancel::Companion,
+    cancel::{CancelReason, Cancellation, Companion},
     home::deadline,
     panic::{catch, drop_quietly, guard, print},
+    settle::{Lease, Settle},
     telemetry::GuardedSpan,
 };
 

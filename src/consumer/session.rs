@@ -25,9 +25,9 @@ use super::{
     tasks::Ended,
 };
 use crate::{
-    Panic, Subscription,
     home::deadline,
-    panic::{catch, drop_quietly, guard},
+    panic::{Panic, catch, drop_quietly, guard},
+    subscription::Subscription,
 };
 
 /// How many jobs are taken before others have their turn on this thread.

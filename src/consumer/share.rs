@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{stream::Stream, task::AtomicWaker};
 
-use crate::Subscription;
+use crate::subscription::Subscription;
 
 /// A subscription as one of the tasks has it that take their jobs from it.
 ///

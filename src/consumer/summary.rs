@@ -2,7 +2,10 @@
 
 use std::any::Any;
 
-use crate::{OutcomeKind, Settled, Verdict};
+use crate::{
+    outcome::OutcomeKind,
+    settle::{Settled, Verdict},
+};
 
 /// The most tags that a summary keeps.
 const MAX_TAGS: usize = 1_000;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
-use crate::{Subscription, home::Timer};
+use crate::{home::Timer, subscription::Subscription};
 
 /// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
 ///

@@ -12,8 +12,11 @@ use super::{
     Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
 };
 use crate::{
-    Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict, home::Timer,
+    home::Timer,
+    job::Job,
     panic::drop_quietly,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
+    telemetry::Messaging,
 };
 
 /// A job that was delivered.

@@ -7,7 +7,7 @@ use super::{
     properties::Headers,
     state::{Config, Server},
 };
-use crate::{Capabilities, Reason};
+use crate::settle::{Capabilities, Reason};
 
 /// A queue of a [`Broker`]; clones are handles of the same queue.
 pub struct Queue<P> {

@@ -7,7 +7,7 @@ use super::{
     state::{Address, State},
     step::{Step, Wakers},
 };
-use crate::{Lease, Reason, Verdict};
+use crate::settle::{Lease, Reason, Verdict};
 
 /// Why a settlement failed, and whether it can be made again.
 #[derive(Clone, Copy, Debug)]

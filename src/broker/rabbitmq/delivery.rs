@@ -19,7 +19,11 @@ use super::{
     headers::{self, Counted},
     publisher::Publisher,
 };
-use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Verdict};
+use crate::{
+    job::Job,
+    settle::{Capabilities, Lease, Reason, Settle, Verdict},
+    telemetry::Messaging,
+};
 
 /// What the deliveries of one channel share.
 #[derive(Debug)]

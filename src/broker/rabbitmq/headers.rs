@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
-use crate::Messaging;
+use crate::telemetry::Messaging;
 
 /// The queue's own count of failed deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DeliveryError, acks::Acks, error::is_of_the_connection, keys::Keys, probe::Newer, scripts,
 };
-use crate::{Lease, Reason, Verdict};
+use crate::settle::{Lease, Reason, Verdict};
 
 /// The settling side of a subscription.
 pub(super) struct Channel {

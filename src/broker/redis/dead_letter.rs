@@ -8,7 +8,7 @@ use super::{
     channel::{Channel, DeliveryId, Reply},
     scripts,
 };
-use crate::Reason;
+use crate::settle::Reason;
 
 const KIND: &str = "x-outcome-kind";
 const MESSAGE: &str = "x-outcome-message";

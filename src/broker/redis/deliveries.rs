@@ -18,7 +18,7 @@ use tokio::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
-use crate::Subscription;
+use crate::subscription::Subscription;
 
 /// The deliveries to one consumer of a group.
 ///

@@ -16,7 +16,11 @@ use super::{
     DeliveryError,
     channel::{Channel, DeliveryId, Failed, Left},
 };
-use crate::{Capabilities, Job, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
+use crate::{
+    job::Job,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
+    telemetry::Messaging,
+};
 
 /// An entry of a stream that was delivered to this consumer.
 ///

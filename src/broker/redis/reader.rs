@@ -19,7 +19,11 @@ use super::{
     reply::{Entry, counted_entries, cursor_and_entries, new_entries},
     scripts,
 };
-use crate::{Job, Reason, Settle, Unsettled, Verdict, panic::guard};
+use crate::{
+    job::Job,
+    panic::guard,
+    settle::{Reason, Settle, Unsettled, Verdict},
+};
 
 /// How often a connection that waits for nothing is asked whether it lives, which also keeps a server
 /// from closing it: its `timeout` is in whole seconds, and only a longer silence passes it.
