@@ -67,6 +67,8 @@ use crate::{
 /// - *A failed keep-alive* costs the job nothing: nobody knows whether the lease is lost. It is an
 ///   event, and is tried again for as long as the job runs, never more often than said above. An
 ///   error and a [timeout](Self::try_timeout) are a `warn!`, a panic is an `error!`.
+/// - *A runtime that ends*, or has no timers, ends its tickers: each is an `error!`, and its job runs
+///   on without.
 /// - *A broker without keep-alive* ([`Capabilities::has_keep_alive`]): there is no ticker, and the
 ///   job runs as it would without this layer. That is one `warn!` for a layer and all that was made
 ///   of it, since a worker is set up for the broker that it has.

@@ -78,12 +78,16 @@ impl Ticker {
     }
 
     /// Returns the task of this ticker; a lost lease stops `job`.
-    pub(crate) async fn run(self: Arc<Self>, job: Cancellation) {
-        if let Some(span) = poll_fn(|cx| self.poll(cx)).await {
-            // Without the lock: it wakes the supervisor, who may want to stop this ticker.
-            job.cancel(CancelReason::LeaseLost);
-            let _entered = span.enter();
-            guard(|| tracing::warn!("the broker gave a job to somebody else"));
+    pub(crate) fn run(self: Arc<Self>, job: Cancellation) -> impl Future<Output = ()> + Send {
+        // Made before the first poll, which a runtime that has ended never comes to.
+        let task = Task(self);
+        async move {
+            if let Some(span) = poll_fn(|cx| task.0.poll(cx)).await {
+                // Without the lock: it wakes the supervisor, who may want to stop this ticker.
+                job.cancel(CancelReason::LeaseLost);
+                let _entered = span.enter();
+                guard(|| tracing::warn!("the broker gave a job to somebody else"));
+            }
         }
     }
 
@@ -110,6 +114,29 @@ impl Ticker {
     fn lock(&self) -> MutexGuard<'_, Option<Beat>> {
         // What is left behind by a panic is only ever dropped.
         self.beat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hold of a task on its ticker.
+struct Task(Arc<Ticker>);
+
+impl Drop for Task {
+    /// Tells of a ticker that goes no further though nobody has stopped it.
+    fn drop(&mut self) {
+        if self.0.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let beat = self.0.lock().take();
+        let Some(Beat { future, span, .. }) = beat else {
+            return;
+        };
+        let _entered = span.enter();
+        drop_quietly(future);
+        guard(|| {
+            tracing::error!(
+                "a job is not kept alive any more: the runtime of the keep-alive has no timers, or has ended"
+            );
+        });
     }
 }
 

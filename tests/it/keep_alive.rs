@@ -14,7 +14,8 @@ use std::{
 
 use futures_util::future::{BoxFuture, join};
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
+    task::yield_now,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -531,6 +532,47 @@ async fn a_job_that_blocks_a_worker_is_kept_alive_until_it_is_settled_though_it_
     assert_eq!(tag.verdicts(), [Verdict::release()]);
     thread.release();
     jobs.shutdown_background();
+}
+
+#[test]
+fn a_keep_alive_whose_runtime_fails_it_is_told_of() {
+    const TOLD: &str = "ERROR a job is not kept alive any more: \
+        the runtime of the keep-alive has no timers, or has ended";
+
+    let without_timers = || Builder::new_current_thread().build().unwrap();
+    let run = |keep_alive: KeepAliveLayer, runs_on: Runtime, ends: Option<Runtime>| {
+        let (log, _guard) = Log::start();
+        let tag = Tag::new(&[Ask::Held]);
+        let delivery = Delivery {
+            tag: tag.clone(),
+            takes: SECOND,
+        };
+        let mut service = keep_alive.layer(service_fn(async |_: Delivery| {
+            yield_now().await;
+            yield_now().await;
+            Ok::<_, Refused>(())
+        }));
+        runs_on.block_on(async {
+            let working = service.ready().await.unwrap().call(delivery);
+            if let Some(ends) = ends {
+                ends.shutdown_background();
+            }
+            working.await.unwrap();
+        });
+        assert_eq!(tag.seen(), []);
+        log.lines()
+    };
+
+    let layer = KeepAliveLayer::new(INTERVAL);
+    assert_eq!(run(layer.clone(), without_timers(), None), [TOLD]);
+    let own = current_thread();
+    let layer = layer.runtime(own.handle().clone());
+    assert_eq!(run(layer.clone(), without_timers(), Some(own)), [TOLD]);
+    // It has ended by now.
+    assert_eq!(run(layer, without_timers(), None), [TOLD]);
+    // Stopped with its job, it has nothing to tell.
+    let layer = KeepAliveLayer::new(INTERVAL);
+    assert_eq!(run(layer, current_thread(), None), [""; 0]);
 }
 
 #[test]
