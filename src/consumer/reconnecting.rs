@@ -66,7 +66,15 @@ use crate::{
 /// than the [`connect_timeout`](Self::connect_timeout). The token and the services of such a try are
 /// cancelled and dropped.
 ///
-/// Each try and each end of a session is a `tracing` event.
+/// # What is retried
+///
+/// | cause | | event |
+/// | --- | --- | --- |
+/// | a connection, stream or channel that ends; a service that is unready; a panic | for ever, or [`max_attempts`](Self::max_attempts) times | "will reconnect" at WARN each time, with the cause and the number of tries |
+/// | a `connect` that fails, also by an address that is wrong or a password that is refused | the same: a broker that starts may not know its users yet | the same; the cause names the address |
+/// | an error that a new channel would not help ([`EndCause::Misconfigured`]); the end of the consumer's runtime | never | "does not reconnect" at ERROR |
+///
+/// So alert on WARN that goes on, or set `max_attempts`.
 ///
 /// # Examples
 ///
