@@ -334,17 +334,14 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
         let address = self.server.with(Server::address);
         // Until the queue has a leader again.
         self.backlog().await;
-        // It may listen before it serves.
-        let connecting = async {
-            loop {
-                match admin(&address).await {
-                    Some(channel) => return channel,
-                    None => sleep(Duration::from_millis(50)).await,
-                }
+        // It may listen before it serves, and a channel that is being opened meanwhile may hang.
+        let channel = loop {
+            match timeout(Duration::from_secs(5), admin(&address)).await {
+                Ok(Some(channel)) => break channel,
+                _ => sleep(Duration::from_millis(50)).await,
             }
         };
-        let channel = timeout(Duration::from_secs(20), connecting).await;
-        *self.admin.lock().await = channel.expect("a server that was started serves");
+        *self.admin.lock().await = channel;
     }
 }
 
