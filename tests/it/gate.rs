@@ -34,6 +34,8 @@ use tower_sentinel::{
     SentinelLayer, TimeLimit,
 };
 
+use crate::support::paused_time;
+
 /// Unwinds without the panic hook: thousands of messages would say nothing.
 fn throw() -> ! {
     panic::resume_unwind(Box::new("thrown"))
@@ -960,18 +962,14 @@ async fn g4_max_abandoned_keeps_no_waker_but_the_last_of_each_clone() {
 
 #[test]
 fn g4_abandoned_jobs_are_counted_though_the_runtime_that_gave_them_up_ends() {
-    let paused = || {
-        let mut builder = Builder::new_current_thread();
-        builder.enable_all().start_paused(true).build().unwrap()
-    };
     let jobs = Jobs::new(1);
     let mut service = blocking(&jobs, 1, &Stopped::default());
-    let release = paused().block_on(async {
+    let release = paused_time().block_on(async {
         let (response, release) = block(&mut service).await;
         assert_eq!(response.await.unwrap(), OutcomeKind::TimedOut);
         release
     });
-    paused().block_on(async {
+    paused_time().block_on(async {
         // It still runs.
         assert!(poll!(service.ready()).is_pending());
         drop(release);

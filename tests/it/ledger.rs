@@ -21,7 +21,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::Handle,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ use self::{
 };
 use crate::{
     foreign::{BadWaker, Burst},
-    support::{Bomb, raise},
+    support::{Bomb, paused_time, raise},
 };
 
 mod case;
@@ -460,11 +460,6 @@ fn escalation(error: &BoxError) -> Escalation {
     }
 }
 
-fn paused() -> Runtime {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_time().start_paused(true).build().unwrap()
-}
-
 fn check(case: Case) -> Result<(), String> {
     let killed = case.killed;
     let burst = case.burst.map(Burst::new);
@@ -474,7 +469,7 @@ fn check(case: Case) -> Result<(), String> {
     }
     let scene = Scene::new(case);
     let live = scene.clone().live();
-    let process = paused();
+    let process = paused_time();
     process.block_on(async {
         match killed {
             None => live.await,
@@ -482,7 +477,7 @@ fn check(case: Case) -> Result<(), String> {
         }
     })?;
     drop(process);
-    paused().block_on(scene.audit())
+    paused_time().block_on(scene.audit())
 }
 
 #[test]

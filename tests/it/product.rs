@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Handle, Runtime},
     task::{spawn_blocking, yield_now},
     time::sleep,
 };
@@ -22,7 +22,7 @@ use tower_sentinel::{CancelReason, OnDrop, SentinelLayer, TimeLimit};
 
 use crate::support::{
     Answer, BLOCK, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, current_thread, idle,
-    turn, until, wait_until,
+    paused_time, turn, until, wait_until,
 };
 
 /// What the caller of a job does.
@@ -414,11 +414,6 @@ fn blocks_beside_virtual_time(cell: Cell) -> bool {
     cell.rig == Rig::OwnThread && cell.caller != Caller::DropsUnpolled
 }
 
-fn paused() -> Runtime {
-    let mut builder = Builder::new_current_thread();
-    builder.enable_all().start_paused(true).build().unwrap()
-}
-
 fn every_blocking_cell_of(fate: Fate, rig: Rig) {
     let mut cells = Vec::new();
     for plan in Plan::ALL {
@@ -433,7 +428,7 @@ fn every_blocking_cell_of(fate: Fate, rig: Rig) {
     }
     let run = |cell| {
         let runtime = move || match blocks_beside_virtual_time(cell) {
-            true => paused(),
+            true => paused_time(),
             false => current_thread(),
         };
         let cell = thread::spawn(move || (cell, runtime().block_on(observe(cell))));
