@@ -138,6 +138,14 @@ impl<T, E, C> EndCause<T, E, C> {
         }
     }
 
+    /// Returns which of two to report, if there are any; see [`or_graver`](Self::or_graver).
+    pub(super) fn graver(cause: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match cause {
+            Some(cause) => Some(cause.or_graver(other)),
+            None => other,
+        }
+    }
+
     /// Returns whether the stream is over.
     pub(super) fn is_of_the_stream(&self) -> bool {
         matches!(

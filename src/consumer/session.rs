@@ -449,8 +449,5 @@ where
             "a call failed while a drain is under way"
         );
     });
-    *cause = Some(match cause.take() {
-        Some(cause) => cause.or_graver(Some(other)),
-        None => other,
-    });
+    *cause = EndCause::graver(cause.take(), Some(other));
 }

@@ -138,13 +138,13 @@ where
                 }
                 Err(error) => Some(gone(error)),
             };
-            cause = match cause.take() {
-                _ if is_asked_for => {
+            cause = match is_asked_for {
+                true => {
+                    drop_quietly(cause.take());
                     drop_quietly(other);
                     None
                 }
-                Some(cause) => Some(EndCause::or_graver(cause, other)),
-                None => other,
+                false => EndCause::graver(cause.take(), other),
             };
         }
         match running.is_empty() {
@@ -174,10 +174,7 @@ where
             }
             Err(error) => Some(gone(error)),
         };
-        cause = match cause {
-            Some(cause) => Some(EndCause::or_graver(cause, other)),
-            None => other,
-        };
+        cause = EndCause::graver(cause, other);
     }
     Ended { cause, summary }
 }
