@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{Span, span::Id};
 
-use crate::{panic::guard, telemetry::GuardedSpan};
+use crate::telemetry::GuardedSpan;
 
 /// The field and the label of the name.
 #[cfg(feature = "metrics")]
@@ -46,8 +46,8 @@ pub(crate) fn named<F: Future>(
     name: Option<Arc<str>>,
     consumer: F,
 ) -> impl Future<Output = F::Output> {
-    let outer = guarded(Span::current).id();
-    let span = guarded(|| match &name {
+    let outer = GuardedSpan::make(Span::current).id();
+    let span = GuardedSpan::make(|| match &name {
         Some(name) => tracing::info_span!("consumer", consumer.name = &**name),
         None => Span::current(),
     });
@@ -62,13 +62,7 @@ pub(crate) fn named<F: Future>(
 /// Returns a part of the consumer that is to run on a task of its own.
 pub(crate) fn carried<F: Future>(part: F) -> impl Future<Output = F::Output> {
     let named = CONSUMER.try_with(Named::clone).ok();
-    scoped(guarded(Span::current), named, part)
-}
-
-fn guarded(make: impl FnOnce() -> Span) -> GuardedSpan {
-    let mut span = GuardedSpan::new(Span::none());
-    guard(|| span = GuardedSpan::new(make()));
-    span
+    scoped(GuardedSpan::make(Span::current), named, part)
 }
 
 async fn scoped<F: Future>(span: GuardedSpan, named: Option<Named>, future: F) -> F::Output {

@@ -224,11 +224,8 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
 
 /// Makes the span of a settlement, within the job's; none if the subscriber panics.
 pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> GuardedSpan {
-    let mut span = GuardedSpan::new(Span::none());
-    guard(|| {
-        span = GuardedSpan::new(new_settle_span(verdict));
-        describe(&span.0, tag, verdict.as_str());
-    });
+    let span = GuardedSpan::make(|| new_settle_span(verdict));
+    guard(|| describe(&span.0, tag, verdict.as_str()));
     span
 }
 
@@ -256,6 +253,13 @@ impl GuardedSpan {
     #[inline]
     pub(crate) fn new(span: Span) -> Self {
         Self(span)
+    }
+
+    /// Makes a span, or none if the subscriber panics.
+    pub(crate) fn make(make: impl FnOnce() -> Span) -> Self {
+        let mut span = Self(Span::none());
+        guard(|| span = Self(make()));
+        span
     }
 
     pub(crate) fn id(&self) -> Option<Id> {
