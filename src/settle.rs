@@ -73,6 +73,16 @@ impl Verdict {
         Verdict::Release { after: Some(delay) }
     }
 
+    /// Returns the delay of a `Retry` or a `Release`, if it has one: zero is none.
+    pub(crate) fn delay(self) -> Option<Duration> {
+        match self {
+            Verdict::Retry { after } | Verdict::Release { after } => {
+                after.filter(|delay| !delay.is_zero())
+            }
+            Verdict::Ack | Verdict::Reject | Verdict::Abandon => None,
+        }
+    }
+
     /// Returns the name in snake case, as for a log field; without the delay.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -242,9 +252,7 @@ impl Capabilities {
     pub fn charges(self, verdict: Verdict) -> bool {
         match verdict {
             Verdict::Retry { .. } => true,
-            Verdict::Release { after: Some(delay) } if !delay.is_zero() => {
-                !self.free_delayed_release
-            }
+            Verdict::Release { .. } if verdict.delay().is_some() => !self.free_delayed_release,
             Verdict::Release { .. } => !self.free_release,
             Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
         }

@@ -121,9 +121,9 @@ impl<P> State<P> {
         let mut garbage = None;
         match verdict {
             Verdict::Ack => garbage = Some(queue.jobs.ack(key)),
-            Verdict::Retry { after } | Verdict::Release { after } => {
+            Verdict::Retry { .. } | Verdict::Release { .. } => {
                 let charge = matches!(verdict, Verdict::Retry { .. });
-                let is_next = match after.filter(|delay| !delay.is_zero()) {
+                let is_next = match verdict.delay() {
                     Some(delay) => queue.jobs.delay(key, delay, number, charge),
                     None => {
                         queue.jobs.give_back(key, charge);

@@ -65,8 +65,8 @@ impl DeliveryTag {
             Verdict::Abandon => Ok(()),
             Verdict::Ack => self.finish(AckKind::Ack).await.map_err(Failure::Again),
             Verdict::Reject => self.reject(&reason).await.map_err(Failure::Again),
-            Verdict::Retry { after } => self.come_back(after, true).await,
-            Verdict::Release { after } => self.come_back(after, false).await,
+            Verdict::Retry { .. } => self.come_back(verdict.delay(), true).await,
+            Verdict::Release { .. } => self.come_back(verdict.delay(), false).await,
         };
         match result {
             Ok(()) => {
@@ -105,7 +105,6 @@ impl DeliveryTag {
     async fn come_back(&self, after: Option<Duration>, is_charged: bool) -> Result<(), Failure> {
         let place = &self.place;
         let channel = &place.channel;
-        let after = after.filter(|delay| !delay.is_zero());
         let (Some(delay), Some(prefix)) = (after, &channel.schedules) else {
             return self.give_back(after).await;
         };

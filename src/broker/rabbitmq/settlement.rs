@@ -94,21 +94,18 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
     let acker = &message.delivery.acker;
     match verdict {
         Verdict::Ack => {}
-        Verdict::Retry { after } => {
-            let delay = after.filter(|delay| *delay > Duration::ZERO);
-            match Way::new(message, delay) {
-                Way::Reject => {
-                    let options = BasicRejectOptions { requeue: true };
-                    return otherwise(message, acker.reject(options).await);
-                }
-                Way::EndOfQueue => republish(message, charged(message)).await?,
-                Way::RetryQueue(delay) => delayed(message, delay, charged(message)).await?,
+        Verdict::Retry { .. } => match Way::new(message, verdict.delay()) {
+            Way::Reject => {
+                let options = BasicRejectOptions { requeue: true };
+                return otherwise(message, acker.reject(options).await);
             }
-        }
-        Verdict::Release { after } => {
+            Way::EndOfQueue => republish(message, charged(message)).await?,
+            Way::RetryQueue(delay) => delayed(message, delay, charged(message)).await?,
+        },
+        Verdict::Release { .. } => {
             // The next delivery raises it again.
             let deliveries = charged(message).saturating_sub(1);
-            match after.filter(|delay| *delay > Duration::ZERO) {
+            match verdict.delay() {
                 Some(delay) => delayed(message, delay, deliveries).await?,
                 None if message.is_let_go_of() => {
                     republish(message, deliveries).await?;

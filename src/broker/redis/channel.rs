@@ -107,11 +107,14 @@ impl Channel {
             }
             _ if self.is_stale() => return failed(Left::Channel, DeliveryError::Stale),
             Verdict::Ack => self.ack(id, is_lost).await,
-            Verdict::Retry { after } => self.give_back(id, after, "FAIL", id.deliveries()).await,
-            Verdict::Release { after } => {
+            Verdict::Retry { .. } => {
+                let count = id.deliveries();
+                self.give_back(id, verdict.delay(), "FAIL", count).await
+            }
+            Verdict::Release { .. } => {
                 // The next delivery raises it again.
                 let count = id.deliveries().saturating_sub(1);
-                self.give_back(id, after, "SILENT", count).await
+                self.give_back(id, verdict.delay(), "SILENT", count).await
             }
             Verdict::Reject => self.reject(id, fields, reason).await,
         };
@@ -147,14 +150,13 @@ impl Channel {
     async fn give_back(
         &self,
         id: &DeliveryId,
-        after: Option<Duration>,
+        delay: Option<Duration>,
         mode: &str,
         count: u32,
     ) -> Result<Reply, RedisError> {
-        let delay = after.unwrap_or(Duration::ZERO);
-        match delay.is_zero() && self.newer.nack {
-            true => self.nack(id, mode).await,
-            false => self.park(id, count, delay).await,
+        match delay {
+            None if self.newer.nack => self.nack(id, mode).await,
+            _ => self.park(id, count, delay.unwrap_or_default()).await,
         }
     }
 
