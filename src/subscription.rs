@@ -101,8 +101,9 @@ pub trait Subscription:
     ///
     /// A stream may end while its tags can still be settled, as after a cancel by RabbitMQ's server,
     /// and a channel may go while its stream is not polled. A
-    /// [`ReconnectingConsumer`](crate::ReconnectingConsumer) connects anew at once where the channel is
-    /// gone, instead of after the drain. It asks when a session ends and while it drains.
+    /// [`Consumer`](crate::Consumer) stops what runs at once where the channel is gone, instead of letting
+    /// it finish, and a [`ReconnectingConsumer`](crate::ReconnectingConsumer) connects anew at once. Both
+    /// ask when a session ends and while it drains.
     fn is_gone(&self) -> bool {
         false
     }

@@ -35,7 +35,7 @@ pub use self::{
 use self::{
     session::Options,
     signals::Signals,
-    tasks::{Ending, consume},
+    tasks::{Ending, consume, end_last},
 };
 
 /// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
@@ -74,6 +74,9 @@ use self::{
 ///    dropped and counted in [`Summary::abandoned`]. Without a token it does not wait: nothing was
 ///    told to stop.
 /// 4. It closes the channel, for which it waits 5 s at most.
+///
+/// Where the channel [is gone](Subscription::is_gone) no job can be settled any more: step 2 comes at
+/// once, and step 3 after 10 s at the latest.
 ///
 /// The token is cancelled at the end of each drain, also of one that ended in time.
 ///
@@ -436,16 +439,19 @@ impl<B, S, C> Consumer<B, S, C> {
         let classify = Arc::new(Mutex::new(classify));
         Consuming::new(name, signals, |mut signals| async move {
             let stop = signals.stop_token();
-            let Ending { cause, rest, .. } = consume(
+            let Ending {
+                cause, mut rest, ..
+            } = consume(
                 subscription,
                 services,
                 &classify,
                 &options,
                 &mut signals,
-                stop,
+                stop.clone(),
             )
             .await;
-            let ended = signals.attend(rest).await;
+            let ended = end_last(&mut rest, &options.gone, &stop);
+            let ended = signals.attend(ended).await;
             match cause {
                 None => {
                     drop_quietly(ended.cause);

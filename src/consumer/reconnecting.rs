@@ -24,7 +24,7 @@ use super::{
     in_flight::Call,
     session::Options,
     signals::{Asked, Signals},
-    tasks::{Ended, Ending, Rest, consume},
+    tasks::{Ended, Ending, Rest, consume, end_last},
 };
 use crate::{
     backoff::{Delays, full_jitter},
@@ -48,6 +48,9 @@ use crate::{
 /// refused. So up to twice as many jobs run as one service allows, and one that is redelivered may run
 /// beside its first run, as it may in another process. To have them stopped instead, set a short
 /// [`drain_timeout`](Self::drain_timeout).
+///
+/// A session that was asked to end is the last one: if its channel is gone, what runs is stopped, as by
+/// [a `Consumer`](crate::Consumer#how-a-consumer-drains).
 ///
 /// No more than one session drains so: when the next one has lost its channel, too, the first is told to
 /// stop, and waited for, before there is a third.
@@ -501,14 +504,18 @@ impl<F, M, C> Sessions<F, M, C> {
             mut rest,
         } = consuming.await;
         // A session that was asked to end is the last one, and waited for.
-        let mut gone = pin!(cause.is_some().then(|| gone.cancelled()));
-        let ended = poll_fn(|cx| match rest.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending => match gone.as_mut().as_pin_mut() {
-                Some(gone) => gone.poll(cx).map(|()| None),
-                None => Poll::Pending,
-            },
-        });
+        let is_last = cause.is_none();
+        let ended = async {
+            if is_last {
+                return Some(end_last(&mut rest, &gone, &stop).await);
+            }
+            let mut gone = pin!(gone.cancelled());
+            poll_fn(|cx| match rest.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => gone.as_mut().poll(cx).map(|()| None),
+            })
+            .await
+        };
         let ended = signals.attend(ended).await;
         let (answered, other) = match ended {
             Some(Ended { cause, summary }) => {

@@ -36,6 +36,11 @@ const BATCH: usize = 128;
 /// How long to wait for a channel to close: what can be done for the broker is done.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long to wait for what is told to stop where its channel is gone: no answer of it counts.
+///
+/// Longer than the sentinel's `stop_wait`, so that a job that blocks its thread is still told of.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What a [`Consumer`](crate::Consumer) does after an error that concerns
 /// [one call alone](Escalation::Call).
 ///
@@ -318,7 +323,11 @@ where
                     "a drain stops what still runs"
                 );
             });
-            self.finish(stop_timeout, &mut cause, None).await;
+            let limit = match self.options.gone.is_cancelled() {
+                true => stop_timeout.min(GONE_TIMEOUT),
+                false => stop_timeout,
+            };
+            self.finish(limit, &mut cause, None).await;
         }
         self.summary.abandoned = self.abandon(&mut cause).await;
         let Summary { abandoned, .. } = self.summary;

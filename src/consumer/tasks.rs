@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     panic::resume_unwind,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::Poll,
     time::Duration,
@@ -109,6 +109,23 @@ where
         lasted,
         rest: Box::pin(rest),
     }
+}
+
+/// Waits for the end of the last session, which is cut short by `stop` where its channel is gone:
+/// nothing can be settled any more, and nobody goes on beside it.
+pub(super) async fn end_last<T, E>(
+    rest: &mut Rest<T, E>,
+    gone: &CancellationToken,
+    stop: &CancellationToken,
+) -> Ended<T, E> {
+    let mut gone = pin!(gone.cancelled());
+    poll_fn(|cx| {
+        if !stop.is_cancelled() && gone.as_mut().poll(cx).is_ready() {
+            stop.cancel();
+        }
+        rest.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Waits until no task takes jobs any more, and passes on to them what is asked for.

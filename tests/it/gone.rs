@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, limit::ConcurrencyLimit};
 use tower_sentinel::{
@@ -208,4 +208,87 @@ async fn clones_of_one_service_have_one_gate_also_while_one_session_drains() {
     let summary = consuming.await.unwrap().unwrap();
     assert_eq!(summary.abandoned, summary.called);
     assert_eq!(summary.outcomes(OutcomeKind::Completed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_consumer_stops_at_once_what_nobody_can_settle() {
+    for tasks in [1, 3] {
+        for silently in [false, true] {
+            let lost = Channel::of([Fate::Hang; 3]);
+            let losing = lost.clone();
+            tokio::spawn(async move {
+                until(|| losing.taken() == 3).await;
+                sleep(MS(500)).await;
+                match silently {
+                    // The drain begins as a settlement fails, which is the first to know.
+                    true => {
+                        losing.lose_silently();
+                        losing.publish([Fate::Value]);
+                    }
+                    false => losing.lose(),
+                }
+            });
+            let shutdown = CancellationToken::new();
+            let services = [(); 3].map(|()| stack(4, shutdown.clone(), here()));
+            let consumer = Consumer::with_tasks(lost.subscribe(), services.into_iter().take(tasks))
+                .shutdown(shutdown.clone());
+            let started = Instant::now();
+            let error = ends(consumer).await.unwrap_err();
+            // A job works for a second.
+            let most = if silently { MS(1_600) } else { MS(600) };
+            assert!(started.elapsed() < most, "{tasks}: {:?}", started.elapsed());
+            assert!(shutdown.is_cancelled());
+            let summary = error.summary();
+            assert_eq!((summary.answered, summary.abandoned), (0, 0));
+            assert_eq!((summary.unanswered, lost.closed()), (summary.called, 1));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_early_when_its_channel_goes() {
+    for reconnecting in [false, true] {
+        let lost = Channel::of([Fate::Hang, Fate::Value]);
+        let losing = lost.clone();
+        tokio::spawn(async move {
+            until(|| losing.taken() == 2).await;
+            sleep(MS(700)).await;
+            losing.lose_silently();
+        });
+        let started = Instant::now();
+        let signal = sleep(MS(500));
+        let summary = if reconnecting {
+            let broker = Broker::new([Try::Channel(lost.clone())]);
+            let consumer = Consumer::reconnecting(move || broker.connect(), service);
+            ends(consumer.with_graceful_shutdown(signal)).await.unwrap()
+        } else {
+            let shutdown = CancellationToken::new();
+            let service = stack(2, shutdown.clone(), here());
+            let consumer = Consumer::new(lost.subscribe(), service).shutdown(shutdown);
+            ends(consumer.with_graceful_shutdown(signal)).await.unwrap()
+        };
+        // When the second job is done, and is refused, at the latest.
+        let took = started.elapsed();
+        assert!((MS(700)..MS(1_100)).contains(&took), "{took:?}");
+        assert_eq!((summary.called, summary.unanswered), (2, 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_does_not_stop_holds_a_consumer_up_for_a_short_time() {
+    let lost = Channel::of([Fate::Hang]);
+    lose_when_busy(std::slice::from_ref(&lost));
+    let shutdown = CancellationToken::new();
+    let policy = SettlePolicy::new(ack_on_success());
+    let layer = SentinelLayer::new(policy).grace(MS(3_600_000));
+    let service = ServiceBuilder::new()
+        .layer(layer.shutdown(shutdown.clone()))
+        .map_request(|delivery: Delivery| Work::new(delivery.fate))
+        .service(Worker::default());
+    let consumer = Consumer::new(lost.subscribe(), service).shutdown(shutdown);
+    let started = Instant::now();
+    let error = ends(consumer).await.unwrap_err();
+    let took = started.elapsed();
+    assert!((MS(10_500)..MS(10_600)).contains(&took), "{took:?}");
+    assert_eq!(error.summary().abandoned, 1);
 }
