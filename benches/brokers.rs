@@ -41,7 +41,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, layer::layer_fn, limit::ConcurrencyLimitLayer};
 use tower_sentinel::{
-    Consumer, Job, SentinelLayer, Settle, SettlePolicy, Subscription, ack_on_success,
+    Consumer, Job, SentinelLayer, SettlePolicy, ack_on_success, consumer::Subscription,
+    settle::Settle,
 };
 
 #[path = "brokers/nats.rs"]

@@ -20,8 +20,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, Job, Lease, Messaging, Outcome, Reason, Report, SentinelLayer, Settle,
-    SettlePolicy, Unsettled, Verdict, ack_on_success,
+    Job, Outcome, Report, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
 };
 
 const IN_FLIGHT: usize = 64;

@@ -26,7 +26,7 @@ use axum::{
 };
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
-use tower_sentinel::{OnDrop, Outcome, Report, SentinelError, SentinelLayer};
+use tower_sentinel::{Outcome, Report, SentinelError, SentinelLayer, sentinel::OnDrop};
 
 /// The longest body that is taken, in bytes.
 const LONGEST: usize = 64 * 1024;

@@ -35,10 +35,14 @@ use tokio::{
 };
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    AfterError, CancelReason, Cancellation, Consumer, DecisionExt, IntensityLayer, Job, Outcome,
-    OutcomeKind, Report, SentinelLayer, Settle, SettlePolicy, ack_on_success,
+    Consumer, DecisionExt, IntensityLayer, Job, Outcome, Report, SentinelLayer, SettlePolicy,
+    ack_on_success,
     broker::memory::{Broker, Deliveries, Delivery, DeliveryTag, Queue},
+    cancel::Cancellation,
+    consumer::AfterError,
+    outcome::{CancelReason, OutcomeKind},
     panic_hook,
+    settle::Settle,
 };
 
 const PREFETCH: usize = 32;
@@ -271,7 +275,7 @@ async fn refresh(
 pub fn app() -> Result<Router, Box<dyn Error + Send + Sync>> {
     // Before anything that looks up its metrics.
     let prometheus = PrometheusBuilder::new().install_recorder()?;
-    tower_sentinel::describe_metrics();
+    tower_sentinel::telemetry::describe_metrics();
     panic_hook::install();
 
     let queue = Broker::new().queue("jobs").declare();

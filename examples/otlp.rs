@@ -18,9 +18,9 @@ use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::Sd
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, SentinelLayer, Settle, SettlePolicy, ack_on_success,
+    Consumer, DecisionExt, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Counts, Delivery, Queue},
-    process_span,
+    settle::{Settle, process_span},
 };
 use tracing::{Span, Subscriber, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;

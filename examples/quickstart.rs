@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, OutcomeKind, SentinelLayer, SettlePolicy, ack_on_success,
+    Consumer, DecisionExt, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Delivery},
+    outcome::OutcomeKind,
 };
 
 const JOBS: u64 = 1_000;

@@ -28,9 +28,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 use tower_sentinel::{
-    AfterError, Consumer, Decision, DecisionExt, OutcomeKind, SentinelError, SentinelLayer,
-    SettleError, SettlePolicy, Settled, ack_on_success,
+    Consumer, DecisionExt, SentinelError, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Delivery, DeliveryError, DeliveryTag, Queue, SettleFault},
+    consumer::AfterError,
+    outcome::OutcomeKind,
+    settle::{SettleError, Settled, decision::Decision},
 };
 
 const CONSUMERS: usize = 4;

@@ -41,7 +41,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_sentinel::{Job, OnDrop, Outcome, Report, SentinelLayer, TimeLimit};
+use tower_sentinel::{Job, Outcome, Report, SentinelLayer, TimeLimit, sentinel::OnDrop};
 
 /// Asks for one job.
 #[derive(Clone, PartialEq, prost::Message)]

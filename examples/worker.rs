@@ -28,8 +28,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, DecodeError, DecodeLayer, IntensityLayer, SentinelLayer, SettlePolicy,
-    Verdict, ack_on_success,
+    Consumer, DecisionExt, DecodeLayer, IntensityLayer, SentinelLayer, SettlePolicy, Verdict,
+    ack_on_success,
     broker::rabbitmq::{
         self, Deliveries, Queue,
         lapin::{
@@ -38,6 +38,7 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
+    decode::DecodeError,
     panic_hook,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};

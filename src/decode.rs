@@ -58,7 +58,8 @@ use crate::{
 /// use std::{convert::Infallible, str};
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
 /// use tower_sentinel::{
-///     Decision, DecisionExt, DecodeLayer, Job, Report, SentinelLayer, Verdict, ack_on_success,
+///     DecisionExt, DecodeLayer, Job, Report, SentinelLayer, Verdict, ack_on_success,
+///     settle::decision::Decision,
 /// };
 ///
 /// struct Delivery { tag: u64, body: &'static [u8] }
@@ -117,7 +118,7 @@ impl<F> DecodeLayer<F> {
     /// ```
     /// use std::{convert::Infallible, num::ParseIntError, str};
     /// use tower::{Service, ServiceBuilder, ServiceExt};
-    /// use tower_sentinel::{DecodeLayer, Decoded};
+    /// use tower_sentinel::{DecodeLayer, decode::Decoded};
     ///
     /// struct Delivery { message_id: &'static str, body: &'static str }
     ///
@@ -407,7 +408,7 @@ impl<F, C> fmt::Debug for DecodeFuture<F, C> {
 ///
 /// ```
 /// use std::io;
-/// use tower_sentinel::DecodeError;
+/// use tower_sentinel::decode::DecodeError;
 ///
 /// type Error = DecodeError<&'static str, io::Error>;
 ///

@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::cancel::CancelReason;
-
 /// A unit of work that carries the tag its broker wants answered.
 ///
 /// The sentinel reads the tag and the time limit *before* it hands the job to the inner service,
@@ -15,7 +13,7 @@ use crate::cancel::CancelReason;
 /// `http::Request`, see [`SentinelLayer::with_tag`](crate::SentinelLayer::with_tag).
 ///
 /// A panic in [`tag`](Job::tag) or [`time_limit`](Job::time_limit) is the caller's: it happens in
-/// [`Sentinel::call`](crate::Sentinel), before anything is spawned.
+/// [`Sentinel::call`](crate::sentinel::Sentinel), before anything is spawned.
 ///
 /// # Examples
 ///
@@ -87,59 +85,4 @@ pub enum TimeLimit {
     /// `Duration::ZERO` stops the job at once, unless it is found completed in its first poll. A
     /// limit too far in the future for the clock, such as `Duration::MAX`, is none.
     After(Duration),
-}
-
-/// How a sentinel reads the tag and the time limit of a `J`.
-///
-/// Implemented for [`ByJob`], for `fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
-/// name to read in error messages, not one to implement.
-///
-/// [`LimitedDeliveries`]: crate::LimitedDeliveries
-#[diagnostic::on_unimplemented(
-    message = "the sentinel cannot read a tag from `{J}`",
-    label = "no tag for `{J}`",
-    note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
-)]
-pub trait Tagging<J> {
-    /// The tag that goes to the policy.
-    type Tag;
-
-    /// Reads the tag of `job`.
-    fn tag(&self, job: &J) -> Self::Tag;
-
-    /// Reads the time limit of `job`.
-    fn time_limit(&self, job: &J) -> TimeLimit;
-
-    /// Returns why the job of `tag` is not to run, if so.
-    fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
-        None
-    }
-}
-
-/// The default [`Tagging`]: asks the [`Job`] itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ByJob;
-
-impl<J: Job> Tagging<J> for ByJob {
-    type Tag = J::Tag;
-
-    fn tag(&self, job: &J) -> J::Tag {
-        job.tag()
-    }
-
-    fn time_limit(&self, job: &J) -> TimeLimit {
-        job.time_limit()
-    }
-}
-
-impl<J, Tag> Tagging<J> for fn(&J) -> Tag {
-    type Tag = Tag;
-
-    fn tag(&self, job: &J) -> Tag {
-        self(job)
-    }
-
-    fn time_limit(&self, _: &J) -> TimeLimit {
-        TimeLimit::Inherit
-    }
 }

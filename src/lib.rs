@@ -52,12 +52,12 @@
 //!
 //! - [`Job`] says what the tag of a request is, and its time limit.
 //! - [`SentinelLayer`] is the middleware: its builder, how a job is stopped, and what a time limit
-//!   can promise. [`Sentinel`] states the contract.
+//!   can promise. [`Sentinel`](crate::sentinel::Sentinel) states the contract.
 //! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
-//! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`]: a [`Decision`] says with which
+//! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`](crate::settle::Settle): a [`Decision`](crate::settle::decision::Decision) says with which
 //!   [`Verdict`].
-//! - [`Consumer`] drives a [`Subscription`] into the service, drains at the end and returns a
-//!   [`Summary`]; [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`] is
+//! - [`Consumer`] drives a [`Subscription`](crate::consumer::Subscription) into the service, drains at the end and returns a
+//!   [`Summary`](crate::consumer::Summary); [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`](crate::consumer::Escalate) is
 //!   how an error says that the broker may have no answer.
 //! - [`KeepAliveLayer`] asks the broker for more time while a job runs.
 //! - [`DecodeLayer`] decodes a job's bytes for its handler.
@@ -65,9 +65,9 @@
 //! - [`broker`] has what reads jobs from a broker and settles them there: RabbitMQ, NATS JetStream and
 //!   Redis Streams behind features, and [`broker::memory`], an embedded one for tests of a worker.
 //! - [`SentinelError`] is what no outcome can carry.
-//! - [`ProcessSpan`] says what traces tell of a job.
+//! - [`ProcessSpan`](crate::settle::ProcessSpan) says what traces tell of a job.
 //! - [`panic_hook`] tells where a job panicked, if you install it.
-//! - [`cancelled`] and [`Cancellation`] are for use inside a job, and [`spawn_blocking`] for what blocks
+//! - [`cancelled`] and [`Cancellation`](crate::cancel::Cancellation) are for use inside a job, and [`spawn_blocking`] for what blocks
 //!   its thread there.
 //!
 //! # Which side of what
@@ -90,7 +90,7 @@
 //! | [`KeepAliveLayer`] within a [`DecodeLayer`] | | compiles by [`with_job`](DecodeLayer::with_job) only, as there is no tag otherwise |
 //! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
 //! | a handler that catches panics | | a panic looks like any error: `Failed` |
-//! | another sentinel, with [`OnDrop::Detach`] and a policy that forwards | holds the gate though callers drop | |
+//! | another sentinel, with [`OnDrop::Detach`](crate::sentinel::OnDrop::Detach) and a policy that forwards | holds the gate though callers drop | |
 //! | `steer` | over a sentinel for each handler | over handlers of one sentinel; it has to be `Clone` |
 //! | `rate_limit`, `balance` | **here**: bounds, or spreads, what is taken | they are not `Clone`, and a sentinel's service is |
 //! | tower-http's `trace`, `set_request_id` | **here**: they see the answer, and the id can be the tag | they see the job alone |
@@ -117,78 +117,36 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod abandoned;
-mod arrival;
 mod backoff;
-mod blocking;
 pub mod broker;
-mod builder;
-mod cancel;
-mod consumer;
-mod consumer_name;
-mod decision;
-mod decode;
-mod error;
-mod events;
-mod home;
-mod hooks;
-#[cfg(feature = "metrics")]
-mod instruments;
-#[cfg(not(feature = "metrics"))]
-#[path = "no_instruments.rs"]
-mod instruments;
-mod intensity;
-mod isolate;
+pub mod cancel;
+pub mod consumer;
+pub mod decode;
+pub mod intensity;
 mod job;
-mod keep_alive;
-mod outcome;
-mod panic;
+pub mod keep_alive;
+pub mod outcome;
 pub mod panic_hook;
-mod policy;
-mod sentinel;
-mod settle;
-mod settle_error;
-mod settle_future;
-mod settle_policy;
-mod subscription;
-mod supervision;
-mod telemetry;
-mod ticker;
+pub mod policy;
+pub mod sentinel;
+pub mod settle;
+pub mod telemetry;
+mod time;
 
-#[cfg(feature = "metrics")]
-pub use self::instruments::describe_metrics;
 pub use self::{
-    arrival::LimitedDeliveries,
-    blocking::spawn_blocking,
-    builder::ServiceBuilderExt,
-    cancel::{CancelReason, Cancellation, cancelled},
-    consumer::{
-        AfterError, ByClosure, ByError, Classify, Consumer, ConsumerError, Consuming, EndCause,
-        Escalate, Escalation, ReconnectingConsumer, Summary,
-    },
-    decision::{
-        AckOnSuccess, Backoff, Decision, DecisionExt, DeliveryLimit, OnError, PoisonOnPanic,
-        RejectUndecodable, RetryOnce, Undecided, ack_on_success,
-    },
-    decode::{
-        Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, Passing, ValueOnly, WithJob,
-    },
-    error::SentinelError,
-    hooks::{CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled},
-    intensity::{Intensity, IntensityFuture, IntensityLayer, IntensityState},
-    job::{ByJob, Job, Tagging, TimeLimit},
-    keep_alive::{KeepAlive, KeepAliveFuture, KeepAliveLayer},
-    outcome::{Cancelled, Failure, Outcome, OutcomeKind, TimedOut},
-    panic::Panic,
+    cancel::{cancelled, spawn_blocking},
+    consumer::Consumer,
+    decode::DecodeLayer,
+    intensity::IntensityLayer,
+    job::{Job, TimeLimit},
+    keep_alive::KeepAliveLayer,
+    outcome::{Outcome, Panic},
     policy::{AckPolicy, Report},
-    sentinel::{ResponseFuture, Sentinel, SentinelLayer},
-    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, Verdict},
-    settle_error::SettleError,
-    settle_future::SettleFuture,
-    settle_policy::SettlePolicy,
-    subscription::Subscription,
-    supervision::OnDrop,
-    telemetry::{Messaging, ProcessSpan, process_span},
+    sentinel::{SentinelError, SentinelLayer, ServiceBuilderExt},
+    settle::{
+        SettlePolicy, Verdict,
+        decision::{DecisionExt, ack_on_success},
+    },
 };
 
 /// The README's code is compiled and run, as the tests that it promises.

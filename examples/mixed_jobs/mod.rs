@@ -22,8 +22,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, Job, OutcomeKind, SentinelLayer, Settle, SettlePolicy, Settled, Verdict,
-    ack_on_success,
+    Consumer, DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    outcome::OutcomeKind,
+    settle::{Settle, Settled},
 };
 
 use crate::{ADDRESS, Broker, Delivery};

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{ConsumerError, EndCause, Summary, signals::Signals};
-use crate::consumer_name::named;
+use crate::telemetry::consumer_name::named;
 
 /// The result of a consumer: what it did, or why it ended without being asked to.
 type Ended<T, E, C> = Result<Summary, ConsumerError<T, E, C>>;
@@ -21,7 +21,7 @@ type Ended<T, E, C> = Result<Summary, ConsumerError<T, E, C>>;
 type BoxFuture<R> = Pin<Box<dyn Future<Output = R> + Send>>;
 
 /// The future of a [`Consumer`](crate::Consumer) and of a
-/// [`ReconnectingConsumer`](crate::ReconnectingConsumer).
+/// [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer).
 ///
 /// The consumer runs on a task of its own from the first poll on.
 ///

@@ -3,10 +3,7 @@
 use std::{convert::Infallible, error::Error, fmt, time::Duration};
 
 use super::Summary;
-use crate::{
-    outcome::boxed_source,
-    panic::{Panic, drop_quietly, print},
-};
+use crate::outcome::{Panic, boxed_source, drop_quietly, print};
 
 /// Why a [`Consumer`](crate::Consumer) ended without being asked to, and what it had done.
 ///
@@ -86,7 +83,7 @@ pub enum EndCause<T, E, C = Infallible> {
     /// The service panicked in `poll_ready`. No job was taken.
     UnreadyPanicked(Panic),
     /// A call failed that concerns no other, and the consumer is to
-    /// [stop](crate::AfterError::Stop) then.
+    /// [stop](crate::consumer::AfterError::Stop) then.
     Failed(E),
     /// A call failed and the broker may have no answer: the channel was given up.
     Unanswered(E),
@@ -98,7 +95,7 @@ pub enum EndCause<T, E, C = Infallible> {
     /// The last try to connect failed.
     Connect(C),
     /// The last try to connect took longer than the
-    /// [`connect_timeout`](crate::ReconnectingConsumer::connect_timeout).
+    /// [`connect_timeout`](crate::consumer::ReconnectingConsumer::connect_timeout).
     ConnectTimedOut(Duration),
     /// The last try to connect panicked.
     ConnectPanicked(Panic),

@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, fmt};
 
-use crate::{error::SentinelError, settle::Unsettled, settle_error::SettleError};
+use crate::{
+    sentinel::SentinelError,
+    settle::{SettleError, Unsettled},
+};
 
 /// How far the error of a call reaches.
 ///
@@ -13,12 +16,12 @@ use crate::{error::SentinelError, settle::Unsettled, settle_error::SettleError};
 pub enum Escalation {
     /// The broker waits for no answer of this job any more, as after the end of its lease.
     ///
-    /// The consumer counts it in [`Summary::moot`](crate::Summary::moot) and goes on, whatever
-    /// [`AfterError`](crate::AfterError) says.
+    /// The consumer counts it in [`Summary::moot`](crate::consumer::Summary::moot) and goes on, whatever
+    /// [`AfterError`](crate::consumer::AfterError) says.
     Moot,
     /// It concerns this call alone: the broker has its answer, or waits for none.
     ///
-    /// [`AfterError`](crate::AfterError) says whether the consumer goes on.
+    /// [`AfterError`](crate::consumer::AfterError) says whether the consumer goes on.
     Call,
     /// The broker may have no answer: the channel must be given up, so that it redelivers.
     Channel,
@@ -33,7 +36,7 @@ pub enum Escalation {
 /// `BoxError`, give the consumer a closure: [`Consumer::escalation`](crate::Consumer::escalation).
 ///
 /// ```
-/// use tower_sentinel::{Escalate, Escalation, SentinelError};
+/// use tower_sentinel::{SentinelError, consumer::{Escalate, Escalation}};
 ///
 /// #[derive(Debug)]
 /// enum PublishError { ChannelClosed, NoSuchExchange }
@@ -55,7 +58,7 @@ pub enum Escalation {
 #[diagnostic::on_unimplemented(
     message = "a `Consumer` can't tell from `{Self}` whether the broker has its answer",
     label = "this error does not say how far it reaches",
-    note = "if it is a type of your crate, as the error of a policy may be, implement `tower_sentinel::Escalate` for it",
+    note = "if it is a type of your crate, as the error of a policy may be, implement `tower_sentinel::consumer::Escalate` for it",
     note = "if it is not, as the `BoxError` of a middleware, tell the consumer: `.escalation(|error: &BoxError| Escalation::Channel)`, with the error of its service"
 )]
 pub trait Escalate {

@@ -9,7 +9,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, Stream};
 use pin_project_lite::pin_project;
 
-use crate::panic::{Panic, catch};
+use crate::outcome::{Panic, catch};
 
 /// All calls that have not ended; polled by one task, each only when it was woken.
 pub(super) type InFlight<F> = FuturesUnordered<Call<F>>;

@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use crate::{panic::drop_quietly, subscription::Subscription};
+use crate::outcome::drop_quietly;
 
 mod consuming;
 mod error;
@@ -21,6 +21,7 @@ mod reconnecting;
 mod session;
 mod share;
 mod signals;
+mod subscription;
 mod summary;
 mod tasks;
 
@@ -30,6 +31,7 @@ pub use self::{
     escalation::{ByClosure, ByError, Classify, Escalate, Escalation},
     reconnecting::ReconnectingConsumer,
     session::AfterError,
+    subscription::Subscription,
     summary::Summary,
 };
 use self::{
@@ -88,7 +90,7 @@ use self::{
 /// use tokio_util::sync::CancellationToken;
 /// use tower::{ServiceBuilder, service_fn};
 /// use tower_sentinel::{
-///     Consumer, EndCause, Job, Outcome, Report, SentinelLayer, Subscription,
+///     Consumer, Job, Outcome, Report, SentinelLayer, consumer::{EndCause, Subscription},
 /// };
 ///
 /// struct Delivery(u64);
@@ -275,7 +277,7 @@ impl<B, S, C> Consumer<B, S, C> {
     ///
     /// - *Events* are in a span `consumer`, of level `INFO`, with the field `consumer.name`: those of the
     ///   consumer, of its subscription and of its jobs.
-    /// - *Spans*: each [`process`](crate::ProcessSpan) span has the field `consumer.name`. It is no child
+    /// - *Spans*: each [`process`](crate::settle::ProcessSpan) span has the field `consumer.name`. It is no child
     ///   of the span `consumer`, which would make one trace of all jobs, but of the span in which the
     ///   consumer is awaited, if there is one. Other spans are, so whoever exports traces without
     ///   [`process_span`](crate::SentinelLayer::process_span) filters the target
@@ -371,7 +373,9 @@ impl<B, S, C> Consumer<B, S, C> {
     /// ```
     /// use std::{convert::Infallible, io};
     /// use tower::{BoxError, timeout::error::Elapsed};
-    /// use tower_sentinel::{Consumer, Escalate, Escalation, SentinelError, SettleError};
+    /// use tower_sentinel::{
+    ///     Consumer, SentinelError, consumer::{Escalate, Escalation}, settle::SettleError,
+    /// };
     ///
     /// type Inner = SentinelError<Infallible, SettleError<io::Error>>;
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{panic::guard, settle::Verdict};
+use crate::{outcome::guard, settle::Verdict};
 
 /// How many jobs may be given back within a second, without a pause, before it is worth a word.
 const LIMIT: u32 = 100;

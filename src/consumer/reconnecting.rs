@@ -28,9 +28,9 @@ use super::{
 };
 use crate::{
     backoff::{Delays, full_jitter},
-    consumer_name::carried,
-    panic::{catch, drop_quietly, guard},
-    subscription::Subscription,
+    consumer::subscription::Subscription,
+    outcome::{catch, drop_quietly, guard},
+    telemetry::consumer_name::carried,
 };
 
 /// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
@@ -91,7 +91,7 @@ use crate::{
 /// #         Poll::Pending
 /// #     }
 /// # }
-/// # impl tower_sentinel::Subscription for Deliveries {
+/// # impl tower_sentinel::consumer::Subscription for Deliveries {
 /// #     type Job = u64;
 /// #     type Error = io::Error;
 /// #     fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

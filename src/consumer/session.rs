@@ -25,9 +25,9 @@ use super::{
     tasks::Ended,
 };
 use crate::{
-    home::deadline,
-    panic::{Panic, catch, drop_quietly, guard},
-    subscription::Subscription,
+    consumer::subscription::Subscription,
+    outcome::{Panic, catch, drop_quietly, guard},
+    time::deadline,
 };
 
 /// How many jobs are taken before others have their turn on this thread.

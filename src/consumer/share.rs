@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{stream::Stream, task::AtomicWaker};
 
-use crate::subscription::Subscription;
+use crate::consumer::subscription::Subscription;
 
 /// A subscription as one of the tasks has it that take their jobs from it.
 ///

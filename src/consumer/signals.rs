@@ -9,7 +9,7 @@ use std::{
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::panic::{catch, drop_quietly};
+use crate::outcome::{catch, drop_quietly};
 
 /// What a consumer is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

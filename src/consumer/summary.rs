@@ -26,7 +26,7 @@ pub struct Summary {
     pub failed: u64,
     /// How many of the failed calls may have left the broker without an answer.
     pub unanswered: u64,
-    /// How many of the failed calls had a settlement that is [moot](crate::Unsettled::moot): the
+    /// How many of the failed calls had a settlement that is [moot](crate::settle::Unsettled::moot): the
     /// broker waited for none any more. Their jobs may run once more.
     pub moot: u64,
     /// How many response futures were dropped, because they did not end in time.

@@ -24,9 +24,9 @@ use super::{
     signals::{Asked, Signals},
 };
 use crate::{
-    consumer_name::carried,
-    panic::{drop_quietly, guard},
-    subscription::Subscription,
+    consumer::subscription::Subscription,
+    outcome::{drop_quietly, guard},
+    telemetry::consumer_name::carried,
 };
 
 /// A session that has begun to end: it takes no more jobs.

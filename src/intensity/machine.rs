@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{backoff::Delays, home::deadline};
+use crate::{backoff::Delays, time::deadline};
 
 /// What a layer was told.
 #[derive(Clone, Copy, Debug)]

@@ -17,12 +17,12 @@ use tokio::{sync::watch, time::Instant};
 use super::machine::{Change, Limits, Machine, Pass, Phase};
 use crate::{
     cancel::{Cancellation, Companion, JobContext, Stopping},
-    home::Timer,
-    instruments::IntensityInstruments,
-    panic::guard,
+    outcome::guard,
+    telemetry::metrics::IntensityInstruments,
+    time::Timer,
 };
 
-/// Whether an [`Intensity`](crate::Intensity) lets jobs through.
+/// Whether an [`Intensity`](crate::intensity::Intensity) lets jobs through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IntensityState {
@@ -38,6 +38,17 @@ pub enum IntensityState {
     ///
     /// It begins when a service first asks to be ready after the pause.
     Probing,
+}
+
+impl IntensityState {
+    /// Returns the value of the gauge that tells the state.
+    fn level(self) -> f64 {
+        match self {
+            IntensityState::Running => 0.0,
+            IntensityState::Probing => 1.0,
+            IntensityState::Paused { .. } => 2.0,
+        }
+    }
 }
 
 impl From<Phase> for IntensityState {
@@ -148,9 +159,9 @@ impl Shared {
             // Reads the phase anew, so that the last of two changes wins.
             let send = || {
                 self.state.send_if_modified(|state| {
-                    let now = self.lock().machine.phase().into();
+                    let now = IntensityState::from(self.lock().machine.phase());
                     // Here, where one change waits for the other.
-                    self.instruments.change(now);
+                    self.instruments.change(now.level());
                     mem::replace(state, now) != now
                 })
             };

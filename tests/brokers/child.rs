@@ -16,7 +16,8 @@ use std::{
 use tokio::{sync::oneshot, time::sleep};
 use tower::{Service, service_fn};
 use tower_sentinel::{
-    Decision, Outcome, Report, Settle, SettleError, SettlePolicy, Settled, Verdict,
+    Outcome, Report, SettlePolicy, Verdict,
+    settle::{Settle, SettleError, Settled, decision::Decision},
 };
 
 const PREFIX: &str = "TOWER_SENTINEL_TEST_";

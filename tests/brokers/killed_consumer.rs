@@ -5,7 +5,7 @@ use std::{convert::Infallible, future::pending, time::Duration};
 use tokio::time::sleep;
 use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, Job, KeepAliveLayer, SentinelLayer, Settle, Subscription, ack_on_success,
+    Consumer, Job, KeepAliveLayer, SentinelLayer, ack_on_success,
     broker::{
         nats::{
             self, Pull,
@@ -28,6 +28,8 @@ use tower_sentinel::{
             redis::{Commands, streams::StreamPendingReply},
         },
     },
+    consumer::Subscription,
+    settle::Settle,
 };
 
 use crate::{

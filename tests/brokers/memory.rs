@@ -3,11 +3,11 @@
 use std::{future::ready, time::Duration};
 
 use tower_sentinel::{
-    Capabilities,
     broker::memory::{
         Broker, ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue,
         SubscriptionError,
     },
+    settle::Capabilities,
 };
 
 use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker, verdicts::MEMORY};

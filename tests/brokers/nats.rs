@@ -21,8 +21,7 @@ use tokio::{
 };
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_sentinel::{
-    Job, Lease, Messaging, Outcome, Panic, Reason, SentinelLayer, Settle, SettlePolicy,
-    Subscription, Verdict, ack_on_success,
+    Job, Outcome, Panic, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::nats::{
         ConnectError, Deliveries, Delivery, DeliveryError, Pull, SubscriptionError,
         async_nats::{
@@ -35,6 +34,8 @@ use tower_sentinel::{
         },
         connect,
     },
+    consumer::Subscription,
+    settle::{Lease, Messaging, Reason, Settle},
 };
 
 use crate::server::nats::{Server, free_port};

@@ -13,7 +13,6 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
-    Capabilities, OutcomeKind,
     broker::nats::{
         ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Pull, SubscriptionError,
         async_nats::{
@@ -26,6 +25,8 @@ use tower_sentinel::{
         },
         connect,
     },
+    outcome::OutcomeKind,
+    settle::Capabilities,
 };
 
 use crate::{

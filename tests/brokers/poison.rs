@@ -4,7 +4,7 @@ use std::{convert::Infallible, fmt::Debug, process, time::Duration};
 
 use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, DecisionExt, Job, SentinelLayer, Settle, Subscription, ack_on_success,
+    Consumer, DecisionExt, Job, SentinelLayer, ack_on_success,
     broker::{
         nats::{self, Pull, async_nats::jetstream},
         rabbitmq::{
@@ -16,6 +16,8 @@ use tower_sentinel::{
             redis::{Commands, streams::StreamRangeReply},
         },
     },
+    consumer::Subscription,
+    settle::Settle,
 };
 
 use crate::{

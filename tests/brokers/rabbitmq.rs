@@ -21,8 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Consumer, Job, Messaging, OutcomeKind, Reason, SentinelLayer, Settle, SettlePolicy,
-    Subscription, Verdict, ack_on_success,
+    Consumer, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::rabbitmq::{
         self, ConnectError, Connection, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue,
         QueueKind, SubscriptionError,
@@ -36,6 +35,9 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
+    consumer::Subscription,
+    outcome::OutcomeKind,
+    settle::{Messaging, Reason, Settle},
 };
 
 use crate::{

@@ -12,7 +12,6 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
-    Capabilities, OutcomeKind,
     broker::rabbitmq::{
         ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, SubscriptionError,
         connect,
@@ -26,6 +25,8 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
+    outcome::OutcomeKind,
+    settle::Capabilities,
 };
 
 use crate::{

@@ -22,11 +22,14 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
-    Job, Lease, Messaging, OutcomeKind, Reason, Settle, Subscription, Unsettled, Verdict,
+    Job, Verdict,
     broker::redis::{
         ConnectError, ConsumerGroup, Deliveries, Delivery, DeliveryError, SubscriptionError,
         redis::{Commands, Connection, Value, cmd},
     },
+    consumer::Subscription,
+    outcome::OutcomeKind,
+    settle::{Lease, Messaging, Reason, Settle, Unsettled},
 };
 
 use self::server::{Server, free_port};

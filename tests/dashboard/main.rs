@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::{net::TcpListener, process::Command, runtime::Runtime, time::timeout};
-use tower_sentinel::OutcomeKind;
+use tower_sentinel::outcome::OutcomeKind;
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../examples/dashboard.rs"]

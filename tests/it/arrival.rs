@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_sentinel::{
-    CancelReason, Cancelled, Capabilities, Decision, DecisionExt, Lease, OnDrop, Outcome,
-    OutcomeKind, Reason, SentinelLayer, Settle, SettlePolicy, Settled, Unsettled, Verdict,
-    ack_on_success,
+    DecisionExt, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery, Queue},
+    outcome::{CancelReason, Cancelled, OutcomeKind},
+    sentinel::OnDrop,
+    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, decision::Decision},
 };
 
 use crate::{

@@ -18,12 +18,19 @@ use std::{
 use tokio::task::yield_now;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    AckOnSuccess, ByJob, CallerSpan, CancelReason, Cancellation, Cancelled, Consumer,
-    ConsumerError, Consuming, Decode, DecodeError, DecodeFuture, DecodeLayer, Decoded, EventOnly,
-    Failure, Hooks, Intensity, IntensityFuture, IntensityLayer, IntensityState, Job, KeepAlive,
-    KeepAliveFuture, KeepAliveLayer, OnDrop, Outcome, OutcomeKind, Panic, RejectUndecodable,
-    Report, ResponseFuture, Sentinel, SentinelError, SentinelLayer, ServiceBuilderExt, SettleError,
-    SettleFuture, SettlePolicy, Summary, TimeLimit, TimedOut, WithJob,
+    Consumer, DecodeLayer, IntensityLayer, Job, KeepAliveLayer, Outcome, Panic, Report,
+    SentinelError, SentinelLayer, ServiceBuilderExt, SettlePolicy, TimeLimit,
+    cancel::Cancellation,
+    consumer::{ConsumerError, Consuming, Summary},
+    decode::{Decode, DecodeError, DecodeFuture, Decoded, WithJob},
+    intensity::{Intensity, IntensityFuture, IntensityState},
+    keep_alive::{KeepAlive, KeepAliveFuture},
+    outcome::{CancelReason, Cancelled, Failure, OutcomeKind, TimedOut},
+    sentinel::{ByJob, CallerSpan, EventOnly, Hooks, OnDrop, ResponseFuture, Sentinel},
+    settle::{
+        SettleError, SettleFuture,
+        decision::{AckOnSuccess, RejectUndecodable},
+    },
 };
 use tracing::Span;
 

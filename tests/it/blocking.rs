@@ -16,7 +16,7 @@ use tokio::{
     task,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_sentinel::{CancelReason, Cancellation, SentinelLayer, spawn_blocking};
+use tower_sentinel::{SentinelLayer, cancel::Cancellation, outcome::CancelReason, spawn_blocking};
 
 use crate::support::{
     Blocked, Bomb, Count, Recorder, Refused, Seen, Unit, call, raise, wait_until,

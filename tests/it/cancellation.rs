@@ -21,7 +21,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Outcome, OutcomeKind, Report, SentinelLayer, cancelled,
+    Outcome, Report, SentinelLayer,
+    cancel::Cancellation,
+    cancelled,
+    outcome::{CancelReason, OutcomeKind},
 };
 
 use crate::support::{

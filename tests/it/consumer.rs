@@ -22,8 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    AfterError, Consumer, ConsumerError, DecisionExt, EndCause, Escalate, Escalation, OutcomeKind,
-    SentinelError, SentinelLayer, SettleError, SettlePolicy, Summary, Verdict, ack_on_success,
+    Consumer, DecisionExt, SentinelError, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    consumer::{AfterError, ConsumerError, EndCause, Escalate, Escalation, Summary},
+    outcome::OutcomeKind,
+    settle::SettleError,
 };
 
 use crate::{
@@ -86,7 +88,7 @@ pub(crate) fn stack(
     (worker, jobs): (Worker, Handle),
 ) -> impl Service<
     Delivery,
-    Response = tower_sentinel::Settled,
+    Response = tower_sentinel::settle::Settled,
     Error = CallError,
     Future: Send + 'static,
 > + Send

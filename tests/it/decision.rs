@@ -9,8 +9,12 @@ use std::{
 };
 
 use tower_sentinel::{
-    CancelReason, Cancelled, Capabilities, Decision, DecisionExt, Lease, Outcome, Panic, Reason,
-    Settle, TimedOut, Undecided, Unsettled, Verdict, ack_on_success,
+    DecisionExt, Outcome, Panic, Verdict, ack_on_success,
+    outcome::{CancelReason, Cancelled, TimedOut},
+    settle::{
+        Capabilities, Lease, Reason, Settle, Unsettled,
+        decision::{Decision, Undecided},
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);

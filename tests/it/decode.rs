@@ -13,9 +13,11 @@ use std::{
 use tokio::time::sleep;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, Decision, DecisionExt, DecodeError, DecodeLayer, Decoded, Job, Lease, Outcome,
-    OutcomeKind, Panic, Reason, SentinelLayer, Settle, SettlePolicy, Settled, TimeLimit, TimedOut,
-    Unsettled, Verdict, ack_on_success,
+    DecisionExt, DecodeLayer, Job, Outcome, Panic, SentinelLayer, SettlePolicy, TimeLimit, Verdict,
+    ack_on_success,
+    decode::{DecodeError, Decoded},
+    outcome::{OutcomeKind, TimedOut},
+    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, decision::Decision},
 };
 
 use crate::support::{Count, Guard, Recorder, Refused, Seen, raise};

@@ -18,7 +18,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, OnDrop, Outcome, OutcomeKind, Report, SentinelLayer, cancelled,
+    Outcome, Report, SentinelLayer,
+    cancel::Cancellation,
+    cancelled,
+    outcome::{CancelReason, OutcomeKind},
+    sentinel::OnDrop,
 };
 
 use crate::support::{

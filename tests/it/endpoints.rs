@@ -8,7 +8,7 @@ use tokio::{
 };
 use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
-use tower_sentinel::{OnDrop, Outcome, OutcomeKind};
+use tower_sentinel::{Outcome, outcome::OutcomeKind, sentinel::OnDrop};
 
 use self::{
     axum_example::app,

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    AfterError, Consumer, ConsumerError, EndCause, Escalation, Subscription, Summary,
+    Consumer,
+    consumer::{AfterError, ConsumerError, EndCause, Escalation, Subscription, Summary},
 };
 
 use crate::{

@@ -20,9 +20,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer as _, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Capabilities, Consumer, IntensityLayer, IntensityState, Job,
-    KeepAliveLayer, Lease, OnDrop, Outcome, OutcomeKind, Reason, Report, SentinelLayer, Settle,
-    SettlePolicy, Unsettled, Verdict, ack_on_success, broker::memory::Broker, cancelled,
+    Consumer, IntensityLayer, Job, KeepAliveLayer, Outcome, Report, SentinelLayer, SettlePolicy,
+    Verdict, ack_on_success,
+    broker::memory::Broker,
+    cancel::Cancellation,
+    cancelled,
+    intensity::IntensityState,
+    outcome::{CancelReason, OutcomeKind},
+    sentinel::OnDrop,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 use tracing::{Id, span};
 use tracing_subscriber::{

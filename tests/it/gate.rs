@@ -30,8 +30,10 @@ use tower::{
     service_fn,
 };
 use tower_sentinel::{
-    CancelReason, Cancellation, Job, OnDrop, Outcome, OutcomeKind, Report, Sentinel, SentinelError,
-    SentinelLayer, TimeLimit,
+    Job, Outcome, Report, SentinelError, SentinelLayer, TimeLimit,
+    cancel::Cancellation,
+    outcome::{CancelReason, OutcomeKind},
+    sentinel::{OnDrop, Sentinel},
 };
 
 use crate::support::paused_time;
@@ -771,7 +773,7 @@ fn blocking(
     > + Clone
     + Send
     + 'static,
-    tower_sentinel::Hooks<fn(&Blocker)>,
+    tower_sentinel::sentinel::Hooks<fn(&Blocker)>,
 > {
     let stopped = Arc::clone(stopped);
     let policy = service_fn(move |report: Report<(), (), Infallible>| {

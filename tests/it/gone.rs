@@ -6,7 +6,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, limit::ConcurrencyLimit};
 use tower_sentinel::{
-    Consumer, EndCause, OutcomeKind, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    Consumer, SentinelLayer, SettlePolicy, Verdict, ack_on_success, consumer::EndCause,
+    outcome::OutcomeKind,
 };
 
 use crate::{

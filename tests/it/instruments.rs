@@ -16,8 +16,9 @@ use metrics_util::{
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, IntensityLayer, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer,
-    Settle, SettlePolicy, TimeLimit, Unsettled, Verdict, ack_on_success,
+    IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, Verdict, ack_on_success,
+    outcome::OutcomeKind,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
 };
 
 use crate::support::{
@@ -127,7 +128,7 @@ async fn the_gauges_follow_a_job_whose_caller_is_gone() {
     let (metrics, _guard) = Metrics::start();
     let recorder = Recorder::default();
     let mut sentinel = SentinelLayer::new(recorder.scripted(Plan::Ok, 5 * WORK))
-        .on_drop(tower_sentinel::OnDrop::Detach)
+        .on_drop(tower_sentinel::sentinel::OnDrop::Detach)
         .layer(Worker::default());
     let response = sentinel.call(Work::new(Fate::Value));
     assert_eq!(gauges_of(metrics.take()), gauges(1.0, 0.0, 0.0));
@@ -331,7 +332,7 @@ async fn every_metric_is_described() {
     let mut sentinel = SentinelLayer::new(policy).layer(service);
     let job = Delivery(Fate::Value, Tag(Duration::ZERO));
     call(&mut sentinel, job).await.unwrap();
-    tower_sentinel::describe_metrics();
+    tower_sentinel::telemetry::describe_metrics();
     let all = metrics.snapshotter.snapshot().into_vec();
     assert_eq!(all.len(), 4 + 4 * 5 + 1);
     for (key, unit, description, _) in all {

@@ -24,8 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_sentinel::{
-    CancelReason, Cancellation, Intensity, IntensityLayer, IntensityState, OutcomeKind,
-    SentinelLayer,
+    IntensityLayer, SentinelLayer,
+    cancel::Cancellation,
+    intensity::{Intensity, IntensityState},
+    outcome::{CancelReason, OutcomeKind},
 };
 use tower_test::mock;
 use tracing::{

@@ -21,8 +21,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, Job, KeepAliveLayer, Lease, OnDrop, OutcomeKind, Reason, SentinelLayer, Settle,
-    SettlePolicy, Unsettled, Verdict, ack_on_success, cancelled,
+    Job, KeepAliveLayer, SentinelLayer, SettlePolicy, Verdict, ack_on_success, cancelled,
+    outcome::OutcomeKind,
+    sentinel::OnDrop,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
 use crate::{

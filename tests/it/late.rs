@@ -20,9 +20,12 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Capabilities, Job, KeepAliveLayer, Lease, OnDrop, OutcomeKind,
-    Reason, Report, SentinelError, SentinelLayer, Settle, SettlePolicy, Unsettled, Verdict,
+    Job, KeepAliveLayer, Report, SentinelError, SentinelLayer, SettlePolicy, Verdict,
     ack_on_success,
+    cancel::Cancellation,
+    outcome::{CancelReason, OutcomeKind},
+    sentinel::OnDrop,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
 use crate::support::{

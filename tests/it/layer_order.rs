@@ -16,10 +16,14 @@ use tower::{
     retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
 };
 use tower_sentinel::{
-    AfterError, Capabilities, Consumer, DecisionExt, DecodeError, DecodeLayer, Decoded, Escalation,
-    IntensityLayer, Job, KeepAliveLayer, Lease, OnDrop, Outcome, OutcomeKind, Reason, Report,
-    SentinelError, SentinelLayer, Settle, SettlePolicy, Unsettled, Verdict, ack_on_success,
+    Consumer, DecisionExt, DecodeLayer, IntensityLayer, Job, KeepAliveLayer, Outcome, Report,
+    SentinelError, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery, SettleFault},
+    consumer::{AfterError, Escalation},
+    decode::{DecodeError, Decoded},
+    outcome::OutcomeKind,
+    sentinel::OnDrop,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
 use crate::support::{Count, raise};

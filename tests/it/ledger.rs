@@ -30,13 +30,18 @@ use tower::{
     timeout::{TimeoutLayer, error::Elapsed},
 };
 use tower_sentinel::{
-    AfterError, Consumer, Decision, DecisionExt, Escalate, Escalation, IntensityLayer, Job,
-    KeepAliveLayer, OnDrop, Outcome, Reason, SentinelError, SentinelLayer, Settle, SettleError,
-    SettlePolicy, Settled, Summary, Undecided, Verdict, ack_on_success,
+    Consumer, DecisionExt, IntensityLayer, Job, KeepAliveLayer, Outcome, SentinelError,
+    SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{
         Broker, ConnectError, Connection, Counts, Deliveries, Delivery, DeliveryError, SettleFault,
     },
     cancelled,
+    consumer::{AfterError, Escalate, Escalation, Summary},
+    sentinel::OnDrop,
+    settle::{
+        Reason, Settle, SettleError, Settled,
+        decision::{Decision, Undecided},
+    },
 };
 
 use self::{

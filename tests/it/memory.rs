@@ -15,12 +15,14 @@ use tokio::time::{Instant, advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Capabilities, Consumer, DecisionExt, Job, Lease, Messaging, OutcomeKind, Reason, SentinelLayer,
-    Settle, SettlePolicy, Subscription as _, Unsettled, Verdict, ack_on_success,
+    Consumer, DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{
         Broker, ConnectError, Connection, Counts, Deliveries, Delivery, DeliveryError, DeliveryTag,
         Queue, SettleFault, SubscriptionError,
     },
+    consumer::Subscription as _,
+    outcome::OutcomeKind,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
 };
 
 use crate::support::{block_on, call, paused_time};

@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_sentinel::{
-    Capabilities, Consumer, Escalate, Escalation, Job, Lease, Outcome, Reason, Report,
-    SentinelLayer, Settle, SettleError, SettlePolicy, Unsettled, Verdict, ack_on_success,
+    Consumer, Job, Outcome, Report, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery},
+    consumer::{Escalate, Escalation},
+    settle::{Capabilities, Lease, Reason, Settle, SettleError, Unsettled},
 };
 
 use crate::{log::Log, support::Refused};

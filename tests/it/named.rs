@@ -6,8 +6,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 use tower_sentinel::{
-    Consumer, SentinelError, SentinelLayer, SettleError, SettlePolicy, Settled, ack_on_success,
+    Consumer, SentinelError, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, ConnectError, Deliveries, Delivery, DeliveryError, Queue},
+    settle::{SettleError, Settled},
 };
 
 use crate::{consumer::ends, log::Log, support::Refused};

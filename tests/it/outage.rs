@@ -6,9 +6,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 use tower_sentinel::{
-    Consumer, EndCause, IntensityLayer, IntensityState, SentinelError, SentinelLayer, SettleError,
-    SettlePolicy, Settled, ack_on_success,
+    Consumer, IntensityLayer, SentinelError, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Delivery, DeliveryError, SubscriptionError},
+    consumer::EndCause,
+    intensity::IntensityState,
+    settle::{SettleError, Settled},
 };
 
 use crate::{

@@ -16,7 +16,9 @@ use std::{
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_sentinel::{Job, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer, TimeLimit};
+use tower_sentinel::{
+    Job, Outcome, Report, SentinelError, SentinelLayer, TimeLimit, outcome::OutcomeKind,
+};
 use tracing::Span;
 
 use crate::support::{

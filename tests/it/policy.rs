@@ -21,7 +21,7 @@ use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, limit::ConcurrencyLimit,
     retry, service_fn,
 };
-use tower_sentinel::{Outcome, OutcomeKind, Report, SentinelError, SentinelLayer};
+use tower_sentinel::{Outcome, Report, SentinelError, SentinelLayer, outcome::OutcomeKind};
 
 use crate::support::{
     Answer, Bomb, Count, Fate, Plan, Recorder, Refused, Script, Seen, Unit, WORK, Work, Worker,

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
-use tower_sentinel::{CancelReason, OnDrop, SentinelLayer, TimeLimit};
+use tower_sentinel::{SentinelLayer, TimeLimit, outcome::CancelReason, sentinel::OnDrop};
 
 use crate::support::{
     Answer, BLOCK, Blocked, Fate, Plan, Recorder, Seen, WORK, Work, Worker, current_thread, idle,

@@ -18,7 +18,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit, service_fn};
-use tower_sentinel::{OnDrop, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer};
+use tower_sentinel::{
+    Outcome, Report, SentinelError, SentinelLayer, outcome::OutcomeKind, sentinel::OnDrop,
+};
 use tower_test::{assert_request_eq, mock};
 
 type Id = Arc<u64>;

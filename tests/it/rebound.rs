@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, SentinelLayer, SettlePolicy, Summary, Verdict, ack_on_success,
+    Consumer, DecisionExt, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery},
+    consumer::Summary,
 };
 
 use crate::{

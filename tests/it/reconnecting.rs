@@ -11,7 +11,9 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
-use tower_sentinel::{Consumer, EndCause, OutcomeKind, Settled, Verdict};
+use tower_sentinel::{
+    Consumer, Verdict, consumer::EndCause, outcome::OutcomeKind, settle::Settled,
+};
 
 use crate::{
     consumer::{CallError, ends, here, stack},

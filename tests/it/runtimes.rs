@@ -26,9 +26,12 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Consumer, EndCause, Job, Outcome, OutcomeKind, Report,
-    SentinelError, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
+    Consumer, Job, Outcome, Report, SentinelError, SentinelLayer, SettlePolicy, TimeLimit,
+    ack_on_success,
     broker::memory::{Broker, Delivery},
+    cancel::Cancellation,
+    consumer::EndCause,
+    outcome::{CancelReason, OutcomeKind},
 };
 
 use crate::support::{

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower::{Service, ServiceBuilder, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn};
-use tower_sentinel::{Job, Outcome, OutcomeKind, Report, SentinelError, SentinelLayer};
+use tower_sentinel::{Job, Outcome, Report, SentinelError, SentinelLayer, outcome::OutcomeKind};
 
 const JOBS: usize = 100;
 const PREFETCH: usize = 5;

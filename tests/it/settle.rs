@@ -18,9 +18,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancelled, Capabilities, Decision, DecisionExt, Job, Lease, Outcome, OutcomeKind,
-    Panic, Reason, Report, SentinelError, SentinelLayer, Settle, SettleError, SettleFuture,
-    SettlePolicy, Settled, TimedOut, Undecided, Unsettled, Verdict, ack_on_success,
+    DecisionExt, Job, Outcome, Panic, Report, SentinelError, SentinelLayer, SettlePolicy, Verdict,
+    ack_on_success,
+    outcome::{CancelReason, Cancelled, OutcomeKind, TimedOut},
+    settle::{
+        Capabilities, Lease, Reason, Settle, SettleError, SettleFuture, Settled, Unsettled,
+        decision::{Decision, Undecided},
+    },
 };
 
 use crate::{
@@ -761,7 +765,7 @@ async fn a_settlement_goes_on_though_the_caller_drops() {
 async fn a_job_whose_lease_is_lost_is_abandoned_through_its_tag() {
     let mut sentinel =
         SentinelLayer::new(SettlePolicy::default()).layer(service_fn(async |_: Tag| {
-            tower_sentinel::Cancellation::current().cancel(CancelReason::LeaseLost);
+            tower_sentinel::cancel::Cancellation::current().cancel(CancelReason::LeaseLost);
             pending::<Result<(), Refused>>().await
         }));
     let tag = Tag::new(&[Try::Ok]);

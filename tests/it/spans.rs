@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_sentinel::{OnDrop, Report, SentinelError, SentinelLayer};
+use tower_sentinel::{Report, SentinelError, SentinelLayer, sentinel::OnDrop};
 use tracing::{
     Event, Instrument, Span,
     field::{Field, Visit},

@@ -15,8 +15,8 @@ use tower::{
     util::BoxCloneService,
 };
 use tower_sentinel::{
-    CancelReason, Cancelled, Failure, Outcome, OutcomeKind, Panic, Report, SentinelError,
-    SentinelLayer, ServiceBuilderExt, TimedOut,
+    Outcome, Panic, Report, SentinelError, SentinelLayer, ServiceBuilderExt,
+    outcome::{CancelReason, Cancelled, Failure, OutcomeKind, TimedOut},
 };
 
 type Id = Arc<u64>;

@@ -11,8 +11,9 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    Decision, DecisionExt, Outcome, SentinelLayer, SettlePolicy, ack_on_success,
+    DecisionExt, Outcome, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Delivery},
+    settle::decision::Decision,
 };
 
 use crate::support::{Count, Refused, current_thread, idle, turn};

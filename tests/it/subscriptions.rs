@@ -11,7 +11,11 @@ use std::{
 
 use futures_util::Stream;
 use tokio::time::Instant;
-use tower_sentinel::{Capabilities, Job, Lease, Reason, Settle, Subscription, Unsettled, Verdict};
+use tower_sentinel::{
+    Job, Verdict,
+    consumer::Subscription,
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
+};
 
 use crate::support::{Fate, Refused, raise};
 

@@ -22,7 +22,9 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 use tower_sentinel::{
-    CancelReason, Cancellation, Job, Outcome, OutcomeKind, Report, SentinelError, TimeLimit,
+    Job, Outcome, Report, SentinelError, TimeLimit,
+    cancel::Cancellation,
+    outcome::{CancelReason, OutcomeKind},
 };
 
 /// How long a job works where its fate does not come at once.

@@ -17,7 +17,12 @@ use futures_util::Stream;
 use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, service_fn, util::BoxService};
-use tower_sentinel::{Consumer, EndCause, Escalation, OutcomeKind, Settled, Subscription, Verdict};
+use tower_sentinel::{
+    Consumer, Verdict,
+    consumer::{EndCause, Escalation, Subscription},
+    outcome::OutcomeKind,
+    settle::Settled,
+};
 
 use crate::{
     consumer::{CallError, ends, here, stack},

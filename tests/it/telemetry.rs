@@ -13,8 +13,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer as _, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Capabilities, Job, Lease, Messaging, Reason, SentinelLayer, Settle,
-    SettlePolicy, Unsettled, Verdict, ack_on_success,
+    Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    cancel::Cancellation,
+    outcome::CancelReason,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
 };
 use tracing::{
     Event, Instrument, Subscriber,

@@ -17,8 +17,10 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, Job, Outcome, OutcomeKind, Report, SentinelLayer, TimeLimit,
-    TimedOut, cancelled,
+    Job, Outcome, Report, SentinelLayer, TimeLimit,
+    cancel::Cancellation,
+    cancelled,
+    outcome::{CancelReason, OutcomeKind, TimedOut},
 };
 
 use crate::{

@@ -26,7 +26,7 @@ use tower_http::{
     timeout::TimeoutLayer,
     trace::TraceLayer,
 };
-use tower_sentinel::{Outcome, OutcomeKind, Report, SentinelLayer};
+use tower_sentinel::{Outcome, Report, SentinelLayer, outcome::OutcomeKind};
 
 use crate::support::{Recorder, Refused, Seen, Unit, call, raise};
 

@@ -11,9 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tower::service_fn;
 use tower_layer::Layer;
 use tower_sentinel::{
-    CancelReason, Cancellation, Decision, DecisionExt, DecodeLayer, Outcome, Report, SentinelLayer,
-    SettlePolicy, Undecided, Verdict, ack_on_success,
+    DecisionExt, DecodeLayer, Outcome, Report, SentinelLayer, SettlePolicy, Verdict,
+    ack_on_success,
     broker::memory::{Broker, Delivery, DeliveryTag},
+    cancel::Cancellation,
+    outcome::CancelReason,
+    settle::decision::{Decision, Undecided},
 };
 
 use crate::{

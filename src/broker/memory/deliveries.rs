@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
-use crate::{home::Timer, subscription::Subscription};
+use crate::{consumer::Subscription, time::Timer};
 
 /// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
 ///

@@ -12,11 +12,10 @@ use super::{
     Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
 };
 use crate::{
-    home::Timer,
     job::Job,
-    panic::drop_quietly,
-    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
-    telemetry::Messaging,
+    outcome::drop_quietly,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
+    time::Timer,
 };
 
 /// A job that was delivered.

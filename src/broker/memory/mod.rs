@@ -10,7 +10,9 @@
 //! use std::time::Duration;
 //! use futures_util::StreamExt;
 //! use tower::{Service, ServiceBuilder, ServiceExt};
-//! use tower_sentinel::{DecisionExt, OutcomeKind, SentinelLayer, SettlePolicy, ack_on_success};
+//! use tower_sentinel::{
+//!     DecisionExt, SentinelLayer, SettlePolicy, ack_on_success, outcome::OutcomeKind,
+//! };
 //! use tower_sentinel::broker::memory::{Broker, Delivery, Queue};
 //!
 //! /// The worker to be tested: it doubles numbers, one at a time, and waits 1 s before it retries.
@@ -59,7 +61,7 @@
 //!
 //! - *Order*: first in, first out. What comes back comes before what was never delivered, and what a
 //!   lost channel held comes first of all, in the order of its delivery.
-//! - *Deliveries*: [`Settle::deliveries`](crate::Settle::deliveries) is one more than the deliveries
+//! - *Deliveries*: [`Settle::deliveries`](crate::settle::Settle::deliveries) is one more than the deliveries
 //!   that were charged. A `Retry` charges one (`basic.reject`), a `Release` none (`basic.nack`), and
 //!   the end of a channel charges one for each job that it held, however it ended: RabbitMQ returns
 //!   what a consumer that is down held as failed (`rabbit_fifo`, `return_all`). There is no delivery
@@ -70,7 +72,7 @@
 //! - *Channels*: each subscription has one, and a tag is valid on its own only. A second answer is a
 //!   typed error for this delivery; RabbitMQ closes the channel.
 //! - *Delays* (of a `Retry` or a `Release`) are exact, and are the answer's own.
-//! - *Dead letters* keep the [`Reason`](crate::Reason), the headers and the message's id. Publishing to a dead-letter queue and removing the
+//! - *Dead letters* keep the [`Reason`](crate::settle::Reason), the headers and the message's id. Publishing to a dead-letter queue and removing the
 //!   job are one step.
 //! - *Leases* ([`QueueBuilder::lease`]) are not RabbitMQ's but those of JetStream, Redis and SQS: a
 //!   job that is held for longer is taken back, with a delivery charged.

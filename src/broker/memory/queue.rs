@@ -46,12 +46,12 @@ impl<P> Queue<P> {
 
     /// Puts a job with headers at the end of the queue.
     ///
-    /// Of those called `traceparent` and `tracestate` its [spans](crate::ProcessSpan) can be linked
+    /// Of those called `traceparent` and `tracestate` its [spans](crate::settle::ProcessSpan) can be linked
     /// to the trace of the sender.
     ///
     /// ```
     /// use futures_util::StreamExt;
-    /// use tower_sentinel::{Job, Settle, broker::memory::Broker};
+    /// use tower_sentinel::{Job, broker::memory::Broker, settle::Settle};
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
@@ -127,7 +127,7 @@ impl<P> Queue<P> {
     ///
     /// ```
     /// use futures_util::StreamExt;
-    /// use tower_sentinel::{Job, Reason, Settle, Verdict, broker::memory::Broker};
+    /// use tower_sentinel::{Job, Verdict, broker::memory::Broker, settle::{Reason, Settle}};
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
@@ -280,7 +280,7 @@ impl<'a, P> QueueBuilder<'a, P> {
     /// Sets how long a consumer may hold a job before the queue takes it back; for ever by default.
     ///
     /// This is JetStream's ack wait and SQS's visibility timeout, and as with these the delivery
-    /// is charged. [`Settle::keep_alive`](crate::Settle::keep_alive) lets the time start anew.
+    /// is charged. [`Settle::keep_alive`](crate::settle::Settle::keep_alive) lets the time start anew.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
         self

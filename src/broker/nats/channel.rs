@@ -16,7 +16,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
 
 use super::{DeliveryError, delays::Delays, fetched::Fetched};
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// How often a settlement that must not be sent late looks whether the connection is back.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);

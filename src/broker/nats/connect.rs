@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use super::error::ConnectError;
 use crate::{
     broker::address::{SPLIT, is_split, place},
-    panic::guard,
+    outcome::guard,
 };
 
 /// Connects to the server at `address`, such as `nats://user:password@127.0.0.1:4222`.

@@ -23,10 +23,10 @@ use super::{
     Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
     requests::Requests, unreadable::Search,
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// What a pull consumer delivers: a stream of [`Delivery`]s, and a
-/// [`Subscription`](crate::Subscription).
+/// [`Subscription`](crate::consumer::Subscription).
 ///
 /// # Prefetch
 ///
@@ -47,14 +47,14 @@ use crate::panic::guard;
 ///
 /// The stream ends with a [`SubscriptionError`] when the client is closed, when consumer or stream
 /// are deleted, and when nothing was heard for the
-/// [`reconnect_limit`](Pull::reconnect_limit). From then on its tags are refused. [`poll_closed`](crate::Subscription::poll_closed)
+/// [`reconnect_limit`](Pull::reconnect_limit). From then on its tags are refused. [`poll_closed`](crate::consumer::Subscription::poll_closed)
 /// notices the same; it never requests.
 ///
 /// # Closing
 ///
-/// JetStream knows no channel. [`poll_stop`](crate::Subscription::poll_stop) requests nothing more, lets
+/// JetStream knows no channel. [`poll_stop`](crate::consumer::Subscription::poll_stop) requests nothing more, lets
 /// the open requests find nobody, and gives back what waits here or is on its way by a NAK, which
-/// counts as a delivery. [`poll_close`](crate::Subscription::poll_close) does the same, and refuses what is still to be answered
+/// counts as a delivery. [`poll_close`](crate::consumer::Subscription::poll_close) does the same, and refuses what is still to be answered
 /// ([`DeliveryError::Stale`](super::DeliveryError::Stale)); those jobs come back after the ack wait.
 /// To drop the stream gives nothing back and refuses nothing.
 #[must_use = "a stream delivers nothing unless it is polled"]
@@ -284,7 +284,7 @@ impl Stream for Deliveries {
     }
 }
 
-impl crate::Subscription for Deliveries {
+impl crate::consumer::Subscription for Deliveries {
     type Job = Delivery;
     type Error = SubscriptionError;
 

@@ -15,7 +15,7 @@ use async_nats::jetstream::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::SubscriptionError;
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);

@@ -1,7 +1,7 @@
 //! NATS JetStream: the messages of a pull consumer as jobs, on the [`async_nats`] crate.
 //!
 //! A [`Pull`] says how a pull consumer is read and becomes [`Deliveries`]: a
-//! [`Subscription`](crate::Subscription) whose jobs are [`Delivery`]s and whose tags are
+//! [`Subscription`](crate::consumer::Subscription) whose jobs are [`Delivery`]s and whose tags are
 //! [`DeliveryTag`]s.
 //!
 //! ```no_run
@@ -53,13 +53,13 @@
 //!
 //! A NAK is not: one that arrives late takes the job from the worker that has it next, and the
 //! server does not refuse it. So it is not sent at all after the ack wait has passed by the clock of
-//! this process ([`DeliveryError::LeaseLost`], which is [moot](crate::Unsettled::moot)), nor queued while there is no connection, nor sent
+//! this process ([`DeliveryError::LeaseLost`], which is [moot](crate::settle::Unsettled::moot)), nor queued while there is no connection, nor sent
 //! again when it may have arrived. Let the consumer's `ack_wait` be longer than the time limit of a
 //! job and its settlement, or keep the job alive.
 //!
 //! # Deliveries
 //!
-//! [`deliveries`](crate::Settle::deliveries) is the server's count, and what a schedule carries on. It
+//! [`deliveries`](crate::settle::Settle::deliveries) is the server's count, and what a schedule carries on. It
 //! goes up by a NAK of either kind, by an ack wait that passes, and by a message that was on its way
 //! to a connection that broke.
 //!
@@ -90,7 +90,7 @@
 //!
 //! `+WPI` starts the ack wait anew. JetStream does not tell when a lease is lost: it confirms the
 //! `+WPI` of a delivery that it has given to somebody else. So it is this process that keeps the
-//! time, from when the message was seen, and knows the lease as [`Lost`](crate::Lease::Lost) when
+//! time, from when the message was seen, and knows the lease as [`Lost`](crate::settle::Lease::Lost) when
 //! the ack wait has passed without a confirmation. The server's time began earlier, by the way
 //! through the network, so ask a good deal earlier than at the end. A `backoff` of the consumer takes the place of
 //! its ack wait.
@@ -99,7 +99,7 @@
 //!
 //! JetStream has none. With [`Pull::dead_letter`] a rejected message is published to a subject of
 //! another stream, with its payload, its own headers but those of NATS (`Nats-…`, which would expire it or
-//! roll the stream up), and `x-outcome-kind` ([`OutcomeKind`](crate::OutcomeKind), such as `failed`),
+//! roll the stream up), and `x-outcome-kind` ([`OutcomeKind`](crate::outcome::OutcomeKind), such as `failed`),
 //! `x-outcome-message` if there is one (as one line, at most 4 KiB), `x-outcome-time` (in ms since
 //! the Unix epoch, by this process's clock) and `x-deliveries`. A message that has just room in the server's
 //! `max_payload` may have none with these: the reject then fails

@@ -9,7 +9,7 @@ use async_nats::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Deliveries, SubscriptionError, channel::Channel, priority::Priority, settings};
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`].
 ///

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::{
     SubscriptionError, breaks::Breaks, channel::Channel, fetched::Fetched, priority::Priority,
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// The requests of one subscription, and the inbox that they are answered at.
 pub(super) struct Requests {

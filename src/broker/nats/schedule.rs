@@ -12,7 +12,7 @@ use super::{
     dead_letter::{own_headers, value},
     fetched::{DELIVERIES, Fetched, MESSAGE_ID},
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// What became of a schedule.
 pub(super) enum Scheduled {

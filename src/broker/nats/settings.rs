@@ -16,7 +16,7 @@ use super::{
     error::{NoPriority, NoSchedules},
     priority::Priority,
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// The shortest `inactive_threshold` that the pace of a subscription can keep up with.
 const LEAST_THRESHOLD: Duration = Duration::from_secs(1);

@@ -17,10 +17,7 @@ use super::{
     place::Place,
     schedule::{self, Scheduled},
 };
-use crate::{
-    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
-    telemetry::Messaging,
-};
+use crate::settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
 /// What is left to do after a failed settlement.
 enum Failure {

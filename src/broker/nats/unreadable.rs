@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{channel::Channel, dead_letter};
-use crate::{outcome::Outcome, panic::guard, settle::Reason};
+use crate::{
+    outcome::{Outcome, guard},
+    settle::Reason,
+};
 
 /// How many messages are looked at from each end of what the consumer has delivered.
 const RANGE: u64 = 500;

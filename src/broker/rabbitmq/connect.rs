@@ -9,7 +9,7 @@ use url::{Host, Url};
 use super::{connection::Connection, error::ConnectError, half_made::HalfMade};
 use crate::{
     broker::address::{SPLIT, is_split, place},
-    panic::guard,
+    outcome::guard,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -23,7 +23,7 @@ const NAME: &str = "tower-sentinel: retries and dead letters";
 /// It dereferences to lapin's connection that consumes: declare queues by channels of it.
 ///
 /// ```no_run
-/// use tower_sentinel::broker::rabbitmq::{self, Queue};
+/// use tower_sentinel::broker::rabbitmq::{Queue, self};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -27,7 +27,7 @@ use super::{
     ending::{flush, stop},
     publisher::Publisher,
 };
-use crate::subscription::Subscription;
+use crate::consumer::Subscription;
 
 /// The jobs of one subscription, over a channel of its own: a [`Subscription`].
 ///

@@ -21,8 +21,7 @@ use super::{
 };
 use crate::{
     job::Job,
-    settle::{Capabilities, Lease, Reason, Settle, Verdict},
-    telemetry::Messaging,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Verdict},
 };
 
 /// What the deliveries of one channel share.
@@ -233,7 +232,7 @@ impl DeliveryTag {
 /// # Errors
 ///
 /// Each uses the tag up, and calls for the channel to be given up; but for those that are
-/// [misconfigured](crate::Unsettled::misconfigured) or [moot](crate::Unsettled::moot), see [Jobs that
+/// [misconfigured](crate::settle::Unsettled::misconfigured) or [moot](crate::settle::Unsettled::moot), see [Jobs that
 /// can't be republished](super#jobs-that-cant-be-republished). A job that is
 /// [lost](DeliveryError::Lost) to a server that takes it back by itself is moot, too.
 ///

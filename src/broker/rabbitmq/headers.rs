@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
-use crate::telemetry::Messaging;
+use crate::settle::Messaging;
 
 /// The queue's own count of failed deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";

@@ -4,7 +4,7 @@
 //! use futures_util::StreamExt;
 //! use tower::{Service, ServiceBuilder, ServiceExt};
 //! use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
-//! use tower_sentinel::broker::rabbitmq::{self, Delivery, Queue};
+//! use tower_sentinel::broker::rabbitmq::{Delivery, Queue, self};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -69,14 +69,14 @@
 //!
 //! # Counts
 //!
-//! [`deliveries`](crate::Settle::deliveries) is one more than the failed deliveries that were counted:
+//! [`deliveries`](crate::settle::Settle::deliveries) is one more than the failed deliveries that were counted:
 //! by the queue, in `x-delivery-count` (quorum queues), and by this adapter, in `x-deliveries`, on
 //! what it republishes. A classic queue counts nothing itself, so that a job that takes its process
 //! down is counted by nobody, and comes back for ever. A quorum queue counts that too, so a
 //! [`delivery_limit`](crate::SentinelLayer::delivery_limit) bounds it.
 //!
 //! Servers before 4.3 count every return to a quorum queue, so there a `Release` at once is charged, and
-//! [`release_is_free`](crate::Capabilities::release_is_free) says so. One after a delay is republished
+//! [`release_is_free`](crate::settle::Capabilities::release_is_free) says so. One after a delay is republished
 //! with the count that it had, so it is free on each server. From 4.3 on they count
 //! `basic.reject` and not `basic.nack`. lapin does not tell the version of the server, so
 //! [`subscribe`](Queue::subscribe) finds it out by a declaration that every server refuses (its log
@@ -84,7 +84,7 @@
 //! for an older one until a delivery bears `x-acquired-count`, which came with 4.3, or
 //! [`Queue::free_release`] declares it. What is released while the subscription lives may be delivered
 //! to it again at once. A [`Consumer`](crate::Consumer) that drains is delivered nothing, since it has
-//! [stopped](crate::Subscription::poll_stop) the subscription.
+//! [stopped](crate::consumer::Subscription::poll_stop) the subscription.
 //!
 //! Since 4.0 a quorum queue has a delivery limit of 20 unless it is set up otherwise: over it the job
 //! goes to the queue's own dead-letter exchange, or is dropped without a word. No verdict brings a job
@@ -137,7 +137,7 @@
 //!
 //! | header | |
 //! | --- | --- |
-//! | `x-outcome-kind` | how the job ended, as [`OutcomeKind::as_str`](crate::OutcomeKind::as_str) says |
+//! | `x-outcome-kind` | how the job ended, as [`OutcomeKind::as_str`](crate::outcome::OutcomeKind::as_str) says |
 //! | `x-outcome-message` | the error's or the panic's message, if there is one; cut off at 4096 bytes, or where the frame ends |
 //! | `x-outcome-time` | when it was rejected, in seconds since 1970 |
 //! | `x-deliveries` | how often it was delivered, if that is known |
@@ -147,13 +147,13 @@
 //!
 //! # Jobs that can't be republished
 //!
-//! - What the server refuses as configured is [misconfigured](crate::Unsettled::misconfigured): a right
+//! - What the server refuses as configured is [misconfigured](crate::settle::Unsettled::misconfigured): a right
 //!   that is missing, an exchange or a queue that is gone, a retry queue with other arguments. A
 //!   consumer stops with an error that names it, as a new channel would meet the same.
 //! - The properties of a message must fit into one frame of the connection (128 KiB by default), or the
 //!   server closes the connection. So the reason is cut off, and then headers of a retry or a dead
 //!   letter are left out. If the job's own leave no room for the count of a retry, it is given back
-//!   after a second, and its settlement is [moot](crate::Unsettled::moot)
+//!   after a second, and its settlement is [moot](crate::settle::Unsettled::moot)
 //!   ([`DeliveryError::NoRoom`]); the other jobs go on. It is not counted (a quorum queue has no room for
 //!   its own count either, and the server closes the connection), and comes back until
 //!   somebody takes it out, or raises `frame_max` at the server.
@@ -187,7 +187,7 @@
 //! | the stream ends with | [`ChannelClosed`](SubscriptionError::ChannelClosed) | [`Cancelled`](SubscriptionError::Cancelled) | |
 //! | comes back | all jobs of the subscription | what is overdue; the others with the channel | |
 //! | counted by a quorum queue | yes | no | |
-//! | later settlements | [`Stale`](DeliveryError::Stale) | those that republish are [`Lost`](DeliveryError::Lost), and [moot](crate::Unsettled::moot); acks are sent, and do nothing for a job that was taken back | |
+//! | later settlements | [`Stale`](DeliveryError::Stale) | those that republish are [`Lost`](DeliveryError::Lost), and [moot](crate::settle::Unsettled::moot); acks are sent, and do nothing for a job that was taken back | |
 //!
 //! After a cancel of its own the server would take a consumer for alive again as soon as all that was
 //! overdue is acked, and deliver to it what nobody receives. So the adapter answers with a

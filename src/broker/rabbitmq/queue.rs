@@ -21,7 +21,7 @@ use super::{
     server,
     targets::{self, Unmet},
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// Of which type a queue is: RabbitMQ does not tell a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,7 +38,7 @@ pub enum QueueKind {
 /// The queue must exist; its owner declares it.
 ///
 /// If a classic queue is taken for a quorum one, no job is lost, but none of its redeliveries is
-/// counted: [`deliveries`](crate::Settle::deliveries) is `None` then. The other way round all works,
+/// counted: [`deliveries`](crate::settle::Settle::deliveries) is `None` then. The other way round all works,
 /// and a `Retry` is slower than it need be.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
@@ -117,7 +117,7 @@ impl Queue {
     /// Sets the queue that rejected jobs are published to, with the reason in their headers.
     ///
     /// It is not declared here: without it there is no subscription. If it is deleted later, a
-    /// `Reject` fails as [misconfigured](crate::Unsettled::misconfigured), and the job stays.
+    /// `Reject` fails as [misconfigured](crate::settle::Unsettled::misconfigured), and the job stays.
     pub fn dead_letter(self, queue: impl Into<String>) -> Self {
         self.dead_letter_exchange("", queue)
     }
@@ -140,7 +140,7 @@ impl Queue {
     ///
     /// Then none is declared, so the user needs no right to configure queues: a `Retry` waits in the
     /// one with the least delay that is not below its own. One that is longer than all of them fails as
-    /// [misconfigured](crate::Unsettled::misconfigured). Each must exist when this subscribes.
+    /// [misconfigured](crate::settle::Unsettled::misconfigured). Each must exist when this subscribes.
     ///
     /// Declare it with these arguments, and without `x-expires`. Of other types, or without
     /// `at-least-once`, the way back is not confirmed, and a job can be lost there.
@@ -312,7 +312,7 @@ impl Queue {
     ///
     /// Where the user has not the right to configure the [retry queues](super#delays), an event at
     /// level WARN says so; then each verdict with a delay fails as
-    /// [misconfigured](crate::Unsettled::misconfigured).
+    /// [misconfigured](crate::settle::Unsettled::misconfigured).
     ///
     /// # Errors
     ///

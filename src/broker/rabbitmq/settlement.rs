@@ -20,7 +20,7 @@ use super::{
     republished,
 };
 use crate::{
-    panic::guard,
+    outcome::guard,
     settle::{Reason, Unsettled, Verdict},
 };
 

@@ -12,7 +12,7 @@ use super::{
     publisher::Target,
     retry_queues::RetryQueues,
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// Why the check fails.
 pub(super) enum Unmet {

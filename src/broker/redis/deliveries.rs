@@ -18,7 +18,7 @@ use tokio::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
-use crate::subscription::Subscription;
+use crate::consumer::Subscription;
 
 /// The deliveries to one consumer of a group.
 ///

@@ -18,8 +18,7 @@ use super::{
 };
 use crate::{
     job::Job,
-    settle::{Capabilities, Lease, Reason, Settle, Unsettled, Verdict},
-    telemetry::Messaging,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
 
 /// An entry of a stream that was delivered to this consumer.

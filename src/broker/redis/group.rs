@@ -19,7 +19,7 @@ use super::{
     probe::{Newer, Unfit, probe},
     reader::{Reader, Timing},
 };
-use crate::panic::guard;
+use crate::outcome::guard;
 
 /// A consumer group of a stream, and how to be one of its consumers.
 ///

@@ -1,6 +1,6 @@
 //! Redis Streams: the entries of a consumer group as jobs, on the [`redis`] crate.
 //!
-//! A [`ConsumerGroup`] connects and becomes [`Deliveries`]: a [`Subscription`](crate::Subscription)
+//! A [`ConsumerGroup`] connects and becomes [`Deliveries`]: a [`Subscription`](crate::consumer::Subscription)
 //! whose jobs are [`Delivery`]s and whose tags are [`DeliveryTag`]s. Redis 6.2 or later.
 //!
 //! ```no_run
@@ -46,7 +46,7 @@
 //! the question whether this delivery is still the entry's last: whether the entry is pending for this
 //! consumer with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is
 //! all the same who has the entry now: another consumer, or this one once more. Such a settlement is
-//! [moot](crate::Unsettled::moot): the server waits for none, and the subscription goes on.
+//! [moot](crate::settle::Unsettled::moot): the server waits for none, and the subscription goes on.
 //!
 //! That question is left out for an ack that comes early: more than a [`response_timeout`] before the
 //! end of the [`min_idle`], counted from when the server was asked for the entry. As all consumers of
@@ -131,7 +131,7 @@
 //! kept in one slot.
 //!
 //! A dead letter has all fields of the entry, and besides: `x-outcome-kind`
-//! ([`OutcomeKind`](crate::OutcomeKind), such as `failed`), `x-outcome-message` if there is one,
+//! ([`OutcomeKind`](crate::outcome::OutcomeKind), such as `failed`), `x-outcome-message` if there is one,
 //! `x-outcome-time` (of the server, in ms since the Unix epoch), `x-deliveries`, and `x-entry-id`.
 //! Fields of these names that the entry had before, as a dead letter that was put back, are replaced.
 //!

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     job::Job,
-    panic::guard,
+    outcome::guard,
     settle::{Reason, Settle, Unsettled, Verdict},
 };
 

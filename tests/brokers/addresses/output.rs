@@ -15,8 +15,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::{sync::mpsc, time::timeout};
 use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, DecisionExt, Job, Outcome, Reason, SentinelLayer, Settle, SettlePolicy, Verdict,
-    ack_on_success,
+    Consumer, DecisionExt, Job, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::{
         nats::{
             self, Pull,
@@ -32,6 +31,7 @@ use tower_sentinel::{
         },
         redis::{ConsumerGroup, redis},
     },
+    settle::{Reason, Settle},
 };
 use tracing::{
     Event, Level, Metadata, Subscriber,

@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 use futures_util::{StreamExt, future::join_all, stream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tower_sentinel::{EndCause, Job, Settle, Summary, Verdict, ack_on_success};
+use tower_sentinel::{
+    Job, Verdict, ack_on_success,
+    consumer::{EndCause, Summary},
+    settle::Settle,
+};
 
 use super::{
     PATIENCE, TestBroker, bodies, body, close, eventually, is_lost, left, reason,

@@ -18,7 +18,12 @@ use std::{error::Error, fmt::Debug, future::poll_fn, pin::Pin, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
-use tower_sentinel::{Capabilities, Job, OutcomeKind, Reason, Settle, Subscription};
+use tower_sentinel::{
+    Job,
+    consumer::Subscription,
+    outcome::OutcomeKind,
+    settle::{Capabilities, Reason, Settle},
+};
 
 use self::verdicts::Row;
 

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tower_sentinel::{Job, Lease, OutcomeKind, Settle, Verdict};
+use tower_sentinel::{
+    Job, Verdict,
+    outcome::OutcomeKind,
+    settle::{Lease, Settle},
+};
 
 use super::{
     DeadLetter, TestBroker, assert_quiet, bodies, body, close, eventually, left, reason, sorted,

@@ -12,8 +12,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
-    CancelReason, Cancellation, DecisionExt, DecodeLayer, EndCause, Job, OutcomeKind, Settle,
-    Verdict, ack_on_success,
+    DecisionExt, DecodeLayer, Job, Verdict, ack_on_success,
+    cancel::Cancellation,
+    consumer::EndCause,
+    outcome::{CancelReason, OutcomeKind},
+    settle::Settle,
 };
 
 use super::{

@@ -4,7 +4,7 @@ use std::{fmt::Write, process::Command, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
-use tower_sentinel::{Job, Settle, Verdict};
+use tower_sentinel::{Job, Verdict, settle::Settle};
 
 use super::{PATIENCE, TestBroker, body, left, reason, take};
 

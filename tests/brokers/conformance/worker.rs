@@ -11,8 +11,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, ConsumerError, Decision, OutcomeKind, SentinelError, SentinelLayer, SettleError,
-    SettlePolicy, Settled, Summary, Verdict,
+    Consumer, SentinelError, SentinelLayer, SettlePolicy, Verdict,
+    consumer::{ConsumerError, Summary},
+    outcome::OutcomeKind,
+    settle::{SettleError, Settled, decision::Decision},
 };
 
 use super::TestBroker;

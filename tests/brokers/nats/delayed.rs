@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
 use tower_sentinel::{
-    Job, Messaging, Settle, Verdict,
+    Job, Verdict,
     broker::nats::{
         NoSchedules, Pull, SubscriptionError,
         async_nats::{
@@ -16,6 +16,7 @@ use tower_sentinel::{
             },
         },
     },
+    settle::{Messaging, Settle},
 };
 
 use super::{Jobs, SOON, jobs, next, settings::consumer, settle};

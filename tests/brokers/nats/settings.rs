@@ -5,11 +5,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::nats::{
         DeliveryError, Pull,
         async_nats::jetstream::consumer::{pull, push},
     },
+    settle::Settle,
 };
 
 use super::{Jobs, SOON, jobs, next, reason, settle};

@@ -8,8 +8,9 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::nats::{Delivery, Pull, async_nats::jetstream, connect},
+    settle::Settle,
 };
 
 use super::{Jobs, SOON, closed, jobs, next, reason};

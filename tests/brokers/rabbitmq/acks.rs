@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, future::poll_fn, task::Poll, time::Duration};
 use futures_util::future::join_all;
 use tokio::{runtime::Builder, time::timeout};
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::rabbitmq::{Deliveries, Delivery, DeliveryError, lapin::ConnectionProperties},
+    settle::Settle,
 };
 
 use super::{KINDS, Scene, close, named, next, reason, recovered, settle, shared};

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::rabbitmq::{
         Deliveries, Delivery, DeliveryError, QueueKind, SubscriptionError,
         lapin::types::{AMQPValue, FieldTable},
     },
+    settle::Settle,
 };
 
 use super::{Scene, close_now, end, next, quiet, reason, settle, shared};

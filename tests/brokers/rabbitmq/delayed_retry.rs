@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::rabbitmq::{
         QueueKind,
         lapin::{
@@ -12,6 +12,7 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
+    settle::Settle,
 };
 
 use super::{Scene, next, settle, shared};

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use tower_sentinel::{
-    Job, Settle, Verdict,
+    Job, Verdict,
     broker::rabbitmq::{
         Queue, QueueKind,
         lapin::types::{AMQPValue, FieldTable},
     },
+    settle::Settle,
 };
 
 use super::{Scene, next, settle, shared};

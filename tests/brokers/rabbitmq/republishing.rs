@@ -419,7 +419,9 @@ async fn an_alarm_brings_no_job_over_the_delivery_limit() {
     settle(one.tag(), Verdict::Ack).await.unwrap();
 }
 
-fn assert_blocked(settled: Result<(), tower_sentinel::Unsettled<DeliveryTag, DeliveryError>>) {
+fn assert_blocked(
+    settled: Result<(), tower_sentinel::settle::Unsettled<DeliveryTag, DeliveryError>>,
+) {
     let unsettled = settled.unwrap_err();
     assert!(unsettled.is_moot());
     let error = unsettled.error;

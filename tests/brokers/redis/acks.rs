@@ -5,11 +5,12 @@ use std::{pin::Pin, time::Duration};
 use futures_util::{FutureExt, StreamExt, future::join_all};
 use tokio::{runtime::Builder, time::timeout};
 use tower_sentinel::{
-    Job, Lease, Settle, Unsettled, Verdict,
+    Job, Verdict,
     broker::redis::{
         ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag, SubscriptionError,
         redis::{Commands, Connection, Value, cmd},
     },
+    settle::{Lease, Settle, Unsettled},
 };
 
 use super::{

@@ -7,12 +7,13 @@ use std::{
 };
 
 use tower_sentinel::{
-    Capabilities, OutcomeKind,
     broker::redis::{
         ConnectError, ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag,
         SubscriptionError,
         redis::{Commands, Connection, cmd},
     },
+    outcome::OutcomeKind,
+    settle::Capabilities,
 };
 
 use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};

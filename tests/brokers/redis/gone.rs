@@ -5,8 +5,10 @@ use std::io;
 use futures_util::future::join_all;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Escalate, Escalation, Job, SentinelLayer, Settle, SettlePolicy, Verdict, ack_on_success,
+    Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::redis::redis::{Commands, cmd},
+    consumer::{Escalate, Escalation},
+    settle::Settle,
 };
 
 use super::{GROUP, STREAM, add, asking, group, next, pending, reason, server::Server, steal};

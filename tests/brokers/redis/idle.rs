@@ -5,8 +5,9 @@ use std::{future::poll_fn, pin::Pin, time::Duration};
 use futures_util::FutureExt;
 use tokio::time::sleep;
 use tower_sentinel::{
-    Subscription, Verdict,
+    Verdict,
     broker::redis::redis::{Connection, cmd},
+    consumer::Subscription,
 };
 
 use super::{add, group, next, pending, server::Server, settle};

@@ -1,11 +1,12 @@
 //! Entries of more fields than a script can write at once.
 
 use tower_sentinel::{
-    Job, Settle, Unsettled, Verdict,
+    Job, Verdict,
     broker::redis::{
         DeliveryError,
         redis::{Connection, cmd},
     },
+    settle::{Settle, Unsettled},
 };
 
 use super::{

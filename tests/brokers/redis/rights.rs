@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use tower_sentinel::{
-    Job, Lease, Settle, Verdict,
+    Job, Verdict,
     broker::redis::{
         ConnectError, ConsumerGroup,
         redis::{Commands, Connection, Value, cmd},
     },
+    settle::{Lease, Settle},
 };
 
 use super::{

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use tokio::time::sleep;
 use tower::{ServiceBuilder, util::option_layer};
 use tower_sentinel::{
-    Consumer, DecisionExt, IntensityLayer, OutcomeKind, SentinelLayer, Verdict, ack_on_success,
+    Consumer, DecisionExt, IntensityLayer, SentinelLayer, Verdict, ack_on_success,
     broker::rabbitmq::{
         self, Delivery, Queue,
         lapin::{
@@ -21,6 +21,7 @@ use tower_sentinel::{
             types::FieldTable,
         },
     },
+    outcome::OutcomeKind,
 };
 
 use super::PREFETCH;

@@ -8,8 +8,9 @@ use std::{
 };
 
 use tower_sentinel::{
-    Capabilities, Job, Lease, Reason, Settle, Unsettled, Verdict,
+    Job, Verdict,
     broker::memory::{Counts, DeadLetter, Delivery, DeliveryError, DeliveryTag, Queue, Settlement},
+    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
 /// The job's number is its payload.

@@ -1,0 +1,217 @@
+//! What became of a job: [`Outcome`] and the three ways in which it can fail to return.
+
+use std::{any::Any, error::Error, fmt};
+
+mod panic;
+mod stop;
+
+pub use self::{
+    panic::Panic,
+    stop::{CancelReason, Cancelled, TimedOut},
+};
+pub(crate) use self::{
+    panic::{Quiet, catch, drop_quietly, guard, print},
+    stop::Stop,
+};
+
+/// What became of a job.
+///
+/// The enum is exhaustive on purpose: a policy that forgets one of the five does not compile.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sentinel::Outcome;
+///
+/// fn acks(outcome: &Outcome<(), std::io::Error>) -> bool {
+///     match outcome {
+///         Outcome::Completed(()) => true,
+///         Outcome::Failed(_) | Outcome::TimedOut(_) | Outcome::Cancelled(_) => false,
+///         // A job that panics will panic again: do not give it back.
+///         Outcome::Panicked(_) => true,
+///     }
+/// }
+///
+/// assert!(acks(&Outcome::Completed(())));
+/// assert!(!acks(&Outcome::Failed(std::io::ErrorKind::TimedOut.into())));
+/// ```
+#[derive(Debug)]
+pub enum Outcome<T, E> {
+    /// The job returned a value.
+    Completed(T),
+    /// The job returned an error.
+    Failed(E),
+    /// The job panicked, in the service's `call` or in the future that it returned.
+    Panicked(Panic),
+    /// The job passed its time limit.
+    TimedOut(TimedOut),
+    /// The job was told to stop, for another reason than its time limit.
+    Cancelled(Cancelled),
+}
+
+impl<T, E> Outcome<T, E> {
+    /// Returns which of the five outcomes this is.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Outcome::Completed(_) => OutcomeKind::Completed,
+            Outcome::Failed(_) => OutcomeKind::Failed,
+            Outcome::Panicked(_) => OutcomeKind::Panicked,
+            Outcome::TimedOut(_) => OutcomeKind::TimedOut,
+            Outcome::Cancelled(_) => OutcomeKind::Cancelled,
+        }
+    }
+
+    /// Returns whether the job returned a value.
+    pub fn is_completed(&self) -> bool {
+        matches!(self, Outcome::Completed(_))
+    }
+
+    /// Returns whether the job returned an error.
+    pub fn is_failed(&self) -> bool {
+        matches!(self, Outcome::Failed(_))
+    }
+
+    /// Returns whether the job panicked.
+    pub fn is_panicked(&self) -> bool {
+        matches!(self, Outcome::Panicked(_))
+    }
+
+    /// Returns whether the job passed its time limit.
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self, Outcome::TimedOut(_))
+    }
+
+    /// Returns whether the job was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Outcome::Cancelled(_))
+    }
+
+    /// Returns whether the job was gone when the policy was called.
+    ///
+    /// `false` for a job that was timed out or cancelled and still blocks its thread.
+    pub fn is_stopped(&self) -> bool {
+        match self {
+            Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => true,
+            Outcome::TimedOut(timed_out) => timed_out.stopped(),
+            Outcome::Cancelled(cancelled) => cancelled.stopped(),
+        }
+    }
+
+    /// Turns the outcome into a `Result`, for `?` and for code that wants an [`Error`].
+    ///
+    /// ```
+    /// use tower_sentinel::{Outcome, Panic};
+    ///
+    /// let outcome: Outcome<(), std::io::Error> = Outcome::Panicked(Panic::new("index 7"));
+    /// assert_eq!(outcome.into_result().unwrap_err().to_string(), "the job panicked: index 7");
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Every outcome but [`Completed`](Outcome::Completed) is a [`Failure`].
+    pub fn into_result(self) -> Result<T, Failure<E>> {
+        match self {
+            Outcome::Completed(value) => Ok(value),
+            Outcome::Failed(error) => Err(Failure::Failed(error)),
+            Outcome::Panicked(panic) => Err(Failure::Panicked(panic)),
+            Outcome::TimedOut(timed_out) => Err(Failure::TimedOut(timed_out)),
+            Outcome::Cancelled(cancelled) => Err(Failure::Cancelled(cancelled)),
+        }
+    }
+}
+
+impl<T, E> From<Result<T, E>> for Outcome<T, E> {
+    fn from(result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Outcome::Completed(value),
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+}
+
+/// The name of an [`Outcome`], without its content: for counters and log fields.
+///
+/// ```
+/// use tower_sentinel::{Outcome, outcome::OutcomeKind};
+///
+/// let outcome = Outcome::<_, ()>::Completed(42);
+/// assert_eq!(outcome.kind(), OutcomeKind::Completed);
+/// assert_eq!(outcome.kind().as_str(), "completed");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OutcomeKind {
+    /// See [`Outcome::Completed`].
+    Completed,
+    /// See [`Outcome::Failed`].
+    Failed,
+    /// See [`Outcome::Panicked`].
+    Panicked,
+    /// See [`Outcome::TimedOut`].
+    TimedOut,
+    /// See [`Outcome::Cancelled`].
+    Cancelled,
+}
+
+impl OutcomeKind {
+    /// Returns the name in snake case, as for a log field.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OutcomeKind::Completed => "completed",
+            OutcomeKind::Failed => "failed",
+            OutcomeKind::Panicked => "panicked",
+            OutcomeKind::TimedOut => "timed_out",
+            OutcomeKind::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for OutcomeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// An [`Outcome`] that is not [`Completed`](Outcome::Completed), as an error.
+#[derive(Debug)]
+pub enum Failure<E> {
+    /// See [`Outcome::Failed`].
+    Failed(E),
+    /// See [`Outcome::Panicked`].
+    Panicked(Panic),
+    /// See [`Outcome::TimedOut`].
+    TimedOut(TimedOut),
+    /// See [`Outcome::Cancelled`].
+    Cancelled(Cancelled),
+}
+
+impl<E: fmt::Display> fmt::Display for Failure<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Failed(error) => write!(f, "the job failed: {error}"),
+            Failure::Panicked(panic) => write!(f, "the job panicked: {}", panic.message()),
+            Failure::TimedOut(timed_out) => timed_out.fmt(f),
+            Failure::Cancelled(cancelled) => cancelled.fmt(f),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display + 'static> Error for Failure<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Failure::Failed(error) => boxed_source(error),
+            Failure::Panicked(_) => None,
+            Failure::TimedOut(timed_out) => timed_out.source(),
+            Failure::Cancelled(cancelled) => cancelled.source(),
+        }
+    }
+}
+
+/// Returns what a `BoxError` holds, and nothing for any other error.
+///
+/// `E: Error` cannot be asked for, since `BoxError` is not `Error` itself; the inner error is
+/// always part of the `Display` of what wraps it.
+pub(crate) fn boxed_source<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
+    let error: &dyn Any = error;
+    let boxed = error.downcast_ref::<Box<dyn Error + Send + Sync>>()?;
+    Some(&**boxed)
+}

@@ -1,0 +1,100 @@
+//! The jobs that still run though their outcome is given.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::{runtime::Handle, task::JoinHandle};
+
+use crate::{
+    cancel::JobContext,
+    outcome::{drop_quietly, guard},
+    telemetry::metrics::{InFlight, Instruments},
+};
+
+/// Counts the jobs that still run though their outcome is given.
+pub(crate) struct Abandoned {
+    max: usize,
+    instruments: Arc<Instruments>,
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    running: usize,
+    waiting: Vec<Weak<AtomicWaker>>,
+}
+
+/// Where a clone of a service waits: one waker for each, and none for a clone that is dropped.
+pub(crate) type Waiter = Arc<AtomicWaker>;
+
+impl Abandoned {
+    pub(crate) fn new(max: usize, instruments: Arc<Instruments>) -> Self {
+        Self {
+            max,
+            instruments,
+            jobs: Mutex::default(),
+        }
+    }
+
+    /// Waits until fewer than `max` abandoned jobs run.
+    pub(crate) fn poll_ready(&self, waiter: &mut Option<Waiter>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut jobs = self.lock();
+        if jobs.running < self.max {
+            *waiter = None;
+            return Poll::Ready(());
+        }
+        let waiter = waiter.get_or_insert_with(Waiter::default);
+        waiter.register(cx.waker());
+        jobs.waiting
+            .retain(|it| it.strong_count() > 0 && it.as_ptr() != Arc::as_ptr(waiter));
+        jobs.waiting.push(Arc::downgrade(waiter));
+        Poll::Pending
+    }
+
+    /// Counts a job until its `task` ends, and no closure of its blocks a thread any more.
+    pub(crate) fn watch<R: Send + 'static>(
+        self: &Arc<Self>,
+        home: &Handle,
+        task: Option<JoinHandle<R>>,
+        job: Arc<JobContext>,
+    ) {
+        self.lock().running += 1;
+        let place = Place {
+            abandoned: Arc::clone(self),
+            _counted: self.instruments.abandon(),
+        };
+        home.spawn(async move {
+            if let Some(task) = task {
+                drop_quietly(task.await);
+            }
+            job.unblocked().await;
+            drop(place);
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        // What panics while it is held, a waker of the caller's, leaves nothing half-done.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One abandoned job. Counted down in `Drop`, as the watching task may die with its runtime.
+struct Place {
+    abandoned: Arc<Abandoned>,
+    _counted: InFlight,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut jobs = self.abandoned.lock();
+        jobs.running -= 1;
+        let waiting = mem::take(&mut jobs.waiting);
+        drop(jobs);
+        let waiting = waiting.iter().filter_map(Weak::upgrade);
+        waiting.for_each(|waiter| guard(|| waiter.wake()));
+    }
+}

@@ -1,0 +1,121 @@
+//! The functions that a layer can be given, and what stands in for those that it was not.
+
+use tracing::Span;
+
+use crate::{
+    job::{Job, TimeLimit},
+    outcome::CancelReason,
+    sentinel::error::SentinelError,
+    settle::{ProcessSpan, Settle, process_span},
+};
+
+/// The functions that a layer was given: how to read a tag, make a span, take an unsettled error.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hooks<G = ByJob, M = CallerSpan, U = EventOnly> {
+    pub(crate) tag: G,
+    pub(crate) span: M,
+    pub(crate) unsettled: U,
+}
+
+/// How a sentinel makes the span of a job; implemented for `fn(&Tag) -> Span`.
+pub trait MakeSpan<Tag> {
+    /// Returns the span in which the job runs and is settled.
+    fn make_span(&self, tag: &Tag) -> Span;
+}
+
+/// The default [`MakeSpan`]: the caller's own span.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallerSpan;
+
+impl<Tag> MakeSpan<Tag> for CallerSpan {
+    fn make_span(&self, _: &Tag) -> Span {
+        Span::current()
+    }
+}
+
+impl<Tag> MakeSpan<Tag> for fn(&Tag) -> Span {
+    fn make_span(&self, tag: &Tag) -> Span {
+        self(tag)
+    }
+}
+
+/// Who takes an error that no caller waits for; implemented for `Fn(SentinelError<E, P>)`.
+pub trait OnUnsettled<E, P> {
+    /// Takes the error of a settlement.
+    fn unsettled(&self, error: SentinelError<E, P>);
+}
+
+/// The default [`OnUnsettled`]: there is only the `error!` event.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EventOnly;
+
+impl<E, P> OnUnsettled<E, P> for EventOnly {
+    fn unsettled(&self, _: SentinelError<E, P>) {}
+}
+
+impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
+    fn unsettled(&self, error: SentinelError<E, P>) {
+        self(error);
+    }
+}
+
+/// How a sentinel reads the tag and the time limit of a `J`.
+///
+/// Implemented for [`ByJob`], for `fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
+/// name to read in error messages, not one to implement.
+///
+/// [`LimitedDeliveries`]: crate::sentinel::LimitedDeliveries
+#[diagnostic::on_unimplemented(
+    message = "the sentinel cannot read a tag from `{J}`",
+    label = "no tag for `{J}`",
+    note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
+)]
+pub trait Tagging<J> {
+    /// The tag that goes to the policy.
+    type Tag;
+
+    /// Reads the tag of `job`.
+    fn tag(&self, job: &J) -> Self::Tag;
+
+    /// Reads the time limit of `job`.
+    fn time_limit(&self, job: &J) -> TimeLimit;
+
+    /// Returns why the job of `tag` is not to run, if so.
+    fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
+        None
+    }
+}
+
+/// The default [`Tagging`]: asks the [`Job`] itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByJob;
+
+impl<J: Job> Tagging<J> for ByJob {
+    type Tag = J::Tag;
+
+    fn tag(&self, job: &J) -> J::Tag {
+        job.tag()
+    }
+
+    fn time_limit(&self, job: &J) -> TimeLimit {
+        job.time_limit()
+    }
+}
+
+impl<J, Tag> Tagging<J> for fn(&J) -> Tag {
+    type Tag = Tag;
+
+    fn tag(&self, job: &J) -> Tag {
+        self(job)
+    }
+
+    fn time_limit(&self, _: &J) -> TimeLimit {
+        TimeLimit::Inherit
+    }
+}
+
+impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
+    fn make_span(&self, tag: &Tag) -> Span {
+        process_span(tag)
+    }
+}

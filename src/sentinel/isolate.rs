@@ -1,0 +1,457 @@
+//! Runs one call of a service on a task of its own: the only place that stops a job.
+//!
+//! Every stop goes down one ladder: the job is told, it has its grace, it is aborted, and for a
+//! while it is waited for. What the sentinel makes of that is an [`Outcome`], exactly one.
+
+use std::{
+    any::Any,
+    future::Future,
+    panic::resume_unwind,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    task::{JoinError, JoinHandle, futures::TaskLocalFuture},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tower_service::Service;
+
+use crate::{
+    cancel::{JobContext, Request, Stopping},
+    outcome::{CancelReason, Outcome, Panic, Quiet, Stop, catch, drop_quietly},
+    sentinel::runtimes::{Clock, Home},
+    telemetry::GuardedSpan,
+    time::deadline,
+};
+
+/// How a job ends, unless it is aborted.
+type Exit<T, E> = Result<Result<T, E>, Panic>;
+
+/// What the task of a job ends with. The context comes back with the exit, since to release it
+/// where the job ran would cost a trip of its cache line between two cores.
+type Output<T, E> = Quiet<(Exit<T, E>, Option<Arc<JobContext>>)>;
+
+/// How late a job may return that does not block its thread.
+const LATE: Duration = Duration::from_secs(1);
+
+/// The durations of the ladder by which a job is stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ladder {
+    /// From telling the job to aborting it.
+    pub(crate) grace: Duration,
+    /// From aborting the job to giving up on its end.
+    pub(crate) stop_wait: Duration,
+}
+
+/// Why a job is being stopped.
+#[derive(Clone, Copy)]
+enum Cause {
+    TimeLimit(Duration),
+    Cancelled(CancelReason),
+    /// Cancelled by a guard that is dropped as a panic unwinds. If that panic ends the job, it
+    /// came first.
+    Unwinding(CancelReason),
+}
+
+impl From<Request> for Cause {
+    fn from(request: Request) -> Self {
+        match request.unwinding {
+            true => Cause::Unwinding(request.reason),
+            false => Cause::Cancelled(request.reason),
+        }
+    }
+}
+
+impl Cause {
+    fn stopping(self) -> Stopping {
+        match self {
+            Cause::TimeLimit(_) => Stopping::TimeLimit,
+            Cause::Cancelled(_) => Stopping::Cancelled,
+            Cause::Unwinding(_) => Stopping::Unwinding,
+        }
+    }
+
+    fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
+        match self {
+            Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
+            Cause::Cancelled(reason) | Cause::Unwinding(reason) => {
+                Outcome::Cancelled(stop.into_cancelled(reason))
+            }
+        }
+    }
+}
+
+/// How far down the ladder a job is.
+#[derive(Clone, Copy)]
+enum Step {
+    Running,
+    /// The job was told to stop.
+    Grace(Cause),
+    /// The job was told and aborted.
+    Stopping(Cause),
+}
+
+/// A job on a task of its own, seen from its supervisor.
+///
+/// `Unpin`, so that it can move to another supervisor half-way; the [`Clock`] stays behind.
+pub(crate) struct Isolated<T, E> {
+    // `None` once `take_running` took it, after which nothing is asked of this job.
+    join: Option<JoinHandle<Output<T, E>>>,
+    /// Boxed, since it is absent where no shutdown token is set.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    started: Instant,
+    step: Step,
+    /// When the next step is taken, if time alone takes it.
+    due: Option<Instant>,
+}
+
+impl<T, E> Isolated<T, E> {
+    /// Calls `service` on a new task, in `span`. The time limit counts from `started`.
+    #[track_caller]
+    pub(crate) fn spawn<S, J>(
+        home: &Home,
+        context: &Arc<JobContext>,
+        span: GuardedSpan,
+        (service, job): (S, J),
+        (started, due): (Instant, Option<Instant>),
+        shutdown: Option<&CancellationToken>,
+    ) -> Self
+    where
+        S: Service<J, Response = T, Error = E> + Send + 'static,
+        S::Future: Send + 'static,
+        J: Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let call = Some((service, job));
+        let call = Some(Arc::clone(context).scope(Call::Calling { call }));
+        let task = Task { call, span };
+        Self {
+            join: Some(home.spawn(task)),
+            shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
+            started,
+            step: Step::Running,
+            due,
+        }
+    }
+
+    /// Returns the time since the call.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Returns the outcome, and takes the steps of the ladder that lead to it.
+    pub(crate) fn poll_outcome(
+        &mut self,
+        context: &JobContext,
+        mut clock: Pin<&mut Clock>,
+        ladder: Ladder,
+        home: &Home,
+        cx: &mut Context<'_>,
+    ) -> Poll<Outcome<T, E>> {
+        let mut is_blocking = false;
+        if let Step::Stopping(_) = self.step {
+            is_blocking = context.poll_blocking(cx.waker()).is_pending();
+        }
+        // First of all, and after every wake-up: a job that returned has returned. What it blocks is
+        // waited for as the job is.
+        if let Some(join) = self.join.as_mut().filter(|_| !is_blocking) {
+            if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
+                return Poll::Ready(self.conclude(context, home, exit));
+            }
+        }
+        loop {
+            match self.step {
+                Step::Running => {
+                    let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
+                    if self.has_ended() {
+                        return Poll::Pending;
+                    }
+                    self.stop(context, cause, ladder);
+                }
+                Step::Grace(cause) => {
+                    ready!(clock.as_mut().poll(self.due, home, cx));
+                    self.abort(cause, ladder);
+                }
+                Step::Stopping(cause) => {
+                    ready!(clock.as_mut().poll(self.due, home, cx));
+                    if self.has_ended() {
+                        return match (is_blocking, &mut self.join) {
+                            (true, Some(join)) => {
+                                let exit = ready!(Pin::new(join).poll(cx));
+                                Poll::Ready(self.conclude(context, home, exit))
+                            }
+                            _ => Poll::Pending,
+                        };
+                    }
+                    let started = context.has_started();
+                    return Poll::Ready(cause.into_outcome(Stop {
+                        started,
+                        // It never will: it was aborted before.
+                        stopped: !started,
+                        panic: None,
+                    }));
+                }
+            }
+        }
+    }
+
+    fn poll_cause(
+        &mut self,
+        context: &JobContext,
+        clock: Pin<&mut Clock>,
+        home: &Home,
+        cx: &mut Context<'_>,
+    ) -> Poll<Cause> {
+        if let Some(request) = context.poll_request(cx.waker()) {
+            return Poll::Ready(self.first_of(request));
+        }
+        if let Some(due) = self.due {
+            if clock.poll(self.due, home, cx).is_ready() {
+                return Poll::Ready(Cause::TimeLimit(due - self.started));
+            }
+        }
+        match &mut self.shutdown {
+            Some(shutdown) => shutdown
+                .as_mut()
+                .poll(cx)
+                .map(|()| Cause::Cancelled(CancelReason::Shutdown)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Returns which came first, the request or the time limit, while the job is running.
+    fn first_of(&self, request: Request) -> Cause {
+        match self.due {
+            Some(due) if due <= request.at => Cause::TimeLimit(due - self.started),
+            _ => request.into(),
+        }
+    }
+
+    /// Begins to stop the job because its caller is gone, unless it is already being stopped.
+    ///
+    /// What came first but was not seen yet, for want of a poll, keeps its place: another cause,
+    /// or the end of the job.
+    pub(crate) fn stop_without_caller(
+        &mut self,
+        context: &JobContext,
+        ladder: Ladder,
+        shutdown: Option<&CancellationToken>,
+    ) {
+        if self.has_ended() || !matches!(self.step, Step::Running) {
+            return;
+        }
+        let cause = match (context.request(), self.due) {
+            (Some(request), _) => self.first_of(request),
+            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
+            _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
+                Cause::Cancelled(CancelReason::Shutdown)
+            }
+            _ => Cause::Cancelled(CancelReason::CallerDropped),
+        };
+        self.stop(context, cause, ladder);
+    }
+
+    /// Returns whether there is an exit to be had, though a poll of the task did not give it:
+    /// because it came since, or the poll was out of budget. Either will wake the supervisor.
+    fn has_ended(&self) -> bool {
+        self.join.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    fn stop(&mut self, context: &JobContext, cause: Cause, ladder: Ladder) {
+        context.tell(cause.stopping());
+        if ladder.grace.is_zero() {
+            self.abort(cause, ladder);
+        } else {
+            self.step = Step::Grace(cause);
+            self.due = deadline(Instant::now(), ladder.grace);
+        }
+    }
+
+    fn abort(&mut self, cause: Cause, ladder: Ladder) {
+        if let Some(join) = &self.join {
+            join.abort();
+        }
+        self.step = Step::Stopping(cause);
+        self.due = deadline(Instant::now(), ladder.stop_wait);
+    }
+
+    /// Stops the job as far as that goes without waiting for it.
+    pub(crate) fn give_up(&mut self, context: &JobContext) {
+        context.tell(Stopping::Cancelled);
+        if let Some(join) = &self.join {
+            join.abort();
+        }
+        context.dismiss(false);
+    }
+
+    #[inline]
+    fn conclude(
+        &self,
+        context: &JobContext,
+        home: &Home,
+        exit: Result<Output<T, E>, JoinError>,
+    ) -> Outcome<T, E> {
+        let cause = match self.step {
+            Step::Running => context.request().map(|it| self.first_of(it)),
+            Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
+        };
+        let panic = match (exit.map(|output| output.into_inner().0), cause) {
+            (Ok(Ok(result)), _) => return result.into(),
+            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
+            (Ok(Err(panic)), Some(Cause::Unwinding(_))) if context.has_unwound() => {
+                return Outcome::Panicked(panic);
+            }
+            (Ok(Err(panic)), Some(_)) => Some(panic),
+            // A destructor that panics makes an aborted task look like one that panicked.
+            (Err(error), _) => error.try_into_panic().ok().map(panic_of),
+        };
+        // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
+        let cause = cause.unwrap_or_else(|| {
+            home.lose_jobs();
+            Cause::Cancelled(CancelReason::RuntimeGone)
+        });
+        cause.into_outcome(Stop {
+            started: context.has_started(),
+            stopped: !context.is_blocking(),
+            panic,
+        })
+    }
+
+    /// Returns how long after its limit and `grace` a job was found to have returned, if it was late.
+    #[inline]
+    pub(crate) fn lateness(&self, elapsed: Duration, grace: Duration) -> Option<Duration> {
+        if elapsed <= LATE {
+            return None;
+        }
+        let limit = match self.step {
+            Step::Running => self.due? - self.started,
+            Step::Grace(Cause::TimeLimit(limit)) | Step::Stopping(Cause::TimeLimit(limit)) => limit,
+            Step::Grace(_) | Step::Stopping(_) => return None,
+        };
+        let late = elapsed.checked_sub(limit)?;
+        (late > grace.saturating_add(LATE)).then_some(late)
+    }
+
+    /// Takes the task away, if it is still running though the outcome is given.
+    pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Output<T, E>>> {
+        self.join.take_if(|join| !join.is_finished())
+    }
+}
+
+/// Returns the panic of a task, which is that of a destructor: see [`Task`].
+fn panic_of(payload: Box<dyn Any + Send>) -> Panic {
+    match payload.downcast::<Panic>() {
+        Ok(panic) => *panic,
+        Err(payload) => Panic::from_payload(payload),
+    }
+}
+
+pin_project! {
+    /// The task of a job.
+    struct Task<S, J, F> {
+        // `None` once it is over.
+        #[pin]
+        call: Option<TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>>,
+        span: GuardedSpan,
+    }
+
+    impl<S, J, F> PinnedDrop for Task<S, J, F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.call.is_none() {
+                return;
+            }
+            let _entered = this.span.enter();
+            // The panic goes on to tokio as a payload that drops itself quietly: it is told to the
+            // supervisor, or dropped where nobody waits any more.
+            if let Err(panic) = catch(|| this.call.set(None)) {
+                resume_unwind(Box::new(panic));
+            }
+        }
+    }
+}
+
+impl<S, J> Future for Task<S, J, S::Future>
+where
+    S: Service<J>,
+{
+    type Output = Output<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let _entered = this.span.enter();
+        // Invariant: a task is not polled again once it is over.
+        let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
+        let exit = ready!(call.as_mut().poll(cx));
+        let context = call.take_value();
+        // Nothing of the job's is left in it.
+        this.call.set(None);
+        Poll::Ready(Quiet::new((exit, context)))
+    }
+}
+
+pin_project! {
+    /// The call, then its future, with every panic caught where it happens.
+    ///
+    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
+    /// panics in `Drop` as well, the process aborts.
+    #[project = CallProj]
+    enum Call<S, J, F> {
+        Calling { call: Option<(S, J)> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<S, J> Future for Call<S, J, S::Future>
+where
+    S: Service<J>,
+{
+    type Output = Exit<S::Response, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        JobContext::begin_poll();
+        if let CallProj::Calling { call } = self.as_mut().project() {
+            // It has its outcome, of a job that never started, and was aborted before.
+            if !JobContext::start_current() {
+                return Poll::Pending;
+            }
+            // Invariant: a task is not polled again once `call` has panicked.
+            let (mut service, job) = call.take().expect("the service is called once");
+            let future = catch(|| service.call(job));
+            drop_quietly(service);
+            match future {
+                Ok(future) => self.set(Call::Running { future }),
+                Err(panic) => {
+                    JobContext::close_current();
+                    return Poll::Ready(Err(panic));
+                }
+            }
+        }
+        let mut returned = None;
+        let polled = catch(|| {
+            if let CallProj::Running { future } = self.as_mut().project() {
+                returned = Some(ready!(future.poll(cx)));
+            }
+            self.set(Call::Calling { call: None });
+            Poll::Ready(())
+        });
+        match (polled, returned) {
+            (Ok(Poll::Pending), _) => Poll::Pending,
+            // A destructor that panics cannot take back what the job returned.
+            (_, Some(result)) => Poll::Ready(Ok(result)),
+            (Err(panic), None) => {
+                JobContext::close_current();
+                // `set` writes the new value though the drop of the old one unwinds.
+                drop(catch(|| self.set(Call::Calling { call: None })));
+                Poll::Ready(Err(panic))
+            }
+            (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),
+        }
+    }
+}

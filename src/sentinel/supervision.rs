@@ -1,0 +1,313 @@
+//! Follows one job from its call to its settlement, whoever polls.
+
+use std::{
+    any::TypeId,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use crate::{
+    cancel::{JobContext, JobHandle},
+    outcome::{Outcome, guard},
+    policy::{AckPolicy, Report},
+    sentinel::{
+        abandoned::Abandoned,
+        error::SentinelError,
+        hooks::{Hooks, OnUnsettled},
+        isolate::{Isolated, Ladder},
+        runtimes::{Clock, Home},
+        settlement::Settlement,
+    },
+    settle::{Settled, events},
+    telemetry::{
+        GuardedSpan,
+        metrics::{InFlight, Instruments, Labels},
+    },
+    time::deadline,
+};
+
+/// What happens to a job whose caller drops the response future.
+///
+/// Either way the job still has exactly one outcome, and the policy is called with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnDrop {
+    /// The job is stopped, and is [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`CancelReason::CallerDropped`](crate::outcome::CancelReason::CallerDropped) unless it returns on
+    /// the way down.
+    #[default]
+    Abort,
+    /// The job goes on under its time limit, in the background.
+    Detach,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) ladder: Ladder,
+    pub(crate) settle_timeout: Duration,
+    pub(crate) on_drop: OnDrop,
+    pub(crate) shutdown: Option<CancellationToken>,
+    pub(crate) max_abandoned: Option<usize>,
+    pub(crate) labels: Labels,
+}
+
+/// What all clones of a sentinel and their response futures share.
+pub(crate) struct Shared<H> {
+    pub(crate) base: Base,
+    pub(crate) hooks: H,
+}
+
+/// The part of [`Shared`] that has no type parameters.
+pub(crate) struct Base {
+    pub(crate) settings: Settings,
+    pub(crate) home: Home,
+    pub(crate) abandoned: Option<Arc<Abandoned>>,
+    pub(crate) instruments: Arc<Instruments>,
+}
+
+/// The sentinel that a supervision began in.
+///
+/// Behind a `dyn`, because a `Drop` impl can have no bounds that its struct lacks, and a spawn
+/// needs `Send + 'static`: those bounds hold where the trait object is made.
+pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
+    fn base(&self) -> &Base;
+
+    /// Returns whether the policy tells of outcomes itself, as a [`SettlePolicy`] does.
+    ///
+    /// [`SettlePolicy`]: crate::SettlePolicy
+    fn policy_tells(&self) -> bool;
+
+    /// Counts a job whose outcome is given, though it still runs.
+    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
+
+    /// Takes a supervision over from a response future that is dropped, or from a runtime that
+    /// ends: on the first of the runtimes from `rank` on.
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize);
+}
+
+impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
+where
+    P: AckPolicy<Tag, T, E> + Service<Report<Tag, T, E>, Future = F> + Send + 'static,
+    F: Future<Output = Result<P::Response, P::Error>> + Send + 'static,
+    Tag: Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+    G: Send + Sync + 'static,
+    M: Send + Sync + 'static,
+    U: OnUnsettled<E, P::Error> + Send + Sync + 'static,
+{
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn policy_tells(&self) -> bool {
+        // Nobody else makes one.
+        TypeId::of::<P::Response>() == TypeId::of::<Settled>()
+    }
+
+    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
+        let task = isolated.take_running();
+        if let (Some(abandoned), true) = (
+            &self.base.abandoned,
+            task.is_some() || context.is_blocking(),
+        ) {
+            abandoned.watch(&self.base.home.watch(), task, Arc::clone(context));
+        }
+    }
+
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
+        let known = |rank| Some((rank, self.base.home.runtime(rank)?));
+        let Some((rank, runtime)) = (rank..Home::RUNTIMES).find_map(known) else {
+            return supervision.lose();
+        };
+        // If that runtime is gone, this drops the orphan at once, which tries the next.
+        runtime.spawn(Orphan {
+            clock: Clock::default(),
+            supervision: Some(supervision),
+            origin: self,
+            rank,
+        });
+    }
+}
+
+/// The way of one job from its call to its settlement.
+///
+/// `Unpin`, so that it can move from the response future to a task of its own half-way.
+pub(crate) struct Supervision<P, F, Tag, T, E> {
+    pub(crate) stage: Stage<P, F, Tag, T, E>,
+    pub(crate) context: JobHandle,
+    /// Counted as running, then as unsettled.
+    pub(crate) in_flight: InFlight,
+    /// Current in the job and in the policy.
+    pub(crate) span: GuardedSpan,
+    pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
+}
+
+pub(crate) enum Stage<P, F, Tag, T, E> {
+    Running {
+        isolated: Isolated<T, E>,
+        // `None` once it is reported.
+        answerable: Option<(Tag, P)>,
+    },
+    Settling {
+        settlement: Settlement<P, F, Tag, T, E>,
+        /// Set when the policy first lets us wait.
+        due: Option<Instant>,
+    },
+}
+
+impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E>
+where
+    P: Service<Report<Tag, T, E>, Future = F>,
+    F: Future<Output = Result<P::Response, P::Error>>,
+{
+    pub(crate) fn poll(
+        &mut self,
+        mut clock: Pin<&mut Clock>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
+        let context: &Arc<JobContext> = &self.context;
+        let _entered = self.span.enter();
+        let Base {
+            settings,
+            home,
+            abandoned,
+            instruments,
+        } = self.origin.base();
+        let _runtime = home.enter();
+        if let Stage::Running {
+            isolated,
+            answerable,
+        } = &mut self.stage
+        {
+            let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
+            let outcome = ready!(outcome);
+            context.dismiss(outcome.is_stopped());
+            let elapsed = isolated.elapsed();
+            events::conclude(&self.span, &outcome, self.origin.policy_tells());
+            if let Outcome::Completed(_) | Outcome::Failed(_) = outcome {
+                if let Some(late) = isolated.lateness(elapsed, settings.ladder.grace) {
+                    events::tell_late(outcome.kind(), late);
+                }
+            }
+            // Invariant: the stage is left below.
+            let (tag, policy) = answerable.take().expect("a job has one outcome");
+            // A job that never started holds no thread.
+            let runs_on = !outcome.is_stopped() || context.is_blocking();
+            let report = Report::new(tag, outcome, elapsed);
+            self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
+            if abandoned.is_some() && runs_on {
+                self.origin.abandon(isolated, context);
+            }
+            self.stage = Stage::Settling {
+                settlement: Settlement::Readying(policy, Some(report)),
+                due: None,
+            };
+        }
+        let Stage::Settling { settlement, due } = &mut self.stage else {
+            unreachable!("the stage was left above");
+        };
+        match settlement.poll(cx) {
+            Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(SentinelError::Policy)),
+            Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
+            Poll::Pending => {
+                let limit = settings.settle_timeout;
+                *due = due.or_else(|| deadline(Instant::now(), limit));
+                ready!(clock.poll(*due, home, cx));
+                settlement.end();
+                Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
+            }
+        }
+    }
+}
+
+impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
+    /// Goes on in the background, because the caller is gone.
+    ///
+    /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
+    pub(crate) fn hand_over(mut self) {
+        let origin = Arc::clone(&self.origin);
+        let Settings {
+            ladder,
+            on_drop,
+            ref shutdown,
+            ..
+        } = origin.base().settings;
+        if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
+            isolated.stop_without_caller(&self.context, ladder, shutdown.as_ref());
+        }
+        origin.take_over(self, 0);
+    }
+
+    /// Gives up, because there is no runtime left to settle on; the broker will redeliver.
+    fn lose(mut self) {
+        let _entered = self.span.enter();
+        guard(|| tracing::error!("the runtime ended before a job was settled"));
+        // A job that lives elsewhere is not to go on beside its next delivery.
+        if let Stage::Running { isolated, .. } = &mut self.stage {
+            isolated.give_up(&self.context);
+        }
+    }
+}
+
+pin_project! {
+    /// A supervision whose caller is gone.
+    struct Orphan<P, F, Tag, T, E, H> {
+        #[pin]
+        clock: Clock,
+        // `None` once it is settled.
+        supervision: Option<Supervision<P, F, Tag, T, E>>,
+        origin: Arc<Shared<H>>,
+        // Which of the runtimes this is.
+        rank: usize,
+    }
+
+    impl<P, F, Tag, T, E, H> PinnedDrop for Orphan<P, F, Tag, T, E, H> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(supervision) = this.supervision.take() {
+                let origin = Arc::clone(&supervision.origin);
+                origin.take_over(supervision, *this.rank + 1);
+            }
+        }
+    }
+}
+
+impl<P, F, Tag, T, E, G, M, U> Future for Orphan<P, F, Tag, T, E, Hooks<G, M, U>>
+where
+    P: Service<Report<Tag, T, E>, Future = F>,
+    F: Future<Output = Result<P::Response, P::Error>>,
+    U: OnUnsettled<E, P::Error>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let Some(supervision) = this.supervision else {
+            return Poll::Ready(());
+        };
+        let result = ready!(supervision.poll(this.clock, cx));
+        // Before the hook: what is settled is not to be handed on.
+        let supervision = this.supervision.take();
+        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
+            let _entered = span.enter();
+            guard(|| {
+                tracing::error!(
+                    error = error.brief(),
+                    "nobody waits for a failed settlement"
+                );
+            });
+            // tokio would drop the payload of its panic, whose destructor may panic too.
+            guard(|| this.origin.hooks.unsettled.unsettled(error));
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,281 @@
+//! [`SettleFuture`]: one settlement, with its tries.
+
+use std::{
+    any::type_name,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+
+use crate::{
+    backoff::Delays,
+    outcome::{drop_quietly, guard, print},
+    settle::{
+        Reach, Settle, Unsettled,
+        error::SettleError,
+        reason::{Reason, Settled},
+    },
+    telemetry::{GuardedSpan, metrics::Stopwatch},
+    time::Timer,
+};
+
+/// How long and how often a settlement is tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) limit: Duration,
+    pub(crate) retries: u32,
+    pub(crate) pauses: Delays,
+}
+
+// === impl SettleFuture ===
+
+pin_project! {
+    /// The future of a [`SettlePolicy`](crate::SettlePolicy): one settlement, with its tries.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: if it is dropped, the broker may or may not have the answer.
+    #[must_use = "a delivery is not settled unless this is polled"]
+    pub struct SettleFuture<Tag, F, E> {
+        #[pin]
+        state: State<Tag, F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<Tag, F, E> {
+        // `None` once it is told.
+        Refused { error: Option<SettleError<E>> },
+        Settling { span: GuardedSpan, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
+    }
+}
+
+impl<Tag, F, E> SettleFuture<Tag, F, E> {
+    pub(crate) fn refused(error: SettleError<E>) -> Self {
+        let error = Some(error);
+        Self {
+            state: State::Refused { error },
+        }
+    }
+
+    /// Begins to settle in `span`.
+    ///
+    /// What this is made of is put in its place at once: it is large, and made for every job.
+    pub(crate) fn settling(
+        span: GuardedSpan,
+        stopwatch: Stopwatch,
+        (tag, settled, message): (Tag, Settled, Option<String>),
+        patience: Patience,
+    ) -> Self
+    where
+        Tag: Settle<Future = F>,
+    {
+        let kept = match patience.retries {
+            0 => None,
+            _ => message.clone(),
+        };
+        let reason = settled.reason(message);
+        let future = {
+            let _entered = span.enter();
+            tag.settle(settled.verdict, reason)
+        };
+        Self {
+            state: State::Settling {
+                span,
+                stopwatch,
+                settling: Settling {
+                    step: Step::Trying { future },
+                    timer: None,
+                    tries: 1,
+                    patience,
+                    settled,
+                    message: kept,
+                },
+            },
+        }
+    }
+}
+
+impl<Tag, F, E> Future for SettleFuture<Tag, F, E>
+where
+    Tag: Settle<Future = F, Error = E>,
+    F: Future<Output = Result<(), Unsettled<Tag, E>>>,
+    E: fmt::Display,
+{
+    type Output = Result<Settled, SettleError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProjection::Settling {
+                span,
+                stopwatch,
+                settling,
+            } => {
+                let _entered = span.enter();
+                let result = ready!(settling.poll(cx));
+                match &result {
+                    Ok(settled) => stopwatch.settled(settled.verdict.as_str()),
+                    Err(SettleError::TimedOut { .. }) => span.record_error("timeout"),
+                    Err(error) => {
+                        if let SettleError::Moot { verdict, .. } = error {
+                            stopwatch.moot(verdict.as_str());
+                        }
+                        span.record_error(type_name::<E>());
+                    }
+                }
+                Poll::Ready(result)
+            }
+            StateProjection::Refused { error } => {
+                // Invariant: a future is not polled again once it was ready.
+                Poll::Ready(Err(error.take().expect("a refusal is told once")))
+            }
+        }
+    }
+}
+
+impl<Tag, F, E> fmt::Debug for SettleFuture<Tag, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("SettleFuture");
+        if let State::Settling { settling, .. } = &self.state {
+            debug
+                .field("verdict", &settling.settled.verdict)
+                .field("tries", &settling.tries);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+// === impl Settling ===
+
+pin_project! {
+    pub(crate) struct Settling<Tag, F> {
+        #[pin]
+        step: Step<Tag, F>,
+        // The limit of a try, or a pause. A tag that answers at once has none.
+        timer: Option<Timer>,
+        // How many were begun.
+        tries: u32,
+        patience: Patience,
+        // What is answered on success.
+        settled: Settled,
+        // The reason's, for further tries.
+        message: Option<String>,
+    }
+}
+
+pin_project! {
+    #[project = StepProjection]
+    enum Step<Tag, F> {
+        Trying { #[pin] future: F },
+        // `None` once it is tried again.
+        Pausing { tag: Option<Tag> },
+    }
+}
+
+impl<Tag: Settle> Settling<Tag, Tag::Future> {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Settled, SettleError<Tag::Error>>> {
+        loop {
+            let this = self.as_mut().project();
+            match this.step.project() {
+                StepProjection::Trying { future } => {
+                    let Poll::Ready(result) = future.poll(cx) else {
+                        let limit = this.patience.limit;
+                        let limit = this.timer.get_or_insert_with(|| Timer::after(limit));
+                        return match limit.poll(cx) {
+                            Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
+                            Some(Poll::Pending) | None => Poll::Pending,
+                        };
+                    };
+                    match result {
+                        Ok(()) => return Poll::Ready(Ok(this.settled.take())),
+                        Err(unsettled) => self.as_mut().fail(unsettled)?,
+                    }
+                }
+                StepProjection::Pausing { tag } => {
+                    let pause = this.patience.pauses.nth(*this.tries);
+                    let pause = this.timer.get_or_insert_with(|| Timer::after(pause));
+                    if let Some(pause) = pause.poll(cx) {
+                        ready!(pause);
+                    }
+                    // Invariant: the step is left here.
+                    let tag = tag.take().expect("a tag is settled again once");
+                    self.as_mut().try_again(tag);
+                }
+            }
+        }
+    }
+
+    /// Goes to the pause before the next try, if there is to be one.
+    fn fail(
+        self: Pin<&mut Self>,
+        unsettled: Unsettled<Tag, Tag::Error>,
+    ) -> Result<(), SettleError<Tag::Error>> {
+        let mut this = self.project();
+        let (verdict, tries) = (this.settled.verdict, *this.tries);
+        let reach = unsettled.reach();
+        let Unsettled { tag, error, .. } = unsettled;
+        let tag = tag.filter(|_| tries <= this.patience.retries);
+        let again = tag.is_some();
+        guard(|| {
+            let printed = || print("error", &error);
+            tracing::warn!(%verdict, tries, again, error = %printed(), "a settlement failed");
+        });
+        if tag.is_none() {
+            return Err(match reach {
+                Reach::Delivery => SettleError::Moot { verdict, error },
+                Reach::Channel => SettleError::Failed {
+                    verdict,
+                    tries,
+                    error,
+                },
+                Reach::Consumer => SettleError::Misconfigured { verdict, error },
+            });
+        }
+        *this.timer = None;
+        this.step.set(Step::Pausing { tag });
+        // Last, for its destructor is the tag's.
+        drop_quietly(error);
+        Ok(())
+    }
+
+    fn try_again(self: Pin<&mut Self>, tag: Tag) {
+        let mut this = self.project();
+        *this.timer = None;
+        *this.tries += 1;
+        let reason = this.settled.reason(this.message.clone());
+        let future = tag.settle(this.settled.verdict, reason);
+        this.step.set(Step::Trying { future });
+    }
+
+    fn time_out(&self) -> SettleError<Tag::Error> {
+        let Self { tries, .. } = *self;
+        let Settled { verdict, .. } = self.settled;
+        let limit = self.patience.limit;
+        guard(|| tracing::warn!(%verdict, tries, ?limit, "a settlement took too long"));
+        SettleError::TimedOut { verdict, limit }
+    }
+}
+
+impl Settled {
+    fn reason(&self, message: Option<String>) -> Reason {
+        let Self { kind, elapsed, .. } = *self;
+        Reason {
+            kind,
+            message,
+            elapsed,
+        }
+    }
+
+    fn take(&mut self) -> Self {
+        let tag = self.tag.take();
+        Self { tag, ..*self }
+    }
+}

@@ -1,0 +1,549 @@
+//! [`Decision`]: which [`Verdict`] an outcome deserves, and ready decisions that compose.
+
+use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, time::Duration};
+
+use crate::{
+    backoff::{Delays, full_jitter},
+    decode::DecodeError,
+    outcome::{CancelReason, Outcome},
+    settle::{Settle, verdict::Verdict},
+};
+
+/// Says which [`Verdict`] the outcome of a job deserves.
+///
+/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, and by [`ack_on_success`]
+/// and what [`DecisionExt`] makes of it. It is a pure function: it tells the broker nothing, and
+/// what the same tag and outcome get is the same each time, but for the random numbers of a
+/// [`Backoff`], which [can be given](Backoff::random). So a decision is tested as a table, without
+/// a broker and without a clock.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sentinel::{Outcome, Panic, Verdict, settle::decision::Decision};
+///
+/// fn decide(_: &u64, outcome: &Outcome<(), std::io::Error>) -> Verdict {
+///     match outcome {
+///         Outcome::Completed(()) => Verdict::Ack,
+///         Outcome::Failed(_) | Outcome::TimedOut(_) => Verdict::retry(),
+///         Outcome::Panicked(_) => Verdict::Reject,
+///         Outcome::Cancelled(_) => Verdict::release(),
+///     }
+/// }
+///
+/// assert_eq!(decide.decide(&7, &Outcome::Completed(())), Ok(Verdict::Ack));
+/// assert_eq!(decide.decide(&7, &Outcome::Panicked(Panic::new("index 7"))), Ok(Verdict::Reject));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a `Decision` for the tag `{Tag}` and `Outcome<{T}, {E}>`",
+    label = "this cannot decide on these jobs",
+    note = "a `Decision<Tag, T, E>` is a `Fn(&Tag, &Outcome<T, E>) -> Verdict`, or a ready one such as `ack_on_success()`, where `T` and `E` are the response and the error of the wrapped service",
+    note = "`delivery_limit`, `backoff` and `retry_once` ask the tag, which must be `Settle`; `on_error` takes a `Fn(&E) -> Verdict`; `reject_undecodable` needs a `DecodeLayer` directly inside the sentinel, since `E` must be a `DecodeError`"
+)]
+pub trait Decision<Tag, T, E> {
+    /// Returns the verdict on `outcome`, of the job that `tag` answers for.
+    ///
+    /// # Errors
+    ///
+    /// [`Undecided`] if the decision depends on something that the broker does not tell. A number
+    /// that is not known is never taken for a zero: a delivery limit would then never be reached.
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided>;
+}
+
+impl<F, Tag, T, E> Decision<Tag, T, E> for F
+where
+    F: Fn(&Tag, &Outcome<T, E>) -> Verdict,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        Ok(self(tag, outcome))
+    }
+}
+
+/// Why there is no verdict: the broker does not tell what the decision depends on.
+///
+/// It shows at the first job that is to be given back, and it is a matter of configuration: this
+/// decision does not go with this broker.
+///
+/// ```
+/// use tower_sentinel::settle::decision::Undecided;
+///
+/// assert_eq!(
+///     Undecided::DeliveriesUnknown.to_string(),
+///     "the broker does not tell how often the job was delivered"
+/// );
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Undecided {
+    /// [`Settle::deliveries`] is `None`.
+    DeliveriesUnknown,
+    /// [`Settle::redelivered`] is `None`.
+    RedeliveredUnknown,
+}
+
+impl fmt::Display for Undecided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Undecided::DeliveriesUnknown => {
+                "the broker does not tell how often the job was delivered"
+            }
+            Undecided::RedeliveredUnknown => {
+                "the broker does not tell whether the job was delivered before"
+            }
+        })
+    }
+}
+
+impl Error for Undecided {}
+
+// === AckOnSuccess ===
+
+/// Returns the default decision, see [`AckOnSuccess`].
+#[doc(alias = "ack")]
+pub fn ack_on_success() -> AckOnSuccess {
+    AckOnSuccess
+}
+
+/// The default [`Decision`]: acks what completed, and gives everything else back.
+///
+/// | outcome | verdict |
+/// | --- | --- |
+/// | `Completed` | [`Ack`](Verdict::Ack) |
+/// | `Failed`, `Panicked`, `TimedOut` | [`Retry`](Verdict::Retry) at once |
+/// | `TimedOut` of a job that never [started](crate::outcome::TimedOut::started) | [`Release`](Verdict::Release) |
+/// | `Cancelled` with [`LeaseLost`](CancelReason::LeaseLost) | [`Abandon`](Verdict::Abandon) |
+/// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) | [`Reject`](Verdict::Reject) |
+/// | `Cancelled` for any other reason | [`Release`](Verdict::Release) |
+///
+/// On its own it retries for ever and without a pause; [`DecisionExt`] puts bounds to that.
+///
+/// ```
+/// use std::io;
+/// use tower_sentinel::{Outcome, Verdict, ack_on_success, settle::decision::Decision};
+///
+/// let failed = Outcome::<(), _>::Failed(io::Error::other("no such user"));
+/// assert_eq!(ack_on_success().decide(&7, &failed), Ok(Verdict::retry()));
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AckOnSuccess;
+
+impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
+    fn decide(&self, _: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        Ok(match outcome {
+            Outcome::Completed(_) => Verdict::Ack,
+            Outcome::TimedOut(timed_out) if !timed_out.started() => Verdict::release(),
+            Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::TimedOut(_) => Verdict::retry(),
+            Outcome::Cancelled(cancelled) => match cancelled.reason() {
+                CancelReason::LeaseLost => Verdict::Abandon,
+                CancelReason::DeliveryLimit => Verdict::Reject,
+                _ => Verdict::release(),
+            },
+        })
+    }
+}
+
+// === DecisionExt ===
+
+/// Methods that make one [`Decision`] of another; every decision has them.
+///
+/// # Order
+///
+/// Each method wraps what stands before it, sees its verdict, and has the last word. Methods that
+/// *replace* a verdict without looking at it ([`on_error`](Self::on_error),
+/// [`poison_on_panic`](Self::poison_on_panic), [`reject_undecodable`](Self::reject_undecodable))
+/// belong first, and those that *bound* a `Retry` ([`backoff`](Self::backoff), [`retry_once`](Self::retry_once),
+/// [`delivery_limit`](Self::delivery_limit)) after them.
+///
+/// | order | what can be seen |
+/// | --- | --- |
+/// | `.on_error(f).delivery_limit(5)` | a `Retry` of `f` is rejected at the 5th delivery |
+/// | `.delivery_limit(5).on_error(f)` | a `Retry` of `f` goes on for ever: the limit sees panics and time limits only |
+/// | `.on_error(f).backoff(r)` | a `Retry` of `f` without a delay gets one |
+/// | `.backoff(r).on_error(f)` | a `Retry` of `f` without a delay comes back at once |
+/// | `.on_error(f).poison_on_panic()`, or the other way round | the same: a job fails or panics |
+/// | `.on_error(f).reject_undecodable()` | what can't be decoded is rejected, and `f` decides on what the handler returned |
+/// | `.reject_undecodable().on_error(f)` | `f` decides on what can't be decoded too: a `Retry` of it hot-loops |
+/// | none of `reject_undecodable`, `on_error` and `delivery_limit` | what can't be decoded comes back for ever: at once, or with `backoff` ever later |
+/// | `.backoff(r).delivery_limit(5)`, or the other way round | the same: one says when, the other how often |
+///
+/// # Examples
+///
+/// ```
+/// use std::{io, time::Duration};
+/// use tower_sentinel::{
+///     DecisionExt, Outcome, Panic, Verdict, ack_on_success, settle::decision::Decision,
+/// };
+/// # use std::{convert::Infallible, future::{Ready, ready}};
+/// # use tower_sentinel::settle::{Capabilities, Lease, Reason, Settle, Unsettled};
+/// #
+/// # struct Tag { deliveries: u32 }
+/// # impl Settle for Tag {
+/// #     type Error = Infallible;
+/// #     type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
+/// #     fn settle(self, _: Verdict, _: Reason) -> Self::Future { ready(Ok(())) }
+/// #     async fn keep_alive(&self) -> Result<Lease, Infallible> { Ok(Lease::Held) }
+/// #     fn deliveries(&self) -> Option<u32> { Some(self.deliveries) }
+/// #     fn capabilities(&self) -> Capabilities { Capabilities::none().delay() }
+/// # }
+///
+/// let second = Duration::from_secs(1);
+/// let decision = ack_on_success()
+///     .on_error(|error: &io::Error| match error.kind() {
+///         // The dependency is down: no fault of the job's, and no attempt of it.
+///         io::ErrorKind::ConnectionRefused => Verdict::release_after(60 * second),
+///         // This job will never do.
+///         io::ErrorKind::InvalidData => Verdict::Reject,
+///         _ => Verdict::retry(),
+///     })
+///     .poison_on_panic()
+///     .backoff(second..=60 * second)
+///     .delivery_limit(5);
+///
+/// let decide = |deliveries, outcome: Outcome<(), io::Error>| {
+///     decision.decide(&Tag { deliveries }, &outcome).unwrap()
+/// };
+/// let failed = |kind: io::ErrorKind| Outcome::Failed(kind.into());
+///
+/// assert_eq!(decide(1, Outcome::Completed(())), Verdict::Ack);
+/// assert_eq!(decide(1, Outcome::Panicked(Panic::new("index 7"))), Verdict::Reject);
+/// assert_eq!(decide(1, failed(io::ErrorKind::InvalidData)), Verdict::Reject);
+/// assert_eq!(
+///     decide(9, failed(io::ErrorKind::ConnectionRefused)),
+///     Verdict::release_after(60 * second)
+/// );
+/// // The third delivery waits for up to 4 s; the fifth was the last.
+/// assert!(matches!(
+///     decide(3, failed(io::ErrorKind::Other)),
+///     Verdict::Retry { after: Some(delay) } if delay <= 4 * second
+/// ));
+/// assert_eq!(decide(5, failed(io::ErrorKind::Other)), Verdict::Reject);
+/// ```
+// For every type, as `tracing::Instrument` is: a bound would need `Tag`, `T` and `E`, of which
+// the methods know nothing, and no call of them could be inferred.
+pub trait DecisionExt: Sized {
+    /// Decides by `classify` on a job that returned an error: tells "the dependency is down" from
+    /// "this job is bad".
+    ///
+    /// What the decision before says of [`Outcome::Failed`] is not asked for. A `classify` that
+    /// answers with a [`Verdict::retry_after`] keeps its delay through a later
+    /// [`backoff`](Self::backoff).
+    ///
+    /// Give a `Release` a delay ([`Verdict::release_after`]): no `backoff` and no
+    /// [`delivery_limit`](Self::delivery_limit) bounds it, so one at once makes a hot loop while the
+    /// dependency is down, unless an [`IntensityLayer`](crate::IntensityLayer) pauses the worker.
+    fn on_error<E, F>(self, classify: F) -> OnError<Self, F>
+    where
+        F: Fn(&E) -> Verdict,
+    {
+        OnError {
+            inner: self,
+            classify,
+        }
+    }
+
+    /// Rejects a job that panicked: it would panic again.
+    ///
+    /// A job that panicked on its way down, after its time limit or a cancellation, is not meant:
+    /// its outcome is that [`TimedOut`](Outcome::TimedOut) or
+    /// [`Cancelled`](Outcome::Cancelled).
+    fn poison_on_panic(self) -> PoisonOnPanic<Self> {
+        PoisonOnPanic { inner: self }
+    }
+
+    /// Rejects a job that [can't be decoded](crate::DecodeLayer): it could not be the next time
+    /// either.
+    ///
+    /// Use it wherever there is a [`DecodeLayer`](crate::DecodeLayer). Without it, such a job fails
+    /// like any other; a decision that answers failures with a `Retry` at once, as
+    /// [`ack_on_success`] does, makes it go round between broker and worker as fast as they can.
+    ///
+    /// The errors of the jobs are [`DecodeError`]s, also those that an [`on_error`](Self::on_error)
+    /// before it sees:
+    ///
+    /// ```
+    /// use std::{io, string::FromUtf8Error, time::Duration};
+    /// use tower_sentinel::{
+    ///     DecisionExt, Outcome, Verdict, ack_on_success, decode::DecodeError,
+    ///     settle::decision::Decision,
+    /// };
+    ///
+    /// type Error = DecodeError<FromUtf8Error, io::Error>;
+    ///
+    /// const MINUTE: Duration = Duration::from_secs(60);
+    ///
+    /// let decision = ack_on_success()
+    ///     .on_error(|error: &Error| match error {
+    ///         DecodeError::Inner(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+    ///             Verdict::release_after(MINUTE)
+    ///         }
+    ///         _ => Verdict::retry(),
+    ///     })
+    ///     .reject_undecodable();
+    ///
+    /// let decide = |error| decision.decide(&7, &Outcome::<(), Error>::Failed(error)).unwrap();
+    /// let not_text = String::from_utf8(vec![0xff]).unwrap_err();
+    /// assert_eq!(decide(DecodeError::Undecodable(not_text)), Verdict::Reject);
+    ///
+    /// let refused = io::ErrorKind::ConnectionRefused.into();
+    /// assert_eq!(decide(DecodeError::Inner(refused)), Verdict::release_after(MINUTE));
+    /// ```
+    fn reject_undecodable(self) -> RejectUndecodable<Self> {
+        RejectUndecodable { inner: self }
+    }
+
+    /// Delays each `Retry` that has no delay yet, longer from delivery to delivery, with full
+    /// jitter.
+    ///
+    /// The delay is drawn evenly from zero up to a ceiling. The ceiling is the lower bound at the
+    /// first delivery, doubles with each one, and ends at the upper bound: `full jitter` as in
+    /// [Exponential Backoff And Jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/),
+    /// which finds that it makes for the least work when many jobs fail together. Note that so a
+    /// delay can be *shorter* than the lower bound, by any amount.
+    ///
+    /// It needs a broker that [can delay](crate::settle::Capabilities::has_delay) and counts
+    /// [`deliveries`](Settle::deliveries).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    #[track_caller]
+    fn backoff(self, ceilings: RangeInclusive<Duration>) -> Backoff<Self> {
+        Backoff {
+            inner: self,
+            ceilings: Delays::new(ceilings),
+            random: fastrand::f64,
+        }
+    }
+
+    /// Lets a job come back once: a `Retry` of a job that was
+    /// [redelivered](Settle::redelivered) becomes a `Reject`.
+    ///
+    /// Broadway's `reject_and_requeue_once`. For brokers that flag a redelivery and don't count:
+    /// the flag is also set by a `Release` and by a lost connection.
+    fn retry_once(self) -> RetryOnce<Self> {
+        RetryOnce { inner: self }
+    }
+
+    /// Bounds how often a job is delivered: a `Retry` of a job that was
+    /// [delivered](Settle::deliveries) `limit` times or more becomes a `Reject`.
+    ///
+    /// A `Release` goes on for ever, but its deliveries may count: what is counted is the
+    /// broker's to say.
+    ///
+    /// It is asked about outcomes, and a job that takes its process down has none: bound that one by
+    /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0: where others mean "no limit", this would reject at once.
+    #[track_caller]
+    fn delivery_limit(self, limit: u32) -> DeliveryLimit<Self> {
+        assert!(limit > 0, "no job is delivered less than once");
+        DeliveryLimit { inner: self, limit }
+    }
+}
+
+impl<D> DecisionExt for D {}
+
+// === OnError ===
+
+/// The [`Decision`] that [`DecisionExt::on_error`] makes.
+#[derive(Clone, Copy)]
+pub struct OnError<D, F> {
+    inner: D,
+    classify: F,
+}
+
+impl<D, F, Tag, T, E> Decision<Tag, T, E> for OnError<D, F>
+where
+    D: Decision<Tag, T, E>,
+    F: Fn(&E) -> Verdict,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        match outcome {
+            Outcome::Failed(error) => Ok((self.classify)(error)),
+            _ => self.inner.decide(tag, outcome),
+        }
+    }
+}
+
+impl<D: fmt::Debug, F> fmt::Debug for OnError<D, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnError")
+            .field("inner", &self.inner)
+            .field("classify", &format_args!("{}", type_name::<F>()))
+            .finish()
+    }
+}
+
+// === PoisonOnPanic ===
+
+/// The [`Decision`] that [`DecisionExt::poison_on_panic`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct PoisonOnPanic<D> {
+    inner: D,
+}
+
+impl<D, Tag, T, E> Decision<Tag, T, E> for PoisonOnPanic<D>
+where
+    D: Decision<Tag, T, E>,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        match outcome {
+            Outcome::Panicked(_) => Ok(Verdict::Reject),
+            _ => self.inner.decide(tag, outcome),
+        }
+    }
+}
+
+// === RejectUndecodable ===
+
+/// The [`Decision`] that [`DecisionExt::reject_undecodable`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct RejectUndecodable<D> {
+    inner: D,
+}
+
+impl<D, Tag, T, C, E> Decision<Tag, T, DecodeError<C, E>> for RejectUndecodable<D>
+where
+    D: Decision<Tag, T, DecodeError<C, E>>,
+{
+    fn decide(
+        &self,
+        tag: &Tag,
+        outcome: &Outcome<T, DecodeError<C, E>>,
+    ) -> Result<Verdict, Undecided> {
+        match outcome {
+            Outcome::Failed(DecodeError::Undecodable(_)) => Ok(Verdict::Reject),
+            _ => self.inner.decide(tag, outcome),
+        }
+    }
+}
+
+// === Backoff ===
+
+/// The [`Decision`] that [`DecisionExt::backoff`] makes.
+#[derive(Clone, Copy)]
+pub struct Backoff<D, R = fn() -> f64> {
+    inner: D,
+    ceilings: Delays,
+    random: R,
+}
+
+impl<D, R> Backoff<D, R> {
+    /// Sets where the random numbers come from; by default a generator of each thread.
+    ///
+    /// A number is from 0 to 1, and the delay is that part of the ceiling. What is outside is taken
+    /// for the nearest bound, and a NaN for 1.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::{DecisionExt, ack_on_success};
+    ///
+    /// let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
+    /// // Without jitter: always the ceiling.
+    /// let decision = ack_on_success().backoff(bounds).random(|| 1.0);
+    /// # drop(decision);
+    /// ```
+    pub fn random<F: Fn() -> f64>(self, random: F) -> Backoff<D, F> {
+        Backoff {
+            inner: self.inner,
+            ceilings: self.ceilings,
+            random,
+        }
+    }
+}
+
+impl<D, R, Tag, T, E> Decision<Tag, T, E> for Backoff<D, R>
+where
+    D: Decision<Tag, T, E>,
+    R: Fn() -> f64,
+    Tag: Settle,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        let verdict = self.inner.decide(tag, outcome)?;
+        if verdict != Verdict::retry() {
+            return Ok(verdict);
+        }
+        let deliveries = tag.deliveries().ok_or(Undecided::DeliveriesUnknown)?;
+        let ceiling = self.ceilings.nth(deliveries);
+        Ok(Verdict::retry_after(full_jitter(ceiling, (self.random)())))
+    }
+}
+
+impl<D: fmt::Debug, R> fmt::Debug for Backoff<D, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backoff")
+            .field("inner", &self.inner)
+            .field("ceilings", &self.ceilings)
+            .field("random", &format_args!("{}", type_name::<R>()))
+            .finish()
+    }
+}
+
+// === RetryOnce ===
+
+/// The [`Decision`] that [`DecisionExt::retry_once`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryOnce<D> {
+    inner: D,
+}
+
+impl<D, Tag, T, E> Decision<Tag, T, E> for RetryOnce<D>
+where
+    D: Decision<Tag, T, E>,
+    Tag: Settle,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        let verdict = self.inner.decide(tag, outcome)?;
+        if !matches!(verdict, Verdict::Retry { .. }) {
+            return Ok(verdict);
+        }
+        match tag.redelivered() {
+            Some(false) => Ok(verdict),
+            Some(true) => Ok(Verdict::Reject),
+            None => Err(Undecided::RedeliveredUnknown),
+        }
+    }
+}
+
+// === DeliveryLimit ===
+
+/// The [`Decision`] that [`DecisionExt::delivery_limit`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct DeliveryLimit<D> {
+    inner: D,
+    limit: u32,
+}
+
+impl<D, Tag, T, E> Decision<Tag, T, E> for DeliveryLimit<D>
+where
+    D: Decision<Tag, T, E>,
+    Tag: Settle,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        let verdict = self.inner.decide(tag, outcome)?;
+        let is_bounded = match verdict {
+            Verdict::Retry { .. } => true,
+            // It would go round, and never be run.
+            Verdict::Release { .. } => is_over_limit(outcome),
+            Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
+        };
+        if !is_bounded {
+            return Ok(verdict);
+        }
+        match tag.deliveries() {
+            Some(deliveries) if deliveries < self.limit => Ok(verdict),
+            Some(_) => Ok(Verdict::Reject),
+            None => Err(Undecided::DeliveriesUnknown),
+        }
+    }
+}
+
+/// Returns whether the job was not run, as it was delivered too often.
+fn is_over_limit<T, E>(outcome: &Outcome<T, E>) -> bool {
+    match outcome {
+        Outcome::Cancelled(cancelled) => cancelled.reason() == CancelReason::DeliveryLimit,
+        _ => false,
+    }
+}

@@ -1,0 +1,217 @@
+//! The event of a job that has not completed: one, from whoever knows most of it.
+
+use std::{any::type_name, fmt, time::Duration};
+
+use tracing::{Level, field};
+
+use crate::{
+    outcome::{CancelReason, Outcome, OutcomeKind, Panic, guard},
+    settle::{Settle, messaging::Messaging, verdict::Verdict},
+    telemetry::GuardedSpan,
+};
+
+/// What a policy knows of a job besides its outcome.
+#[derive(Default)]
+pub(crate) struct Decided<'a> {
+    /// What its error prints, or why it was not run.
+    message: Option<&'a str>,
+    deliveries: Option<u32>,
+    messaging: Option<Messaging<'a>>,
+    /// Of a job that has nothing else to be known by.
+    tag: Option<&'a dyn fmt::Debug>,
+}
+
+impl<'a> Decided<'a> {
+    pub(crate) fn new<Tag: Settle + fmt::Debug>(tag: &'a Tag, message: Option<&'a str>) -> Self {
+        let messaging = tag.messaging();
+        Self {
+            message,
+            deliveries: tag.deliveries(),
+            tag: messaging.is_none().then_some(tag as _),
+            messaging,
+        }
+    }
+}
+
+/// Where a job goes that has not completed.
+#[derive(Clone, Copy)]
+pub(crate) enum Fate {
+    /// Its policy does not tell.
+    Unknown,
+    /// It has no verdict, or none that its broker can carry out.
+    Unsettled,
+    Verdict {
+        verdict: Verdict,
+        has_dead_letter: bool,
+    },
+}
+
+impl Fate {
+    fn verdict(self) -> Option<Verdict> {
+        match self {
+            Fate::Verdict { verdict, .. } => Some(verdict),
+            Fate::Unknown | Fate::Unsettled => None,
+        }
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fate::Unsettled => ", and is not settled",
+            Fate::Verdict {
+                verdict: Verdict::Reject,
+                has_dead_letter: false,
+            } => ", and is dropped: no dead-letter queue is set",
+            Fate::Unknown | Fate::Verdict { .. } => "",
+        })
+    }
+}
+
+/// Tells of an outcome, in `span`, which is current: the event is the policy's if that `is_told` by it.
+#[inline]
+pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_told: bool) {
+    if outcome.is_completed() {
+        return;
+    }
+    mark(span, outcome);
+    if !is_told {
+        tell(outcome, Fate::Unknown, Decided::default);
+    }
+}
+
+/// Warns of a job that returned `late` after its limit, though it was stopped.
+pub(crate) fn tell_late(kind: OutcomeKind, late: Duration) {
+    guard(|| {
+        tracing::warn!(
+            ?late,
+            "the job {kind} {late:?} after its limit: does it block its thread?"
+        );
+    });
+}
+
+/// Tells of an outcome that is not `Completed`, in the current span. Only asks for what is `decided`
+/// if somebody listens.
+pub(crate) fn tell<'a, T, E>(
+    outcome: &Outcome<T, E>,
+    fate: Fate,
+    decided: impl FnOnce() -> Decided<'a>,
+) {
+    macro_rules! tell {
+        ($level:expr) => {
+            if tracing::enabled!($level) {
+                tell!($level, decided());
+            }
+        };
+        ($level:expr, $decided:expr) => {{
+            let Decided {
+                message,
+                deliveries,
+                messaging,
+                tag,
+            } = $decided;
+            let messaging = messaging.as_ref();
+            let panic = panic_of(outcome);
+            let location = panic.and_then(|panic| panic.location());
+            tracing::event!(
+                $level,
+                error.type = matches!(outcome, Outcome::Failed(_)).then(type_name::<E>),
+                error.message = message,
+                verdict = fate.verdict().map(field::display),
+                deliveries,
+                messaging.destination.name = messaging.map(|it| &*it.destination),
+                messaging.message.id = messaging.and_then(|it| it.message_id.as_deref()),
+                messaging.rabbitmq.message.delivery_tag = messaging.and_then(|it| it.delivery_tag),
+                tag = tag.map(field::debug),
+                limit = limit_of(outcome).map(field::debug),
+                reason = reason_of(outcome).map(CancelReason::as_str),
+                started = has_not_started(outcome).then_some(false),
+                stopped = matches!(outcome, Outcome::TimedOut(_) | Outcome::Cancelled(_))
+                    .then(|| outcome.is_stopped()),
+                exception.message = panic.map(|panic| panic.message()),
+                exception.stacktrace = panic.and_then(|it| it.backtrace()).map(field::display),
+                code.file.path = location.map(|it| it.file()),
+                code.line.number = location.map(|it| it.line()),
+                "{}{fate}",
+                what(outcome)
+            );
+        }};
+    }
+
+    guard(|| match level(outcome, fate) {
+        Level::ERROR => tell!(Level::ERROR),
+        Level::WARN => tell!(Level::WARN),
+        _ => tell!(Level::INFO),
+    });
+}
+
+fn level<T, E>(outcome: &Outcome<T, E>, fate: Fate) -> Level {
+    match (outcome, reason_of(outcome)) {
+        _ if fate.verdict() == Some(Verdict::Reject) => Level::ERROR,
+        (Outcome::Panicked(_), _) => Level::ERROR,
+        // No failure of the job's.
+        (_, Some(CancelReason::Shutdown | CancelReason::CallerDropped)) => Level::INFO,
+        _ => Level::WARN,
+    }
+}
+
+fn what<T, E>(outcome: &Outcome<T, E>) -> &'static str {
+    match outcome {
+        Outcome::Completed(_) => "the job completed",
+        Outcome::Failed(_) => "the job failed",
+        Outcome::Panicked(_) => "the job panicked",
+        Outcome::TimedOut(_) => "the job passed its time limit",
+        Outcome::Cancelled(cancelled) => match cancelled.reason() {
+            CancelReason::DeliveryLimit => "the job was not run",
+            _ => "the job was cancelled",
+        },
+    }
+}
+
+fn panic_of<T, E>(outcome: &Outcome<T, E>) -> Option<&Panic> {
+    match outcome {
+        Outcome::Completed(_) | Outcome::Failed(_) => None,
+        Outcome::Panicked(panic) => Some(panic),
+        Outcome::TimedOut(timed_out) => timed_out.panic(),
+        Outcome::Cancelled(cancelled) => cancelled.panic(),
+    }
+}
+
+fn has_not_started<T, E>(outcome: &Outcome<T, E>) -> bool {
+    match outcome {
+        Outcome::TimedOut(timed_out) => !timed_out.started(),
+        Outcome::Cancelled(cancelled) => !cancelled.started(),
+        Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => false,
+    }
+}
+
+fn limit_of<T, E>(outcome: &Outcome<T, E>) -> Option<Duration> {
+    match outcome {
+        Outcome::TimedOut(timed_out) => Some(timed_out.limit()),
+        _ => None,
+    }
+}
+
+fn reason_of<T, E>(outcome: &Outcome<T, E>) -> Option<CancelReason> {
+    match outcome {
+        Outcome::Cancelled(cancelled) => Some(cancelled.reason()),
+        _ => None,
+    }
+}
+
+/// Marks `span` as that of a job that has not completed.
+fn mark<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
+    match outcome {
+        Outcome::Completed(_) => {}
+        Outcome::Failed(_) => span.record_error(type_name::<E>()),
+        Outcome::Panicked(_) => span.record_error("panic"),
+        Outcome::TimedOut(_) => span.record_error("timeout"),
+        Outcome::Cancelled(cancelled) => match cancelled.reason() {
+            // To be shut down is no failure of the job's.
+            CancelReason::Shutdown => {}
+            reason => span.record(|span| {
+                span.record("error.type", reason.as_str());
+            }),
+        },
+    }
+}

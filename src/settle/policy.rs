@@ -1,0 +1,346 @@
+//! [`SettlePolicy`]: the [`AckPolicy`](crate::AckPolicy) that decides, and tells the broker.
+
+use std::{
+    any::type_name,
+    fmt,
+    ops::RangeInclusive,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tower_service::Service;
+use tracing::Span;
+
+use crate::{
+    backoff::Delays,
+    outcome::{CancelReason, Outcome, drop_quietly, guard, print},
+    policy::Report,
+    settle::{
+        Settle,
+        attempts::{Patience, SettleFuture},
+        decision::{AckOnSuccess, Decision},
+        error::SettleError,
+        events::{self, Decided, Fate},
+        reason::{Reason, Settled},
+        spans::settle_span,
+        verdict::Verdict,
+    },
+    telemetry::metrics::{Labels, SettleInstruments},
+};
+
+/// An [`AckPolicy`](crate::AckPolicy) made of a [`Decision`] and a tag that can [`Settle`].
+///
+/// The decision turns an outcome into a [`Verdict`], and the tag tells it to the broker. What the
+/// policy answers is [`Settled`].
+///
+/// # Settle under trouble
+///
+/// - A try that takes longer than [`try_timeout`](Self::try_timeout) is dropped, and with it its
+///   tag: the settlement has failed, and the broker may or may not have the answer.
+/// - A try that fails is made again, up to [`retries`](Self::retries) times and after a growing
+///   pause, if the broker's tag allows it: if [`Unsettled::tag`](crate::settle::Unsettled::tag) gives it back.
+/// - Otherwise the error says so ([`SettleError::must_give_up_channel`]): the tag can't be
+///   settled any more, and what is left is to give up its channel, so that the broker redelivers.
+///
+/// By default all tries and pauses together take less than 21 s
+/// ([`longest`](Self::longest)), which fits into the sentinel's
+/// [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s. If you change one, check the
+/// other: the sentinel drops a settlement at its limit, between two tries too.
+///
+/// # Contract
+///
+/// - *Readiness*: always ready.
+/// - *Calls*: the tag is settled with one verdict, at once and in `call`. It is not settled at all
+///   if there is no verdict ([`SettleError::Undecided`]) or the broker can't carry it out
+///   ([`SettleError::Unsupported`]); no other verdict takes its place. [`Verdict::Abandon`] is the
+///   tag's to carry out like any other.
+/// - *Cancellation*: nothing here looks at the job's [`Cancellation`](crate::cancel::Cancellation) or at a
+///   shutdown. A settlement goes on while a drain is under way.
+/// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
+///   whose destructor panics, or an error that panics when it is printed, costs no answer.
+/// - *Events*: one for each job that has not completed, with what its error prints, the verdict and
+///   the count of deliveries, see [`ProcessSpan`](crate::settle::ProcessSpan#events); a `warn!` for each try
+///   that failed, with its verdict. None for a success.
+/// - *Runtime*: a settlement may move to another tokio runtime, also as its own ends: its limits and
+///   pauses end when they would have. Polled outside of any, or in one without timers, its tries have
+///   no limit but the sentinel's, and no pause between them.
+///
+/// A settlement that is ready when it is first polled makes no timer and no allocation, apart
+/// from the message of a [`Reason`]; a completed job has none.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, future::{Ready, ready}, io, time::Duration};
+/// use tower::{Service, ServiceBuilder, ServiceExt};
+/// use tower_sentinel::{
+///     DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+///     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
+/// };
+///
+/// /// What a broker's client hands out with a delivery.
+/// #[derive(Clone, Debug)]
+/// struct Acker { deliveries: u32 }
+///
+/// impl Settle for Acker {
+///     type Error = Infallible;
+///     type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
+///
+///     fn settle(self, _: Verdict, _: Reason) -> Self::Future { ready(Ok(())) }
+///     async fn keep_alive(&self) -> Result<Lease, Infallible> { Ok(Lease::Held) }
+///     fn deliveries(&self) -> Option<u32> { Some(self.deliveries) }
+///     fn capabilities(&self) -> Capabilities { Capabilities::none().free_release() }
+/// }
+///
+/// struct Delivery { acker: Acker, body: &'static str }
+///
+/// impl Job for Delivery {
+///     type Tag = Acker;
+///     fn tag(&self) -> Acker { self.acker.clone() }
+/// }
+///
+/// async fn process(delivery: Delivery) -> Result<u32, std::num::ParseIntError> {
+///     delivery.body.parse()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let policy = SettlePolicy::new(ack_on_success().delivery_limit(3));
+/// let mut handler = ServiceBuilder::new()
+///     .concurrency_limit(64)
+///     .layer(SentinelLayer::new(policy).timeout(Duration::from_secs(30)))
+///     .service_fn(process);
+///
+/// for (deliveries, body, verdict) in [
+///     (1, "42", Verdict::Ack),
+///     (1, "not a number", Verdict::retry()),
+///     (3, "not a number", Verdict::Reject),
+/// ] {
+///     let job = Delivery { acker: Acker { deliveries }, body };
+///     let settled = handler.ready().await.unwrap().call(job).await.unwrap();
+///     assert_eq!(settled.verdict, verdict);
+///     assert_eq!(settled.charged, verdict == Verdict::retry());
+/// }
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SettlePolicy<D = AckOnSuccess> {
+    decision: D,
+    patience: Patience,
+    pub(crate) instruments: SettleInstruments,
+}
+
+impl<D> SettlePolicy<D> {
+    /// Creates a policy that settles as `decision` says.
+    pub fn new(decision: D) -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            decision,
+            patience: Patience {
+                limit: Duration::from_secs(5),
+                retries: 3,
+                pauses: Delays::new(ms(100)..=ms(1_000)),
+            },
+            instruments: SettleInstruments::new(Labels::default()),
+        }
+    }
+
+    /// Sets how long one try to settle may take; 5 s by default.
+    ///
+    /// It counts from the first poll of the try that is not ready. `Duration::MAX` is no limit but
+    /// the sentinel's.
+    pub fn try_timeout(mut self, limit: Duration) -> Self {
+        self.patience.limit = limit;
+        self
+    }
+
+    /// Sets how often a settlement that failed is tried again; 3 times by default.
+    ///
+    /// Only a tag that [comes back](crate::settle::Unsettled::tag) from a try can be settled again.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.patience.retries = retries;
+        self
+    }
+
+    /// Sets the pauses before a try is made again: the first is the lower bound, each one is twice
+    /// the last, and none is longer than the upper bound; from 100 ms to 1 s by default.
+    ///
+    /// They have no jitter: jobs end at times of their own, and the concurrency limit bounds how
+    /// many settle at once.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    #[track_caller]
+    pub fn retry_backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
+        self.patience.pauses = Delays::new(pauses);
+        self
+    }
+
+    /// Returns the longest that a settlement can take: all of its tries and pauses.
+    ///
+    /// For the sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout), which should
+    /// not be shorter.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let policy = SettlePolicy::new(ack_on_success());
+    /// assert_eq!(policy.longest(), Duration::from_millis(4 * 5_000 + 100 + 200 + 400));
+    ///
+    /// let patient = policy.retries(20);
+    /// let limit = patient.longest() + Duration::from_secs(1);
+    /// let layer = SentinelLayer::new(patient).settle_timeout(limit);
+    /// # drop(layer);
+    /// ```
+    pub fn longest(&self) -> Duration {
+        let Patience {
+            limit,
+            retries,
+            pauses,
+        } = self.patience;
+        pauses
+            .sum(retries)
+            .saturating_add(limit.saturating_mul(retries.saturating_add(1)))
+    }
+}
+
+impl<D> SettlePolicy<D> {
+    /// Returns what the broker is to be told, and can be.
+    fn verdict<Tag, T, E>(
+        &self,
+        tag: &Tag,
+        outcome: &Outcome<T, E>,
+    ) -> Result<Verdict, SettleError<Tag::Error>>
+    where
+        D: Decision<Tag, T, E>,
+        Tag: Settle,
+    {
+        let verdict = self.decision.decide(tag, outcome);
+        let verdict = verdict.map_err(SettleError::Undecided)?;
+        match tag.capabilities().can(verdict) {
+            true => Ok(verdict),
+            false => Err(SettleError::Unsupported { verdict }),
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl<D> SettlePolicy<D> {
+    /// Sets the labels of what this policy counts; none by default.
+    ///
+    /// See [`describe_metrics`](crate::telemetry::describe_metrics).
+    pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<::metrics::SharedString>,
+        V: Into<::metrics::SharedString>,
+    {
+        self.instruments = SettleInstruments::new(crate::telemetry::metrics::labels(labels));
+        self
+    }
+}
+
+/// The policy of [`ack_on_success`](crate::ack_on_success).
+impl Default for SettlePolicy {
+    fn default() -> Self {
+        Self::new(AckOnSuccess)
+    }
+}
+
+impl<D, Tag, T, E> Service<Report<Tag, T, E>> for SettlePolicy<D>
+where
+    D: Decision<Tag, T, E>,
+    Tag: Settle + fmt::Debug + Send + 'static,
+    E: fmt::Display,
+{
+    type Response = Settled;
+    type Error = SettleError<Tag::Error>;
+    type Future = SettleFuture<Tag, Tag::Future, Tag::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, report: Report<Tag, T, E>) -> Self::Future {
+        let Report {
+            tag,
+            outcome,
+            elapsed,
+        } = report;
+        let verdict = self.verdict(&tag, &outcome);
+        let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
+        let message = explain(&tag, &outcome);
+        if !outcome.is_completed() {
+            tell(&tag, &outcome, verdict.as_ref().ok(), message.as_deref());
+        }
+        let message = message.or_else(|| Reason::of(&outcome, elapsed).message);
+        // A destructor of the job's that panics must not cost the answer.
+        drop_quietly(outcome);
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            Err(refusal) => return SettleFuture::refused(refusal),
+        };
+        let settled = Settled {
+            kind,
+            verdict,
+            charged: tag.capabilities().charges(verdict),
+            stopped,
+            tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
+            elapsed,
+        };
+        let stopwatch = self.instruments.begin();
+        let span = settle_span(&tag, verdict);
+        SettleFuture::settling(span, stopwatch, (tag, settled, message), self.patience)
+    }
+}
+
+impl<D> fmt::Debug for SettlePolicy<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SettlePolicy")
+            .field("decision", &format_args!("{}", type_name::<D>()))
+            .field("patience", &self.patience)
+            .finish()
+    }
+}
+
+/// Tells of a job that has not completed.
+fn tell<Tag, T, E>(
+    tag: &Tag,
+    outcome: &Outcome<T, E>,
+    verdict: Option<&Verdict>,
+    message: Option<&str>,
+) where
+    Tag: Settle + fmt::Debug,
+{
+    if let (Outcome::Failed(_), Some(message)) = (outcome, message) {
+        guard(|| {
+            Span::current().record("error.message", message);
+        });
+    }
+    let fate = match verdict {
+        Some(&verdict) => Fate::Verdict {
+            verdict,
+            has_dead_letter: tag.capabilities().has_dead_letter(),
+        },
+        None => Fate::Unsettled,
+    };
+    events::tell(outcome, fate, || Decided::new(tag, message));
+}
+
+/// Returns what a job's error prints, or why a job was not run; none of what an outcome says itself.
+fn explain<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>) -> Option<String>
+where
+    Tag: Settle,
+    E: fmt::Display,
+{
+    match outcome {
+        Outcome::Failed(error) => Some(print("error", error)),
+        Outcome::Cancelled(cancelled) if cancelled.reason() == CancelReason::DeliveryLimit => {
+            // Invariant: the limit is that of a count which is known.
+            let deliveries = tag.deliveries().unwrap_or_default();
+            Some(format!("delivered {deliveries} times without an outcome"))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,75 @@
+//! [`Reason`] of a verdict, and [`Settled`]: the answer of a policy.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    outcome::{Outcome, OutcomeKind},
+    settle::verdict::Verdict,
+};
+
+/// Why a verdict was given: what a broker can keep with a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reason {
+    /// Which outcome the job had.
+    pub kind: OutcomeKind,
+    /// The error, the panic's message or what stopped the job; none for a completed job.
+    pub message: Option<String>,
+    /// The time from the sentinel's `call` to the outcome.
+    pub elapsed: Duration,
+}
+
+impl Reason {
+    /// Creates the reason of a completed job.
+    pub fn completed(elapsed: Duration) -> Self {
+        Self {
+            kind: OutcomeKind::Completed,
+            message: None,
+            elapsed,
+        }
+    }
+
+    /// Returns the reason that `outcome` gives.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::{Outcome, Panic, settle::Reason};
+    ///
+    /// let outcome = Outcome::<(), std::io::Error>::Panicked(Panic::new("index 7"));
+    /// let reason = Reason::of(&outcome, Duration::ZERO);
+    /// assert_eq!(reason.message.as_deref(), Some("index 7"));
+    /// ```
+    pub fn of<T, E: fmt::Display>(outcome: &Outcome<T, E>, elapsed: Duration) -> Self {
+        let message = match outcome {
+            Outcome::Completed(_) => None,
+            Outcome::Failed(error) => Some(error.to_string()),
+            Outcome::Panicked(panic) => Some(panic.message().to_owned()),
+            Outcome::TimedOut(timed_out) => Some(timed_out.to_string()),
+            Outcome::Cancelled(cancelled) => Some(cancelled.to_string()),
+        };
+        let kind = outcome.kind();
+        Self {
+            kind,
+            message,
+            elapsed,
+        }
+    }
+}
+
+/// What a [`SettlePolicy`](crate::SettlePolicy) answers: how a job was settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settled {
+    /// Which outcome the job had.
+    pub kind: OutcomeKind,
+    /// What the broker was told.
+    pub verdict: Verdict,
+    /// Whether the broker counts this as an attempt: a `Retry`, or a `Release` that is not free.
+    pub charged: bool,
+    /// Whether the job was gone when it was settled.
+    pub stopped: bool,
+    /// The tag, as its `Debug` prints it, of a job that was not gone.
+    pub tag: Option<Box<str>>,
+    /// The time from the sentinel's `call` to the outcome.
+    pub elapsed: Duration,
+}

@@ -1,0 +1,102 @@
+//! [`Verdict`]: the ways to settle a delivery.
+
+use std::{fmt, time::Duration};
+
+/// What to tell the broker of a delivery.
+///
+/// The enum is exhaustive on purpose: an implementation of [`Settle`](crate::settle::Settle) that forgets one of the five
+/// does not compile.
+///
+/// `Retry` and `Release` both give the job back. They differ in whether a failed attempt is
+/// charged: RabbitMQ's quorum queues count a `basic.reject` toward the delivery limit and (from
+/// 4.3 on) not a `basic.nack`, and Redis 8.8's `XNACK` has FAIL and SILENT.
+///
+/// Without a delay either may be delivered again at once. A worker that releases each job while a
+/// dependency is down goes round with its broker as fast as they can: release with a delay, or let
+/// an [`IntensityLayer`](crate::IntensityLayer) pause the worker.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::Verdict;
+///
+/// assert_eq!(Verdict::retry().to_string(), "retry");
+/// assert_eq!(Verdict::retry_after(Duration::from_secs(5)).to_string(), "retry after 5s");
+/// assert_eq!(Verdict::release_after(Duration::from_secs(60)).to_string(), "release after 60s");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "nack")]
+#[doc(alias = "requeue")]
+pub enum Verdict {
+    /// The job is done: the broker forgets it.
+    Ack,
+    /// Gives the job back after a failed attempt, which counts.
+    Retry {
+        /// How long the broker keeps the job from being delivered again; at once for `None`.
+        after: Option<Duration>,
+    },
+    /// Gives the job back unprocessed, so that no attempt is counted: for a drain, a shutdown, a
+    /// dependency that is down.
+    Release {
+        /// How long the broker keeps the job from being delivered again; at once for `None`.
+        after: Option<Duration>,
+    },
+    /// Dead-letters the job, or drops it, as the queue is set up.
+    #[doc(alias = "dead letter")]
+    Reject,
+    /// Sends nothing: the job is somebody else's now, as after a lost lease.
+    Abandon,
+}
+
+impl Verdict {
+    /// Returns a `Retry` at once.
+    pub const fn retry() -> Self {
+        Verdict::Retry { after: None }
+    }
+
+    /// Returns a `Retry` after `delay`.
+    pub const fn retry_after(delay: Duration) -> Self {
+        Verdict::Retry { after: Some(delay) }
+    }
+
+    /// Returns a `Release` at once.
+    pub const fn release() -> Self {
+        Verdict::Release { after: None }
+    }
+
+    /// Returns a `Release` after `delay`.
+    pub const fn release_after(delay: Duration) -> Self {
+        Verdict::Release { after: Some(delay) }
+    }
+
+    /// Returns the delay of a `Retry` or a `Release`, if it has one: zero is none.
+    pub(crate) fn delay(self) -> Option<Duration> {
+        match self {
+            Verdict::Retry { after } | Verdict::Release { after } => {
+                after.filter(|delay| !delay.is_zero())
+            }
+            Verdict::Ack | Verdict::Reject | Verdict::Abandon => None,
+        }
+    }
+
+    /// Returns the name in snake case, as for a log field; without the delay.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Ack => "ack",
+            Verdict::Retry { .. } => "retry",
+            Verdict::Release { .. } => "release",
+            Verdict::Reject => "reject",
+            Verdict::Abandon => "abandon",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Retry { after: Some(delay) } | Verdict::Release { after: Some(delay) } => {
+                write!(f, "{} after {delay:?}", self.as_str())
+            }
+            verdict => f.pad(verdict.as_str()),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Counts and measures for the `metrics` facade, or nothing in their place.
+
+#[cfg(not(feature = "metrics"))]
+mod off;
+#[cfg(feature = "metrics")]
+mod on;
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) use self::off::{
+    InFlight, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch,
+};
+#[cfg(feature = "metrics")]
+pub use self::on::describe_metrics;
+#[cfg(feature = "metrics")]
+pub(crate) use self::on::{
+    InFlight, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch, labels,
+};

@@ -1,0 +1,62 @@
+//! Counts nothing: stands in for `on.rs` where the feature `metrics` is off.
+
+use std::time::Duration;
+
+use crate::outcome::OutcomeKind;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Labels(());
+
+pub(crate) struct Instruments;
+
+impl Instruments {
+    pub(crate) const UNBOUNDED: Option<usize> = None;
+
+    pub(crate) fn new(_: &Labels) -> Self {
+        Self
+    }
+
+    pub(crate) fn begin(&self) -> InFlight {
+        InFlight
+    }
+
+    pub(crate) fn conclude(&self, _: OutcomeKind, _: Duration) -> InFlight {
+        InFlight
+    }
+
+    pub(crate) fn abandon(&self) -> InFlight {
+        InFlight
+    }
+}
+
+pub(crate) struct InFlight;
+
+#[derive(Clone, Debug)]
+pub(crate) struct SettleInstruments;
+
+impl SettleInstruments {
+    pub(crate) fn new(_: Labels) -> Self {
+        Self
+    }
+
+    pub(crate) fn begin(&self) -> Stopwatch {
+        Stopwatch
+    }
+}
+
+pub(crate) struct Stopwatch;
+
+impl Stopwatch {
+    pub(crate) fn settled(&self, _: &'static str) {}
+
+    pub(crate) fn moot(&self, _: &'static str) {}
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct IntensityInstruments(());
+
+impl IntensityInstruments {
+    pub(crate) fn begin(&self, _: &Labels) {}
+
+    pub(crate) fn change(&self, _: f64) {}
+}

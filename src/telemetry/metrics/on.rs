@@ -1,0 +1,352 @@
+//! What a sentinel counts and measures, for the `metrics` facade.
+//!
+//! Metrics are named as the
+//! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/)
+//! (status: development) have it, where they have a name. See [`describe_metrics`].
+//!
+//! `off.rs` stands in for this file where the feature is off.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ::metrics::{
+    Counter, Gauge, Histogram, Label, SharedString, Unit, counter, describe_counter,
+    describe_gauge, describe_histogram, gauge, histogram,
+};
+use tokio::time::Instant;
+
+use crate::{
+    outcome::{OutcomeKind, guard},
+    telemetry::consumer_name,
+};
+
+const PROCESS_DURATION: &str = "messaging.process.duration";
+const CONSUMED: &str = "messaging.client.consumed.messages";
+const OUTCOMES: &str = "tower_sentinel.outcomes";
+const RUNNING: &str = "tower_sentinel.running";
+const UNSETTLED: &str = "tower_sentinel.unsettled";
+const ABANDONED: &str = "tower_sentinel.abandoned";
+const VERDICTS: &str = "tower_sentinel.verdicts";
+const MOOT: &str = "tower_sentinel.moot";
+const SETTLE_DURATION: &str = "messaging.client.operation.duration";
+const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
+
+const OUTCOME: &str = "outcome";
+const VERDICT: &str = "messaging.operation.name";
+
+/// Tells the recorder what the metrics of this crate mean, and their units.
+///
+/// Call it once, after the recorder is installed. The metrics are there without it.
+///
+/// | metric | kind | labels | what it is |
+/// | --- | --- | --- | --- |
+/// | `messaging.process.duration` | histogram, seconds | `outcome` | from the sentinel's `call` to the outcome |
+/// | `messaging.client.consumed.messages` | counter | | jobs that were called, one for each delivery |
+/// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`] |
+/// | `tower_sentinel.running` | gauge | | jobs without an outcome |
+/// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not answered |
+/// | `tower_sentinel.abandoned` | gauge | | jobs that still run though their outcome is given |
+/// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | what the broker was told by a [`SettlePolicy`](crate::SettlePolicy), such as `ack` |
+/// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker waited for none any more |
+/// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | how long that took, all tries included |
+/// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
+///
+/// To these come the labels of [`SentinelLayer::metric_labels`](crate::SentinelLayer::metric_labels), [`SettlePolicy::metric_labels`](crate::SettlePolicy::metric_labels) and
+/// [`IntensityLayer::metric_labels`](crate::IntensityLayer::metric_labels), and `consumer.name` in a [`Consumer`](crate::Consumer::name) that
+/// has a name; that of an [`IntensityLayer`](crate::IntensityLayer) in one that makes its services. Metrics are looked up once,
+/// for the first job of a sentinel, the first settlement of a policy and the first service of an
+/// intensity, so the recorder has to be installed before; with no recorder, nothing is recorded.
+///
+/// ```
+/// use metrics::NoopRecorder; // stands for an exporter's
+///
+/// metrics::set_global_recorder(NoopRecorder)?;
+/// tower_sentinel::telemetry::describe_metrics();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn describe_metrics() {
+    describe_histogram!(
+        PROCESS_DURATION,
+        Unit::Seconds,
+        "time from the call of a job to its outcome"
+    );
+    describe_counter!(CONSUMED, Unit::Count, "jobs that were called");
+    describe_counter!(OUTCOMES, Unit::Count, "jobs by outcome");
+    describe_gauge!(RUNNING, Unit::Count, "jobs without an outcome");
+    describe_gauge!(
+        UNSETTLED,
+        Unit::Count,
+        "jobs with an outcome that are not settled"
+    );
+    describe_gauge!(
+        ABANDONED,
+        Unit::Count,
+        "jobs that still run though their outcome is given"
+    );
+    describe_counter!(VERDICTS, Unit::Count, "what the broker was told");
+    describe_counter!(
+        MOOT,
+        Unit::Count,
+        "settlements that the broker did not wait for any more"
+    );
+    describe_histogram!(
+        SETTLE_DURATION,
+        Unit::Seconds,
+        "time that a settlement took, all tries included"
+    );
+    describe_gauge!(
+        INTENSITY_STATE,
+        Unit::Count,
+        "whether jobs are let through: 0 running, 1 probing, 2 paused"
+    );
+}
+
+/// The labels that a user gave.
+pub(crate) type Labels = Vec<Label>;
+
+pub(crate) fn labels<K, V>(labels: impl IntoIterator<Item = (K, V)>) -> Labels
+where
+    K: Into<SharedString>,
+    V: Into<SharedString>,
+{
+    let label = |(key, value): (K, V)| Label::new(key, value);
+    labels.into_iter().map(label).collect()
+}
+
+/// Adds the name of the consumer that this is called by, if it has one.
+fn of_consumer(labels: &Labels) -> Labels {
+    let mut labels = labels.clone();
+    let name = consumer_name::current();
+    labels.extend(name.map(|name| Label::new(consumer_name::LABEL, name)));
+    labels
+}
+
+fn with(labels: &Labels, key: &'static str, value: &'static str) -> Labels {
+    let mut labels = labels.clone();
+    labels.push(Label::from_static_parts(key, value));
+    labels
+}
+
+// === of a sentinel ===
+
+/// What one sentinel counts.
+pub(crate) struct Instruments {
+    labels: Labels,
+    /// Looked up for the first job, by the consumer that calls it.
+    metrics: OnceLock<Metrics>,
+}
+
+struct Metrics {
+    consumed: Counter,
+    running: Gauge,
+    unsettled: Gauge,
+    abandoned: Gauge,
+    /// By [`OutcomeKind`].
+    outcomes: [(Counter, Histogram); 5],
+}
+
+impl Instruments {
+    /// The bound on abandoned jobs where there is none: they are counted all the same.
+    pub(crate) const UNBOUNDED: Option<usize> = Some(usize::MAX);
+
+    pub(crate) fn new(labels: &Labels) -> Self {
+        Self {
+            labels: labels.clone(),
+            metrics: OnceLock::new(),
+        }
+    }
+
+    /// Returns the metrics; none if the recorder panics.
+    fn metrics(&self) -> Option<&Metrics> {
+        let mut metrics = self.metrics.get();
+        if metrics.is_none() {
+            let new = || Metrics::new(&of_consumer(&self.labels));
+            guard(|| metrics = Some(self.metrics.get_or_init(new)));
+        }
+        metrics
+    }
+
+    /// Counts a job that begins.
+    pub(crate) fn begin(&self) -> InFlight {
+        let metrics = self.metrics();
+        if let Some(metrics) = metrics {
+            guard(|| metrics.consumed.increment(1));
+        }
+        InFlight::new(metrics.map(|it| &it.running))
+    }
+
+    /// Counts the outcome of a job, which is unsettled from now on.
+    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
+        let metrics = self.metrics();
+        if let Some(metrics) = metrics {
+            // The enum's order, as in `new`.
+            let (outcomes, duration) = &metrics.outcomes[kind as usize];
+            guard(|| outcomes.increment(1));
+            guard(|| duration.record(elapsed));
+        }
+        InFlight::new(metrics.map(|it| &it.unsettled))
+    }
+
+    /// Counts a job that is abandoned.
+    pub(crate) fn abandon(&self) -> InFlight {
+        InFlight::new(self.metrics().map(|it| &it.abandoned))
+    }
+}
+
+impl Metrics {
+    fn new(labels: &Labels) -> Self {
+        let kinds = [
+            OutcomeKind::Completed,
+            OutcomeKind::Failed,
+            OutcomeKind::Panicked,
+            OutcomeKind::TimedOut,
+            OutcomeKind::Cancelled,
+        ];
+        Self {
+            consumed: counter!(CONSUMED, labels.clone()),
+            running: gauge!(RUNNING, labels.clone()),
+            unsettled: gauge!(UNSETTLED, labels.clone()),
+            abandoned: gauge!(ABANDONED, labels.clone()),
+            outcomes: kinds.map(|kind| {
+                let labels = with(labels, OUTCOME, kind.as_str());
+                let outcomes = counter!(OUTCOMES, labels.clone());
+                (outcomes, histogram!(PROCESS_DURATION, labels))
+            }),
+        }
+    }
+}
+
+/// One in a gauge, if there is one, until it is dropped.
+pub(crate) struct InFlight(Option<Gauge>);
+
+impl InFlight {
+    fn new(gauge: Option<&Gauge>) -> Self {
+        if let Some(gauge) = gauge {
+            guard(|| gauge.increment(1.0));
+        }
+        Self(gauge.cloned())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(gauge) = &self.0 {
+            guard(|| gauge.decrement(1.0));
+        }
+    }
+}
+
+// === of a settle policy ===
+
+/// What one policy counts; cloned with it for each job.
+#[derive(Clone)]
+pub(crate) struct SettleInstruments(Arc<Settlements>);
+
+struct Settlements {
+    labels: Labels,
+    /// In the order of [`NAMES`]. Looked up for the first settlement: a policy whose labels are set
+    /// has others before, which are not to be seen.
+    verdicts: OnceLock<[(Counter, Histogram); 5]>,
+}
+
+/// The names of the verdicts.
+const NAMES: [&str; 5] = ["ack", "retry", "release", "reject", "abandon"];
+
+impl SettleInstruments {
+    pub(crate) fn new(labels: Labels) -> Self {
+        let verdicts = OnceLock::new();
+        Self(Arc::new(Settlements { labels, verdicts }))
+    }
+
+    /// Begins to measure a settlement.
+    pub(crate) fn begin(&self) -> Stopwatch {
+        Stopwatch {
+            instruments: self.clone(),
+            started: Instant::now(),
+        }
+    }
+
+    fn of(&self, verdict: &'static str) -> Option<&(Counter, Histogram)> {
+        let Settlements { labels, verdicts } = &*self.0;
+        let verdicts = verdicts.get_or_init(|| {
+            let labels = &of_consumer(labels);
+            NAMES.map(|name| {
+                let labels = with(labels, VERDICT, name);
+                let verdicts = counter!(VERDICTS, labels.clone());
+                (verdicts, histogram!(SETTLE_DURATION, labels))
+            })
+        });
+        let index = NAMES.iter().position(|&name| name == verdict);
+        index.map(|index| &verdicts[index])
+    }
+}
+
+/// Measures one settlement.
+pub(crate) struct Stopwatch {
+    instruments: SettleInstruments,
+    started: Instant,
+}
+
+impl Stopwatch {
+    /// Counts that the broker was told `verdict`.
+    pub(crate) fn settled(&self, verdict: &'static str) {
+        guard(|| {
+            if let Some((verdicts, duration)) = self.instruments.of(verdict) {
+                guard(|| verdicts.increment(1));
+                duration.record(self.started.elapsed());
+            }
+        });
+    }
+
+    /// Counts that the broker did not wait for `verdict` any more.
+    pub(crate) fn moot(&self, verdict: &'static str) {
+        let Settlements { labels, .. } = &*self.instruments.0;
+        // Seldom, so it is looked up each time.
+        let labels = &of_consumer(labels);
+        guard(|| counter!(MOOT, with(labels, VERDICT, verdict)).increment(1));
+    }
+}
+
+impl fmt::Debug for SettleInstruments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SettleInstruments")
+    }
+}
+
+// === of an intensity layer ===
+
+/// What the services of one layer tell.
+#[derive(Default)]
+pub(crate) struct IntensityInstruments {
+    /// Looked up for the first service, since each setting makes a layer that is not used.
+    state: OnceLock<Gauge>,
+}
+
+impl IntensityInstruments {
+    /// Begins to tell the state, for a service that runs.
+    pub(crate) fn begin(&self, labels: &Labels) {
+        guard(|| {
+            self.state.get_or_init(|| {
+                let state = gauge!(INTENSITY_STATE, of_consumer(labels));
+                state.set(0.0);
+                state
+            });
+        });
+    }
+
+    /// Tells the state that the services have come to.
+    pub(crate) fn change(&self, state: f64) {
+        if let Some(gauge) = self.state.get() {
+            guard(|| gauge.set(state));
+        }
+    }
+}
+
+impl fmt::Debug for IntensityInstruments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IntensityInstruments")
+    }
+}
