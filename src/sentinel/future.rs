@@ -1,0 +1,71 @@
+//! [`ResponseFuture`]: one supervised call, seen from its caller.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{
+    outcome::guard,
+    policy::Report,
+    sentinel::{error::SentinelError, runtimes::Clock, supervision::Supervision},
+};
+
+pin_project! {
+    /// The future of a [`Sentinel`]: resolves to the policy's answer.
+    ///
+    /// # Errors
+    ///
+    /// Resolves to a [`SentinelError`] if the policy fails, panics or takes too long.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is polled after it resolved.
+    ///
+    /// # Cancel safety
+    ///
+    /// To drop it is safe at any point: the job is ended as [`OnDrop`] says and still settled.
+    #[must_use = "a response future that is never polled has no time limit"]
+    pub struct ResponseFuture<P, F, Tag, T, E> {
+        #[pin]
+        pub(super) clock: Clock,
+        // `None` once the future has resolved.
+        pub(super) supervision: Option<Supervision<P, F, Tag, T, E>>,
+    }
+
+    impl<P, F, Tag, T, E> PinnedDrop for ResponseFuture<P, F, Tag, T, E> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(supervision) = this.project().supervision.take() {
+                supervision.hand_over();
+            }
+        }
+    }
+}
+
+impl<P, F, Tag, T, E> Future for ResponseFuture<P, F, Tag, T, E>
+where
+    P: Service<Report<Tag, T, E>, Future = F>,
+    F: Future<Output = Result<P::Response, P::Error>>,
+{
+    type Output = Result<P::Response, SentinelError<E, P::Error>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let supervision = this.supervision.as_mut();
+        let supervision = supervision.expect("`ResponseFuture` polled after completion");
+        let result = ready!(supervision.poll(this.clock, cx));
+        guard(|| *this.supervision = None);
+        Poll::Ready(result)
+    }
+}
+
+impl<P, F, Tag, T, E> fmt::Debug for ResponseFuture<P, F, Tag, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

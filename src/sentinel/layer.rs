@@ -1,0 +1,477 @@
+//! [`SentinelLayer`]: the builder of a [`Sentinel`].
+
+use std::{fmt, marker::PhantomPinned, sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tower_layer::Layer;
+use tracing::Span;
+
+use crate::{
+    sentinel::{
+        abandoned::Abandoned,
+        arrival::LimitedDeliveries,
+        error::SentinelError,
+        hooks::{CallerSpan, EventOnly, Hooks},
+        isolate::Ladder,
+        runtimes::Home,
+        service::Sentinel,
+        supervision::OnDrop,
+        supervision::{Base, Settings, Shared},
+    },
+    settle::ProcessSpan,
+    telemetry::metrics::{Instruments, Labels},
+};
+
+/// Supervises each call of a service, and settles its outcome with the policy `P`.
+///
+/// `H` holds the functions that the layer was given; see [`make_span`](Self::make_span),
+/// [`on_unsettled`](Self::on_unsettled) and [`with_tag`](SentinelLayer::with_tag).
+///
+/// # How a job is stopped
+///
+/// There is one ladder, for a time limit, a dropped caller, a shutdown, a lost lease and a
+/// requested cancellation:
+///
+/// 1. the job is *told*: [`cancelled()`](crate::cancelled) resolves;
+/// 2. it has its [`grace`](Self::grace) to finish, none by default;
+/// 3. it is *aborted*, which acts at its next `.await`;
+/// 4. up to [`stop_wait`](Self::stop_wait) is spent waiting for it to be really gone;
+/// 5. the policy is called, and told by [`stopped`](crate::outcome::TimedOut::stopped) whether it is.
+///
+/// The first cause wins. A job that *returns* on the way down has completed (or failed), as
+/// `Task.shutdown` of Elixir answers: to give finished work back would run it twice. A panic on
+/// the way down, in the grace or in a destructor, does not replace the cause; it is attached.
+///
+/// # What a time limit can promise
+///
+/// An abort acts at an `.await`. And a thread that a job blocks may be the very worker that
+/// drives the timers of its runtime, so with jobs and supervision on one runtime the outcome of a
+/// blocking job may come only when its thread comes back. The limit is punctual for jobs that
+/// block if they run on a [`runtime`](Self::runtime) of their own. Work that blocks or computes
+/// for long belongs in [`spawn_blocking`](crate::spawn_blocking), which the job awaits: then the job
+/// can be stopped, and the work hears of it.
+///
+/// A job that returns long after its limit has completed. Where that is more than a second a `warn!` asks
+/// whether it blocks its thread; a caller that does not poll the response is late as well.
+///
+/// # Jobs that block, and their number
+///
+/// Where jobs block, a runtime runs as many as it has threads. With a concurrency limit, or prefetch, above
+/// that number the others wait for a thread, and their limits count meanwhile: it counts from `call`. One
+/// whose limit passes before it has [started](crate::outcome::TimedOut::started) never starts.
+/// [`ack_on_success`](crate::ack_on_success) releases it, which charges no attempt. So give a `runtime` for
+/// jobs that block as many threads as the limit lets in, or leave them to `spawn_blocking`, for which tokio
+/// has 512.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// use tower_sentinel::{Job, Outcome, Report, SentinelLayer};
+///
+/// struct Delivery(u64);
+///
+/// impl Job for Delivery {
+///     type Tag = u64;
+///     fn tag(&self) -> u64 { self.0 }
+/// }
+///
+/// async fn process(delivery: Delivery) -> Result<(), std::io::Error> {
+///     match delivery.0 {
+///         1 => Ok(()),
+///         2 => panic!("a poison message"),
+///         _ => std::future::pending().await,
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let policy = service_fn(|report: Report<u64, (), std::io::Error>| async move {
+///     Ok::<_, Infallible>(match report.outcome {
+///         Outcome::Completed(()) => "ack",
+///         Outcome::Failed(_) | Outcome::TimedOut(_) | Outcome::Cancelled(_) => "requeue",
+///         Outcome::Panicked(_) => "dead-letter",
+///     })
+/// });
+///
+/// let mut handler = ServiceBuilder::new()
+///     .concurrency_limit(64) // the prefetch gate: covers the run and the acknowledgement
+///     .layer(SentinelLayer::new(policy).timeout(Duration::from_secs(30)))
+///     .service_fn(process);
+///
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(1)).await.unwrap(), "ack");
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(2)).await.unwrap(), "dead-letter");
+/// assert_eq!(handler.ready().await.unwrap().call(Delivery(3)).await.unwrap(), "requeue");
+/// # }
+/// ```
+#[must_use = "a layer does nothing until it is applied to a service"]
+pub struct SentinelLayer<P, H = Hooks> {
+    policy: P,
+    pub(crate) settings: Settings,
+    runtime: Option<Handle>,
+    hooks: H,
+    // Keeps a layer from being `Unpin`, and so from being taken for a bare policy by the `From`
+    // below: `ServiceBuilderExt::sentinel` could not tell the two apart.
+    _not_a_policy: PhantomPinned,
+}
+
+impl<P> SentinelLayer<P> {
+    /// Creates a layer that answers with `policy` for every [`Job`](crate::Job).
+    pub fn new(policy: P) -> Self {
+        Self::from_hooks(policy, Hooks::default())
+    }
+}
+
+impl<P, J, Tag> SentinelLayer<P, Hooks<fn(&J) -> Tag>> {
+    /// Creates a layer for requests that are no [`Job`](crate::Job): `tag` reads the tag.
+    ///
+    /// The time limit of such a job is the layer's.
+    ///
+    /// ```
+    /// use std::{collections::HashMap, convert::Infallible};
+    /// use tower::{Service, ServiceExt, service_fn};
+    /// use tower_layer::Layer;
+    /// use tower_sentinel::{Report, SentinelLayer};
+    ///
+    /// type Headers = HashMap<&'static str, String>; // stands for an `http::Request`
+    ///
+    /// fn message_id(headers: &Headers) -> String {
+    ///     headers["message-id"].clone()
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let policy = service_fn(|report: Report<String, usize, Infallible>| async move {
+    ///     Ok::<_, Infallible>(format!("ack {}", report.tag))
+    /// });
+    /// let mut sentinel = SentinelLayer::with_tag(policy, message_id)
+    ///     .layer(service_fn(|headers: Headers| async move { Ok(headers.len()) }));
+    ///
+    /// let request = Headers::from([("message-id", "m-7".to_owned())]);
+    /// assert_eq!(sentinel.ready().await.unwrap().call(request).await.unwrap(), "ack m-7");
+    /// # }
+    /// ```
+    pub fn with_tag(policy: P, tag: fn(&J) -> Tag) -> Self {
+        let (span, unsettled) = (CallerSpan, EventOnly);
+        Self::from_hooks(
+            policy,
+            Hooks {
+                tag,
+                span,
+                unsettled,
+            },
+        )
+    }
+}
+
+impl<P, H> SentinelLayer<P, H> {
+    fn from_hooks(policy: P, hooks: H) -> Self {
+        let ladder = Ladder {
+            grace: Duration::ZERO,
+            stop_wait: Duration::from_secs(5),
+        };
+        let settings = Settings {
+            timeout: Some(Duration::from_secs(30)),
+            ladder,
+            settle_timeout: Duration::from_secs(30),
+            on_drop: OnDrop::Abort,
+            shutdown: None,
+            max_abandoned: None,
+            labels: Labels::default(),
+        };
+        Self {
+            policy,
+            settings,
+            runtime: None,
+            hooks,
+            _not_a_policy: PhantomPinned,
+        }
+    }
+
+    /// Sets how long a job may run, from `call` on; 30 s by default, as GenTask's.
+    ///
+    /// A job's own [`time_limit`](crate::Job::time_limit) goes before it. `Duration::ZERO` stops
+    /// every job at once that is not found completed in its first poll. A limit too far in the
+    /// future for the clock, such as `Duration::MAX`, is none.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.settings.timeout = Some(limit);
+        self
+    }
+
+    /// Lets jobs run without a limit, unless they have [their own](crate::Job::time_limit).
+    pub fn no_timeout(mut self) -> Self {
+        self.settings.timeout = None;
+        self
+    }
+
+    /// Sets how long a job that was told to stop may go on before it is aborted; 0 by default.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.ladder.grace = grace;
+        self
+    }
+
+    /// Sets how long to wait for an aborted job to be really gone before the policy is called
+    /// without it; 5 s by default, as for `Task.shutdown` of Elixir.
+    ///
+    /// It is spent only on jobs that block their thread. With `Duration::ZERO` nobody waits, so
+    /// that any job may be reported as still running which is about to be dropped.
+    pub fn stop_wait(mut self, wait: Duration) -> Self {
+        self.settings.ladder.stop_wait = wait;
+        self
+    }
+
+    /// Sets how long the policy may take, its readiness and its call together; 30 s by default.
+    ///
+    /// A policy that takes longer is dropped, and the call answers
+    /// [`SentinelError::PolicyTimedOut`].
+    pub fn settle_timeout(mut self, limit: Duration) -> Self {
+        self.settings.settle_timeout = limit;
+        self
+    }
+
+    /// Sets what happens to a job whose caller drops the response future; [`OnDrop::Abort`] by
+    /// default.
+    pub fn on_drop(mut self, on_drop: OnDrop) -> Self {
+        self.settings.on_drop = on_drop;
+        self
+    }
+
+    /// Runs jobs on a runtime of their own, while their supervision and the policy stay on the
+    /// caller's; by default both run on the caller's.
+    ///
+    /// With it a time limit is punctual for jobs that block their thread; see
+    /// [What a time limit can promise](Self#what-a-time-limit-can-promise). If that runtime is
+    /// gone, its jobs are [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`RuntimeGone`](crate::outcome::CancelReason::RuntimeGone), and after the first of them the service's
+    /// readiness is an error, [`SentinelError::RuntimeGone`]: no more jobs are taken only to be given back.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Stops all jobs once `token` is cancelled, with [`Shutdown`](crate::outcome::CancelReason::Shutdown)
+    /// as the reason; without a token by default.
+    ///
+    /// Jobs that are called later are stopped at once. Settling goes on. It costs each job one
+    /// allocation.
+    pub fn shutdown(mut self, token: CancellationToken) -> Self {
+        self.settings.shutdown = Some(token);
+        self
+    }
+
+    /// Keeps the service unready while `max` jobs still run whose outcome is given; without a
+    /// bound by default.
+    ///
+    /// Those are the jobs that blocked their thread, or that of a
+    /// [`spawn_blocking`](crate::spawn_blocking), for longer than their limit and
+    /// [`stop_wait`](Self::stop_wait): they hold no permit of a concurrency limit any more, but
+    /// they hold a thread. The bound is on what is let *in*: jobs that run when it is reached may
+    /// be abandoned too. It is common to all clones of a service.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `max` is 0, which would never let a job in.
+    #[track_caller]
+    pub fn max_abandoned(mut self, max: usize) -> Self {
+        assert!(max > 0, "`max_abandoned(0)` would never let a job in");
+        self.settings.max_abandoned = Some(max);
+        self
+    }
+
+    fn map_hooks<I>(self, map: impl FnOnce(H) -> I) -> SentinelLayer<P, I> {
+        SentinelLayer {
+            policy: self.policy,
+            settings: self.settings,
+            runtime: self.runtime,
+            hooks: map(self.hooks),
+            _not_a_policy: PhantomPinned,
+        }
+    }
+}
+
+impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
+    /// Sets how the span of a job is made; by default it is the caller's own span.
+    ///
+    /// The function runs in the caller's span, which is so the parent of what it makes. The span
+    /// is current in the job and in the policy.
+    ///
+    /// ```
+    /// use tower_sentinel::SentinelLayer;
+    ///
+    /// # let policy = ();
+    /// let layer = SentinelLayer::new(policy)
+    ///     .make_span(|tag: &u64| tracing::info_span!("process", delivery_tag = tag));
+    /// ```
+    pub fn make_span<Tag>(
+        self,
+        span: fn(&Tag) -> Span,
+    ) -> SentinelLayer<P, Hooks<G, fn(&Tag) -> Span, U>> {
+        self.map_hooks(|Hooks { tag, unsettled, .. }| Hooks {
+            tag,
+            span,
+            unsettled,
+        })
+    }
+
+    /// Runs no job that was [delivered](crate::settle::Settle::deliveries) more than `limit` times; without
+    /// a limit by default.
+    ///
+    /// A job that takes its process down, by an abort, a stack overflow or all of the memory, has no
+    /// outcome, so that no decision is asked about it, and the broker delivers it to the next worker.
+    /// This looks at the count before the run. A job above the limit is
+    /// [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`DeliveryLimit`](crate::outcome::CancelReason::DeliveryLimit), and the inner service is not called.
+    /// The policy decides as it does on any outcome; [`ack_on_success`](crate::ack_on_success)
+    /// rejects it, with "delivered 6 times without an outcome" as its reason.
+    ///
+    /// Use it beside [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit), with the
+    /// same number or a higher one: the decision bounds what fails, and this what it is not asked
+    /// about. What a broker counts besides is counted here too, so leave some room where a `Release`
+    /// [is charged](crate::settle::Capabilities::charges), and for the ends of connections.
+    ///
+    /// A broker that does not tell the count has no limit, and an event at level WARN says so once.
+    /// A classic queue of RabbitMQ does not count what its consumer took down: no limit reaches such
+    /// a job there, use a quorum queue.
+    ///
+    /// ```
+    /// use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let policy = SettlePolicy::new(ack_on_success().delivery_limit(5));
+    /// let layer = SentinelLayer::new(policy).delivery_limit(10);
+    /// # drop(layer);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0: where others mean "no limit", this would run nothing.
+    #[track_caller]
+    pub fn delivery_limit(self, limit: u32) -> SentinelLayer<P, Hooks<LimitedDeliveries<G>, M, U>> {
+        assert!(limit > 0, "no job is delivered less than once");
+        self.map_hooks(|hooks| Hooks {
+            tag: LimitedDeliveries::new(hooks.tag, limit),
+            span: hooks.span,
+            unsettled: hooks.unsettled,
+        })
+    }
+
+    /// Makes for each job a span as OpenTelemetry's messaging conventions have it, for tags that can
+    /// [`Settle`](crate::settle::Settle); see [`ProcessSpan`].
+    ///
+    /// ```
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).process_span();
+    /// # drop(layer);
+    /// ```
+    pub fn process_span(self) -> SentinelLayer<P, Hooks<G, ProcessSpan, U>> {
+        self.map_hooks(|Hooks { tag, unsettled, .. }| Hooks {
+            tag,
+            span: ProcessSpan,
+            unsettled,
+        })
+    }
+
+    /// Sets who takes a policy's error when no caller waits for it any more.
+    ///
+    /// It is called after an `error!` event, in the job's span, for a settlement that fails after
+    /// the response future was dropped. The broker may then have no answer: give up the channel,
+    /// so that it takes the job back. A job that is lost because every runtime has ended is an
+    /// event only. `unsettled` must be `Clone`, for [`layer`](Layer::layer), and
+    /// `Send + Sync + 'static`.
+    ///
+    /// ```
+    /// use std::{convert::Infallible, io};
+    /// use tower_sentinel::{SentinelError, SentinelLayer};
+    ///
+    /// # let policy = ();
+    /// let (lost, mut is_lost) = tokio::sync::watch::channel(false);
+    /// let layer = SentinelLayer::new(policy)
+    ///     .on_unsettled(move |_: SentinelError<Infallible, io::Error>| {
+    ///         lost.send_replace(true);
+    ///     });
+    /// # drop((layer, is_lost.borrow_and_update()));
+    /// ```
+    pub fn on_unsettled<E, R, F>(self, unsettled: F) -> SentinelLayer<P, Hooks<G, M, F>>
+    where
+        F: Fn(SentinelError<E, R>),
+    {
+        self.map_hooks(|Hooks { tag, span, .. }| Hooks {
+            tag,
+            span,
+            unsettled,
+        })
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl<P, H> SentinelLayer<P, H> {
+    /// Sets the labels of what this sentinel counts, such as `messaging.system` and
+    /// `messaging.destination.name`; none by default.
+    ///
+    /// See [`describe_metrics`](crate::telemetry::describe_metrics).
+    ///
+    /// ```
+    /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
+    ///
+    /// let labels = [("messaging.system", "rabbitmq"), ("messaging.destination.name", "orders")];
+    /// let policy = SettlePolicy::new(ack_on_success()).metric_labels(labels);
+    /// let layer = SentinelLayer::new(policy).metric_labels(labels);
+    /// # drop(layer);
+    /// ```
+    pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<::metrics::SharedString>,
+        V: Into<::metrics::SharedString>,
+    {
+        self.settings.labels = crate::telemetry::metrics::labels(labels);
+        self
+    }
+}
+
+/// A bare policy is a layer with every default.
+impl<P: Unpin> From<P> for SentinelLayer<P> {
+    fn from(policy: P) -> Self {
+        Self::new(policy)
+    }
+}
+
+impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
+    type Service = Sentinel<S, P, H>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        let max_abandoned = self.settings.max_abandoned.or(Instruments::UNBOUNDED);
+        let instruments = Arc::new(Instruments::new(&self.settings.labels));
+        let abandoned = |max| Arc::new(Abandoned::new(max, Arc::clone(&instruments)));
+        let base = Base {
+            settings: self.settings.clone(),
+            home: Home::new(self.runtime.clone()),
+            abandoned: max_abandoned.map(abandoned),
+            instruments,
+        };
+        let hooks = self.hooks.clone();
+        Sentinel::new(service, self.policy.clone(), Shared { base, hooks })
+    }
+}
+
+impl<P: Clone, H: Clone> Clone for SentinelLayer<P, H> {
+    fn clone(&self) -> Self {
+        Self {
+            policy: self.policy.clone(),
+            settings: self.settings.clone(),
+            runtime: self.runtime.clone(),
+            hooks: self.hooks.clone(),
+            _not_a_policy: PhantomPinned,
+        }
+    }
+}
+
+impl<P: fmt::Debug, H> fmt::Debug for SentinelLayer<P, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SentinelLayer")
+            .field("policy", &self.policy)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

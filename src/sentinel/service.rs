@@ -1,0 +1,216 @@
+//! [`Sentinel`]: the service that supervises its calls.
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::{
+    cancel::JobHandle,
+    job::TimeLimit,
+    outcome::{Cancelled, Outcome, catch},
+    policy::{AckPolicy, Report},
+    sentinel::{
+        abandoned::Waiter,
+        error::SentinelError,
+        future::ResponseFuture,
+        hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
+        isolate::Isolated,
+        settlement::Settlement,
+        supervision::{Base, Origin, Shared, Stage, Supervision},
+    },
+    settle::events,
+    telemetry::GuardedSpan,
+    time::deadline,
+};
+
+/// The service of a [`SentinelLayer`](crate::SentinelLayer): runs each call of `S` on a task of its own, and answers
+/// with what the policy `P` answers.
+///
+/// # Contract
+///
+/// - *Outcome*: for a response future that is polled to its end or dropped, the policy is called
+///   once, or never if it cannot become ready. This holds for a value, an error, a panic in
+///   `call`, in the future and in its destructor, a job that hangs or blocks its thread, and a
+///   caller who drops the future at any point, before its first poll too.
+/// - *Readiness*: `poll_ready` is that of the inner service, and the instance that became ready is
+///   the one that is called; a clone takes its place. An error or a panic in the inner
+///   `poll_ready` comes back as an error of `poll_ready` and never becomes an outcome, so a
+///   service that is down does not drain the queue. After such an error discard the service.
+/// - *Cancellation*: a dropped response future hands its job over to a task in the background,
+///   which ends it as [`OnDrop`](crate::sentinel::OnDrop) says and settles. That task runs on the runtime in which the
+///   future is dropped, or else on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, or that
+///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
+/// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
+/// - *What blocks*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs where the response
+///   future is polled, and so does the destructor of what the job returned, in the policy. One that
+///   blocks its thread delays the limits and settlements of all jobs that are polled in the same task.
+///
+/// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
+/// a panic while another unwinds, the end of the process or of each of these runtimes. The broker
+/// redelivers then.
+///
+/// # Panics
+///
+/// `call` panics before anything is spawned
+///
+/// - outside of a tokio runtime, unless the layer has a [`runtime`](crate::SentinelLayer::runtime);
+/// - in a runtime without timers (a later call without a limit may do without: what it comes to
+///   need is timed by another of the sentinel's runtimes);
+/// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
+///   panics: those are the caller's.
+///
+/// `call` without `poll_ready` is the caller's mistake, as everywhere in tower: the inner service
+/// may panic, which then is the job's outcome.
+pub struct Sentinel<S, P, H = Hooks> {
+    service: S,
+    policy: P,
+    shared: Arc<Shared<H>>,
+    // Made when this clone first waits for an abandoned job.
+    waiter: Option<Waiter>,
+}
+
+impl<S, P, H> Sentinel<S, P, H> {
+    pub(super) fn new(service: S, policy: P, shared: Shared<H>) -> Self {
+        Self {
+            service,
+            policy,
+            shared: Arc::new(shared),
+            waiter: None,
+        }
+    }
+
+    /// Returns the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.service
+    }
+
+    /// Returns the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.service
+    }
+
+    /// Returns the inner service, and drops the policy.
+    pub fn into_inner(self) -> S {
+        self.service
+    }
+}
+
+impl<S, P, J, G, M, U> Service<J> for Sentinel<S, P, Hooks<G, M, U>>
+where
+    S: Service<J> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    J: Send + 'static,
+    G: Tagging<J> + Send + Sync + 'static,
+    G::Tag: Send + 'static,
+    M: MakeSpan<G::Tag> + Send + Sync + 'static,
+    P: AckPolicy<G::Tag, S::Response, S::Error> + Send + 'static,
+    P::Future: Send + 'static,
+    U: OnUnsettled<S::Error, P::Error> + Send + Sync + 'static,
+{
+    type Response = P::Response;
+    type Error = SentinelError<S::Error, P::Error>;
+    type Future = ResponseFuture<P, P::Future, G::Tag, S::Response, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.shared.base.home.has_lost_jobs() {
+            return Poll::Ready(Err(SentinelError::RuntimeGone));
+        }
+        if let Some(abandoned) = &self.shared.base.abandoned {
+            ready!(abandoned.poll_ready(&mut self.waiter, cx));
+        }
+        match catch(|| self.service.poll_ready(cx)) {
+            Ok(ready) => ready.map_err(SentinelError::Unready),
+            Err(panic) => Poll::Ready(Err(SentinelError::UnreadyPanicked(panic))),
+        }
+    }
+
+    #[track_caller]
+    fn call(&mut self, job: J) -> Self::Future {
+        let started = Instant::now();
+        let Shared { base, hooks } = &*self.shared;
+        let Base { settings, home, .. } = base;
+        home.arrive();
+
+        // All that is the user's and may panic comes before the spawn.
+        let tag = hooks.tag.tag(&job);
+        let limit = match hooks.tag.time_limit(&job) {
+            TimeLimit::Inherit => settings.timeout,
+            TimeLimit::Never => None,
+            TimeLimit::After(limit) => Some(limit),
+        };
+        let due = limit.and_then(|limit| deadline(started, limit));
+        // It panics if the runtime has no timers, and then the instance that is ready is kept.
+        let clock = home.clock(due);
+        let span = GuardedSpan::new(hooks.span.make_span(&tag));
+        let policy = self.policy.clone();
+        let context = JobHandle::new();
+        let mut in_flight = base.instruments.begin();
+        let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
+        let stage = match hooks.tag.refusal(&tag) {
+            Some(reason) => {
+                let outcome = Outcome::Cancelled(Cancelled::new(reason, true).never_started());
+                let _entered = span.enter();
+                events::conclude(&span, &outcome, origin.policy_tells());
+                let report = Report::new(tag, outcome, started.elapsed());
+                in_flight = base
+                    .instruments
+                    .conclude(report.outcome.kind(), report.elapsed);
+                Stage::Settling {
+                    settlement: Settlement::Readying(policy, Some(report)),
+                    due: None,
+                }
+            }
+            None => {
+                let job_span = span.clone();
+                let clone = self.service.clone();
+                // The instance that is ready is the one to call.
+                let service = mem::replace(&mut self.service, clone);
+                let shutdown = settings.shutdown.as_ref();
+                let (call, times) = ((service, job), (started, due));
+                Stage::Running {
+                    isolated: Isolated::spawn(home, &context, job_span, call, times, shutdown),
+                    answerable: Some((tag, policy)),
+                }
+            }
+        };
+        let supervision = Supervision {
+            stage,
+            context,
+            in_flight,
+            span,
+            origin,
+        };
+        ResponseFuture {
+            clock,
+            supervision: Some(supervision),
+        }
+    }
+}
+
+impl<S: Clone, P: Clone, H> Clone for Sentinel<S, P, H> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            policy: self.policy.clone(),
+            shared: Arc::clone(&self.shared),
+            waiter: None,
+        }
+    }
+}
+
+impl<S: fmt::Debug, P: fmt::Debug, H> fmt::Debug for Sentinel<S, P, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sentinel")
+            .field("service", &self.service)
+            .field("policy", &self.policy)
+            .field("settings", &self.shared.base.settings)
+            .finish_non_exhaustive()
+    }
+}
