@@ -73,7 +73,7 @@
 //! # Which side of what
 //!
 //! *Outside* of the sentinel is the side of the consumer, *inside* that of the handler. Each row is
-//! a test in `tests/it/layer_order.rs`, or for the last of them in `tests/it/tower_http.rs`.
+//! a test in `tests/it/layers/layer_order.rs`, or for the last of them in `tests/it/layers/tower_http.rs`.
 //!
 //! | middleware | outside | inside |
 //! | --- | --- | --- |

@@ -35,8 +35,9 @@ use tower_sentinel::{
 use crate::{
     child::{Child, Ledger, asked_to_end, recording, setting},
     conformance::{eventually, sorted},
+    nats::server::Server as NatsServer,
+    rabbitmq::server::shared as shared_rabbitmq,
     redis::server::Server as RedisServer,
-    server,
 };
 
 const PREFETCH: usize = 5;
@@ -188,7 +189,7 @@ async fn another_one_gets_what_it_held_of_rabbitmq() {
         let queue = Queue::quorum("killed").prefetch(PREFETCH);
         return work(queue.subscribe(&connection).await.unwrap()).await;
     }
-    let server = server::rabbitmq::shared();
+    let server = shared_rabbitmq();
     on_rabbitmq(&server.address(), "killed", "quorum", bodies()).await;
 
     let test = "another_one_gets_what_it_held_of_rabbitmq";
@@ -205,7 +206,7 @@ async fn another_one_gets_what_it_held_of_nats() {
         let pull = Pull::new("jobs", "workers").prefetch(PREFETCH);
         return work(pull.subscribe(&context).await.unwrap()).await;
     }
-    let server = server::nats::Server::start();
+    let server = NatsServer::start();
     let consumer = on_nats(&server.address(), REDELIVERY, bodies()).await;
 
     let test = "another_one_gets_what_it_held_of_nats";

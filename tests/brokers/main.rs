@@ -9,15 +9,12 @@ mod conformance;
 mod examples;
 mod gates;
 mod killed_consumer;
-#[path = "../it/log.rs"]
+#[path = "../it/support/log.rs"]
 mod log;
 mod memory;
 mod nats;
-mod nats_conformance;
 mod poison;
 mod proxy;
 mod rabbitmq;
-mod rabbitmq_conformance;
 mod redis;
-mod server;
 mod zombie;

@@ -24,8 +24,9 @@ use crate::{
     child::{Child, Ledger, asked_to_end, recording, setting},
     conformance::eventually,
     killed_consumer::{on_nats, on_rabbitmq},
+    nats::server::Server as NatsServer,
+    rabbitmq::server::shared as shared_rabbitmq,
     redis::server::Server as RedisServer,
-    server,
 };
 
 const LIMIT: u32 = 2;
@@ -96,7 +97,7 @@ async fn it_is_rejected_in_the_end_on_a_quorum_queue() {
         let queue = Queue::quorum(queue).prefetch(1).dead_letter(dead);
         return work(queue.subscribe(&connection).await.unwrap()).await;
     }
-    let address = server::rabbitmq::shared().address();
+    let address = shared_rabbitmq().address();
     let admin = on_rabbitmq(&address, dead, "classic", std::iter::empty()).await;
     on_rabbitmq(&address, queue, "quorum", poison()).await;
     let reason = async || {
@@ -121,7 +122,7 @@ async fn it_goes_round_on_a_classic_queue() {
         let queue = Queue::classic(queue).prefetch(1);
         return work(queue.subscribe(&connection).await.unwrap()).await;
     }
-    let address = server::rabbitmq::shared().address();
+    let address = shared_rabbitmq().address();
     on_rabbitmq(&address, queue, "classic", poison()).await;
     for nth in 0..2 * LIMIT {
         let mut child = start("it_goes_round_on_a_classic_queue", &address);
@@ -138,7 +139,7 @@ async fn it_is_rejected_in_the_end_on_nats() {
         let pull = Pull::new("jobs", "workers").prefetch(1).dead_letter("dead");
         return work(pull.subscribe(&context).await.unwrap()).await;
     }
-    let server = server::nats::Server::start();
+    let server = NatsServer::start();
     let address = server.address();
     on_nats(&address, REDELIVERY, poison()).await;
     let context = jetstream::new(nats::connect(&address).await.unwrap());

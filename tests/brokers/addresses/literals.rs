@@ -3,15 +3,18 @@
 use tokio::net::TcpListener;
 
 use super::{BROKERS, Broker, forward};
-use crate::{redis::server::Server as Redis, server};
+use crate::{
+    nats::server::Server as Nats, rabbitmq::server::shared as shared_rabbitmq,
+    redis::server::Server as Redis,
+};
 
 #[tokio::test]
 async fn an_ipv6_address_leads_to_its_host() {
-    let nats = server::nats::Server::start();
+    let nats = Nats::start();
     let redis = Redis::start();
     for broker in BROKERS {
         let (server, user) = match broker {
-            Broker::RabbitMq => (server::rabbitmq::shared().host(), "guest:guest@"),
+            Broker::RabbitMq => (shared_rabbitmq().host(), "guest:guest@"),
             Broker::Nats => (nats.address(), ""),
             Broker::Redis => (format!("127.0.0.1:{}", redis.port), ""),
         };

@@ -43,8 +43,9 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, util::Subs
 use super::{BROKERS, Broker, all_of};
 use crate::{
     child::{Child, Ledger, setting},
+    nats::server::Server as Nats,
+    rabbitmq::server::shared as shared_rabbitmq,
     redis::server::Server as Redis,
-    server,
 };
 
 const PASSWORD: &str = "s3cr3t-m4rk3r";
@@ -225,7 +226,7 @@ fn no_password_and_no_payload_is_printed() {
 }
 
 async fn rabbitmq(output: &Output) {
-    let server = server::rabbitmq::shared();
+    let server = shared_rabbitmq();
     server.ctl(&["add_user", "user-m4rk3r", PASSWORD]);
     server.ctl(&["set_permissions", "user-m4rk3r", ".*", ".*", ".*"]);
     let address = server.address_of("user-m4rk3r", PASSWORD);
@@ -283,7 +284,7 @@ async fn rabbitmq(output: &Output) {
 
 async fn nats(output: &Output) {
     let arguments = ["--user", "user-m4rk3r", "--pass", PASSWORD];
-    let mut server = server::nats::Server::start_with(&arguments);
+    let mut server = Nats::start_with(&arguments);
     let address = format!("nats://user-m4rk3r:{PASSWORD}@{}", server.address());
     let client = nats::connect(&address).await.unwrap();
     output.debug("client", &client);
@@ -369,11 +370,11 @@ async fn redis(output: &Output) {
 
 /// Connects where nobody is, where nobody is known by this password, and by addresses that are none.
 async fn refused(output: &Output) {
-    let nats = server::nats::Server::start_with(&["--user", "me", "--pass", "other"]);
+    let nats = Nats::start_with(&["--user", "me", "--pass", "other"]);
     let redis = Redis::with(&["--requirepass", "other"]);
     for broker in BROKERS {
         let place = match broker {
-            Broker::RabbitMq => server::rabbitmq::shared().host(),
+            Broker::RabbitMq => shared_rabbitmq().host(),
             Broker::Nats => nats.address(),
             Broker::Redis => format!("127.0.0.1:{}", redis.port),
         };

@@ -14,14 +14,17 @@ use tower_sentinel::broker::{
 };
 
 use super::{BROKERS, Broker};
-use crate::{redis::server::Server as Redis, server};
+use crate::{
+    nats::server::Server as Nats, rabbitmq::server::shared as shared_rabbitmq,
+    redis::server::Server as Redis,
+};
 
 const PASSWORD: &str = "p@ss/w?r#d:%&=+ \u{e4}";
 const ENCODED: &str = "p%40ss%2Fw%3Fr%23d%3A%25&=+%20%C3%A4";
 
 #[tokio::test]
 async fn a_password_and_a_virtual_host_may_have_any_sign() {
-    let server = server::rabbitmq::shared();
+    let server = shared_rabbitmq();
     let vhost = "a/b@c:d #?%\u{e4}";
     server.ctl(&["add_user", "any sign@", PASSWORD]);
     server.ctl(&["add_vhost", vhost]);
@@ -46,10 +49,10 @@ async fn a_password_and_a_virtual_host_may_have_any_sign() {
     let error = rabbitmq::connect(&address).await.unwrap_err();
     assert!(matches!(error, ConnectError::NoVirtualHost { vhost, .. } if vhost.is_empty()));
 
-    let server = server::nats::Server::start_with(&["--user", "any sign@", "--pass", PASSWORD]);
+    let server = Nats::start_with(&["--user", "any sign@", "--pass", PASSWORD]);
     let address = format!("nats://any%20sign%40:{ENCODED}@{}", server.address());
     nats::connect(&address).await.unwrap();
-    let server = server::nats::Server::start_with(&["--auth", "a t/k@n"]);
+    let server = Nats::start_with(&["--auth", "a t/k@n"]);
     let address = format!("nats://a%20t%2Fk%40n@{}", server.address());
     nats::connect(&address).await.unwrap();
 

@@ -18,7 +18,10 @@ use tower_sentinel::broker::{
 };
 
 use super::folder::Folder;
-use crate::{redis::server::Server as Redis, server};
+use crate::{
+    nats::server::Server as Nats, rabbitmq::server::shared as shared_rabbitmq,
+    redis::server::Server as Redis,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -26,7 +29,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// goes on.
 #[tokio::test]
 async fn rabbitmq_takes_a_new_secret_on_a_connection() {
-    let server = server::rabbitmq::shared();
+    let server = shared_rabbitmq();
     let connection = rabbitmq::connect(&server.address()).await.unwrap();
     let renewed = connection.update_secret("guest".into(), "renewed by the test".into());
     timeout(SOON, renewed).await.unwrap().unwrap();
@@ -43,7 +46,7 @@ async fn nats_asks_for_the_credentials_at_each_connect() {
         fs::write(&file, users).unwrap();
     };
     write("first");
-    let mut server = server::nats::Server::start_with(&["-c", file.to_str().unwrap()]);
+    let mut server = Nats::start_with(&["-c", file.to_str().unwrap()]);
     let password = Arc::new(Mutex::new("first".to_owned()));
     let current = Arc::clone(&password);
     let (connected, mut connects) = tokio::sync::mpsc::unbounded_channel();

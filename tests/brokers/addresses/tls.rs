@@ -29,8 +29,9 @@ use super::{
 };
 use crate::{
     child::setting,
+    nats::server::Server as Nats,
+    rabbitmq::server::Server as RabbitMq,
     redis::server::{Server as Redis, free_port},
-    server::{nats::Server as Nats, rabbitmq::Server as RabbitMq},
 };
 
 /// A server with a listener for TLS.

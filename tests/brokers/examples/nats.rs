@@ -8,7 +8,7 @@ use tower_sentinel::broker::nats::{
 };
 
 use super::{Run, example, fails_in_one_line};
-use crate::server::nats::Server;
+use crate::nats::server::Server;
 
 fn nats(address: &str) -> Command {
     let mut example = example("nats");

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{Run, example, fails_in_one_line};
-use crate::server::rabbitmq::shared;
+use crate::rabbitmq::server::shared;
 
 fn rabbitmq(address: &str) -> Command {
     let mut example = example("rabbitmq");

@@ -20,7 +20,7 @@ use tower_sentinel::broker::rabbitmq::{
 };
 
 use super::{example, rabbitmq::counts};
-use crate::server::rabbitmq::shared;
+use crate::rabbitmq::server::shared;
 
 const ORDERS: u64 = 400;
 

@@ -12,8 +12,11 @@ use tower_sentinel::{
     settle::Settle,
 };
 
-use super::{Scene, close_now, end, next, quiet, reason, settle, shared};
-use crate::server::rabbitmq::{Version, version};
+use super::{
+    Scene, close_now, end, next, quiet, reason,
+    server::{Version, version},
+    settle, shared,
+};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 

@@ -15,8 +15,11 @@ use tower_sentinel::{
     settle::Settle,
 };
 
-use super::{Scene, next, settle, shared};
-use crate::server::rabbitmq::{Version, version};
+use super::{
+    Scene, next,
+    server::{Version, version},
+    settle, shared,
+};
 
 const MIN: Duration = Duration::from_millis(300);
 

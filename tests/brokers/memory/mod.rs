@@ -1,0 +1,3 @@
+//! The embedded broker.
+
+mod conformance;

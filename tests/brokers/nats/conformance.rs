@@ -1,0 +1,255 @@
+//! What every broker must do, done by NATS.
+
+use std::{
+    error::Error,
+    fmt,
+    process::Command,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+use tower_sentinel::{
+    broker::nats::{
+        ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Pull, SubscriptionError,
+        async_nats::{
+            HeaderMap,
+            jetstream::{
+                self, Context,
+                consumer::{PullConsumer, pull},
+                stream,
+            },
+        },
+        connect,
+    },
+    outcome::OutcomeKind,
+    settle::Capabilities,
+};
+
+use super::server::Server;
+use crate::{
+    conformance::{
+        Backlog, Connector, DeadLetter, TestBroker,
+        verdicts::{NATS, printed, version},
+    },
+    proxy::Proxy,
+};
+
+/// Long enough for a machine that stands still for a moment.
+const REDELIVERY: Duration = Duration::from_secs(4);
+
+/// With a dead-letter subject, or without.
+struct Nats<const DEAD_LETTER: bool> {
+    server: Mutex<Server>,
+    /// Of the test, past all proxies.
+    context: Context,
+    /// One for each subscription.
+    proxies: Arc<Mutex<Vec<Proxy>>>,
+    published: AtomicU64,
+}
+
+#[derive(Debug)]
+enum NoSubscription {
+    Connect(ConnectError),
+    Subscribe(SubscriptionError),
+}
+
+impl fmt::Display for NoSubscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSubscription::Connect(error) => error.fmt(f),
+            NoSubscription::Subscribe(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for NoSubscription {}
+
+async fn subscribe(
+    address: &str,
+    prefetch: usize,
+    dead_letter: bool,
+) -> Result<Deliveries, NoSubscription> {
+    let client = connect(address).await;
+    let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
+    let mut pull = Pull::new("jobs", "workers")
+        .prefetch(prefetch)
+        .confirm_timeout(Duration::from_secs(1))
+        .idle_heartbeat(Duration::from_millis(500))
+        .reconnect_limit(Duration::from_millis(1_500));
+    if dead_letter {
+        pull = pull.dead_letter("dead");
+    }
+    let subscribing = pull.subscribe(&context);
+    subscribing.await.map_err(NoSubscription::Subscribe)
+}
+
+impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {
+    fn address(&self) -> String {
+        self.server.lock().unwrap().address()
+    }
+}
+
+impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
+    type Subscription = Deliveries;
+    type SubscriptionError = SubscriptionError;
+    type ConnectError = NoSubscription;
+    type Job = Delivery;
+    type Tag = DeliveryTag;
+    type DeliveryError = DeliveryError;
+
+    const COUNTS_DELIVERIES: bool = true;
+    /// By a server that lives: 2.9 confirms an ack before it writes it.
+    const ACK_IS_CONFIRMED: bool = false;
+    const TELLS_GIVEN_BACK: bool = false;
+    const REDELIVERY: Option<Duration> = Some(REDELIVERY);
+    const MANY: usize = 10_000;
+
+    fn server() -> (&'static str, (u32, u32)) {
+        static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+        let read = || version(&printed(Command::new("nats-server").arg("--version")));
+        (NATS, *VERSION.get_or_init(read))
+    }
+
+    fn capabilities() -> Capabilities {
+        let capabilities = Capabilities::none().delay().keep_alive();
+        match DEAD_LETTER {
+            true => capabilities.dead_letter(),
+            false => capabilities,
+        }
+    }
+
+    async fn start() -> Self {
+        let server = Server::start();
+        let context = jetstream::new(connect(&server.address()).await.unwrap());
+        for name in ["jobs", "dead"] {
+            let config = stream::Config {
+                name: name.into(),
+                subjects: vec![name.into()],
+                ..stream::Config::default()
+            };
+            context.create_stream(config).await.unwrap();
+        }
+        let config = pull::Config {
+            durable_name: Some("workers".into()),
+            ack_wait: REDELIVERY,
+            ..pull::Config::default()
+        };
+        let consumer = context.create_consumer_on_stream(config, "jobs");
+        consumer.await.unwrap();
+        Self {
+            server: Mutex::new(server),
+            context,
+            proxies: Arc::default(),
+            published: AtomicU64::new(0),
+        }
+    }
+
+    async fn stop(self) {}
+
+    async fn publish(&self, body: &str) {
+        let id = self.published.fetch_add(1, Ordering::Relaxed);
+        loop {
+            // Published once, however often it is tried.
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", id.to_string());
+            let body = body.to_owned().into();
+            let publishing = async {
+                let ack = self.context.publish_with_headers("jobs", headers, body);
+                ack.await.ok()?.await.ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
+        let (address, proxies) = (self.address(), Arc::clone(&self.proxies));
+        Box::new(move || {
+            let (address, proxies) = (address.clone(), Arc::clone(&proxies));
+            Box::pin(async move {
+                let proxy = Proxy::start(address).await;
+                let deliveries = subscribe(&proxy.address(), prefetch, DEAD_LETTER).await?;
+                proxies.lock().unwrap().push(proxy);
+                Ok(deliveries)
+            })
+        })
+    }
+
+    async fn backlog(&self) -> Backlog {
+        loop {
+            let asking = async {
+                let consumer = self.context.get_consumer_from_stream("workers", "jobs");
+                let consumer: PullConsumer = consumer.await.ok()?;
+                Some(consumer.cached_info().clone())
+            };
+            if let Ok(Some(info)) = timeout(Duration::from_secs(1), asking).await {
+                let pending = usize::try_from(info.num_pending).unwrap();
+                return Backlog {
+                    unacked: info.num_ack_pending,
+                    total: pending + info.num_ack_pending,
+                };
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let stream = self.context.get_stream("dead").await.unwrap();
+        let mut letters = Vec::new();
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let header = |name| letter.headers.get(name).map(|value| value.as_str());
+            let kinds = [
+                OutcomeKind::Completed,
+                OutcomeKind::Failed,
+                OutcomeKind::Panicked,
+                OutcomeKind::TimedOut,
+                OutcomeKind::Cancelled,
+            ];
+            let kind = header("x-outcome-kind").unwrap();
+            letters.push(DeadLetter {
+                body: String::from_utf8(letter.payload.to_vec()).unwrap(),
+                kind: kinds
+                    .into_iter()
+                    .find(|known| known.as_str() == kind)
+                    .unwrap(),
+                message: header("x-outcome-message").map(str::to_owned),
+            });
+        }
+        letters
+    }
+
+    async fn stall(&self) {
+        self.proxies.lock().unwrap().iter().for_each(Proxy::stall);
+    }
+
+    async fn cut(&self) {
+        self.proxies.lock().unwrap().clear();
+    }
+
+    async fn kill(&self) {
+        self.server.lock().unwrap().kill();
+    }
+
+    async fn revive(&self) {
+        self.server.lock().unwrap().restart();
+    }
+}
+
+mod with_dead_letters {
+    use super::Nats;
+
+    crate::conformance::scenarios!(tokio::test(flavor = "multi_thread"), Nats<true>);
+}
+
+mod without_dead_letters {
+    use super::Nats;
+
+    crate::conformance::scenarios!(tokio::test(flavor = "multi_thread"), Nats<false>);
+}

@@ -1,0 +1,396 @@
+//! What every broker must do, done by RabbitMQ with classic and with quorum queues.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+use tower_sentinel::{
+    broker::rabbitmq::{
+        ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, SubscriptionError,
+        connect,
+        lapin::{
+            self, BasicProperties, Channel,
+            message::BasicGetMessage,
+            options::{
+                BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+                QueueDeleteOptions,
+            },
+            types::{AMQPValue, FieldTable},
+        },
+    },
+    outcome::OutcomeKind,
+    settle::Capabilities,
+};
+
+use super::server::{Server, Version, shared, version};
+use crate::{
+    conformance::{
+        Backlog, Connector, DeadLetter, TestBroker,
+        verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM},
+    },
+    proxy::Proxy,
+};
+
+/// How long to wait for a queue that has no leader yet.
+const SUBSCRIBE: Duration = Duration::from_secs(2);
+
+/// How a classic queue writes acks down, of which it keeps up to 64 in memory by these settings.
+///
+/// What it has in memory comes back after a kill. By default 3.10 has a journal of 32768 entries, which
+/// is written when it is full, or when the queue is idle: in twenty kills amid 10 000 jobs, each job ran
+/// ten times. From 4.0 on all classic queues have the second version of their index, without a journal:
+/// it writes acks when there are as many as half of a segment's entries, which are 4096. So each kill
+/// brought up to 2048 jobs back, and twenty of them some 20 000.
+const ACKS: &str = "{queue_index_max_journal_entries, 64},
+    {classic_queue_index_v2_segment_entry_count, 128}";
+
+/// Counts what is unacked, and all that there is, in the queue and in its retry queues.
+const COUNT: &str = r#"
+Retries = <<Name/binary, ".retry.">>,
+Counts = [
+    case amqqueue:get_type(Queue) of
+        rabbit_quorum_queue ->
+            Overview = {rabbit_fifo, overview, []},
+            {ok, {_, Counted}, _} = ra:leader_query(amqqueue:get_pid(Queue), Overview),
+            #{num_checked_out := Unacked, num_messages := Total} = Counted,
+            {Unacked, Total};
+        _ ->
+            Items = [messages_unacknowledged, messages],
+            [{_, Unacked}, {_, Total}] = rabbit_amqqueue:info(Queue, Items),
+            {Unacked, Total}
+    end
+    || Queue <- rabbit_amqqueue:list(<<"/">>),
+       Found <- [element(4, amqqueue:get_name(Queue))],
+       Found =:= Name orelse string:prefix(Found, Retries) =/= nomatch
+],
+{lists:sum([Unacked || {Unacked, _} <- Counts]), lists:sum([Total || {_, Total} <- Counts])}
+"#;
+
+/// A queue of its own, and a queue for dead letters beside it, which it uses or does not.
+struct Rabbit<const QUORUM: bool, const DEAD_LETTER: bool> {
+    server: Servers,
+    name: String,
+    /// Of the test, past all proxies.
+    admin: tokio::sync::Mutex<Channel>,
+    /// One for each subscription.
+    proxies: Arc<Mutex<Vec<Proxy>>>,
+    /// What was read so far.
+    letters: Mutex<Vec<DeadLetter>>,
+}
+
+enum Servers {
+    Shared(&'static Server),
+    Own(Box<Mutex<Server>>),
+}
+
+impl Servers {
+    fn with<T>(&self, ask: impl FnOnce(&Server) -> T) -> T {
+        match self {
+            Servers::Shared(server) => ask(server),
+            Servers::Own(server) => ask(&server.lock().unwrap()),
+        }
+    }
+
+    fn own(&self) -> &Mutex<Server> {
+        match self {
+            Servers::Shared(_) => panic!("the others need it"),
+            Servers::Own(server) => server,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum NoSubscription {
+    Connect(ConnectError),
+    Subscribe(SubscriptionError),
+}
+
+impl fmt::Display for NoSubscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSubscription::Connect(error) => error.fmt(f),
+            NoSubscription::Subscribe(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for NoSubscription {}
+
+impl<const QUORUM: bool, const DEAD_LETTER: bool> Rabbit<QUORUM, DEAD_LETTER> {
+    async fn on(server: Servers) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let nth = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("conformance-{nth}");
+        let admin = admin(&server.with(Server::address)).await.unwrap();
+        for (name, queue_type) in [
+            (name.clone(), if QUORUM { "quorum" } else { "classic" }),
+            (dead(&name), "classic"),
+        ] {
+            let mut arguments = FieldTable::default();
+            let queue_type = AMQPValue::LongString(queue_type.into());
+            arguments.insert("x-queue-type".into(), queue_type);
+            let options = QueueDeclareOptions::durable();
+            let declared = admin.queue_declare(name.into(), options, arguments);
+            declared.await.unwrap();
+        }
+        Self {
+            server,
+            name,
+            admin: tokio::sync::Mutex::new(admin),
+            proxies: Arc::default(),
+            letters: Mutex::default(),
+        }
+    }
+
+    async fn counted(&self) -> Option<Backlog> {
+        let code = format!("Name = <<\"{}\">>,{COUNT}", self.name);
+        let evaluating = self.server.with(|server| server.eval(&code));
+        let counts = evaluating.await?;
+        let (unacked, total) = counts.trim_matches(['{', '}']).split_once(',')?;
+        let count = |count: &str| count.trim().parse().ok();
+        Some(Backlog {
+            unacked: count(unacked)?,
+            total: count(total)?,
+        })
+    }
+
+    async fn get_dead(&self) -> Option<BasicGetMessage> {
+        let options = BasicGetOptions { no_ack: true };
+        let admin = self.admin.lock().await;
+        let letter = admin.basic_get(dead(&self.name).into(), options).await;
+        letter.unwrap()
+    }
+}
+
+fn dead(name: &str) -> String {
+    format!("{name}.dead")
+}
+
+async fn admin(address: &str) -> Option<Channel> {
+    let connection = connect(address).await.ok()?;
+    let channel = connection.create_channel().await.ok()?;
+    let options = ConfirmSelectOptions::default();
+    channel.confirm_select(options).await.ok()?;
+    Some(channel)
+}
+
+async fn published(channel: &Channel, name: &str, body: &str) -> lapin::Result<bool> {
+    let options = BasicPublishOptions::default();
+    let properties = BasicProperties::default().with_delivery_mode(2);
+    let publishing =
+        channel.basic_publish("".into(), name.into(), options, body.as_bytes(), properties);
+    Ok(publishing.await?.await?.is_ack())
+}
+
+impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, DEAD_LETTER> {
+    type Subscription = Deliveries;
+    type SubscriptionError = SubscriptionError;
+    type ConnectError = NoSubscription;
+    type Job = Delivery;
+    type Tag = DeliveryTag;
+    type DeliveryError = DeliveryError;
+
+    const COUNTS_DELIVERIES: bool = true;
+    const ACK_IS_CONFIRMED: bool = false;
+    /// What is on its way into the log of a quorum queue, or in the memory of a classic one.
+    const UNPROVEN: Option<usize> = Some(if QUORUM { 50 } else { 2 * 64 });
+    const REDELIVERY: Option<Duration> = None;
+    const MANY: usize = 10_000;
+
+    fn server() -> (&'static str, (u32, u32)) {
+        let Version(major, minor) = version();
+        let queue = if QUORUM {
+            RABBITMQ_QUORUM
+        } else {
+            RABBITMQ_CLASSIC
+        };
+        (queue, (major, minor))
+    }
+
+    fn capabilities() -> Capabilities {
+        let mut capabilities = Capabilities::none().delay().free_delayed_release();
+        // A quorum queue counts it before 4.3.
+        if !QUORUM || version() >= Version::V4_3 {
+            capabilities = capabilities.free_release();
+        }
+        if DEAD_LETTER {
+            capabilities = capabilities.dead_letter();
+        }
+        capabilities
+    }
+
+    async fn start() -> Self {
+        Self::on(Servers::Shared(shared())).await
+    }
+
+    async fn start_mortal() -> Self {
+        let server = Servers::Own(Box::new(Mutex::new(Server::start(ACKS))));
+        let broker = Self::on(server).await;
+        let server = &broker.server;
+        let writing = server.with(|server| server.has_written(&broker.name, QUORUM));
+        writing.await;
+        broker
+    }
+
+    async fn stop(self) {
+        if let Servers::Own(_) = self.server {
+            return;
+        }
+        let admin = self.admin.lock().await;
+        for queue in [self.name.clone(), dead(&self.name)] {
+            let options = QueueDeleteOptions::default();
+            admin.queue_delete(queue.into(), options).await.unwrap();
+        }
+    }
+
+    async fn publish(&self, body: &str) {
+        let admin = self.admin.lock().await.clone();
+        assert!(published(&admin, &self.name, body).await.unwrap());
+    }
+
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
+        let mut queue = match QUORUM {
+            true => Queue::quorum(&self.name),
+            false => Queue::classic(&self.name),
+        };
+        queue = queue.prefetch(prefetch).subscribe_timeout(SUBSCRIBE);
+        if DEAD_LETTER {
+            queue = queue.dead_letter(dead(&self.name));
+        }
+        let (host, proxies) = (self.server.with(Server::host), Arc::clone(&self.proxies));
+        Box::new(move || {
+            let (queue, host, proxies) = (queue.clone(), host.clone(), Arc::clone(&proxies));
+            Box::pin(async move {
+                let proxy = Proxy::start(host).await;
+                let address = format!("amqp://guest:guest@{}/%2f", proxy.address());
+                let connection = connect(&address).await;
+                let connection = connection.map_err(NoSubscription::Connect)?;
+                let deliveries = queue.subscribe(&connection).await;
+                let deliveries = deliveries.map_err(NoSubscription::Subscribe)?;
+                proxies.lock().unwrap().push(proxy);
+                Ok(deliveries)
+            })
+        })
+    }
+
+    async fn backlog(&self) -> Backlog {
+        for _ in 0..200 {
+            if let Some(backlog) = self.counted().await {
+                return backlog;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{} can't be counted", self.name);
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        while let Some(letter) = self.get_dead().await {
+            let headers = letter.properties.headers().as_ref().unwrap().inner();
+            let text = |name: &str| match headers.get(name) {
+                Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+                _ => None,
+            };
+            let kinds = [
+                OutcomeKind::Completed,
+                OutcomeKind::Failed,
+                OutcomeKind::Panicked,
+                OutcomeKind::TimedOut,
+                OutcomeKind::Cancelled,
+            ];
+            let kind = text("x-outcome-kind").unwrap();
+            let letter = DeadLetter {
+                body: String::from_utf8(letter.data.clone()).unwrap(),
+                kind: kinds
+                    .into_iter()
+                    .find(|known| known.as_str() == kind)
+                    .unwrap(),
+                message: text("x-outcome-message"),
+            };
+            self.letters.lock().unwrap().push(letter);
+        }
+        self.letters.lock().unwrap().clone()
+    }
+
+    async fn stall(&self) {
+        self.proxies.lock().unwrap().iter().for_each(Proxy::stall);
+    }
+
+    async fn cut(&self) {
+        self.proxies.lock().unwrap().clear();
+    }
+
+    async fn kill(&self) {
+        self.server.own().lock().unwrap().kill();
+    }
+
+    async fn revive(&self) {
+        self.server.own().lock().unwrap().restart();
+        let address = self.server.with(Server::address);
+        // Until the queue has a leader again.
+        self.backlog().await;
+        // It may listen before it serves, and a channel that is being opened meanwhile may hang.
+        let channel = loop {
+            match timeout(Duration::from_secs(5), admin(&address)).await {
+                Ok(Some(channel)) => break channel,
+                _ => sleep(Duration::from_millis(50)).await,
+            }
+        };
+        *self.admin.lock().await = channel;
+    }
+}
+
+mod classic {
+    use super::Rabbit;
+
+    crate::conformance::scenarios!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        Rabbit<false, true>
+    );
+}
+
+mod quorum {
+    use super::Rabbit;
+
+    crate::conformance::scenarios!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        Rabbit<true, true>
+    );
+}
+
+/// The scenarios to which it matters that nothing is kept of what is rejected.
+mod without_dead_letters {
+    use super::{Rabbit, TestBroker};
+    use crate::conformance::{settling, supervising};
+
+    macro_rules! scenarios {
+        ($($module:ident::$name:ident)*) => {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    let broker = Rabbit::<false, false>::start().await;
+                    $module::$name(&broker).await;
+                    broker.stop().await;
+                    let broker = Rabbit::<true, false>::start().await;
+                    $module::$name(&broker).await;
+                    broker.stop().await;
+                }
+            )*
+        };
+    }
+
+    scenarios! {
+        settling::a_reject_is_kept_with_its_reason
+        settling::a_second_settlement_is_refused
+        settling::a_tag_tells_what_its_broker_can_do
+        supervising::each_outcome_settles_as_decided
+        supervising::a_job_that_cannot_be_decoded_is_rejected_with_a_reason
+        supervising::a_delivery_limit_ends_a_loop
+    }
+}

@@ -1,4 +1,0 @@
-//! Private servers: own port, own data, killed when their test process ends.
-
-pub(crate) mod nats;
-pub(crate) mod rabbitmq;

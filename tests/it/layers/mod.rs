@@ -1,0 +1,9 @@
+//! Layers around a sentinel and inside it.
+
+mod decode;
+mod endpoints;
+mod intensity;
+mod keep_alive;
+mod layer_order;
+mod stacking;
+mod tower_http;

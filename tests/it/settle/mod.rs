@@ -1,0 +1,5 @@
+//! Settling: decisions, and what becomes of them at the broker.
+
+mod decision;
+mod moot;
+mod settling;
