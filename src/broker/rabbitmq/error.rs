@@ -197,6 +197,11 @@ pub enum SubscriptionError {
         /// What the client says.
         error: Box<lapin::Error>,
     },
+    /// The queue is a classic one, and was to be read as a [quorum queue](super::Queue::quorum).
+    NotQuorum {
+        /// The queue.
+        queue: String,
+    },
     /// The server did not answer in time, as for a quorum queue that has no leader.
     TimedOut {
         /// The queue.
@@ -278,6 +283,13 @@ impl fmt::Display for SubscriptionError {
                     "jobs of \"{queue}\" can't be republished: there is no {target}"
                 )
             }
+            SubscriptionError::NotQuorum { queue } => {
+                write!(
+                    f,
+                    "\"{queue}\" is a classic queue: read it with `Queue::classic`, \
+                     or declare it with `x-queue-type: quorum`"
+                )
+            }
             SubscriptionError::TimedOut { queue, limit } => {
                 write!(f, "no subscription to \"{queue}\" within {limit:?}")
             }
@@ -300,6 +312,7 @@ impl Error for SubscriptionError {
             SubscriptionError::NoTarget { error, .. } => Some(&**error),
             SubscriptionError::NameTooLong { .. }
             | SubscriptionError::Cancelled { .. }
+            | SubscriptionError::NotQuorum { .. }
             | SubscriptionError::TimedOut { .. } => None,
         }
     }

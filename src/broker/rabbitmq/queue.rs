@@ -37,9 +37,12 @@ pub enum QueueKind {
 ///
 /// The queue must exist; its owner declares it.
 ///
-/// If a classic queue is taken for a quorum one, no job is lost, but none of its redeliveries is
-/// counted: [`deliveries`](crate::settle::Settle::deliveries) is `None` then. The other way round all works,
-/// and a `Retry` is slower than it need be.
+/// A classic queue that is read as a quorum one is an error of [`subscribe`](Self::subscribe). The server
+/// names the type as it refuses a consumer that no queue has (its log has a line of it). With long names
+/// of the queue and the virtual host, about 130 bytes together, the server cuts the type off, and the
+/// queue is taken for what it is said to be. No job is lost then, but no redelivery is counted:
+/// [`deliveries`](crate::settle::Settle::deliveries) is `None`. The other way round all works, and a `Retry` is
+/// slower than it need be.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Queue {
@@ -316,7 +319,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// If the queue does not exist or is read exclusively, if its dead letters or retries have nowhere
+    /// If the queue does not exist, is read exclusively or is not of the type that was said, if its dead letters or retries have nowhere
     /// to go, if a name is too long, if a connection is lost, or if the
     /// [time](Self::subscribe_timeout) is up.
     ///
@@ -357,6 +360,14 @@ impl Queue {
         mut retry_queues: RetryQueues,
     ) -> Result<Deliveries, SubscriptionError> {
         let refused = |error| self.refused(error);
+        if self.kind == QueueKind::Quorum {
+            let is_classic = server::is_classic(connection, &name).await;
+            if is_classic.map_err(refused)? {
+                return Err(SubscriptionError::NotQuorum {
+                    queue: self.name.clone(),
+                });
+            }
+        }
         targets::check(connection, &name, dead_letter.as_ref(), &mut retry_queues)
             .await
             .map_err(|unmet| match unmet {

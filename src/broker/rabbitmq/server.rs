@@ -1,13 +1,44 @@
-//! What a server is, as far as it shows.
+//! What a server and its queues are, as far as it shows.
 
 use lapin::{
     Connection,
-    options::QueueDeclareOptions,
+    options::{BasicConsumeOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use super::error::server_text;
+
 /// An argument of quorum queues that came with 4.3.
 const NEW_ARGUMENT: &str = "x-consumer-disconnected-timeout";
+
+/// An argument of consumers that only streams know.
+const STREAM_ARGUMENT: &str = "x-stream-offset";
+
+/// Returns whether `queue` is a classic one for sure.
+///
+/// AMQP tells the type of a queue to nobody. So this asks for a consumer that no queue has: quorum and
+/// classic queues don't know the argument, and name their type as they refuse it; a stream refuses its
+/// value. The argument is looked at before anything else, so nothing is delivered, and it takes no right
+/// that the subscription itself does not. A server cuts its text off after 255 bytes: with a long name
+/// the type is not known.
+pub(super) async fn is_classic(
+    connection: &Connection,
+    queue: &ShortString,
+) -> lapin::Result<bool> {
+    let mut arguments = FieldTable::default();
+    arguments.insert(STREAM_ARGUMENT.into(), AMQPValue::Boolean(false));
+    let channel = connection.create_channel().await?;
+    let options = BasicConsumeOptions::default();
+    let asked = channel.basic_consume(queue.clone(), "".into(), options, arguments);
+    match asked.await {
+        Err(error) if error.is_amqp_soft_error() => {
+            Ok(server_text(&error).ends_with(" of queue type rabbit_classic_queue"))
+        }
+        Err(error) => Err(error),
+        // Its channel is closed as it is dropped, and what it got goes back.
+        Ok(_) => Ok(false),
+    }
+}
 
 /// Asks whether quorum queues count no `basic.nack`, as from 4.3 on.
 ///
