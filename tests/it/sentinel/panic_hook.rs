@@ -35,8 +35,9 @@ fn is_child(test: &str) -> bool {
     if env::var_os(CHILD).is_some() {
         return true;
     }
+    let (_, module) = module_path!().split_once("::").unwrap();
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", &format!("panic_hook::{test}"), "--nocapture"])
+        .args(["--exact", &format!("{module}::{test}"), "--nocapture"])
         .env(CHILD, "1")
         .output()
         .unwrap();
