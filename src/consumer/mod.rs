@@ -4,7 +4,6 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -13,12 +12,16 @@ use tower_service::Service;
 use crate::outcome::drop_quietly;
 
 mod consuming;
+mod drain;
 mod error;
 mod escalation;
 mod in_flight;
+mod options;
 mod rebound;
 mod reconnecting;
 mod session;
+mod sessions;
+mod setters;
 mod share;
 mod signals;
 mod subscription;
@@ -29,13 +32,14 @@ pub use self::{
     consuming::Consuming,
     error::{ConsumerError, EndCause},
     escalation::{ByClosure, ByError, Classify, Escalate, Escalation},
+    options::AfterError,
     reconnecting::ReconnectingConsumer,
-    session::AfterError,
     subscription::Subscription,
     summary::Summary,
 };
 use self::{
-    session::Options,
+    options::Options,
+    setters::setters,
     signals::Signals,
     tasks::{Ending, consume, end_last},
 };
@@ -272,58 +276,7 @@ impl Consumer<(), ()> {
 }
 
 impl<B, S, C> Consumer<B, S, C> {
-    /// Sets the name, which is in all that is told of the consumer and its jobs, so that two in one
-    /// process can be told apart; none by default.
-    ///
-    /// - *Events* are in a span `consumer`, of level `INFO`, with the field `consumer.name`: those of the
-    ///   consumer, of its subscription and of its jobs.
-    /// - *Spans*: each [`process`](crate::settle::ProcessSpan) span has the field `consumer.name`. It is no child
-    ///   of the span `consumer`, which would make one trace of all jobs, but of the span in which the
-    ///   consumer is awaited, if there is one. Other spans are, so whoever exports traces without
-    ///   [`process_span`](crate::SentinelLayer::process_span) filters the target
-    ///   `tower_sentinel::consumer_name` out.
-    /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel or
-    ///   policy have that of the first consumer that called one of them.
-    ///
-    /// It should have few values: the name of a queue, and not a number that is drawn at the start.
-    ///
-    /// ```
-    /// # use tower_sentinel::{Consumer, broker::memory::Broker};
-    /// # let queue = Broker::<u32>::new().queue("orders").declare();
-    /// # let deliveries = queue.subscribe(1).unwrap();
-    /// # let service = tower::service_fn(|_| async { Ok::<_, std::convert::Infallible>(()) });
-    /// let consumer = Consumer::new(deliveries, service).name("orders");
-    /// # drop(consumer);
-    /// ```
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// Drains and returns once `signal` resolves.
-    ///
-    /// A signal that panics counts as given.
-    pub fn with_graceful_shutdown<F>(mut self, signal: F) -> Self
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.signals.graceful = Some(Box::pin(signal));
-        self
-    }
-
-    /// Cuts the drain short once `signal` resolves: the second signal.
-    ///
-    /// It is not polled before a shutdown is under way, by
-    /// [the first](Self::with_graceful_shutdown) or because the consumer's future was dropped. So
-    /// both may be `async { ctrl_c().await.unwrap() }`: the first key press drains, the second
-    /// stops.
-    pub fn with_forced_shutdown<F>(mut self, signal: F) -> Self
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.signals.forced = Some(Box::pin(signal));
-        self
-    }
+    setters!();
 
     /// Sets the token that was given to the service's
     /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): the consumer cancels it when a
@@ -335,32 +288,6 @@ impl<B, S, C> Consumer<B, S, C> {
     /// Without it a drain has no way to stop what runs but to drop it.
     pub fn shutdown(mut self, token: CancellationToken) -> Self {
         self.options.shutdown = Some(token);
-        self
-    }
-
-    /// Sets how long what runs may take to finish once the consumer ends; 30 s by default.
-    ///
-    /// It is one limit for all jobs. `Duration::MAX` is none.
-    pub fn drain_timeout(mut self, limit: Duration) -> Self {
-        self.options.drain_timeout = limit;
-        self
-    }
-
-    /// Sets how long what is told to stop may take to be settled; 40 s by default.
-    ///
-    /// It should be longer than the sentinel's [`grace`](crate::SentinelLayer::grace),
-    /// [`stop_wait`](crate::SentinelLayer::stop_wait) and
-    /// [`settle_timeout`](crate::SentinelLayer::settle_timeout) together, which are 35 s by
-    /// default.
-    pub fn stop_timeout(mut self, limit: Duration) -> Self {
-        self.options.stop_timeout = limit;
-        self
-    }
-
-    /// Sets what happens after an error that concerns [one call alone](Escalation::Call);
-    /// [`AfterError::Stop`] by default.
-    pub fn on_error(mut self, after_error: AfterError) -> Self {
-        self.options.after_error = after_error;
         self
     }
 

@@ -2,36 +2,24 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture, poll_fn},
+    future::{Future, IntoFuture},
     ops::RangeInclusive,
-    panic::resume_unwind,
-    pin::pin,
     sync::{Arc, Mutex},
-    task::Poll,
     time::Duration,
 };
 
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{
-    AfterError, ByClosure, ByError, Classify, ConsumerError, Consuming, EndCause, Escalation,
-    Summary,
-    in_flight::Call,
-    session::Options,
-    signals::{Asked, Signals},
-    tasks::{Ended, Ending, Rest, consume, end_last},
+    ByClosure, ByError, Classify, ConsumerError, Consuming, Escalation, Summary,
+    options::Options,
+    sessions::{Retry, Sessions},
+    setters::setters,
+    signals::Signals,
+    subscription::Subscription,
 };
-use crate::{
-    backoff::{Delays, full_jitter},
-    consumer::subscription::Subscription,
-    outcome::{catch, drop_quietly, guard},
-    telemetry::consumer_name::carried,
-};
+use crate::backoff::Delays;
 
 /// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
 /// last ones ended without being asked to; see
@@ -137,14 +125,6 @@ pub struct ReconnectingConsumer<F, M, C = ByError> {
     name: Option<Arc<str>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Retry {
-    pauses: Delays,
-    longest: Duration,
-    random: fn() -> f64,
-    max_attempts: Option<u32>,
-}
-
 impl<F, M> ReconnectingConsumer<F, M> {
     pub(super) fn new(connect: F, make_service: M) -> Self {
         let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -168,12 +148,7 @@ impl<F, M> ReconnectingConsumer<F, M> {
 }
 
 impl<F, M, C> ReconnectingConsumer<F, M, C> {
-    /// Sets the name, which is in all that is told of the consumer and its jobs; see
-    /// [`Consumer::name`](crate::Consumer::name).
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
+    setters!();
 
     /// Sets the ceilings of the pauses: the first is the lower bound, each is twice the last, and
     /// none is above the upper bound; from 500 ms to 30 s by default.
@@ -215,40 +190,6 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
-    /// Drains and returns once `signal` resolves; see
-    /// [`Consumer::with_graceful_shutdown`](crate::Consumer::with_graceful_shutdown).
-    pub fn with_graceful_shutdown<G>(mut self, signal: G) -> Self
-    where
-        G: Future<Output = ()> + Send + 'static,
-    {
-        self.signals.graceful = Some(Box::pin(signal));
-        self
-    }
-
-    /// Cuts the drain short once `signal` resolves; see
-    /// [`Consumer::with_forced_shutdown`](crate::Consumer::with_forced_shutdown).
-    pub fn with_forced_shutdown<G>(mut self, signal: G) -> Self
-    where
-        G: Future<Output = ()> + Send + 'static,
-    {
-        self.signals.forced = Some(Box::pin(signal));
-        self
-    }
-
-    /// Sets how long what runs may take to finish once a session ends; 30 s by default. See
-    /// [`Consumer::drain_timeout`](crate::Consumer::drain_timeout).
-    pub fn drain_timeout(mut self, limit: Duration) -> Self {
-        self.options.drain_timeout = limit;
-        self
-    }
-
-    /// Sets how long what is told to stop may take to be settled; 40 s by default. See
-    /// [`Consumer::stop_timeout`](crate::Consumer::stop_timeout).
-    pub fn stop_timeout(mut self, limit: Duration) -> Self {
-        self.options.stop_timeout = limit;
-        self
-    }
-
     /// Sets how many tasks a session has; 1 by default. `make_service` is called for each, with the
     /// same token.
     ///
@@ -262,13 +203,6 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     pub fn tasks(mut self, number: usize) -> Self {
         assert!(number > 0, "`tasks(0)` would consume nothing");
         self.tasks = number;
-        self
-    }
-
-    /// Sets what happens after an error that concerns [one call alone](Escalation::Call);
-    /// [`AfterError::Stop`] by default, which ends the session.
-    pub fn on_error(mut self, after_error: AfterError) -> Self {
-        self.options.after_error = after_error;
         self
     }
 
@@ -352,260 +286,6 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         self.run()
-    }
-}
-
-/// The sessions of a consumer, and what they did together.
-struct Sessions<F, M, C> {
-    connect: F,
-    make_service: M,
-    classify: Arc<Mutex<C>>,
-    options: Options,
-    connect_timeout: Duration,
-    tasks: usize,
-    total: Summary,
-    /// The session that drains beside the present one.
-    beside: Option<Beside>,
-}
-
-/// A session whose channel is gone, and that still drains.
-struct Beside {
-    /// Cuts its drain short.
-    stop: CancellationToken,
-    task: JoinHandle<Summary>,
-}
-
-/// Why a session ended, or could not begin.
-struct Failure<T, E, X> {
-    cause: EndCause<T, E, X>,
-    answered: u64,
-    lasted: Duration,
-}
-
-impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
-    fn from(cause: EndCause<T, E, X>) -> Self {
-        Self {
-            cause,
-            answered: 0,
-            lasted: Duration::ZERO,
-        }
-    }
-}
-
-impl<F, M, C> Sessions<F, M, C> {
-    /// Runs one session after the other, and returns why it gave up: nothing if it was asked to end.
-    async fn run<Fut, B, S, X>(
-        &mut self,
-        retry: Retry,
-        signals: &mut Signals,
-    ) -> Option<EndCause<B::Error, S::Error, X>>
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
-        M: FnMut(CancellationToken) -> S,
-        X: fmt::Display,
-        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
-        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
-        S::Error: fmt::Display + Send + 'static,
-        S::Future: Send + 'static,
-        C: Classify<S::Error> + Send + 'static,
-    {
-        // In a row; and which of the pauses comes next.
-        let (mut failures, mut step) = (0_u32, 0_u32);
-        loop {
-            guard(|| tracing::info!(attempt = failures + 1, "connecting"));
-            let Failure {
-                cause,
-                answered,
-                lasted,
-            } = self.next(signals).await?;
-            let worked = answered > 0 || lasted > retry.longest;
-            (failures, step) = match worked {
-                true => (0, 1),
-                false => (failures.saturating_add(1), step.saturating_add(1)),
-            };
-            if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
-                let attempts = failures;
-                guard(|| {
-                    tracing::error!(attempts, cause = cause.print(), "does not reconnect");
-                });
-                return Some(cause);
-            }
-            let ceiling = retry.pauses.nth(step);
-            let pause = full_jitter(ceiling, catch(retry.random).unwrap_or(1.0));
-            guard(|| {
-                tracing::warn!(
-                    attempts = failures,
-                    ?pause,
-                    cause = cause.print(),
-                    "will reconnect"
-                );
-            });
-            drop_quietly(cause);
-            signals.unless_asked(sleep(pause)).await?;
-        }
-    }
-
-    /// Runs one session, and returns why it ended or could not begin: nothing if it was asked to end.
-    async fn next<Fut, B, S, X>(
-        &mut self,
-        signals: &mut Signals,
-    ) -> Option<Failure<B::Error, S::Error, X>>
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
-        M: FnMut(CancellationToken) -> S,
-        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
-        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
-        S::Error: fmt::Display + Send + 'static,
-        S::Future: Send + 'static,
-        C: Classify<S::Error> + Send + 'static,
-    {
-        // Before the connection, which has then nothing to be closed for.
-        let shutdown = CancellationToken::new();
-        let make_services = || {
-            let services = (0..self.tasks).map(|_| (self.make_service)(shutdown.clone()));
-            services.collect()
-        };
-        let services: Vec<S> = match catch(make_services) {
-            Ok(services) => services,
-            Err(panic) => return Some(EndCause::MakeServicePanicked(panic).into()),
-        };
-        let subscription = match self.subscribe(signals).await {
-            Some(Ok(subscription)) => subscription,
-            unconnected => {
-                // Whoever has the token, or the services, waits for their end.
-                guard(|| shutdown.cancel());
-                services.into_iter().for_each(drop_quietly);
-                return unconnected.and_then(Result::err).map(Failure::from);
-            }
-        };
-        guard(|| tracing::info!("connected"));
-        let gone = CancellationToken::new();
-        self.options.shutdown = Some(shutdown);
-        self.options.gone = gone.clone();
-        let subscription = Box::pin(subscription);
-        let stop = signals.stop_token();
-        let Self {
-            classify, options, ..
-        } = self;
-        let consuming = consume(
-            subscription,
-            services,
-            classify,
-            options,
-            signals,
-            stop.clone(),
-        );
-        let Ending {
-            cause,
-            answered,
-            lasted,
-            mut rest,
-        } = consuming.await;
-        // A session that was asked to end is the last one, and waited for.
-        let is_last = cause.is_none();
-        let ended = async {
-            if is_last {
-                return Some(end_last(&mut rest, &gone, &stop).await);
-            }
-            let mut gone = pin!(gone.cancelled());
-            poll_fn(|cx| match rest.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending => gone.as_mut().poll(cx).map(|()| None),
-            })
-            .await
-        };
-        let ended = signals.attend(ended).await;
-        let (answered, other) = match ended {
-            Some(Ended { cause, summary }) => {
-                let answered = summary.answered;
-                self.total.add(summary);
-                (answered, cause)
-            }
-            None => {
-                self.drain_beside(rest, stop, signals).await;
-                (answered, None)
-            }
-        };
-        let Some(cause) = cause else {
-            drop_quietly(other);
-            return None;
-        };
-        let cause = cause.or_graver(other);
-        // What is asked for while an error drains is an end too.
-        match signals.asked() {
-            Asked::Drain | Asked::Stop if cause.is_transient() => None,
-            _ => Some(Failure {
-                cause: cause.widen(),
-                answered,
-                lasted,
-            }),
-        }
-    }
-
-    /// Lets a session drain while the next ones run, and has the one before it stopped.
-    async fn drain_beside<T, E>(
-        &mut self,
-        rest: Rest<T, E>,
-        stop: CancellationToken,
-        signals: &mut Signals,
-    ) where
-        T: Send + 'static,
-        E: Send + 'static,
-    {
-        guard(|| tracing::info!("the channel is gone: the session drains beside the next one"));
-        let rest = async move {
-            let ended = rest.await;
-            // A service that can't be used as configured tells the next session, too.
-            drop_quietly(ended.cause);
-            ended.summary
-        };
-        let task = tokio::spawn(carried(rest));
-        if let Some(older) = &self.beside {
-            older.stop.cancel();
-        }
-        signals.attend(self.join_beside()).await;
-        self.beside = Some(Beside { stop, task });
-    }
-
-    /// Waits for the session that drains beside the present one.
-    async fn join_beside(&mut self) {
-        let Some(beside) = self.beside.take() else {
-            return;
-        };
-        match beside.task.await {
-            Ok(summary) => self.total.add(summary),
-            Err(error) => {
-                if let Ok(payload) = error.try_into_panic() {
-                    // What is the user's is caught where it is called.
-                    resume_unwind(payload);
-                }
-            }
-        }
-    }
-
-    /// Connects, unless the end is asked for first.
-    async fn subscribe<Fut, B, T, E, X>(
-        &mut self,
-        signals: &mut Signals,
-    ) -> Option<Result<B, EndCause<T, E, X>>>
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
-    {
-        let connecting = match catch(&mut self.connect) {
-            Ok(connecting) => connecting,
-            Err(panic) => return Some(Err(EndCause::ConnectPanicked(panic))),
-        };
-        let limit = self.connect_timeout;
-        let connecting = timeout(limit, Call::new(connecting));
-        Some(match signals.unless_asked(connecting).await? {
-            Ok(Ok(Ok(subscription))) => Ok(subscription),
-            Ok(Ok(Err(error))) => Err(EndCause::Connect(error)),
-            Ok(Err(panic)) => Err(EndCause::ConnectPanicked(panic)),
-            Err(_elapsed) => Err(EndCause::ConnectTimedOut(limit)),
-        })
     }
 }
 

@@ -19,7 +19,8 @@ use tower_service::Service;
 
 use super::{
     Classify, EndCause, Summary,
-    session::{Options, Session},
+    options::Options,
+    session::Session,
     share::Share,
     signals::{Asked, Signals},
 };
