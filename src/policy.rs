@@ -1,10 +1,10 @@
 //! [`AckPolicy`]: the service that answers the broker, and the [`Report`] it answers for.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tower_service::Service;
 
-use crate::outcome::Outcome;
+use crate::outcome::{Elsewhere, Outcome};
 
 /// What a policy receives: the tag of a job and what became of it.
 ///
@@ -17,7 +17,6 @@ use crate::outcome::Outcome;
 /// assert_eq!(tag, 7);
 /// assert!(outcome.is_completed());
 /// ```
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Report<Tag, T, E> {
     /// The tag to answer for.
@@ -26,6 +25,8 @@ pub struct Report<Tag, T, E> {
     pub outcome: Outcome<T, E>,
     /// The time from the sentinel's `call` to the outcome, stopping included.
     pub elapsed: Duration,
+    /// Where to drop the outcome, if it has a destructor and the jobs a runtime of their own.
+    pub(crate) elsewhere: Option<Box<Elsewhere<Outcome<T, E>>>>,
 }
 
 impl<Tag, T, E> Report<Tag, T, E> {
@@ -35,7 +36,18 @@ impl<Tag, T, E> Report<Tag, T, E> {
             tag,
             outcome,
             elapsed,
+            elsewhere: None,
         }
+    }
+}
+
+impl<Tag: fmt::Debug, T: fmt::Debug, E: fmt::Debug> fmt::Debug for Report<Tag, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Report")
+            .field("tag", &self.tag)
+            .field("outcome", &self.outcome)
+            .field("elapsed", &self.elapsed)
+            .finish()
     }
 }
 

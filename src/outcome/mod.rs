@@ -1,8 +1,9 @@
 //! What became of a job: [`Outcome`] and the three ways in which it can fail to return.
 
-use std::{any::Any, error::Error, fmt};
+use std::{any::Any, error::Error, fmt, mem::needs_drop};
 
 mod panic;
+mod remains;
 mod stop;
 
 pub use self::{
@@ -11,6 +12,7 @@ pub use self::{
 };
 pub(crate) use self::{
     panic::{Quiet, catch, drop_quietly, guard, print},
+    remains::{Elsewhere, Remains},
     stop::Stop,
 };
 
@@ -94,6 +96,17 @@ impl<T, E> Outcome<T, E> {
             Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => true,
             Outcome::TimedOut(timed_out) => timed_out.stopped(),
             Outcome::Cancelled(cancelled) => cancelled.stopped(),
+        }
+    }
+
+    /// Returns whether a destructor of the job's runs when this is dropped.
+    pub(crate) fn has_destructor(&self) -> bool {
+        match self {
+            Outcome::Completed(_) => needs_drop::<T>(),
+            Outcome::Failed(_) => needs_drop::<E>(),
+            Outcome::Panicked(_) => true,
+            Outcome::TimedOut(timed_out) => timed_out.panic().is_some(),
+            Outcome::Cancelled(cancelled) => cancelled.panic().is_some(),
         }
     }
 

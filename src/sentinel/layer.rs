@@ -246,6 +246,9 @@ impl<P, H> SentinelLayer<P, H> {
     /// gone, its jobs are [`Cancelled`](crate::Outcome::Cancelled) with
     /// [`RuntimeGone`](crate::outcome::CancelReason::RuntimeGone), and after the first of them the service's
     /// readiness is an error, [`SentinelError::RuntimeGone`]: no more jobs are taken only to be given back.
+    ///
+    /// A value or an error that has a destructor costs a second task there, in which a
+    /// [`SettlePolicy`](crate::SettlePolicy) drops it.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self

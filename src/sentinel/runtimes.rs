@@ -123,6 +123,12 @@ impl Home {
         runtime.map(Handle::enter)
     }
 
+    /// Returns the runtime of the jobs, if they have one of their own.
+    #[inline]
+    pub(crate) fn jobs(&self) -> Option<&Handle> {
+        self.jobs.as_ref()
+    }
+
     /// Returns the runtime that watches a job beyond its outcome: one that lives as long.
     pub(crate) fn watch(&self) -> Handle {
         self.jobs.clone().unwrap_or_else(|| self.handle())

@@ -47,8 +47,11 @@ use crate::{
 ///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
 /// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
 /// - *What blocks*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs where the response
-///   future is polled, and so does the destructor of what the job returned, in the policy. One that
-///   blocks its thread delays the limits and settlements of all jobs that are polled in the same task.
+///   future is polled. One that blocks its thread delays the limits and settlements of all jobs that are
+///   polled in the same task. The destructor of what a job returned does so too, after the job's own
+///   settlement, unless the jobs have a [`runtime`](crate::SentinelLayer::runtime): then a
+///   [`SettlePolicy`](crate::SettlePolicy) leaves it to a task there. Another policy drops its report
+///   where and when it chooses.
 ///
 /// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
 /// a panic while another unwinds, the end of the process or of each of these runtimes. The broker

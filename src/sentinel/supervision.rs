@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use crate::{
     cancel::{JobContext, JobHandle},
-    outcome::{Outcome, guard},
+    outcome::{Elsewhere, Outcome, guard},
     policy::{AckPolicy, Report},
     sentinel::{
         abandoned::Abandoned,
@@ -85,6 +85,9 @@ pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     /// [`SettlePolicy`]: crate::SettlePolicy
     fn policy_tells(&self) -> bool;
 
+    /// Returns where to drop what jobs leave behind, if not here.
+    fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>>;
+
     /// Counts a job whose outcome is given, though it still runs.
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
 
@@ -111,6 +114,11 @@ where
     fn policy_tells(&self) -> bool {
         // Nobody else makes one.
         TypeId::of::<P::Response>() == TypeId::of::<Settled>()
+    }
+
+    fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>> {
+        let jobs = self.base.home.jobs()?;
+        Some(Box::new(Elsewhere::new(jobs.clone())))
     }
 
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
@@ -202,7 +210,10 @@ where
             let (tag, policy) = answerable.take().expect("a job has one outcome");
             // A job that never started holds no thread.
             let runs_on = !outcome.is_stopped() || context.is_blocking();
-            let report = Report::new(tag, outcome, elapsed);
+            let mut report = Report::new(tag, outcome, elapsed);
+            if home.jobs().is_some() && report.outcome.has_destructor() {
+                report.elsewhere = self.origin.elsewhere();
+            }
             self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
             if abandoned.is_some() && runs_on {
                 self.origin.abandon(isolated, context);

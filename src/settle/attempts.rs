@@ -2,6 +2,7 @@
 
 use std::{
     any::type_name,
+    convert::Infallible,
     fmt,
     future::Future,
     pin::Pin,
@@ -13,7 +14,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     backoff::Delays,
-    outcome::{drop_quietly, guard, print},
+    outcome::{Remains, drop_quietly, guard, print},
     settle::{
         Reach, Settle, Unsettled,
         error::SettleError,
@@ -36,13 +37,17 @@ pub(crate) struct Patience {
 pin_project! {
     /// The future of a [`SettlePolicy`](crate::SettlePolicy): one settlement, with its tries.
     ///
+    /// It holds the outcome `O` of the job, and drops it last.
+    ///
     /// # Cancel safety
     ///
     /// Not cancel safe: if it is dropped, the broker may or may not have the answer.
     #[must_use = "a delivery is not settled unless this is polled"]
-    pub struct SettleFuture<Tag, F, E> {
+    pub struct SettleFuture<Tag, F, E, O = Infallible> {
         #[pin]
         state: State<Tag, F, E>,
+        // Last, for its destructor may block.
+        remains: Remains<O>,
     }
 }
 
@@ -55,11 +60,12 @@ pin_project! {
     }
 }
 
-impl<Tag, F, E> SettleFuture<Tag, F, E> {
-    pub(crate) fn refused(error: SettleError<E>) -> Self {
+impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
+    pub(crate) fn refused(error: SettleError<E>, remains: Remains<O>) -> Self {
         let error = Some(error);
         Self {
             state: State::Refused { error },
+            remains,
         }
     }
 
@@ -71,13 +77,14 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
         stopwatch: Stopwatch,
         (tag, settled, message): (Tag, Settled, Option<String>),
         patience: Patience,
+        remains: Remains<O>,
     ) -> Self
     where
         Tag: Settle<Future = F>,
     {
         let kept = match patience.retries {
             0 => None,
-            _ => message.clone(),
+            _ => message.as_deref().map(Box::from),
         };
         let reason = settled.reason(message);
         let future = {
@@ -97,11 +104,12 @@ impl<Tag, F, E> SettleFuture<Tag, F, E> {
                     message: kept,
                 },
             },
+            remains,
         }
     }
 }
 
-impl<Tag, F, E> Future for SettleFuture<Tag, F, E>
+impl<Tag, F, E, O> Future for SettleFuture<Tag, F, E, O>
 where
     Tag: Settle<Future = F, Error = E>,
     F: Future<Output = Result<(), Unsettled<Tag, E>>>,
@@ -138,7 +146,7 @@ where
     }
 }
 
-impl<Tag, F, E> fmt::Debug for SettleFuture<Tag, F, E> {
+impl<Tag, F, E, O> fmt::Debug for SettleFuture<Tag, F, E, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("SettleFuture");
         if let State::Settling { settling, .. } = &self.state {
@@ -164,7 +172,7 @@ pin_project! {
         // What is answered on success.
         settled: Settled,
         // The reason's, for further tries.
-        message: Option<String>,
+        message: Option<Box<str>>,
     }
 }
 
@@ -250,7 +258,8 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let mut this = self.project();
         *this.timer = None;
         *this.tries += 1;
-        let reason = this.settled.reason(this.message.clone());
+        let message = this.message.as_deref().map(str::to_owned);
+        let reason = this.settled.reason(message);
         let future = tag.settle(this.settled.verdict, reason);
         this.step.set(Step::Trying { future });
     }

@@ -13,7 +13,7 @@ use tracing::Span;
 
 use crate::{
     backoff::Delays,
-    outcome::{CancelReason, Outcome, drop_quietly, guard, print},
+    outcome::{CancelReason, Outcome, Remains, guard, print},
     policy::Report,
     settle::{
         Settle,
@@ -57,7 +57,10 @@ use crate::{
 /// - *Cancellation*: nothing here looks at the job's [`Cancellation`](crate::cancel::Cancellation) or at a
 ///   shutdown. A settlement goes on while a drain is under way.
 /// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
-///   whose destructor panics, or an error that panics when it is printed, costs no answer.
+///   whose destructor panics, or an error that panics when it is printed, costs no settlement.
+/// - *Destructors*: what the job returned, or panicked with, is dropped after the settlement: with the
+///   future, or in a task on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, if the
+///   sentinel has one. A destructor that blocks delays its own settlement in neither case.
 /// - *Events*: one for each job that has not completed, with what its error prints, the verdict and
 ///   the count of deliveries, see [`ProcessSpan`](crate::settle::ProcessSpan#events); a `warn!` for each try
 ///   that failed, with its verdict. None for a success.
@@ -256,7 +259,7 @@ where
 {
     type Response = Settled;
     type Error = SettleError<Tag::Error>;
-    type Future = SettleFuture<Tag, Tag::Future, Tag::Error>;
+    type Future = SettleFuture<Tag, Tag::Future, Tag::Error, Outcome<T, E>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
@@ -267,6 +270,7 @@ where
             tag,
             outcome,
             elapsed,
+            elsewhere,
         } = report;
         let verdict = self.verdict(&tag, &outcome);
         let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
@@ -275,11 +279,10 @@ where
             tell(&tag, &outcome, verdict.as_ref().ok(), message.as_deref());
         }
         let message = message.or_else(|| Reason::of(&outcome, elapsed).message);
-        // A destructor of the job's that panics must not cost the answer.
-        drop_quietly(outcome);
+        let remains = Remains::new(outcome, elsewhere);
         let verdict = match verdict {
             Ok(verdict) => verdict,
-            Err(refusal) => return SettleFuture::refused(refusal),
+            Err(refusal) => return SettleFuture::refused(refusal, remains),
         };
         let settled = Settled {
             kind,
@@ -291,7 +294,8 @@ where
         };
         let stopwatch = self.instruments.begin();
         let span = settle_span(&tag, verdict);
-        SettleFuture::settling(span, stopwatch, (tag, settled, message), self.patience)
+        let answer = (tag, settled, message);
+        SettleFuture::settling(span, stopwatch, answer, self.patience, remains)
     }
 }
 

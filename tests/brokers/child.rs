@@ -158,7 +158,7 @@ pub(crate) fn recording<D, Tag, E>(
 where
     D: Decision<Tag, String, E> + Clone + Send + 'static,
     Tag: Settle<Error: Send, Future: Send> + Debug + Send + 'static,
-    E: Display,
+    E: Display + Send + 'static,
 {
     let policy = SettlePolicy::new(decision);
     service_fn(move |report: Report<Tag, String, E>| {

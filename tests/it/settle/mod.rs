@@ -2,4 +2,5 @@
 
 mod decision;
 mod moot;
+mod remains;
 mod settling;

@@ -814,6 +814,11 @@ fn a_settlement_adds_little_to_the_future_of_its_tag() {
     // Its own span is 40 of them.
     let measured = if cfg!(feature = "metrics") { 24 } else { 0 };
     assert!(added <= 200 + measured, "{added} bytes");
+    // And the outcome, which is dropped last.
+    type Done = Outcome<(), Refused>;
+    type Keeping = SettleFuture<u8, Boxed, Refused, Done>;
+    let added = mem::size_of::<Keeping>() - mem::size_of::<SettleFuture<u8, Boxed, Refused>>();
+    assert!(added <= mem::size_of::<Done>(), "{added} bytes");
 }
 
 /// A tag that lets itself be waited for without a timer.
