@@ -10,6 +10,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -244,6 +245,10 @@ impl<J: Job, T> Job for Decoded<J, T> {
 
     fn time_limit(&self) -> TimeLimit {
         self.job.time_limit()
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        self.job.lease()
     }
 }
 

@@ -62,6 +62,31 @@ pub trait Job {
     fn time_limit(&self) -> TimeLimit {
         TimeLimit::Inherit
     }
+
+    /// Returns how long the broker waits for this job's settlement, from the delivery on, before it
+    /// gives the job to somebody else; `None` by default: for ever, or nobody knows.
+    ///
+    /// It is that of a job that is not [kept alive](crate::KeepAliveLayer). Jobs of this crate's brokers
+    /// tell it where they know it. What it does to a time limit is at
+    /// [`SentinelLayer::timeout`](crate::SentinelLayer::timeout).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::Job;
+    ///
+    /// struct Message { receipt: String }
+    ///
+    /// impl Job for Message {
+    ///     type Tag = String;
+    ///     fn tag(&self) -> String { self.receipt.clone() }
+    ///
+    ///     // The visibility timeout of its queue: without a keep-alive such a job may run for 20 s.
+    ///     fn lease(&self) -> Option<Duration> { Some(Duration::from_secs(30)) }
+    /// }
+    /// ```
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl<T: ?Sized> Job for Arc<T> {

@@ -7,7 +7,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     task::{Poll, Waker},
     thread,
@@ -246,6 +246,8 @@ thread_local! {
 /// What runs beside a job.
 #[derive(Default)]
 struct Beside {
+    /// Whether the broker is asked for more time.
+    kept_alive: AtomicBool,
     companions: Mutex<Companioned>,
     /// How many closures block a thread for the job.
     blocking: AtomicUsize,
@@ -326,6 +328,17 @@ impl JobContext {
     pub(crate) fn stopping(&self) -> Option<Stopping> {
         let decided = self.stopping.get().copied();
         decided.or_else(|| self.request().map(Stopping::from))
+    }
+
+    /// Notes that the broker is asked for more time while the job runs.
+    pub(crate) fn keep_alive(&self) {
+        self.beside().kept_alive.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the broker was asked for more time.
+    pub(crate) fn is_kept_alive(&self) -> bool {
+        let beside = self.beside.get();
+        beside.is_some_and(|beside| beside.kept_alive.load(Ordering::Relaxed))
     }
 
     /// Stops `companion` when this job has its outcome, or at once if it has.

@@ -66,6 +66,8 @@ mod ticker;
 ///   with [`CancelReason::LeaseLost`](crate::outcome::CancelReason::LeaseLost), to which
 ///   [`ack_on_success`](crate::ack_on_success) says [`Abandon`](crate::Verdict::Abandon). A job that
 ///   completes within its grace is acked; the broker says what it makes of that.
+/// - *The default time limit* of the sentinel is the whole [30 s](crate::SentinelLayer::timeout) for a job
+///   that is kept alive, however short its [lease](crate::Job::lease).
 /// - *A failed keep-alive* costs the job nothing: nobody knows whether the lease is lost. It is an
 ///   event, and is tried again for as long as the job runs, never more often than said above. An
 ///   error and a [timeout](Self::try_timeout) are a `warn!`, a panic is an `error!`.
@@ -280,6 +282,7 @@ impl Settings {
         let stopping = Stopping(Arc::clone(&ticker));
         let job = Cancellation::current();
         if let Some(context) = job.job() {
+            context.keep_alive();
             context.accompany(Arc::clone(&ticker) as Arc<dyn Companion>);
         }
         let task = ticker.run(job);

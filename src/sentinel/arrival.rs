@@ -1,8 +1,11 @@
 //! [`LimitedDeliveries`]: looks at the count of a delivery before its job runs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{
@@ -43,6 +46,10 @@ where
 
     fn time_limit(&self, job: &J) -> TimeLimit {
         self.tagging.time_limit(job)
+    }
+
+    fn lease(&self, job: &J) -> Option<Duration> {
+        self.tagging.lease(job)
     }
 
     fn refusal(&self, tag: &G::Tag) -> Option<CancelReason> {

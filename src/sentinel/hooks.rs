@@ -1,5 +1,7 @@
 //! The functions that a layer can be given, and what stands in for those that it was not.
 
+use std::time::Duration;
+
 use tracing::Span;
 
 use crate::{
@@ -80,6 +82,11 @@ pub trait Tagging<J> {
     /// Reads the time limit of `job`.
     fn time_limit(&self, job: &J) -> TimeLimit;
 
+    /// Reads the lease of `job`.
+    fn lease(&self, _job: &J) -> Option<Duration> {
+        None
+    }
+
     /// Returns why the job of `tag` is not to run, if so.
     fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
         None
@@ -99,6 +106,10 @@ impl<J: Job> Tagging<J> for ByJob {
 
     fn time_limit(&self, job: &J) -> TimeLimit {
         job.time_limit()
+    }
+
+    fn lease(&self, job: &J) -> Option<Duration> {
+        job.lease()
     }
 }
 

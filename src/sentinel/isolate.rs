@@ -24,7 +24,10 @@ use tower_service::Service;
 use crate::{
     cancel::{JobContext, Request, Stopping},
     outcome::{CancelReason, Outcome, Panic, Quiet, Stop, catch, drop_quietly},
-    sentinel::runtimes::{Clock, Home},
+    sentinel::{
+        lease::DEFAULT_TIMEOUT,
+        runtimes::{Clock, Home},
+    },
     telemetry::GuardedSpan,
     time::deadline,
 };
@@ -90,6 +93,8 @@ impl Cause {
 #[derive(Clone, Copy)]
 enum Step {
     Running,
+    /// Running under a limit for its lease, which counts until the job is kept alive.
+    Leased,
     /// The job was told to stop.
     Grace(Cause),
     /// The job was told and aborted.
@@ -118,7 +123,7 @@ impl<T, E> Isolated<T, E> {
         context: &Arc<JobContext>,
         span: GuardedSpan,
         (service, job): (S, J),
-        (started, due): (Instant, Option<Instant>),
+        (started, due, is_leased): (Instant, Option<Instant>, bool),
         shutdown: Option<&CancellationToken>,
     ) -> Self
     where
@@ -135,8 +140,20 @@ impl<T, E> Isolated<T, E> {
             join: Some(home.spawn(task)),
             shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
             started,
-            step: Step::Running,
+            step: match is_leased {
+                true => Step::Leased,
+                false => Step::Running,
+            },
             due,
+        }
+    }
+
+    /// Gives a job that is kept alive the whole of the default limit.
+    #[inline]
+    fn lift_limit(&mut self, context: &JobContext) {
+        if matches!(self.step, Step::Leased) && context.is_kept_alive() {
+            self.step = Step::Running;
+            self.due = deadline(self.started, DEFAULT_TIMEOUT);
         }
     }
 
@@ -154,6 +171,7 @@ impl<T, E> Isolated<T, E> {
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
+        self.lift_limit(context);
         let mut is_blocking = false;
         if let Step::Stopping(_) = self.step {
             is_blocking = context.poll_blocking(cx.waker()).is_pending();
@@ -167,7 +185,7 @@ impl<T, E> Isolated<T, E> {
         }
         loop {
             match self.step {
-                Step::Running => {
+                Step::Running | Step::Leased => {
                     let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
                     if self.has_ended() {
                         return Poll::Pending;
@@ -243,7 +261,8 @@ impl<T, E> Isolated<T, E> {
         ladder: Ladder,
         shutdown: Option<&CancellationToken>,
     ) {
-        if self.has_ended() || !matches!(self.step, Step::Running) {
+        self.lift_limit(context);
+        if self.has_ended() || !matches!(self.step, Step::Running | Step::Leased) {
             return;
         }
         let cause = match (context.request(), self.due) {
@@ -298,7 +317,7 @@ impl<T, E> Isolated<T, E> {
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running => context.request().map(|it| self.first_of(it)),
+            Step::Running | Step::Leased => context.request().map(|it| self.first_of(it)),
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
         let panic = match (exit.map(|output| output.into_inner().0), cause) {
@@ -330,7 +349,7 @@ impl<T, E> Isolated<T, E> {
             return None;
         }
         let limit = match self.step {
-            Step::Running => self.due? - self.started,
+            Step::Running | Step::Leased => self.due? - self.started,
             Step::Grace(Cause::TimeLimit(limit)) | Step::Stopping(Cause::TimeLimit(limit)) => limit,
             Step::Grace(_) | Step::Stopping(_) => return None,
         };

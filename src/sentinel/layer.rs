@@ -8,6 +8,7 @@ use tower_layer::Layer;
 use tracing::Span;
 
 use crate::{
+    job::TimeLimit,
     sentinel::{
         abandoned::Abandoned,
         arrival::LimitedDeliveries,
@@ -173,7 +174,8 @@ impl<P, H> SentinelLayer<P, H> {
             stop_wait: Duration::from_secs(5),
         };
         let settings = Settings {
-            timeout: Some(Duration::from_secs(30)),
+            timeout: TimeLimit::Inherit,
+            outliving: Arc::default(),
             ladder,
             settle_timeout: Duration::from_secs(30),
             on_drop: OnDrop::Abort,
@@ -190,19 +192,26 @@ impl<P, H> SentinelLayer<P, H> {
         }
     }
 
-    /// Sets how long a job may run, from `call` on; 30 s by default, as GenTask's.
+    /// Sets how long a job may run, from `call` on; 30 s by default, or two thirds of the job's
+    /// [lease](crate::Job::lease) if that is less.
+    ///
+    /// The third that is left is for [`stop_wait`](Self::stop_wait) and the settlement, so that the
+    /// verdict comes in time. A job that a [`KeepAliveLayer`](crate::KeepAliveLayer) keeps alive has its
+    /// 30 s. With a limit that is set the lease is nobody's to keep: where limit and
+    /// [`grace`](Self::grace) together are not shorter, and nothing keeps the job alive, an event at level
+    /// WARN says so, with all three, once for a layer and all that was made of it.
     ///
     /// A job's own [`time_limit`](crate::Job::time_limit) goes before it. `Duration::ZERO` stops
     /// every job at once that is not found completed in its first poll. A limit too far in the
     /// future for the clock, such as `Duration::MAX`, is none.
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.settings.timeout = Some(limit);
+        self.settings.timeout = TimeLimit::After(limit);
         self
     }
 
     /// Lets jobs run without a limit, unless they have [their own](crate::Job::time_limit).
     pub fn no_timeout(mut self) -> Self {
-        self.settings.timeout = None;
+        self.settings.timeout = TimeLimit::Never;
         self
     }
 

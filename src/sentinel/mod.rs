@@ -10,6 +10,7 @@ mod future;
 mod hooks;
 mod isolate;
 mod layer;
+mod lease;
 mod runtimes;
 mod service;
 mod settlement;

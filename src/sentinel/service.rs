@@ -20,6 +20,7 @@ use crate::{
         future::ResponseFuture,
         hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
         isolate::Isolated,
+        lease::default_timeout,
         settlement::Settlement,
         supervision::{Base, Origin, Shared, Stage, Supervision},
     },
@@ -145,9 +146,18 @@ where
         let tag = hooks.tag.tag(&job);
         let limit = match hooks.tag.time_limit(&job) {
             TimeLimit::Inherit => settings.timeout,
+            own => own,
+        };
+        let lease = hooks.tag.lease(&job);
+        let is_default = limit == TimeLimit::Inherit;
+        let limit = match limit {
+            TimeLimit::Inherit => Some(default_timeout(lease)),
             TimeLimit::Never => None,
             TimeLimit::After(limit) => Some(limit),
         };
+        if let Some(lease) = lease {
+            settings.outliving.note(limit, settings.ladder.grace, lease);
+        }
         let due = limit.and_then(|limit| deadline(started, limit));
         // It panics if the runtime has no timers, and then the instance that is ready is kept.
         let clock = home.clock(due);
@@ -176,7 +186,8 @@ where
                 // The instance that is ready is the one to call.
                 let service = mem::replace(&mut self.service, clone);
                 let shutdown = settings.shutdown.as_ref();
-                let (call, times) = ((service, job), (started, due));
+                let call = (service, job);
+                let times = (started, due, is_default && lease.is_some());
                 Stage::Running {
                     isolated: Isolated::spawn(home, &context, job_span, call, times, shutdown),
                     answerable: Some((tag, policy)),

@@ -16,6 +16,7 @@ use tower_service::Service;
 
 use crate::{
     cancel::{JobContext, JobHandle},
+    job::TimeLimit,
     outcome::{Elsewhere, Outcome, guard},
     policy::{AckPolicy, Report},
     sentinel::{
@@ -23,6 +24,7 @@ use crate::{
         error::SentinelError,
         hooks::{Hooks, OnUnsettled},
         isolate::{Isolated, Ladder},
+        lease::Outliving,
         runtimes::{Clock, Home},
         settlement::Settlement,
     },
@@ -50,8 +52,11 @@ pub enum OnDrop {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) timeout: Option<Duration>,
+    /// `Inherit` where none is set.
+    pub(crate) timeout: TimeLimit,
     pub(crate) ladder: Ladder,
+    /// Shared by all clones of a layer.
+    pub(crate) outliving: Arc<Outliving>,
     pub(crate) settle_timeout: Duration,
     pub(crate) on_drop: OnDrop,
     pub(crate) shutdown: Option<CancellationToken>,
@@ -201,6 +206,9 @@ where
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
             events::conclude(&self.span, &outcome, self.origin.policy_tells());
+            settings
+                .outliving
+                .tell(&outcome, || context.is_kept_alive());
             if let Outcome::Completed(_) | Outcome::Failed(_) = outcome {
                 if let Some(late) = isolated.lateness(elapsed, settings.ladder.grace) {
                     events::tell_late(outcome.kind(), late);

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{
@@ -67,6 +68,11 @@ impl<P> Job for Delivery<P> {
 
     fn tag(&self) -> DeliveryTag<P> {
         self.tag.clone()
+    }
+
+    /// The [`lease`](super::QueueBuilder::lease) of the queue, if it has one.
+    fn lease(&self) -> Option<Duration> {
+        self.tag.queue.config.lease
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Delivery`]: a message as a job.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subject};
 
@@ -68,6 +68,11 @@ impl Job for Delivery {
 
     fn tag(&self) -> DeliveryTag {
         DeliveryTag::new(Arc::clone(&self.place))
+    }
+
+    /// The `ack_wait` of the consumer, or what its `backoff` has for this delivery.
+    fn lease(&self) -> Option<Duration> {
+        Some(self.place.wait)
     }
 }
 

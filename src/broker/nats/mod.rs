@@ -54,8 +54,9 @@
 //! A NAK is not: one that arrives late takes the job from the worker that has it next, and the
 //! server does not refuse it. So it is not sent at all after the ack wait has passed by the clock of
 //! this process ([`DeliveryError::LeaseLost`], which is [moot](crate::settle::Unsettled::moot)), nor queued while there is no connection, nor sent
-//! again when it may have arrived. Let the consumer's `ack_wait` be longer than the time limit of a
-//! job and its settlement, or keep the job alive.
+//! again when it may have arrived. The sentinel's [default limit](crate::SentinelLayer::timeout) leaves a
+//! third of the `ack_wait` for the settlement. Where another limit is set, let the `ack_wait` be longer than
+//! it and the settlement, or keep the job alive.
 //!
 //! # Deliveries
 //!

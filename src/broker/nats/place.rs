@@ -19,7 +19,8 @@ pub(super) struct Place {
     pub(super) fetched: Fetched,
     /// Until when the job is surely ours.
     lease: Mutex<Instant>,
-    wait: Duration,
+    /// How long the server waits for an answer.
+    pub(super) wait: Duration,
     answered: AtomicBool,
     freed: AtomicBool,
     /// Whether the stream keeps a schedule that brings the job back.

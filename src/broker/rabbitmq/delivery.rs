@@ -202,6 +202,11 @@ impl Job for Delivery {
         let message = Arc::clone(&self.message);
         DeliveryTag { message }
     }
+
+    /// The [`consumer_timeout`](super::Queue::consumer_timeout), if one is set.
+    fn lease(&self) -> Option<Duration> {
+        self.message.link.reading.consumer_timeout
+    }
 }
 
 impl fmt::Debug for Delivery {

@@ -29,6 +29,7 @@ pub(super) struct Channel {
     pub(super) consumer: String,
     pub(super) newer: Newer,
     pub(super) delete_settled: bool,
+    pub(super) min_idle: Duration,
     /// How long after an entry was asked for nobody else can take it before an ack is answered.
     pub(super) lease: Duration,
     pub(super) acks: Acks,

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -78,6 +79,11 @@ impl Job for Delivery {
 
     fn tag(&self) -> DeliveryTag {
         self.tag.clone()
+    }
+
+    /// The [`min_idle`](super::ConsumerGroup::min_idle) of the group.
+    fn lease(&self) -> Option<Duration> {
+        Some(self.tag.shared.channel.min_idle)
     }
 }
 

@@ -351,6 +351,7 @@ impl ConsumerGroup {
             consumer,
             newer,
             delete_settled: self.delete_settled,
+            min_idle: self.timing.min_idle,
             lease: self.timing.min_idle.saturating_sub(self.response_timeout),
             free: Semaphore::new(self.prefetch),
             acks: Acks::new(),

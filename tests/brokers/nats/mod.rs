@@ -885,3 +885,46 @@ async fn a_tag_says_its_stream_the_id_of_the_message_and_the_trace_of_its_sender
         .tracestate(Some("k=v"));
     assert_eq!(job.tag().messaging(), Some(expected));
 }
+
+#[tokio::test]
+async fn a_job_that_passes_the_default_limit_is_settled_within_its_ack_wait() {
+    let ack_wait = Duration::from_secs(3);
+    let jobs = jobs(ack_wait).await;
+    jobs.publish("a").await;
+    let mut deliveries = jobs.subscribe(1).await;
+    let mut worker = ServiceBuilder::new()
+        .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success())))
+        .service_fn(|_: Delivery| std::future::pending::<Result<(), DeliveryError>>());
+    let job = next(&mut deliveries).await;
+    assert_eq!(job.lease(), Some(ack_wait));
+    let settled = worker.ready().await.unwrap().call(job).await.unwrap();
+    assert_eq!(settled.verdict, Verdict::retry());
+    let job = next(&mut deliveries).await;
+    assert_eq!(job.tag().deliveries(), Some(2));
+    settle(&job, Verdict::Ack).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_has_the_lease_that_the_backoff_has_for_its_delivery() {
+    let jobs = jobs(SOON).await;
+    let backoff = [5, 7].map(Duration::from_secs);
+    let config = pull::Config {
+        durable_name: Some("patient".into()),
+        filter_subject: "jobs".into(),
+        backoff: backoff.to_vec(),
+        max_deliver: 9,
+        ..pull::Config::default()
+    };
+    // A work queue has one consumer.
+    let stream = jobs.context.get_stream("jobs").await.unwrap();
+    stream.delete_consumer("workers").await.unwrap();
+    stream.create_consumer(config).await.unwrap();
+    jobs.publish("a").await;
+    let pull = Pull::new("jobs", "patient");
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
+    for lease in [backoff[0], backoff[1], backoff[1]] {
+        let job = next(&mut deliveries).await;
+        assert_eq!(job.lease(), Some(lease));
+        settle(&job, Verdict::retry()).await.unwrap();
+    }
+}

@@ -110,7 +110,9 @@ async fn what_comes_after_the_time_that_a_consumer_has_is_refused() {
         let queue = queue.consumer_timeout(TIMEOUT);
         let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
         scene.publish("one").await;
-        let tag = next(&mut jobs).await.tag();
+        let job = next(&mut jobs).await;
+        assert_eq!(job.lease(), Some(TIMEOUT));
+        let tag = job.tag();
         let over = Instant::now() + TIMEOUT;
         if applies {
             let ended = end(&mut jobs).await;

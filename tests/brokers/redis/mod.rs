@@ -15,14 +15,15 @@ pub(crate) mod server;
 use std::{
     collections::HashMap,
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
+use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_sentinel::{
-    Job, Verdict,
+    Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::redis::{
         ConnectError, ConsumerGroup, Deliveries, Delivery, DeliveryError, SubscriptionError,
         redis::{Commands, Connection, Value, cmd},
@@ -536,6 +537,28 @@ async fn keep_alive_holds_an_entry_past_the_idle_time() {
         assert!(both(&mut first, &mut second));
     }
     assert_eq!(count(&delivery), 1);
+    settle(&delivery, Verdict::Ack).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_passes_the_default_limit_is_settled_before_others_take_it() {
+    let server = Server::start();
+    add(&mut server.inspect(), "one");
+    let group = group().min_idle(Duration::from_secs(3));
+    let mut mine = group.connect(server.url()).await.unwrap();
+    let mut worker = ServiceBuilder::new()
+        .layer(SentinelLayer::new(SettlePolicy::new(ack_on_success())))
+        .service_fn(|_: Delivery| std::future::pending::<Result<(), DeliveryError>>());
+    let delivery = next(&mut mine).await;
+    assert_eq!(delivery.lease(), Some(Duration::from_secs(3)));
+    // Others look for what is idle.
+    let mut others = group.connect(server.url()).await.unwrap();
+    let settled = worker.ready().await.unwrap().call(delivery).await.unwrap();
+    assert_eq!(settled.verdict, Verdict::retry());
+    let both = futures_util::stream::select(&mut mine, &mut others);
+    let next = timeout(Duration::from_secs(10), pin!(both).next()).await;
+    let delivery = next.expect("a second delivery").unwrap().unwrap();
+    assert_eq!(count(&delivery), 2);
     settle(&delivery, Verdict::Ack).await.unwrap();
 }
 

@@ -8,6 +8,7 @@ mod drops;
 pub(crate) mod foreign_code;
 mod gate;
 mod late;
+mod lease;
 mod one_outcome;
 mod panic_hook;
 mod panics;
