@@ -3,35 +3,10 @@
 use std::task::Waker;
 
 use super::{
-    ConnectError,
-    state::State,
+    error::ConnectError,
+    state::{Channel, End, State},
     step::{Step, Wakers},
 };
-
-/// A consumer's share of a connection.
-#[derive(Debug)]
-pub(super) struct Channel {
-    pub(super) number: u64,
-    pub(super) connection: u64,
-    pub(super) queue: usize,
-    pub(super) prefetch: usize,
-    pub(super) unacked: usize,
-    pub(super) end: Option<End>,
-    pub(super) closed: Option<Waker>,
-    /// Settlements that are delayed, by a number of their own: they fail when the channel is closed.
-    pub(super) settling: Vec<(u64, Waker)>,
-    /// The deliveries whose lease was lost.
-    pub(super) lapsed: Vec<u64>,
-}
-
-/// Why a channel is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Its consumer gave it up.
-    GivenUp,
-    /// Its connection was lost.
-    Lost,
-}
 
 impl<P> State<P> {
     pub(super) fn connect(&mut self) -> Result<u64, ConnectError> {

@@ -11,7 +11,11 @@ use futures_util::Stream;
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, Queue, SubscriptionError, channel::End, queue::Inner, state::Next};
+use super::{
+    delivery::Delivery,
+    error::SubscriptionError,
+    state::{Declared, End, Next},
+};
 use crate::{consumer::Subscription, time::Timer};
 
 /// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
@@ -28,7 +32,7 @@ use crate::{consumer::Subscription, time::Timer};
 /// within a tokio runtime with time enabled.
 #[must_use = "nothing is delivered unless the stream is polled"]
 pub struct Deliveries<P> {
-    queue: Arc<Inner<P>>,
+    queue: Arc<Declared<P>>,
     channel: usize,
     prefetch: usize,
     /// Until the next job is due. Kept while it may serve again.
@@ -38,9 +42,9 @@ pub struct Deliveries<P> {
 }
 
 impl<P> Deliveries<P> {
-    pub(super) fn new(queue: &Queue<P>, channel: usize, prefetch: usize) -> Self {
+    pub(super) fn new(queue: &Arc<Declared<P>>, channel: usize, prefetch: usize) -> Self {
         Self {
-            queue: Arc::clone(&queue.inner),
+            queue: Arc::clone(queue),
             channel,
             prefetch,
             timer: None,

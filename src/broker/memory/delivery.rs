@@ -10,7 +10,11 @@ use std::{
 };
 
 use super::{
-    Death, DeliveryError, jobs::Taken, properties::Properties, queue::Inner, state::Address,
+    death::Death,
+    error::DeliveryError,
+    jobs::Taken,
+    properties::Properties,
+    state::{Address, Declared},
 };
 use crate::{
     job::Job,
@@ -27,7 +31,7 @@ pub struct Delivery<P> {
 }
 
 impl<P> Delivery<P> {
-    pub(super) fn new(queue: &Arc<Inner<P>>, taken: Taken<P>, address: Address) -> Self {
+    pub(super) fn new(queue: &Arc<Declared<P>>, taken: Taken<P>, address: Address) -> Self {
         let tag = DeliveryTag {
             queue: Arc::clone(queue),
             address,
@@ -106,7 +110,7 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 /// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
 /// | `Abandon` | nothing: it is held as before, and the tag is used up |
 pub struct DeliveryTag<P> {
-    queue: Arc<Inner<P>>,
+    queue: Arc<Declared<P>>,
     address: Address,
     properties: Properties,
     deliveries: u32,

@@ -10,7 +10,28 @@ use std::{
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Counts, DeadLetter, Death, properties::Properties};
+use super::{
+    death::{DeadLetter, Death},
+    properties::Properties,
+};
+
+/// How many jobs of a queue are where; what was published is the sum of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Waits for a consumer.
+    pub ready: usize,
+    /// Given back with a delay that is not over.
+    pub delayed: usize,
+    /// Delivered, and not answered.
+    pub unacked: usize,
+    /// Acked, ever.
+    pub acked: u64,
+    /// Rejected into the dead-letter queue, ever.
+    pub dead: u64,
+    /// Rejected where there is no dead-letter queue, ever.
+    pub dropped: u64,
+}
 
 /// A job, wherever in its queue it is.
 #[derive(Debug)]

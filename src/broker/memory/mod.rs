@@ -89,9 +89,12 @@
 //! | [`Queue::delay_settlements`] | a slow broker: settlements time out, or the connection is lost meanwhile |
 
 mod channel;
+mod connection;
+mod death;
 mod deliveries;
 mod delivery;
 mod error;
+mod faults;
 mod jobs;
 mod properties;
 mod queue;
@@ -99,20 +102,18 @@ mod settling;
 mod state;
 mod step;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use self::state::Server;
 pub use self::{
+    connection::Connection,
+    death::{DeadLetter, Death},
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag, Settlement},
     error::{ConnectError, DeliveryError, SubscriptionError},
-    queue::{Counts, DeadLetter, Death, Queue, QueueBuilder, SettleFault},
+    faults::SettleFault,
+    jobs::Counts,
+    queue::{Queue, QueueBuilder},
 };
 
 /// An embedded broker; clones are handles of the same broker.
@@ -132,7 +133,7 @@ impl<P> Broker<P> {
 
     /// Starts to declare a queue.
     pub fn queue<'a>(&'a self, name: &'a str) -> QueueBuilder<'a, P> {
-        QueueBuilder::new(self, name)
+        QueueBuilder::new(&self.server, name)
     }
 
     /// Connects.
@@ -175,83 +176,6 @@ impl<P> fmt::Debug for Broker<P> {
         let queues = state.queues.iter().map(|queue| &queue.config.name);
         f.debug_struct("Broker")
             .field("queues", &queues.collect::<Vec<_>>())
-            .finish_non_exhaustive()
-    }
-}
-
-/// A connection to a [`Broker`], for any number of subscriptions; clones are the same connection.
-///
-/// It is a handle: dropping it does not end the connection, and its subscriptions live on.
-pub struct Connection<P> {
-    server: Arc<Server<P>>,
-    number: u64,
-    is_lost: Arc<AtomicBool>,
-}
-
-impl<P> Connection<P> {
-    fn open(server: &Arc<Server<P>>) -> Result<Self, ConnectError> {
-        let number = server.lock().connect()?;
-        Ok(Self {
-            server: Arc::clone(server),
-            number,
-            is_lost: Arc::default(),
-        })
-    }
-
-    /// Subscribes to `queue`, over a channel of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`ConnectError::Disconnected`] if the connection was dropped.
-    ///
-    /// # Panics
-    ///
-    /// Panics if `prefetch` is 0, or if `queue` is of another broker.
-    #[track_caller]
-    pub fn subscribe(
-        &self,
-        queue: &Queue<P>,
-        prefetch: usize,
-    ) -> Result<Deliveries<P>, ConnectError> {
-        assert!(prefetch > 0, "a prefetch of 0 would deliver nothing");
-        let is_ours = Arc::ptr_eq(&self.server, &queue.inner.server);
-        assert!(is_ours, "the queue is of another broker");
-        let mut state = self.server.lock();
-        if self.is_lost.load(Ordering::Relaxed) || state.is_severed(self.number) {
-            return Err(ConnectError::Disconnected);
-        }
-        let channel = state.open(self.number, queue.inner.index, prefetch);
-        Ok(Deliveries::new(queue, channel, prefetch))
-    }
-
-    /// Drops the connection now, as if its socket broke.
-    ///
-    /// What was delivered over it and not answered goes to the front of its queue, in the order of
-    /// delivery, with a delivery charged and the redelivered flag set. Tags of it are stale, and
-    /// its subscriptions end with [`ConnectError::Disconnected`].
-    pub fn drop_now(&self) {
-        let mut state = self.server.lock();
-        self.is_lost.store(true, Ordering::Relaxed);
-        let step = state.sever(Some(self.number));
-        drop(state);
-        step.finish();
-    }
-}
-
-impl<P> Clone for Connection<P> {
-    fn clone(&self) -> Self {
-        Self {
-            server: Arc::clone(&self.server),
-            number: self.number,
-            is_lost: Arc::clone(&self.is_lost),
-        }
-    }
-}
-
-impl<P> fmt::Debug for Connection<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("number", &self.number)
             .finish_non_exhaustive()
     }
 }

@@ -3,34 +3,19 @@
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use super::{
-    Broker, ConnectError, Connection, Deliveries,
+    connection::Connection,
+    death::DeadLetter,
+    deliveries::Deliveries,
+    error::ConnectError,
+    faults::SettleFault,
+    jobs::Counts,
     properties::Headers,
-    state::{Config, Server},
+    state::{Config, Declared, Server},
 };
-use crate::settle::{Capabilities, Reason};
 
-/// A queue of a [`Broker`]; clones are handles of the same queue.
+/// A queue of a [`Broker`](super::Broker); clones are handles of the same queue.
 pub struct Queue<P> {
-    pub(super) inner: Arc<Inner<P>>,
-}
-
-pub(super) struct Inner<P> {
-    pub(super) index: usize,
-    pub(super) config: Config,
-    pub(super) server: Arc<Server<P>>,
-}
-
-impl<P> Inner<P> {
-    pub(super) fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::none().free_release().delay();
-        if self.config.dead_letter.is_some() {
-            capabilities = capabilities.dead_letter();
-        }
-        if self.config.lease.is_some() {
-            capabilities = capabilities.keep_alive();
-        }
-        capabilities
-    }
+    pub(super) inner: Arc<Declared<P>>,
 }
 
 impl<P> Queue<P> {
@@ -76,7 +61,7 @@ impl<P> Queue<P> {
     }
 
     fn push(&self, payload: P, headers: Option<Headers>) {
-        let Inner { server, index, .. } = &*self.inner;
+        let Declared { server, index, .. } = &*self.inner;
         let step = server.lock().publish(*index, payload, headers);
         step.finish();
     }
@@ -85,7 +70,7 @@ impl<P> Queue<P> {
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Refused`] if the test [asked for it](Broker::refuse_connections).
+    /// [`ConnectError::Refused`] if the test [asked for it](super::Broker::refuse_connections).
     ///
     /// # Panics
     ///
@@ -98,7 +83,7 @@ impl<P> Queue<P> {
 
     /// Counts the jobs, by where they are now.
     pub fn counts(&self) -> Counts {
-        let Inner { server, index, .. } = &*self.inner;
+        let Declared { server, index, .. } = &*self.inner;
         let mut state = server.lock();
         let wakers = state.pass_time(*index);
         let counts = state.queues[*index].jobs.counts();
@@ -113,7 +98,7 @@ impl<P> Queue<P> {
     where
         P: Clone,
     {
-        let Inner { server, config, .. } = &*self.inner;
+        let Declared { server, config, .. } = &*self.inner;
         let state = server.lock();
         let queue = config.dead_letter.map(|index| &state.queues[index]);
         queue.map_or_else(Vec::new, |queue| queue.jobs.dead_letters(&config.name))
@@ -146,7 +131,7 @@ impl<P> Queue<P> {
     /// # }
     /// ```
     pub async fn emptied(&self) {
-        let Inner { server, index, .. } = &*self.inner;
+        let Declared { server, index, .. } = &*self.inner;
         poll_fn(|cx| {
             let queue = &mut server.lock().queues[*index];
             if queue.jobs.is_empty() {
@@ -166,7 +151,7 @@ impl<P> Queue<P> {
     /// [`Abandon`](crate::Verdict::Abandon) sends nothing, and does not count. Those with
     /// [`SettleFault::Again`] come first.
     pub fn fail_settlements(&self, n: u32, fault: SettleFault) {
-        let Inner { server, index, .. } = &*self.inner;
+        let Declared { server, index, .. } = &*self.inner;
         let faults = &mut server.lock().queues[*index].faults;
         match fault {
             SettleFault::Again => faults.again = n,
@@ -180,8 +165,28 @@ impl<P> Queue<P> {
     /// A settlement that is dropped meanwhile is not carried out, and one whose channel is closed
     /// meanwhile fails at once.
     pub fn delay_settlements(&self, delay: Duration) {
-        let Inner { server, index, .. } = &*self.inner;
+        let Declared { server, index, .. } = &*self.inner;
         server.lock().queues[*index].faults.delay = delay;
+    }
+}
+
+impl<P> Connection<P> {
+    /// Subscribes to `queue`, over a channel of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Disconnected`] if the connection was dropped.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `prefetch` is 0, or if `queue` is of another broker.
+    #[track_caller]
+    pub fn subscribe(
+        &self,
+        queue: &Queue<P>,
+        prefetch: usize,
+    ) -> Result<Deliveries<P>, ConnectError> {
+        self.open_channel(&queue.inner, prefetch)
     }
 }
 
@@ -201,69 +206,19 @@ impl<P> fmt::Debug for Queue<P> {
     }
 }
 
-/// How a settlement fails on demand; see [`Queue::fail_settlements`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SettleFault {
-    /// The tag comes back and may be settled again.
-    Again,
-    /// The tag is used up, as RabbitMQ's acker is: only the end of its channel frees the job.
-    Last,
-}
-
-/// How many jobs of a queue are where; what was published is the sum of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Counts {
-    /// Waits for a consumer.
-    pub ready: usize,
-    /// Given back with a delay that is not over.
-    pub delayed: usize,
-    /// Delivered, and not answered.
-    pub unacked: usize,
-    /// Acked, ever.
-    pub acked: u64,
-    /// Rejected into the dead-letter queue, ever.
-    pub dead: u64,
-    /// Rejected where there is no dead-letter queue, ever.
-    pub dropped: u64,
-}
-
-/// What lies in a dead-letter queue.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DeadLetter<P> {
-    /// The job.
-    pub payload: P,
-    /// How it came here.
-    pub death: Arc<Death>,
-}
-
-/// How a job came into a dead-letter queue: AMQP's `x-death` header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Death {
-    /// The queue that it was in.
-    pub queue: Arc<str>,
-    /// The outcome that it was rejected for.
-    pub reason: Reason,
-    /// How often it was delivered there, without what was given back for free.
-    pub deliveries: u32,
-    pub(super) number: u64,
-}
-
-/// How a queue is to be; made by [`Broker::queue`].
+/// How a queue is to be; made by [`Broker::queue`](super::Broker::queue).
 #[must_use = "a queue is there once it is declared"]
 pub struct QueueBuilder<'a, P> {
-    broker: &'a Broker<P>,
+    server: &'a Arc<Server<P>>,
     name: &'a str,
     dead_letter: Option<&'a str>,
     lease: Option<Duration>,
 }
 
 impl<'a, P> QueueBuilder<'a, P> {
-    pub(super) fn new(broker: &'a Broker<P>, name: &'a str) -> Self {
+    pub(super) fn new(server: &'a Arc<Server<P>>, name: &'a str) -> Self {
         Self {
-            broker,
+            server,
             name,
             dead_letter: None,
             lease: None,
@@ -294,7 +249,7 @@ impl<'a, P> QueueBuilder<'a, P> {
     /// `PRECONDITION_FAILED`.
     #[track_caller]
     pub fn declare(self) -> Queue<P> {
-        let Broker { server } = self.broker;
+        let server = self.server;
         let mut state = server.lock();
         let mut declare = |name: &str, dead_letter, lease| {
             let name = Arc::from(name);
@@ -317,7 +272,7 @@ impl<'a, P> QueueBuilder<'a, P> {
             self.name,
         );
         let server = Arc::clone(server);
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Declared {
             index,
             config,
             server,

@@ -3,7 +3,9 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 use super::{
-    Death, DeliveryError, SettleFault,
+    death::Death,
+    error::DeliveryError,
+    faults::SettleFault,
     state::{Address, State},
     step::{Step, Wakers},
 };
@@ -14,29 +16,6 @@ use crate::settle::{Lease, Reason, Verdict};
 pub(super) struct Refusal {
     pub(super) error: DeliveryError,
     pub(super) again: bool,
-}
-
-/// What is to go wrong.
-#[derive(Debug, Default)]
-pub(super) struct Faults {
-    pub(super) again: u32,
-    pub(super) last: u32,
-    pub(super) delay: Duration,
-}
-
-impl Faults {
-    fn next(&mut self) -> Option<SettleFault> {
-        for (left, fault) in [
-            (&mut self.again, SettleFault::Again),
-            (&mut self.last, SettleFault::Last),
-        ] {
-            if *left > 0 {
-                *left -= 1;
-                return Some(fault);
-            }
-        }
-        None
-    }
 }
 
 impl<P> State<P> {

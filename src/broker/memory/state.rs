@@ -10,12 +10,13 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    channel::{Channel, End},
+    faults::Faults,
     jobs::{Jobs, Taken},
     properties::{Headers, Properties},
-    settling::Faults,
     step::{Step, Wakers},
 };
+
+use crate::settle::Capabilities;
 
 /// A broker: its state, and the lock that is held for one step of it, never over an await.
 #[derive(Debug)]
@@ -67,6 +68,51 @@ pub(super) struct Config {
     pub(super) name: Arc<str>,
     pub(super) dead_letter: Option<usize>,
     pub(super) lease: Option<Duration>,
+}
+
+/// A queue that was declared, as its handles know it.
+pub(super) struct Declared<P> {
+    pub(super) index: usize,
+    pub(super) config: Config,
+    pub(super) server: Arc<Server<P>>,
+}
+
+impl<P> Declared<P> {
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::none().free_release().delay();
+        if self.config.dead_letter.is_some() {
+            capabilities = capabilities.dead_letter();
+        }
+        if self.config.lease.is_some() {
+            capabilities = capabilities.keep_alive();
+        }
+        capabilities
+    }
+}
+
+/// A consumer's share of a connection.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) number: u64,
+    pub(super) connection: u64,
+    pub(super) queue: usize,
+    pub(super) prefetch: usize,
+    pub(super) unacked: usize,
+    pub(super) end: Option<End>,
+    pub(super) closed: Option<Waker>,
+    /// Settlements that are delayed, by a number of their own: they fail when the channel is closed.
+    pub(super) settling: Vec<(u64, Waker)>,
+    /// The deliveries whose lease was lost.
+    pub(super) lapsed: Vec<u64>,
+}
+
+/// Why a channel is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its consumer gave it up.
+    GivenUp,
+    /// Its connection was lost.
+    Lost,
 }
 
 /// What a tag answers for.
