@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    channel::{Channel, DeliveryId, Reply},
+    link::Link,
+    reply::{DeliveryId, Reply},
     scripts,
 };
 
@@ -62,6 +63,29 @@ impl Acks {
         }
     }
 
+    /// Acks the delivery and frees its place. If it comes early it asks whose the entry is only if it
+    /// `asks`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
+    pub(super) async fn ack(
+        &self,
+        link: &Arc<Link>,
+        id: &DeliveryId,
+        asks: bool,
+    ) -> Result<Reply, RedisError> {
+        let (answer, answered) = oneshot::channel();
+        let id = id.clone();
+        if let Some(batch) = self.add(Ack { id, asks, answer }) {
+            let sending = Arc::clone(link).send(batch);
+            self.runtime.spawn(sending);
+        }
+        answered
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
+    }
+
     /// Adds `ack` to the open batch. If there is none, or it is full, opens one and returns it.
     fn add(&self, ack: Ack) -> Option<mpsc::Receiver<Ack>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,29 +100,7 @@ impl Acks {
     }
 }
 
-impl Channel {
-    /// Acks the delivery and frees its place. If it comes early it asks whose the entry is only if it
-    /// `asks`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
-    pub(super) async fn ack(
-        self: &Arc<Self>,
-        id: &DeliveryId,
-        asks: bool,
-    ) -> Result<Reply, RedisError> {
-        let (answer, answered) = oneshot::channel();
-        let id = id.clone();
-        if let Some(batch) = self.acks.add(Ack { id, asks, answer }) {
-            let sending = Arc::clone(self).send(batch);
-            self.acks.runtime.spawn(sending);
-        }
-        answered
-            .await
-            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
-    }
-
+impl Link {
     /// Closes the batch and sends it.
     async fn send(self: Arc<Self>, mut batch: mpsc::Receiver<Ack>) {
         // Comes back after all that can run now.

@@ -1,11 +1,12 @@
 //! Dead letters: copies of what is rejected.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ::redis::{RedisError, Value, cmd};
 
 use super::{
-    channel::{Channel, DeliveryId, Reply},
+    link::Link,
+    reply::{DeliveryId, Reply},
     scripts,
 };
 use crate::settle::Reason;
@@ -18,18 +19,18 @@ const ENTRY_ID: &str = "x-entry-id";
 /// Fields that a dead letter has once, whatever the entry had.
 const OURS: [&str; 5] = [KIND, MESSAGE, TIME, DELIVERIES, ENTRY_ID];
 
-impl Channel {
-    /// Copies the entry to the dead letters, acks it, and frees the delivery's place.
-    pub(super) async fn reject(
-        self: &Arc<Self>,
+impl Link {
+    /// Copies the entry to the stream `dead`, acks it, and frees the delivery's place.
+    ///
+    /// Nothing comes back for an entry that is too large for a script: it is copied, and still to be
+    /// acked.
+    pub(super) async fn dead_letter(
+        &self,
+        dead: &str,
         id: &DeliveryId,
         fields: &[(Vec<u8>, Vec<u8>)],
         reason: Reason,
-    ) -> Result<Reply, RedisError> {
-        let Some(dead) = &self.keys.dead else {
-            // What is dropped must be this delivery: the next may come to a better end.
-            return self.ack(id, true).await;
-        };
+    ) -> Result<Option<Reply>, RedisError> {
         let mut script = scripts::DEAD_LETTER.prepare_invoke();
         self.owned(&mut script, id)
             .arg(self.delete_command())
@@ -40,10 +41,10 @@ impl Channel {
         let reply: String = self.invoke(&script).await?;
         if reply == "large" {
             self.copy(dead, id, fields, reason).await?;
-            return self.ack(id, true).await;
+            return Ok(None);
         }
         self.free.add_permits(1);
-        Ok(Reply::from(&*reply))
+        Ok(Some(Reply::from(&*reply)))
     }
 
     /// Writes a dead letter that is too large for a script.

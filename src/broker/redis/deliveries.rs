@@ -92,14 +92,14 @@ impl Deliveries {
 
     /// Returns the name under which the server knows this consumer.
     pub fn consumer(&self) -> &str {
-        &self.channel.consumer
+        &self.channel.link.consumer
     }
 
     fn begin_close(&mut self) {
         let Some(close) = self.close.take() else {
             return;
         };
-        self.channel.closed.store(true, Ordering::Release);
+        self.channel.link.closed.store(true, Ordering::Release);
         self.take_unread();
         self.stopping = None;
         // The reader may have ended for a reason of its own.
@@ -120,7 +120,7 @@ impl Deliveries {
             // A reader that is gone without a word went down with its runtime.
             let ended = ready!(Pin::new(&mut self.reader).poll(cx))
                 .unwrap_or(Err(SubscriptionError::Disconnected(None)));
-            self.channel.closed.store(true, Ordering::Release);
+            self.channel.link.closed.store(true, Ordering::Release);
             self.ended = Some(ended);
         }
         Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
@@ -143,7 +143,7 @@ impl Stream for Deliveries {
             };
             // It waited here for so long that it is another consumer's by now, or will be.
             if delivery.asked_at().elapsed() >= self.min_idle {
-                self.channel.free.add_permits(1);
+                self.channel.link.free.add_permits(1);
                 continue;
             }
             return Poll::Ready(Some(Ok(delivery)));
@@ -175,7 +175,7 @@ impl Subscription for Deliveries {
     }
 
     fn is_gone(&self) -> bool {
-        self.channel.is_stale()
+        self.channel.link.is_stale()
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

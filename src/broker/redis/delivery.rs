@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::{
     DeliveryError,
-    channel::{Channel, DeliveryId, Failed, Left},
+    channel::{Channel, Failed, Left},
+    reply::DeliveryId,
 };
 use crate::{
     job::Job,
@@ -83,7 +84,7 @@ impl Job for Delivery {
 
     /// The [`min_idle`](super::ConsumerGroup::min_idle) of the group.
     fn lease(&self) -> Option<Duration> {
-        Some(self.tag.shared.channel.min_idle)
+        Some(self.tag.shared.channel.link.min_idle)
     }
 }
 
@@ -189,7 +190,7 @@ impl Settle for DeliveryTag {
 
     fn capabilities(&self) -> Capabilities {
         let all = Capabilities::none().free_release().delay().keep_alive();
-        match &self.shared.channel.keys.dead {
+        match &self.shared.channel.link.keys.dead {
             Some(_) => all.dead_letter(),
             None => all,
         }
@@ -202,7 +203,7 @@ impl Settle for DeliveryTag {
             let value = self.field(|field| field.eq_ignore_ascii_case(name.as_bytes()))?;
             std::str::from_utf8(value).ok()
         };
-        let messaging = Messaging::new("redis", &*self.shared.channel.keys.stream)
+        let messaging = Messaging::new("redis", &*self.shared.channel.link.keys.stream)
             .message_id(self.id())
             .traceparent(text("traceparent"))
             .tracestate(text("tracestate"));
@@ -213,7 +214,7 @@ impl Settle for DeliveryTag {
 impl fmt::Debug for DeliveryTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeliveryTag")
-            .field("stream", &self.shared.channel.keys.stream)
+            .field("stream", &self.shared.channel.link.keys.stream)
             .field("id", &self.shared.id.entry)
             .field("deliveries", &self.shared.id.count)
             .finish()

@@ -16,6 +16,7 @@ use super::{
     channel::Channel,
     connect::Server,
     keys::Keys,
+    link::Link,
     probe::{Newer, Unfit, probe},
     reader::{Reader, Timing},
 };
@@ -344,7 +345,7 @@ impl ConsumerGroup {
         reading: MultiplexedConnection,
         lost: CancellationToken,
     ) -> Deliveries {
-        let channel = Arc::new(Channel {
+        let link = Arc::new(Link {
             connection: settling,
             keys: self.keys.clone(),
             group: self.group.clone(),
@@ -354,10 +355,11 @@ impl ConsumerGroup {
             min_idle: self.timing.min_idle,
             lease: self.timing.min_idle.saturating_sub(self.response_timeout),
             free: Semaphore::new(self.prefetch),
-            acks: Acks::new(),
             lost,
             closed: AtomicBool::new(false),
         });
+        let acks = Acks::new();
+        let channel = Arc::new(Channel { link, acks });
         let (incoming, reads) = mpsc::unbounded_channel();
         let (close, closing) = oneshot::channel();
         let reader = Reader::new(

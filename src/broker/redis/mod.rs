@@ -207,6 +207,7 @@ mod delivery;
 mod error;
 mod group;
 mod keys;
+mod link;
 mod probe;
 mod reader;
 mod reply;

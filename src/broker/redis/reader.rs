@@ -14,8 +14,10 @@ use tokio::{
 
 use super::{
     SubscriptionError,
-    channel::{Channel, DeliveryId, millis},
+    channel::Channel,
     delivery::{Delivery, DeliveryTag},
+    link::millis,
+    reply::DeliveryId,
     reply::{Entry, counted_entries, cursor_and_entries, new_entries},
     scripts,
 };
@@ -109,7 +111,7 @@ impl Reader {
         let unseen = match read {
             Ok(unseen) => unseen,
             Err(error) => {
-                self.channel.lost.cancel();
+                self.channel.link.lost.cancel();
                 // Whoever closes doesn't care any more how it ended.
                 return match self.close.try_recv() {
                     Ok(_) => Ok(()),
@@ -122,8 +124,8 @@ impl Reader {
             guard(|| {
                 tracing::warn!(
                     error = &error as &(dyn std::error::Error + 'static),
-                    stream = self.channel.keys.stream,
-                    consumer = self.channel.consumer,
+                    stream = self.channel.link.keys.stream,
+                    consumer = self.channel.link.consumer,
                     "what was not answered is not given back, and will be reclaimed"
                 );
             });
@@ -146,7 +148,7 @@ impl Reader {
     /// Waits for a free place, of which a subscription that was stopped has none.
     async fn wait(&mut self) -> Result<Wait, SubscriptionError> {
         loop {
-            let (incoming, free) = (&self.incoming, &self.channel.free);
+            let (incoming, free) = (&self.incoming, &self.channel.link.free);
             let free = pin!(async move {
                 let permit = free.acquire().await;
                 match incoming.is_closed() {
@@ -154,7 +156,7 @@ impl Reader {
                     false => permit,
                 }
             });
-            let lost = pin!(self.channel.lost.cancelled());
+            let lost = pin!(self.channel.link.lost.cancelled());
             let over = select(&mut self.close, lost);
             match timeout(PING, select(over, free)).await {
                 Ok(Either::Left((Either::Left((unseen, _)), _))) => {
@@ -165,7 +167,7 @@ impl Reader {
                 }
                 Ok(Either::Right((permit, _))) => {
                     drop(permit);
-                    return Ok(Wait::Free(self.channel.free.available_permits()));
+                    return Ok(Wait::Free(self.channel.link.free.available_permits()));
                 }
                 Err(_) => {
                     let ping: Result<Value, _> =
@@ -205,7 +207,7 @@ impl Reader {
             let now = Instant::now();
             let until = self.next_due.min(self.next_reclaim);
             let mut block = until.saturating_duration_since(now);
-            let mut claims = self.channel.newer.claim;
+            let mut claims = self.channel.link.newer.claim;
             if mem::take(&mut self.claims_took_all) {
                 claims = false;
                 block = Duration::ZERO;
@@ -225,8 +227,8 @@ impl Reader {
     ) -> Result<Vec<Entry>, RedisError> {
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP")
-            .arg(&self.channel.group)
-            .arg(&self.channel.consumer)
+            .arg(&self.channel.link.group)
+            .arg(&self.channel.link.consumer)
             .arg("COUNT")
             .arg(limit);
         // A 0 would block for ever.
@@ -236,17 +238,19 @@ impl Reader {
         if claims {
             read.arg("CLAIM").arg(millis(self.timing.min_idle));
         }
-        read.arg("STREAMS").arg(&self.channel.keys.stream).arg(">");
+        read.arg("STREAMS")
+            .arg(&self.channel.link.keys.stream)
+            .arg(">");
         new_entries(read.query_async(&mut self.connection).await?)
     }
 
     async fn take_due(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
         let mut script = scripts::TAKE_DUE.prepare_invoke();
         script
-            .key(&self.channel.keys.stream)
-            .key(&self.channel.keys.delayed)
-            .arg(&self.channel.group)
-            .arg(&self.channel.consumer)
+            .key(&self.channel.link.keys.stream)
+            .key(&self.channel.link.keys.delayed)
+            .arg(&self.channel.link.group)
+            .arg(&self.channel.link.consumer)
             .arg(limit);
         counted_entries(script.invoke_async(&mut self.connection).await?)
     }
@@ -256,9 +260,9 @@ impl Reader {
         let forget_after = forget_after.max(Duration::from_secs(3_600));
         let mut script = scripts::RECLAIM.prepare_invoke();
         script
-            .key(&self.channel.keys.stream)
-            .arg(&self.channel.group)
-            .arg(&self.channel.consumer)
+            .key(&self.channel.link.keys.stream)
+            .arg(&self.channel.link.group)
+            .arg(&self.channel.link.consumer)
             .arg(limit)
             .arg(millis(self.timing.min_idle))
             .arg(&self.cursor)
@@ -276,7 +280,7 @@ impl Reader {
         {
             // Taken for good; the settlement adds it again. This task alone takes permits, and
             // there were as many as it asked entries for.
-            if let Ok(permit) = self.channel.free.try_acquire() {
+            if let Ok(permit) = self.channel.link.free.try_acquire() {
                 permit.forget();
             }
             let id = DeliveryId {
@@ -297,23 +301,23 @@ impl Reader {
     async fn give_back(&self) -> Result<(), RedisError> {
         let mut script = scripts::GIVE_BACK.prepare_invoke();
         script
-            .key(&self.channel.keys.stream)
-            .key(&self.channel.keys.delayed)
-            .arg(&self.channel.group)
-            .arg(&self.channel.consumer)
-            .arg(self.channel.newer.nack)
+            .key(&self.channel.link.keys.stream)
+            .key(&self.channel.link.keys.delayed)
+            .arg(&self.channel.link.group)
+            .arg(&self.channel.link.consumer)
+            .arg(self.channel.link.newer.nack)
             .arg(&self.unseen);
         // After the acks that are under way there.
-        self.channel.invoke(&script).await
+        self.channel.link.invoke(&script).await
     }
 }
 
 /// Pings the connection that settles, on which nothing else is sent while jobs run; ends when a
 /// connection of the subscription is lost.
 async fn watch<T>(channel: &Channel) -> Result<T, SubscriptionError> {
-    while timeout(PING, channel.lost.cancelled()).await.is_err() {
+    while timeout(PING, channel.link.lost.cancelled()).await.is_err() {
         // An error of the connection is heeded there, and others show that it lives.
-        drop(channel.query::<Value>(&cmd("PING")).await);
+        drop(channel.link.query::<Value>(&cmd("PING")).await);
     }
     Err(SubscriptionError::Disconnected(None))
 }

@@ -1,6 +1,7 @@
-//! Entries as the server sends them.
+//! Deliveries by their names, and what the server says of them.
 
-use ::redis::{ErrorKind, FromRedisValue, RedisError, Value};
+use ::redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, Value};
+use tokio::time::Instant;
 
 /// An entry and, where it was asked for, how often it was delivered.
 #[derive(Debug)]
@@ -97,4 +98,46 @@ fn bytes(value: Value) -> Result<Vec<u8>, RedisError> {
 
 fn malformed() -> RedisError {
     (ErrorKind::UnexpectedReturnType, "not an entry of a stream").into()
+}
+
+/// Which delivery of which entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DeliveryId {
+    pub(super) entry: String,
+    /// As the server counts, which may be more than anybody can.
+    pub(super) count: i64,
+    /// When the server was asked for it, which is before it was delivered.
+    pub(super) asked_at: Instant,
+}
+
+impl DeliveryId {
+    pub(super) fn deliveries(&self) -> u32 {
+        // The server's count wraps around after that of an entry that somebody gave up for good.
+        u32::try_from(self.count).unwrap_or(u32::MAX)
+    }
+}
+
+/// Whether the entry was found as it should be.
+#[derive(Clone, Copy)]
+pub(super) enum Reply {
+    Settled,
+    Lost,
+    SomeLost { lost: usize, of: usize },
+    Gone,
+}
+
+impl From<&str> for Reply {
+    fn from(reply: &str) -> Self {
+        match reply {
+            "settled" => Reply::Settled,
+            "gone" => Reply::Gone,
+            _ => Reply::Lost,
+        }
+    }
+}
+
+impl FromRedisValue for Reply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        Ok(Reply::from(&*String::from_redis_value(value)?))
+    }
 }

@@ -1,0 +1,101 @@
+//! [`Link`]: the connection that a subscription is settled on, with its keys and its places.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use ::redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation, aio::MultiplexedConnection};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::is_of_the_connection,
+    keys::Keys,
+    probe::Newer,
+    reply::{DeliveryId, Reply},
+};
+
+/// The server as a subscription reaches it: its connection, its keys and its places.
+pub(super) struct Link {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) keys: Keys,
+    pub(super) group: String,
+    pub(super) consumer: String,
+    pub(super) newer: Newer,
+    pub(super) delete_settled: bool,
+    pub(super) min_idle: Duration,
+    /// How long after an entry was asked for nobody else can take it before an ack is answered.
+    pub(super) lease: Duration,
+    /// One permit for each delivery that may still be read. Only the reader takes permits.
+    pub(super) free: Semaphore,
+    /// Cancelled when a connection of the subscription is lost.
+    pub(super) lost: CancellationToken,
+    pub(super) closed: AtomicBool,
+}
+
+impl Link {
+    pub(super) fn is_stale(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.lost.is_cancelled()
+    }
+
+    /// Returns the command by which scripts delete what is settled, if they are to.
+    pub(super) fn delete_command(&self) -> &'static str {
+        match (self.delete_settled, self.newer.ack_delete) {
+            (false, _) => "",
+            (true, false) => "XDEL",
+            (true, true) => "XACKDEL",
+        }
+    }
+
+    /// Runs a script that answers for a delivery, and frees its place.
+    pub(super) async fn answer(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
+        let reply = self.invoke(script).await?;
+        self.free.add_permits(1);
+        Ok(reply)
+    }
+
+    /// Adds what `owned.lua` reads.
+    pub(super) fn owned<'a, 's>(
+        &self,
+        script: &'a mut ScriptInvocation<'s>,
+        id: &DeliveryId,
+    ) -> &'a mut ScriptInvocation<'s> {
+        script.key(&self.keys.stream).key(&self.keys.delayed);
+        if let Some(dead) = &self.keys.dead {
+            script.key(dead);
+        }
+        script
+            .arg(&self.group)
+            .arg(&self.consumer)
+            .arg(&id.entry)
+            .arg(id.count)
+    }
+
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, RedisError> {
+        let reply = script.invoke_async(&mut self.connection.clone()).await;
+        reply.inspect_err(|error| self.heed(error))
+    }
+
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+        let reply = command.query_async(&mut self.connection.clone()).await;
+        reply.inspect_err(|error| self.heed(error))
+    }
+
+    fn heed(&self, error: &RedisError) {
+        if is_of_the_connection(error) {
+            self.lost.cancel();
+        }
+    }
+}
+
+/// Returns whole milliseconds, rounded up, so that no entry is seen before its time.
+pub(super) fn millis(delay: Duration) -> u64 {
+    // As far as a score, a double, counts in whole milliseconds.
+    const FAR: u128 = 1 << 52;
+    let millis = delay.as_nanos().div_ceil(1_000_000).min(FAR);
+    u64::try_from(millis).unwrap_or(1 << 52)
+}
