@@ -15,7 +15,7 @@ use async_nats::{
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
 
-use super::{DeliveryError, delays::Delays, fetched::Fetched};
+use super::{delays::Delays, delivery_error::DeliveryError, fetched::Fetched};
 use crate::outcome::guard;
 
 /// How often a settlement that must not be sent late looks whether the connection is back.

@@ -15,8 +15,8 @@ use async_nats::{
 use tokio::time::timeout;
 
 use super::{
-    DeliveryError,
     channel::Channel,
+    delivery_error::DeliveryError,
     fetched::{DELIVERIES, Fetched},
 };
 use crate::settle::Reason;

@@ -341,7 +341,7 @@ async fn give_back(
             // Ends when all that is on its way has come.
             if subscriber.drain().await.is_ok() {
                 while let Some(message) = subscriber.next().await {
-                    waiting.extend(Fetched::read(message, &channel));
+                    waiting.extend(Fetched::read(message, &channel.context));
                 }
             }
         }

@@ -1,9 +1,10 @@
 //! [`Fetched`]: a message that a pull consumer delivered.
 
-use async_nats::{HeaderMap, HeaderName, Message, Subject, header, jetstream};
+use async_nats::{
+    HeaderMap, HeaderName, Message, Subject, header,
+    jetstream::{self, Context},
+};
 use tokio::time::Instant;
-
-use super::channel::Channel;
 
 /// The header with the count of deliveries, on dead letters and on what a schedule brings back.
 pub(super) const DELIVERIES: &str = "x-deliveries";
@@ -32,8 +33,8 @@ impl Fetched {
     ///
     /// The subject of the reply tells, and not the status: whoever publishes may write a status into
     /// the headers of a message.
-    pub(super) fn read(message: Message, channel: &Channel) -> Option<Self> {
-        let context = channel.context.clone();
+    pub(super) fn read(message: Message, context: &Context) -> Option<Self> {
+        let context = context.clone();
         let message = jetstream::Message { message, context };
         let info = message.info().ok()?;
         let delivered = u32::try_from(info.delivered).unwrap_or(u32::MAX);

@@ -206,6 +206,7 @@ mod dead_letter;
 mod delays;
 mod deliveries;
 mod delivery;
+mod delivery_error;
 mod error;
 mod fetched;
 mod liveness;
@@ -215,6 +216,7 @@ mod pull;
 mod requests;
 mod schedule;
 mod settings;
+mod subscribe;
 mod tag;
 mod unreadable;
 
@@ -224,7 +226,8 @@ pub use self::{
     connect::{connect, connect_with},
     deliveries::Deliveries,
     delivery::Delivery,
-    error::{ConnectError, DeliveryError, NoPriority, NoSchedules, SubscriptionError},
+    delivery_error::DeliveryError,
+    error::{ConnectError, NoPriority, NoSchedules, SubscriptionError},
     pull::Pull,
     tag::{DeliveryTag, Settlement},
 };

@@ -11,7 +11,7 @@ use std::{
 use async_nats::jetstream::AckKind;
 use tokio::time::Instant;
 
-use super::{DeliveryError, channel::Channel, fetched::Fetched};
+use super::{channel::Channel, delivery_error::DeliveryError, fetched::Fetched};
 
 /// One of the prefetch; given back with the answer, or when nobody has the delivery any more.
 pub(super) struct Place {

@@ -1,17 +1,13 @@
 //! [`Pull`]: how a pull consumer is read.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use async_nats::{
-    Subject,
-    jetstream::{Context, consumer::PullConsumer},
-};
+use async_nats::Subject;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Deliveries, SubscriptionError, channel::Channel, priority::Priority, settings};
-use crate::outcome::guard;
+use super::priority::Priority;
 
-/// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`].
+/// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`](super::Deliveries).
 ///
 /// It knows both by name and needs no connection before [`subscribe`](Self::subscribe). The
 /// consumer must exist by then.
@@ -30,13 +26,13 @@ use crate::outcome::guard;
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Pull {
-    stream: String,
-    consumer: String,
+    pub(super) stream: String,
+    pub(super) consumer: String,
     pub(super) prefetch: usize,
     pub(super) priority: Priority,
-    dead_letter: Option<Subject>,
-    schedules: Option<Subject>,
-    confirm_timeout: Duration,
+    pub(super) dead_letter: Option<Subject>,
+    pub(super) schedules: Option<Subject>,
+    pub(super) confirm_timeout: Duration,
     pub(super) idle_heartbeat: Duration,
     pub(super) reconnect_limit: Duration,
 }
@@ -73,7 +69,7 @@ impl Pull {
     /// sentinel.
     ///
     /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
-    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this subscribes.
+    /// there is a subscription; it is the [`gate`](super::Deliveries::gate) of what this subscribes.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
@@ -185,48 +181,5 @@ impl Pull {
     pub fn reconnect_limit(mut self, limit: Duration) -> Self {
         self.reconnect_limit = limit;
         self
-    }
-
-    /// Reads the consumer's configuration by `context`, and subscribes.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such pull consumer, or if its configuration or that of the streams would lose,
-    /// strand or stall jobs: see the variants of [`SubscriptionError`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: nothing is requested before the stream is polled.
-    pub async fn subscribe(self, context: &Context) -> Result<Deliveries, SubscriptionError> {
-        let consumer = context.get_consumer_from_stream(&self.consumer, &self.stream);
-        let consumer: PullConsumer = consumer.await.map_err(SubscriptionError::no_consumer)?;
-        let info = consumer.cached_info();
-        settings::check_consumer(info, &self.priority)?;
-        if let Some(subject) = &self.dead_letter {
-            settings::check_dead_letter(context, info, subject).await?;
-        }
-        if let Some(prefix) = &self.schedules {
-            settings::check_schedules(context, info, prefix).await?;
-        }
-        let channel = Channel::new(
-            context.clone(),
-            info,
-            self.dead_letter.clone(),
-            self.schedules.clone(),
-            self.confirm_timeout,
-        );
-        let (stream, consumer_name) = (self.stream.clone(), self.consumer.clone());
-        let prefetch = self.prefetch;
-        let deliveries = Deliveries::open(self, consumer, Arc::new(channel)).await?;
-        guard(|| {
-            let consumer = consumer_name;
-            tracing::info!(
-                stream,
-                consumer,
-                prefetch,
-                "subscribed to a consumer of nats"
-            );
-        });
-        Ok(deliveries)
     }
 }

@@ -119,7 +119,7 @@ impl Requests {
         // Only what is to be answered has a reply: whoever publishes may write a status into the
         // headers of a message.
         if message.reply.is_some() {
-            received.delivery = Fetched::read(message, &self.channel);
+            received.delivery = Fetched::read(message, &self.channel.context);
             match received.delivery {
                 Some(_) => self.requested = self.requested.saturating_sub(1),
                 None => {

@@ -7,9 +7,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 
 use super::{
-    DeliveryError,
     channel::Channel,
     dead_letter::{own_headers, value},
+    delivery_error::DeliveryError,
     fetched::{DELIVERIES, Fetched, MESSAGE_ID},
 };
 use crate::outcome::guard;

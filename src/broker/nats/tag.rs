@@ -13,7 +13,8 @@ use async_nats::jetstream::AckKind;
 use tokio::time::Instant;
 
 use super::{
-    DeliveryError, dead_letter,
+    dead_letter,
+    delivery_error::DeliveryError,
     place::Place,
     schedule::{self, Scheduled},
 };

@@ -1,0 +1,67 @@
+//! [`DeliveryError`]: why a delivery is not settled.
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use async_nats::{client::RequestError, jetstream::context::PublishError};
+
+/// Why a delivery is not settled, or not kept alive.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DeliveryError {
+    /// It was settled before; nothing was sent.
+    AlreadySettled,
+    /// Its subscription was closed, or ended; nothing was sent.
+    Stale,
+    /// The ack wait passed, so JetStream gives the job to somebody else; nothing was sent.
+    LeaseLost,
+    /// There was no connection for the whole time limit; nothing was sent.
+    Disconnected {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The server did not confirm it in time: it may have it or not.
+    Unconfirmed {
+        /// The limit.
+        limit: Duration,
+    },
+    /// Nobody listens for the answer: the consumer is deleted, or JetStream is starting.
+    NoConsumer,
+    /// The dead letter is not kept; the job was not rejected.
+    DeadLetter(Arc<PublishError>),
+    /// The client can't send it.
+    Request(Arc<RequestError>),
+}
+
+impl fmt::Display for DeliveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeliveryError::AlreadySettled => f.write_str("the delivery was settled before"),
+            DeliveryError::Stale => f.write_str("the subscription of the delivery has ended"),
+            DeliveryError::LeaseLost => f.write_str("the ack wait of the delivery has passed"),
+            DeliveryError::Disconnected { limit } => {
+                write!(f, "there was no connection for {limit:?}")
+            }
+            DeliveryError::Unconfirmed { limit } => {
+                write!(f, "the server did not confirm within {limit:?}")
+            }
+            DeliveryError::NoConsumer => f.write_str("no consumer takes the answer"),
+            DeliveryError::DeadLetter(error) => write!(f, "the dead letter is not kept: {error}"),
+            DeliveryError::Request(error) => write!(f, "the answer can't be sent: {error}"),
+        }
+    }
+}
+
+impl Error for DeliveryError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            DeliveryError::DeadLetter(error) => Some(error),
+            DeliveryError::Request(error) => Some(error),
+            DeliveryError::AlreadySettled
+            | DeliveryError::Stale
+            | DeliveryError::LeaseLost
+            | DeliveryError::Disconnected { .. }
+            | DeliveryError::Unconfirmed { .. }
+            | DeliveryError::NoConsumer => None,
+        }
+    }
+}

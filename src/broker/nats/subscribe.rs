@@ -1,0 +1,55 @@
+//! What [`Pull::subscribe`] asks the server before anything is delivered.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::{Context, consumer::PullConsumer};
+
+use super::{
+    channel::Channel, deliveries::Deliveries, error::SubscriptionError, pull::Pull, settings,
+};
+use crate::outcome::guard;
+
+impl Pull {
+    /// Reads the consumer's configuration by `context`, and subscribes.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such pull consumer, or if its configuration or that of the streams would lose,
+    /// strand or stall jobs: see the variants of [`SubscriptionError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is requested before the stream is polled.
+    pub async fn subscribe(self, context: &Context) -> Result<Deliveries, SubscriptionError> {
+        let consumer = context.get_consumer_from_stream(&self.consumer, &self.stream);
+        let consumer: PullConsumer = consumer.await.map_err(SubscriptionError::no_consumer)?;
+        let info = consumer.cached_info();
+        settings::check_consumer(info, &self.priority)?;
+        if let Some(subject) = &self.dead_letter {
+            settings::check_dead_letter(context, info, subject).await?;
+        }
+        if let Some(prefix) = &self.schedules {
+            settings::check_schedules(context, info, prefix).await?;
+        }
+        let channel = Channel::new(
+            context.clone(),
+            info,
+            self.dead_letter.clone(),
+            self.schedules.clone(),
+            self.confirm_timeout,
+        );
+        let (stream, consumer_name) = (self.stream.clone(), self.consumer.clone());
+        let prefetch = self.prefetch;
+        let deliveries = Deliveries::open(self, consumer, Arc::new(channel)).await?;
+        guard(|| {
+            let consumer = consumer_name;
+            tracing::info!(
+                stream,
+                consumer,
+                prefetch,
+                "subscribed to a consumer of nats"
+            );
+        });
+        Ok(deliveries)
+    }
+}
