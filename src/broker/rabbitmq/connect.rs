@@ -1,18 +1,10 @@
 //! [`connect`]: a connection, or one line that says why there is none.
 
-use std::time::Duration;
-
-use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, types::LongString, uri::AMQPUri};
-use tokio::time::timeout;
+use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
 use url::{Host, Url};
 
-use super::{connection::Connection, error::ConnectError, half_made::HalfMade};
-use crate::{
-    broker::address::{SPLIT, is_split, place},
-    outcome::guard,
-};
-
-const LIMIT: Duration = Duration::from_secs(10);
+use super::{connection::Connection, endpoint::Endpoint, error::ConnectError};
+use crate::broker::address::{SPLIT, is_split};
 
 /// Connects to `address`, as in `amqp://user:password@host:5672/%2f`, or with `amqps` by TLS.
 ///
@@ -91,36 +83,6 @@ pub async fn connect_with(
     Ok(Connection::new(connection, endpoint))
 }
 
-/// All that a connection is made from, so that a second one can be like the first.
-pub(super) struct Endpoint {
-    uri: AMQPUri,
-    properties: ConnectionProperties,
-    tls: OwnedTLSConfig,
-}
-
-impl Endpoint {
-    /// Returns one for a connection that the server lists by `name`.
-    pub(super) fn named(&self, name: &str) -> Self {
-        let properties = self.properties.clone();
-        Self {
-            uri: self.uri.clone(),
-            properties: properties.with_connection_name(name.into()),
-            tls: self.tls.clone(),
-        }
-    }
-
-    /// Replaces the password.
-    pub(super) fn renew(&mut self, secret: &LongString) {
-        let password = &mut self.uri.authority.userinfo.password;
-        *password = String::from_utf8_lossy(secret.as_bytes()).into_owned();
-    }
-
-    /// Opens one connection of lapin's.
-    pub(super) async fn open(&self) -> Result<lapin::Connection, ConnectError> {
-        open(&self.uri, self.properties.clone(), self.tls.clone()).await
-    }
-}
-
 /// Returns the parts of an address, or what is wrong with it.
 ///
 /// No error repeats any part of it: with a mistake in it, any part may be one of the password.
@@ -143,27 +105,4 @@ pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
         uri.authority.host = host.to_string();
     }
     Ok(uri)
-}
-
-/// Opens one connection of lapin.
-async fn open(
-    uri: &AMQPUri,
-    properties: ConnectionProperties,
-    tls: OwnedTLSConfig,
-) -> Result<lapin::Connection, ConnectError> {
-    let place = place(&uri.authority.host, uri.authority.port);
-    let limit = uri.query.connection_timeout.map(Duration::from_millis);
-    let limit = limit.unwrap_or(LIMIT);
-    let half_made = HalfMade::new();
-    match timeout(limit, half_made.connect(uri.clone(), properties, tls)).await {
-        Ok(Ok(connection)) => {
-            guard(|| tracing::info!(address = place, vhost = uri.vhost, "connected to rabbitmq"));
-            Ok(connection)
-        }
-        Ok(Err(error)) => Err(ConnectError::new(place, uri.vhost.clone(), error)),
-        Err(_) => Err(ConnectError::TimedOut {
-            address: place,
-            limit,
-        }),
-    }
 }

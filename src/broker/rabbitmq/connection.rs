@@ -5,7 +5,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 use lapin::types::{LongString, ShortString};
 use tokio::sync::Mutex;
 
-use super::{ConnectError, connect::Endpoint};
+use super::{endpoint::Endpoint, error::ConnectError};
 
 /// How the server lists the connection for publishing.
 const NAME: &str = "tower-sentinel: retries and dead letters";

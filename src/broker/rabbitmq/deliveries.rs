@@ -21,10 +21,12 @@ use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
-    Delivery, QueueKind, SubscriptionError,
     acks::Acks,
-    delivery::{Link, Reading},
+    delivery::Delivery,
     ending::{flush, stop},
+    error::SubscriptionError,
+    kind::QueueKind,
+    message::{Link, Reading},
     publisher::Publisher,
 };
 use crate::consumer::Subscription;

@@ -11,7 +11,7 @@ use lapin::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::delivery::Link;
+use super::message::Link;
 
 /// How long a quorum queue may take to carry out acks that its server has received.
 const CARRIED_OUT: Duration = Duration::from_millis(100);

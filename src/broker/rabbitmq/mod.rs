@@ -244,9 +244,12 @@ mod delivery;
 mod delivery_error;
 mod delivery_limit;
 mod ending;
+mod endpoint;
 mod error;
 mod half_made;
 mod headers;
+mod kind;
+mod message;
 mod publisher;
 mod queue;
 mod republished;
@@ -264,6 +267,7 @@ pub use self::{
     delivery::{Delivery, DeliveryTag},
     delivery_error::{DeliveryError, Right},
     error::{ConnectError, SubscriptionError},
-    queue::{Queue, QueueKind},
+    kind::QueueKind,
+    queue::Queue,
     settlement::Settlement,
 };

@@ -21,9 +21,8 @@ use tokio::{
 };
 
 use super::{
-    delivery::Message,
     delivery_error::DeliveryError,
-    queue::QueueKind,
+    kind::QueueKind,
     retry_queues::{self, RetryQueue, RetryQueues},
 };
 
@@ -107,21 +106,20 @@ impl Publisher {
         self.store(self.queue.clone(), payload, properties).await
     }
 
-    /// Publishes to the retry queue of `delay`.
+    /// Publishes to the retry queue of `delay`, if the original `is_held` until then.
     pub(super) async fn delay(
         &self,
         delay: Duration,
-        message: &Message,
+        payload: &[u8],
         properties: BasicProperties,
+        is_held: impl Fn() -> Result<(), DeliveryError>,
     ) -> Result<(), DeliveryError> {
-        let payload = &message.delivery.data;
         match self.retry_queues.of(delay)? {
             RetryQueue::Own { millis, name } => {
                 self.unless_blocked(self.declare(&name, millis)).await?;
                 sleep_until(self.retry_queues.written(millis)).await;
                 // The wait for a new queue may outlast the channel, and then the job is back already.
-                message.check()?;
-                message.check_held()?;
+                is_held()?;
                 // Not mandatory: it was just declared.
                 self.store(name, payload, properties).await
             }

@@ -13,25 +13,16 @@ use tower::limit::ConcurrencyLimitLayer;
 use super::{
     connection::Connection,
     deliveries::Deliveries,
-    delivery::Reading,
     delivery_limit::DeliveryLimit,
     error::SubscriptionError,
+    kind::QueueKind,
+    message::Reading,
     publisher::{Publisher, Target},
     retry_queues::RetryQueues,
     server,
     targets::{self, Unmet},
 };
 use crate::outcome::guard;
-
-/// Of which type a queue is: RabbitMQ does not tell a consumer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum QueueKind {
-    /// A classic queue, which counts no deliveries.
-    Classic,
-    /// A quorum queue, which counts failed deliveries in `x-delivery-count`.
-    Quorum,
-}
 
 /// How a queue is read: the builder of [`Deliveries`].
 ///

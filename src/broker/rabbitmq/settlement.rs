@@ -14,18 +14,68 @@ use lapin::options::{BasicNackOptions, BasicRejectOptions};
 use tokio::time::sleep;
 
 use super::{
-    delivery::{DeliveryTag, Message},
-    delivery_error::DeliveryError,
-    queue::QueueKind,
-    republished,
+    delivery::DeliveryTag, delivery_error::DeliveryError, headers, kind::QueueKind,
+    message::Message, republished,
 };
 use crate::{
     outcome::guard,
-    settle::{Reason, Unsettled, Verdict},
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
 
 /// How long a job is kept that can't be republished, before it is given back.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// # Errors
+///
+/// Each uses the tag up, and calls for the channel to be given up; but for those that are
+/// [misconfigured](crate::settle::Unsettled::misconfigured) or [moot](crate::settle::Unsettled::moot), see [Jobs that
+/// can't be republished](super#jobs-that-cant-be-republished). A job that is
+/// [lost](DeliveryError::Lost) to a server that takes it back by itself is moot, too.
+///
+/// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a
+/// [`SettlePolicy`](crate::SettlePolicy) gives it up in time.
+impl Settle for DeliveryTag {
+    type Error = DeliveryError;
+    type Future = Settlement;
+
+    fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
+        Settlement::new(self, verdict, reason)
+    }
+
+    /// Fails: RabbitMQ has no keep-alive.
+    async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
+        Err(DeliveryError::NoKeepAlive)
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        self.message.deliveries()
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        Some(self.message.is_redelivered())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let link = &self.message.link;
+        let mut capabilities = Capabilities::none().delay().free_delayed_release();
+        if link.publisher.dead_letter().is_some() {
+            capabilities = capabilities.dead_letter();
+        }
+        if self.message.release_is_free() {
+            capabilities = capabilities.free_release();
+        }
+        capabilities
+    }
+
+    /// The destination is `{exchange}:{routing key}:{queue}`, as the
+    /// [conventions for RabbitMQ](https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/)
+    /// have it: without what is empty, and without the routing key where it is the queue's name.
+    /// They are those of the first publish, also for a job that was republished.
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        let Message { delivery, link, .. } = &*self.message;
+        Some(headers::messaging(delivery, link.publisher.queue()))
+    }
+}
 
 /// The future of a [`DeliveryTag`]'s settlement.
 ///
@@ -170,7 +220,9 @@ async fn delayed(message: &Message, delay: Duration, deliveries: u32) -> Result<
     let publisher = &message.link.publisher;
     let frame_max = publisher.frame_max();
     let properties = republished::for_retry(&message.delivery, deliveries, false, frame_max)?;
-    publisher.delay(delay, message, properties).await
+    let is_held = || message.check().and_then(|()| message.check_held());
+    let payload = &message.delivery.data;
+    publisher.delay(delay, payload, properties, is_held).await
 }
 
 async fn release(message: &Message) -> Result<(), DeliveryError> {

@@ -1,0 +1,149 @@
+//! [`Message`]: a delivery as its job and its tag share it, on the [`Link`] of its channel.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    acks::{Acks, Place},
+    delivery_error::DeliveryError,
+    delivery_limit::DeliveryLimit,
+    headers::Counted,
+    kind::QueueKind,
+    publisher::Publisher,
+};
+
+/// What the deliveries of one channel share.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) publisher: Publisher,
+    pub(super) reading: Reading,
+    /// Set when the channel is closed or given up.
+    pub(super) is_over: AtomicBool,
+    /// Set when the server has cancelled the consumer.
+    pub(super) is_cancelled: AtomicBool,
+    pub(super) acks: Arc<Acks>,
+}
+
+/// What is known of the queue and its server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    pub(super) delivery_limit: DeliveryLimit,
+    /// Whether the queue delays what is rejected.
+    pub(super) delayed_retry: bool,
+    /// From when on the server gives a delivery to others.
+    pub(super) consumer_timeout: Option<Duration>,
+    /// Whether it counts no `basic.nack`, and takes back what is overdue by itself, as servers from
+    /// 4.3 on.
+    pub(super) free_release: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) delivery: lapin::message::Delivery,
+    pub(super) counted: Counted,
+    pub(super) link: Arc<Link>,
+    pub(super) place: Place,
+    received: Instant,
+    is_settled: AtomicBool,
+}
+
+impl Message {
+    pub(super) fn new(
+        delivery: lapin::message::Delivery,
+        received: Instant,
+        link: &Arc<Link>,
+    ) -> Self {
+        Self {
+            counted: Counted::read(&delivery.properties),
+            place: link.acks.enter(delivery.delivery_tag),
+            delivery,
+            link: Arc::clone(link),
+            received,
+            is_settled: AtomicBool::new(false),
+        }
+    }
+
+    /// Uses the tag up.
+    pub(super) fn claim(&self) -> Result<(), DeliveryError> {
+        if self.is_settled.swap(true, Ordering::AcqRel) {
+            return Err(DeliveryError::AlreadySettled);
+        }
+        self.check()?;
+        match self.is_overdue() {
+            true => Err(DeliveryError::Lost),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks that the channel still lives on which it can be answered for.
+    pub(super) fn check(&self) -> Result<(), DeliveryError> {
+        if self.link.is_over.load(Ordering::Acquire) || self.delivery.acker.poisoned() {
+            return Err(DeliveryError::Stale);
+        }
+        Ok(())
+    }
+
+    /// Checks that the server has not taken the job back: what is republished then would be a copy.
+    pub(super) fn check_held(&self) -> Result<(), DeliveryError> {
+        if self.link.is_cancelled.load(Ordering::Acquire) || self.is_overdue() {
+            return Err(DeliveryError::Lost);
+        }
+        Ok(())
+    }
+
+    fn is_overdue(&self) -> bool {
+        let limit = self.link.reading.consumer_timeout;
+        limit.is_some_and(|limit| self.received.elapsed() >= limit)
+    }
+
+    /// Returns whether the server takes back by itself what is lost, or has.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.link.is_cancelled.load(Ordering::Acquire) || self.release_is_free()
+    }
+
+    /// Returns whether the queue itself does not count a release.
+    pub(super) fn release_is_free(&self) -> bool {
+        let Link {
+            publisher, reading, ..
+        } = &*self.link;
+        let is_free = reading.free_release || self.counted.has_acquired;
+        is_free || publisher.kind() == QueueKind::Classic
+    }
+
+    /// Returns whether one more requeue that counts brings the job near the limit of its queue.
+    pub(super) fn is_near_limit(&self) -> bool {
+        let failed = self.counted.by_queue.unwrap_or(0);
+        let limit = self.link.reading.delivery_limit;
+        self.link.publisher.kind() == QueueKind::Quorum && limit.is_near(failed)
+    }
+
+    /// Returns whether the queue lets go of the job after some more releases, which it counts.
+    pub(super) fn is_let_go_of(&self) -> bool {
+        !self.release_is_free() && self.is_near_limit()
+    }
+
+    pub(super) fn is_redelivered(&self) -> bool {
+        self.delivery.redelivered || self.counted.before > 0
+    }
+
+    pub(super) fn deliveries(&self) -> Option<u32> {
+        let counted = self.counted;
+        let by_queue = match self.link.publisher.kind() {
+            QueueKind::Classic => counted.by_queue.unwrap_or(0),
+            QueueKind::Quorum => match counted.by_queue {
+                Some(count) => count,
+                // From 4.3 on a delivery that did not fail leaves no count.
+                None if !self.delivery.redelivered || counted.has_acquired => 0,
+                None => return None,
+            },
+        };
+        Some(counted.before.saturating_add(by_queue).saturating_add(1))
+    }
+}
