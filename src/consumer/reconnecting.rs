@@ -48,7 +48,7 @@ use crate::backoff::Delays;
 /// It gives up
 /// - when it is asked to end, at once during a pause and while it connects: then it returns the
 ///   [`Summary`] of all sessions;
-/// - after an error that a new channel would not help, [`EndCause::Misconfigured`];
+/// - after an error that a new channel would not help, [`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured);
 /// - after [`max_attempts`](Self::max_attempts) tries.
 ///
 /// It returns when all sessions have drained.
@@ -63,7 +63,7 @@ use crate::backoff::Delays;
 /// | --- | --- | --- |
 /// | a connection, stream or channel that ends; a service that is unready; a panic | for ever, or [`max_attempts`](Self::max_attempts) times | "will reconnect" at WARN each time, with the cause and the number of tries |
 /// | a `connect` that fails, also by an address that is wrong or a password that is refused | the same: a broker that starts may not know its users yet | the same; the cause names the address |
-/// | an error that a new channel would not help ([`EndCause::Misconfigured`]); the end of the consumer's runtime | never | "does not reconnect" at ERROR |
+/// | an error that a new channel would not help ([`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured)); the end of the consumer's runtime | never | "does not reconnect" at ERROR |
 ///
 /// So alert on WARN that goes on, or set `max_attempts`.
 ///
