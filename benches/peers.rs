@@ -186,7 +186,7 @@ impl Contender {
                         .service_fn(handler)
                 };
                 let services = iter::repeat_with(stack).take(tasks);
-                let consumer = Consumer::with_tasks(deliveries, services)
+                let consumer = Consumer::parallel(deliveries, services)
                     .with_graceful_shutdown(async move { finish.last.notified().await });
                 time(runtime, async {
                     let summary = consumer.await.expect("nothing fails");

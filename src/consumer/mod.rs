@@ -66,7 +66,7 @@ use self::{
 ///   retried without a delay or released, since the broker delivers them again at once.
 /// - *Tasks*: the consumer is one task, which asks, pulls, calls and polls the response futures. A
 ///   sentinel runs the jobs on tasks of their own, so they use all cores. Where one task is not
-///   enough, there can be [several](Self::with_tasks).
+///   enough, there can be [several](Self::parallel).
 ///
 /// # How a consumer drains
 ///
@@ -178,7 +178,7 @@ where
 {
     /// Creates a consumer that calls `service` with the jobs of `subscription`.
     pub fn new(subscription: B, service: S) -> Self {
-        Self::with_tasks(subscription, [service])
+        Self::parallel(subscription, [service])
     }
 
     /// Creates a consumer of as many tasks as there are `services`, with one of them each.
@@ -220,7 +220,7 @@ where
     /// let deliveries = queue.subscribe(64).unwrap();
     /// let services = [(); 4].map(|()| ConcurrencyLimit::new(sentinel.clone(), 64 / 4));
     ///
-    /// let summary = Consumer::with_tasks(deliveries, services)
+    /// let summary = Consumer::parallel(deliveries, services)
     ///     .with_graceful_shutdown(async move {
     ///         queue.emptied().await;
     ///     })
@@ -230,7 +230,7 @@ where
     /// # }
     /// ```
     #[track_caller]
-    pub fn with_tasks(subscription: B, services: impl IntoIterator<Item = S>) -> Self {
+    pub fn parallel(subscription: B, services: impl IntoIterator<Item = S>) -> Self {
         let services = Vec::from_iter(services);
         assert!(
             !services.is_empty(),

@@ -193,7 +193,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     /// Sets how many tasks a session has; 1 by default. `make_service` is called for each, with the
     /// same token.
     ///
-    /// See [`Consumer::with_tasks`](crate::Consumer::with_tasks), in particular for their limits, which
+    /// See [`Consumer::parallel`](crate::Consumer::parallel), in particular for their limits, which
     /// add up.
     ///
     /// # Panics

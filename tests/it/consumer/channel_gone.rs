@@ -237,7 +237,7 @@ async fn a_plain_consumer_stops_at_once_what_nobody_can_settle() {
             });
             let shutdown = CancellationToken::new();
             let services = [(); 3].map(|()| stack(4, shutdown.clone(), here()));
-            let consumer = Consumer::with_tasks(lost.subscribe(), services.into_iter().take(tasks))
+            let consumer = Consumer::parallel(lost.subscribe(), services.into_iter().take(tasks))
                 .shutdown(shutdown.clone());
             let started = Instant::now();
             let error = ends(consumer).await.unwrap_err();

@@ -203,7 +203,7 @@ async fn check(by: By, load: Load, tasks: usize) {
         switch.around(stack(gate, shutdown.clone(), here))
     });
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let consumer = Consumer::with_tasks(channel.subscribe(), services)
+    let consumer = Consumer::parallel(channel.subscribe(), services)
         .shutdown(shutdown.clone())
         .drain_timeout(MS(10_000))
         .with_graceful_shutdown(first.clone().cancelled_owned())
@@ -367,7 +367,7 @@ async fn a_stop_that_panics_or_never_ends_costs_and_delays_nothing() {
             channel.stop_by(stopping);
             let shutdown = CancellationToken::new();
             let services = (0..tasks).map(|_| stack(2, shutdown.clone(), here()));
-            let consumer = Consumer::with_tasks(channel.subscribe(), services)
+            let consumer = Consumer::parallel(channel.subscribe(), services)
                 .shutdown(shutdown.clone())
                 .with_graceful_shutdown(sleep(MS(500)));
             let started = Instant::now();
@@ -703,8 +703,7 @@ async fn a_shutdown_token_that_is_cancelled_elsewhere_is_a_graceful_signal() {
         let channel = Channel::of([Fate::Hang; 1_000]);
         let shutdown = CancellationToken::new();
         let services = (0..tasks).map(|_| stack(2, shutdown.clone(), here()));
-        let consumer =
-            Consumer::with_tasks(channel.subscribe(), services).shutdown(shutdown.clone());
+        let consumer = Consumer::parallel(channel.subscribe(), services).shutdown(shutdown.clone());
         let consuming = tokio::spawn(ends(consumer));
         sleep(MS(500)).await;
         shutdown.cancel();

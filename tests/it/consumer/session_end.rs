@@ -105,7 +105,7 @@ async fn destructors_that_panic_take_no_consumer_down() {
                 })
             }))
         });
-        let consumer = Consumer::with_tasks(Explosive::new(channel.subscribe()), services)
+        let consumer = Consumer::parallel(Explosive::new(channel.subscribe()), services)
             .escalation(|_: &Explosive<()>| Escalation::Call)
             .on_error(AfterError::Continue)
             .with_graceful_shutdown(sleep(MS(500)));
@@ -156,7 +156,7 @@ async fn calls_that_are_abandoned_are_dropped_before_the_channel_is_closed() {
                 }
             })
         });
-        let consumer = Consumer::with_tasks(channel.subscribe(), services)
+        let consumer = Consumer::parallel(channel.subscribe(), services)
             .drain_timeout(MS(100))
             .with_graceful_shutdown(sleep(MS(500)));
         assert_eq!(ends(consumer).await.unwrap().abandoned, 3);

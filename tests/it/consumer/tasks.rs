@@ -67,7 +67,7 @@ async fn the_limits_of_the_tasks_add_up() {
     for gates in [&[1, 1][..], &[3, 1], &[2, 2, 2], &[16; 4]] {
         let channel = Channel::of([Fate::Value, Fate::Error, Fate::PanicInCall].repeat(100));
         let shutdown = CancellationToken::new();
-        let consumer = Consumer::with_tasks(channel.subscribe(), stacks(gates, &shutdown))
+        let consumer = Consumer::parallel(channel.subscribe(), stacks(gates, &shutdown))
             .shutdown(shutdown)
             .with_graceful_shutdown(sleep(MS(1_000_000)));
         let summary = ends(consumer).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_job_goes_to_a_task_that_is_ready() {
         .iter()
         .zip(&end)
         .map(|(calls, end)| counting(calls, end));
-    let consumer = Consumer::with_tasks(channel.subscribe(), services);
+    let consumer = Consumer::parallel(channel.subscribe(), services);
     let consuming = tokio::spawn(ends(consumer.with_graceful_shutdown(sleep(MS(10_000)))));
     let called = || calls.each_ref().map(|calls| calls.load(Ordering::SeqCst));
 
@@ -122,7 +122,7 @@ async fn a_task_that_has_drained_does_not_stop_the_others() {
         let channel = Channel::of([Fate::Value]);
         let shutdown = CancellationToken::new();
         let signal = CancellationToken::new();
-        let consumer = Consumer::with_tasks(channel.subscribe(), stacks(&[1, 1], &shutdown))
+        let consumer = Consumer::parallel(channel.subscribe(), stacks(&[1, 1], &shutdown))
             .shutdown(shutdown.clone())
             .with_graceful_shutdown(signal.clone().cancelled_owned());
         let consuming = tokio::spawn(ends(consumer));
@@ -149,7 +149,7 @@ async fn a_lost_answer_of_one_task_ends_them_all() {
     let channel = Channel::of([Fate::Value; 3]);
     channel.refuse(Refusal::Fails);
     let shutdown = CancellationToken::new();
-    let consumer = Consumer::with_tasks(channel.subscribe(), stacks(&[1, 1, 1, 1], &shutdown));
+    let consumer = Consumer::parallel(channel.subscribe(), stacks(&[1, 1, 1, 1], &shutdown));
     let error = ends(consumer.shutdown(shutdown)).await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::Unanswered(_)));
     let summary = error.summary();
@@ -182,7 +182,7 @@ async fn what_a_reconnect_would_meet_again_is_reported() {
             .concurrency_limit(1)
             .service(service(n))
     };
-    let consumer = Consumer::with_tasks(channel.subscribe(), [0, 1].map(gated));
+    let consumer = Consumer::parallel(channel.subscribe(), [0, 1].map(gated));
     let error = ends(consumer.escalation(escalation)).await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::Misconfigured(1)));
     assert_eq!(error.summary().unanswered, 2);
@@ -196,7 +196,7 @@ async fn it_counts_whether_the_error_or_the_signal_was_first() {
         channel.refuse(Refusal::Fails);
         let shutdown = CancellationToken::new();
         let signal = sleep(MS(if is_error_first { 1_500 } else { 500 }));
-        let consumer = Consumer::with_tasks(channel.subscribe(), stacks(&[2, 1], &shutdown))
+        let consumer = Consumer::parallel(channel.subscribe(), stacks(&[2, 1], &shutdown))
             .shutdown(shutdown)
             .drain_timeout(MS(1_000))
             .with_graceful_shutdown(signal);
@@ -220,7 +220,7 @@ async fn a_stream_that_panics_ends_all_tasks() {
         // With jobs the gates are full, and it panics where it is watched.
         let channel = Channel::of(vec![Fate::Hang; jobs]);
         let shutdown = CancellationToken::new();
-        let consumer = Consumer::with_tasks(channel.subscribe(), stacks(&[1, 1], &shutdown))
+        let consumer = Consumer::parallel(channel.subscribe(), stacks(&[1, 1], &shutdown))
             .shutdown(shutdown)
             .drain_timeout(MS(100));
         let consuming = tokio::spawn(ends(consumer));
@@ -340,7 +340,7 @@ async fn a_stream_that_is_over_is_polled_no_more() {
             is_over: false,
             polled_late: Arc::clone(&polled_late),
         };
-        let error = Consumer::with_tasks(stream, services).await.unwrap_err();
+        let error = Consumer::parallel(stream, services).await.unwrap_err();
         match panics {
             true => assert!(matches!(error.cause(), EndCause::StreamPanicked(_))),
             false => assert!(matches!(error.cause(), EndCause::StreamEnded)),
@@ -426,7 +426,7 @@ async fn a_stream_that_is_stopped_is_polled_no_more() {
         polled_late: Arc::default(),
     };
     let polled_late = Arc::clone(&stream.polled_late);
-    let consumer = Consumer::with_tasks(stream, services);
+    let consumer = Consumer::parallel(stream, services);
     let consumer = consumer.escalation(|_: &Refused| Escalation::Call);
     let error = consumer.await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::Unready(_)), "{error}");
@@ -438,7 +438,7 @@ async fn a_stream_that_is_stopped_is_polled_no_more() {
 #[should_panic = "a consumer with 0 tasks would consume nothing"]
 fn a_consumer_without_a_task_is_refused() {
     let channel = Channel::of([]);
-    let _ = Consumer::with_tasks(channel.subscribe(), Vec::<Boxed>::new());
+    let _ = Consumer::parallel(channel.subscribe(), Vec::<Boxed>::new());
 }
 
 #[test]

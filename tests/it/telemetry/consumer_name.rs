@@ -69,7 +69,7 @@ async fn lines(name: Option<&str>, has_span: bool) -> Vec<String> {
         let (_broker, queue) = queue();
         let shutdown = CancellationToken::new();
         let services = vec![service(has_span, shutdown.clone()); tasks];
-        let mut consumer = Consumer::with_tasks(queue.subscribe(2).unwrap(), services)
+        let mut consumer = Consumer::parallel(queue.subscribe(2).unwrap(), services)
             .shutdown(shutdown)
             .with_graceful_shutdown(sleep(5 * SECOND));
         if let Some(name) = name {

@@ -314,7 +314,7 @@ impl Scene {
             };
             let shutdown = CancellationToken::new();
             let services = (0..tasks).map(|_| self.service(worker, shutdown.clone()));
-            let consumer = Consumer::with_tasks(deliveries, services)
+            let consumer = Consumer::parallel(deliveries, services)
                 .shutdown(shutdown.clone())
                 .with_graceful_shutdown(graceful)
                 .with_forced_shutdown(forced)
