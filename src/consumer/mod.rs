@@ -9,7 +9,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use crate::outcome::drop_quietly;
+use crate::{
+    outcome::{catch, drop_quietly},
+    sentinel::{Sentinel, SentinelLayer},
+};
 
 mod consuming;
 mod drain;
@@ -26,6 +29,7 @@ mod share;
 mod signals;
 mod subscription;
 mod summary;
+mod supervised;
 mod tasks;
 
 pub use self::{
@@ -36,11 +40,13 @@ pub use self::{
     reconnecting::ReconnectingConsumer,
     subscription::Subscription,
     summary::Summary,
+    supervised::{MakeServices, Supervised},
 };
 use self::{
     options::Options,
     setters::setters,
     signals::Signals,
+    supervised::Services,
     tasks::{Ending, consume, end_last},
 };
 
@@ -159,12 +165,18 @@ use self::{
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct Consumer<B, S, C = ByError> {
     subscription: B,
-    services: Vec<S>,
+    services: Services<S>,
+    /// None for as many as pay.
+    tasks: Option<usize>,
     classify: C,
     options: Options,
     signals: Signals,
     name: Option<Arc<str>>,
 }
+
+/// The reason why a consumer with two shutdown tokens is refused.
+const TWO_TOKENS: &str = "the consumer and the layer have a shutdown token each: only one of them can stop \
+     the jobs, so set the layer's alone";
 
 impl<B, S> Consumer<B, S>
 where
@@ -178,7 +190,7 @@ where
 {
     /// Creates a consumer that calls `service` with the jobs of `subscription`.
     pub fn new(subscription: B, service: S) -> Self {
-        Self::parallel(subscription, [service])
+        Self::of(subscription, vec![service], None)
     }
 
     /// Creates a consumer of as many tasks as there are `services`, with one of them each.
@@ -232,13 +244,16 @@ where
     #[track_caller]
     pub fn parallel(subscription: B, services: impl IntoIterator<Item = S>) -> Self {
         let services = Vec::from_iter(services);
-        assert!(
-            !services.is_empty(),
-            "a consumer with 0 tasks would consume nothing"
-        );
+        let tasks = services.len();
+        assert!(tasks > 0, "a consumer with 0 tasks would consume nothing");
+        Self::of(subscription, services, Some(tasks))
+    }
+
+    fn of(subscription: B, services: Vec<S>, tasks: Option<usize>) -> Self {
         Self {
             subscription,
-            services,
+            services: Services::Given(services),
+            tasks,
             classify: ByError,
             options: Options::default(),
             signals: Signals::default(),
@@ -282,6 +297,8 @@ impl<B, S, C> Consumer<B, S, C> {
     /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): the consumer cancels it when a
     /// drain is over or cut short.
     ///
+    /// A consumer with a [sentinel of its own](Self::sentinel) needs none.
+    ///
     /// Where somebody else cancels it, the consumer ends as after the
     /// [graceful signal](Self::with_graceful_shutdown): its jobs are stopped already.
     ///
@@ -289,6 +306,73 @@ impl<B, S, C> Consumer<B, S, C> {
     pub fn shutdown(mut self, token: CancellationToken) -> Self {
         self.options.shutdown = Some(token);
         self
+    }
+
+    /// Puts the service under a sentinel of the consumer's own: what a worker usually wants.
+    ///
+    /// The service is the handler alone then, and the consumer is as one of the stack
+    /// `concurrency_limit` → [`SentinelLayer`] → handler, whose parts fit:
+    ///
+    /// - *The limit* is the [`prefetch`](Subscription::prefetch) of the subscription: no more calls are in
+    ///   flight. A subscription that does not tell has none but its broker's.
+    /// - *The shutdown token* is one for both, so that a drain stops what does not finish, instead of
+    ///   dropping it. Where the layer has a token, that is its parent: whoever cancels it stops the jobs and
+    ///   ends the consumer, which leaves it alone itself.
+    /// - *The tasks* are one for each worker thread of the runtime, four at most, with an equal part of the
+    ///   limit and a clone of the sentinel each. [`parallel`](Self::parallel) sets another number.
+    ///
+    /// What is outside of the sentinel, as in the [table](crate#which-side-of-what), takes the stack by
+    /// hand.
+    ///
+    /// ```
+    /// use std::{convert::Infallible, time::Duration};
+    /// use tower::service_fn;
+    /// use tower_sentinel::{
+    ///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+    ///     broker::memory::{Broker, Delivery},
+    /// };
+    ///
+    /// async fn process(delivery: Delivery<u32>) -> Result<(), Infallible> {
+    ///     assert_eq!(*delivery.payload(), 7);
+    ///     Ok(())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let queue = Broker::new().queue("jobs").declare();
+    /// queue.publish(7);
+    ///
+    /// let deliveries = queue.subscribe(64).unwrap();
+    /// let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let summary = Consumer::new(deliveries, service_fn(process))
+    ///     .sentinel(layer.timeout(Duration::from_secs(30)))
+    ///     .with_graceful_shutdown(async move {
+    ///         queue.emptied().await;
+    ///     })
+    ///     .run()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(summary.answered, 1);
+    /// # }
+    /// ```
+    pub fn sentinel<P, H>(mut self, layer: SentinelLayer<P, H>) -> Consumer<B, Sentinel<S, P, H>, C>
+    where
+        B: Subscription,
+        S: Clone + Send + 'static,
+        P: Clone + Send + 'static,
+        H: Clone + Send + 'static,
+        Sentinel<S, P, H>: Service<B::Job>,
+    {
+        self.options.is_bounded = true;
+        Consumer {
+            subscription: self.subscription,
+            services: Services::Supervised(Box::new(Supervised::new(self.services, layer))),
+            tasks: self.tasks,
+            classify: self.classify,
+            options: self.options,
+            signals: self.signals,
+            name: self.name,
+        }
     }
 
     /// Sets who says what an error of the service means for the channel; by default the error
@@ -334,6 +418,7 @@ impl<B, S, C> Consumer<B, S, C> {
         Consumer {
             subscription: self.subscription,
             services: self.services,
+            tasks: self.tasks,
             classify: ByClosure(classify),
             options: self.options,
             signals: self.signals,
@@ -360,28 +445,47 @@ impl<B, S, C> Consumer<B, S, C> {
     {
         let Self {
             subscription,
-            services,
+            mut services,
+            tasks,
             classify,
-            options,
+            mut options,
             signals,
             name,
         } = self;
+        if services.is_supervised() {
+            options.shutdown = Some(match (options.shutdown, services.shutdown()) {
+                (Some(_), Some(_)) => panic!("{TWO_TOKENS}"),
+                (Some(token), None) => token,
+                (None, Some(parent)) => parent.child_token(),
+                (None, None) => CancellationToken::new(),
+            });
+        }
         let subscription = Box::pin(subscription);
         let classify = Arc::new(Mutex::new(classify));
         Consuming::new(name, signals, |mut signals| async move {
             let stop = signals.stop_token();
+            let shutdown = options.shutdown.clone().unwrap_or_default();
+            let services = match catch(|| services.make_services(tasks, &shutdown)) {
+                Ok(services) => services,
+                Err(panic) => {
+                    let cause = EndCause::MakeServicePanicked(panic);
+                    drop_quietly(subscription);
+                    return Err(ConsumerError::new(cause, Summary::default()));
+                }
+            };
+            let gone = options.gone.clone();
             let Ending {
                 cause, mut rest, ..
             } = consume(
                 subscription,
                 services,
                 &classify,
-                &options,
+                options,
                 &mut signals,
                 stop.clone(),
             )
             .await;
-            let ended = end_last(&mut rest, &options.gone, &stop);
+            let ended = end_last(&mut rest, &gone, &stop);
             let ended = signals.attend(ended).await;
             match cause {
                 None => {

@@ -23,6 +23,10 @@ pub(super) struct Options {
     pub(super) stop_timeout: Duration,
     pub(super) after_error: AfterError,
     pub(super) shutdown: Option<CancellationToken>,
+    /// Whether the consumer bounds its calls by the prefetch of its subscription.
+    pub(super) is_bounded: bool,
+    /// How many calls of one task may be in flight.
+    pub(super) limit: usize,
     /// Cancelled when the channel is known to be gone.
     pub(super) gone: CancellationToken,
 }
@@ -34,6 +38,8 @@ impl Default for Options {
             stop_timeout: Duration::from_secs(40),
             after_error: AfterError::Stop,
             shutdown: None,
+            is_bounded: false,
+            limit: usize::MAX,
             gone: CancellationToken::new(),
         }
     }

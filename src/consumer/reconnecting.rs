@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{
@@ -18,8 +17,12 @@ use super::{
     setters::setters,
     signals::Signals,
     subscription::Subscription,
+    supervised::{MakeServices, Supervised},
 };
-use crate::backoff::Delays;
+use crate::{
+    backoff::Delays,
+    sentinel::{Sentinel, SentinelLayer},
+};
 
 /// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
 /// last ones ended without being asked to; see
@@ -115,22 +118,22 @@ use crate::backoff::Delays;
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct ReconnectingConsumer<F, M, C = ByError> {
     connect: F,
-    make_service: M,
+    make_services: M,
     classify: C,
     options: Options,
     signals: Signals,
     retry: Retry,
     connect_timeout: Duration,
-    tasks: usize,
+    tasks: Option<usize>,
     name: Option<Arc<str>>,
 }
 
 impl<F, M> ReconnectingConsumer<F, M> {
-    pub(super) fn new(connect: F, make_service: M) -> Self {
+    pub(super) fn new(connect: F, make_services: M) -> Self {
         let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
         Self {
             connect,
-            make_service,
+            make_services,
             classify: ByError,
             options: Options::default(),
             signals: Signals::default(),
@@ -141,7 +144,7 @@ impl<F, M> ReconnectingConsumer<F, M> {
                 max_attempts: None,
             },
             connect_timeout: Duration::from_secs(30),
-            tasks: 1,
+            tasks: None,
             name: None,
         }
     }
@@ -190,11 +193,11 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
-    /// Sets how many tasks a session has; 1 by default. `make_service` is called for each, with the
-    /// same token.
+    /// Sets how many tasks a session has. `make_service` is called for each, with the same token.
     ///
-    /// See [`Consumer::parallel`](crate::Consumer::parallel), in particular for their limits, which
-    /// add up.
+    /// It is 1 by default, and with a [sentinel of its own](Self::sentinel) as many as pay: the consumer
+    /// divides the limit then. Otherwise their limits add up, see
+    /// [`Consumer::parallel`](crate::Consumer::parallel).
     ///
     /// # Panics
     ///
@@ -202,8 +205,77 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     #[track_caller]
     pub fn tasks(mut self, number: usize) -> Self {
         assert!(number > 0, "`tasks(0)` would consume nothing");
-        self.tasks = number;
+        self.tasks = Some(number);
         self
+    }
+
+    /// Puts the service under a sentinel of the consumer's own, as
+    /// [`Consumer::sentinel`](crate::Consumer::sentinel) does: `make_service` makes the handler alone.
+    ///
+    /// It makes one for each session, of which each further task has a clone. What is to last longer, such as
+    /// an [`IntensityLayer`](crate::IntensityLayer), is made before and cloned.
+    ///
+    /// Each session has a fresh shutdown token. The layer's own, if it has one, is the parent of all:
+    /// whoever cancels it stops the jobs and ends the consumer, which leaves it alone itself.
+    ///
+    /// ```
+    /// use std::{convert::Infallible, time::Duration};
+    /// use tower::service_fn;
+    /// use tower_sentinel::{
+    ///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+    ///     broker::memory::{Broker, Delivery},
+    /// };
+    ///
+    /// async fn process(delivery: Delivery<u32>) -> Result<(), Infallible> {
+    ///     assert_eq!(*delivery.payload(), 7);
+    ///     Ok(())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let queue = Broker::new().queue("jobs").declare();
+    /// queue.publish(7);
+    ///
+    /// let jobs = queue.clone();
+    /// let connect = move || std::future::ready(jobs.subscribe(64));
+    /// let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let summary = Consumer::reconnecting(connect, |_| service_fn(process))
+    ///     .sentinel(layer.timeout(Duration::from_secs(30)))
+    ///     .with_graceful_shutdown(async move {
+    ///         queue.emptied().await;
+    ///     })
+    ///     .run()
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(summary.answered, 1);
+    /// # }
+    /// ```
+    pub fn sentinel<P, H, Fut, B, S, X>(
+        mut self,
+        layer: SentinelLayer<P, H>,
+    ) -> ReconnectingConsumer<F, Supervised<M, P, H>, C>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<B, X>>,
+        B: Subscription,
+        M: MakeServices<Service = S>,
+        S: Clone,
+        P: Clone,
+        H: Clone,
+        Sentinel<S, P, H>: Service<B::Job>,
+    {
+        self.options.is_bounded = true;
+        ReconnectingConsumer {
+            connect: self.connect,
+            make_services: Supervised::new(self.make_services, layer),
+            classify: self.classify,
+            options: self.options,
+            signals: self.signals,
+            retry: self.retry,
+            connect_timeout: self.connect_timeout,
+            tasks: self.tasks,
+            name: self.name,
+        }
     }
 
     /// Sets who says what an error of the service means for the channel; see
@@ -214,7 +286,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     {
         ReconnectingConsumer {
             connect: self.connect,
-            make_service: self.make_service,
+            make_services: self.make_services,
             classify: ByClosure(classify),
             options: self.options,
             signals: self.signals,
@@ -232,7 +304,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     where
         F: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<B, X>> + Send + 'static,
-        M: FnMut(CancellationToken) -> S + Send + 'static,
+        M: MakeServices<Service = S> + Send + 'static,
         X: fmt::Display + Send + 'static,
         B: Subscription + Send + 'static,
         B::Job: Send,
@@ -246,7 +318,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         let signals = self.signals;
         let mut sessions = Sessions {
             connect: self.connect,
-            make_service: self.make_service,
+            make_services: self.make_services,
             classify: Arc::new(Mutex::new(self.classify)),
             options: self.options,
             connect_timeout: self.connect_timeout,
@@ -270,7 +342,7 @@ impl<F, M, C, Fut, B, S, X> IntoFuture for ReconnectingConsumer<F, M, C>
 where
     F: FnMut() -> Fut + Send + 'static,
     Fut: Future<Output = Result<B, X>> + Send + 'static,
-    M: FnMut(CancellationToken) -> S + Send + 'static,
+    M: MakeServices<Service = S> + Send + 'static,
     X: fmt::Display + Send + 'static,
     B: Subscription + Send + 'static,
     B::Job: Send,

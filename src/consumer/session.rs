@@ -142,7 +142,12 @@ where
         cx: &mut Context<'_>,
     ) -> Result<(), EndCause<B::Error, S::Error>> {
         while *room > 0 {
-            match catch(|| self.service.poll_ready(cx)) {
+            // A service is made ready only where there is a place for its call.
+            let polled = match self.calls.len() < self.options.limit {
+                true => catch(|| self.service.poll_ready(cx)),
+                false => Ok(Poll::Pending),
+            };
+            match polled {
                 Err(panic) => return Err(EndCause::UnreadyPanicked(panic)),
                 Ok(Poll::Ready(Err(error))) => return Err(EndCause::Unready(error)),
                 Ok(Poll::Ready(Ok(()))) => {}

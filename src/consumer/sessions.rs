@@ -23,6 +23,7 @@ use super::{
     options::Options,
     signals::{Asked, Signals},
     subscription::Subscription,
+    supervised::MakeServices,
     tasks::{Ended, Ending, Rest, consume, end_last},
 };
 use crate::{
@@ -43,11 +44,11 @@ pub(super) struct Retry {
 /// The sessions of a consumer, and what they did together.
 pub(super) struct Sessions<F, M, C> {
     pub(super) connect: F,
-    pub(super) make_service: M,
+    pub(super) make_services: M,
     pub(super) classify: Arc<Mutex<C>>,
     pub(super) options: Options,
     pub(super) connect_timeout: Duration,
-    pub(super) tasks: usize,
+    pub(super) tasks: Option<usize>,
     pub(super) total: Summary,
     /// The session that drains beside the present one.
     pub(super) beside: Option<Beside>,
@@ -87,7 +88,7 @@ impl<F, M, C> Sessions<F, M, C> {
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<B, X>>,
-        M: FnMut(CancellationToken) -> S,
+        M: MakeServices<Service = S>,
         X: fmt::Display,
         B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
         S: Service<B::Job, Response: Send + 'static> + Send + 'static,
@@ -139,7 +140,7 @@ impl<F, M, C> Sessions<F, M, C> {
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<B, X>>,
-        M: FnMut(CancellationToken) -> S,
+        M: MakeServices<Service = S>,
         B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
         S: Service<B::Job, Response: Send + 'static> + Send + 'static,
         S::Error: fmt::Display + Send + 'static,
@@ -147,12 +148,12 @@ impl<F, M, C> Sessions<F, M, C> {
         C: Classify<S::Error> + Send + 'static,
     {
         // Before the connection, which has then nothing to be closed for.
-        let shutdown = CancellationToken::new();
-        let make_services = || {
-            let services = (0..self.tasks).map(|_| (self.make_service)(shutdown.clone()));
-            services.collect()
+        let shutdown = match self.make_services.shutdown() {
+            Some(parent) => parent.child_token(),
+            None => CancellationToken::new(),
         };
-        let services: Vec<S> = match catch(make_services) {
+        let make_services = || self.make_services.make_services(self.tasks, &shutdown);
+        let services = match catch(make_services) {
             Ok(services) => services,
             Err(panic) => return Some(EndCause::MakeServicePanicked(panic).into()),
         };
@@ -178,7 +179,7 @@ impl<F, M, C> Sessions<F, M, C> {
             subscription,
             services,
             classify,
-            options,
+            options.clone(),
             signals,
             stop.clone(),
         );

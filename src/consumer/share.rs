@@ -144,6 +144,10 @@ impl<B: Subscription> Subscription for Share<B> {
         polled
     }
 
+    fn prefetch(&self) -> Option<usize> {
+        self.common.lock().subscription.prefetch()
+    }
+
     fn is_gone(&self) -> bool {
         self.common.lock().subscription.is_gone()
     }

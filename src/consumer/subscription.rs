@@ -97,6 +97,14 @@ pub trait Subscription:
         Poll::Ready(())
     }
 
+    /// Returns how many jobs may be unanswered at a time, if there is a bound; `None` by default.
+    ///
+    /// So many calls are in flight at once where a consumer has a
+    /// [sentinel of its own](crate::Consumer::sentinel), which asks once, at the begin of a session.
+    fn prefetch(&self) -> Option<usize> {
+        None
+    }
+
     /// Returns whether the channel is gone: no tag of it can be settled any more; `false` by default.
     ///
     /// A stream may end while its tags can still be settled, as after a cancel by RabbitMQ's server,

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     consumer::subscription::Subscription,
-    outcome::{drop_quietly, guard},
+    outcome::{catch, drop_quietly, guard},
     telemetry::consumer_name::carried,
 };
 
@@ -58,7 +58,7 @@ pub(super) async fn consume<B, S, C>(
     subscription: Pin<Box<B>>,
     mut services: Vec<S>,
     classify: &Arc<Mutex<C>>,
-    options: &Options,
+    mut options: Options,
     signals: &mut Signals,
     stop: CancellationToken,
 ) -> Ending<B::Error, S::Error>
@@ -70,18 +70,39 @@ where
     C: Classify<S::Error> + Send + 'static,
 {
     let started = Instant::now();
-    let (cause, answered, rest): (_, _, Rest<_, _>) = if services.len() == 1 {
+    let shutdown = options.shutdown.clone();
+    let prefetch = match options.is_bounded {
+        // One of 0 would let nothing in.
+        true => catch(|| subscription.prefetch())
+            .ok()
+            .flatten()
+            .map(|it| it.max(1)),
+        false => None,
+    };
+    if let Some(prefetch) = prefetch {
+        // Each task has a place at least.
+        services.truncate(prefetch);
+    }
+    let tasks = services.len();
+    let limit = |task| prefetch.map_or(usize::MAX, |prefetch| share_of(prefetch, task, tasks));
+    let (cause, answered, rest): (_, _, Rest<_, _>) = if tasks == 1 {
         // Invariant: there is one.
         let service = services.pop().expect("a vector of one is not empty");
-        let mut session =
-            Session::new(subscription, service, Arc::clone(classify), options.clone());
+        options.limit = limit(0);
+        let mut session = Session::new(subscription, service, Arc::clone(classify), options);
         let cause = session.run(signals).await;
         (cause, session.answered(), Box::pin(session.end(stop)))
     } else {
         let drain = CancellationToken::new();
         let mut running = JoinSet::new();
-        for (share, service) in Share::among(services.len(), subscription).zip(services) {
-            let (classify, options) = (Arc::clone(classify), options.clone());
+        let shares = Share::among(tasks, subscription);
+        for (task, (share, service)) in shares.zip(services).enumerate() {
+            let classify = Arc::clone(classify);
+            let limit = limit(task);
+            let options = Options {
+                limit,
+                ..options.clone()
+            };
             let session = Session::new(Box::pin(share), service, classify, options);
             let mut session = session.among(drain.clone());
             let mut signals = Signals::default();
@@ -95,7 +116,6 @@ where
         (cause, answered, Box::pin(end_all(ends)))
     };
     let lasted = started.elapsed();
-    let shutdown = options.shutdown.clone();
     let rest = async move {
         let ended = rest.await;
         // What runs was let finish, or stopped already; nothing is to begin.
@@ -110,6 +130,11 @@ where
         lasted,
         rest: Box::pin(rest),
     }
+}
+
+/// Returns the part of `prefetch` that is for one of the tasks: they differ by one at most.
+fn share_of(prefetch: usize, task: usize, tasks: usize) -> usize {
+    prefetch / tasks + usize::from(task < prefetch % tasks)
 }
 
 /// Waits for the end of the last session, which is cut short by `stop` where its channel is gone:

@@ -128,6 +128,10 @@ impl<P: Clone> Subscription for Deliveries<P> {
         Poll::Ready(())
     }
 
+    fn prefetch(&self) -> Option<usize> {
+        Some(self.prefetch())
+    }
+
     fn is_gone(&self) -> bool {
         self.queue.server.lock().is_closed(self.channel)
     }

@@ -307,6 +307,10 @@ impl crate::consumer::Subscription for Deliveries {
         this.poll_closing(cx)
     }
 
+    fn prefetch(&self) -> Option<usize> {
+        Some(self.prefetch())
+    }
+
     fn is_gone(&self) -> bool {
         self.channel.is_given_up()
     }

@@ -260,6 +260,10 @@ impl Subscription for Deliveries {
     }
 
     /// Returns whether the channel is closed. After a cancel by the server it is not.
+    fn prefetch(&self) -> Option<usize> {
+        Some(self.prefetch())
+    }
+
     fn is_gone(&self) -> bool {
         self.link.is_over.load(Ordering::Acquire)
             || !self.channel.status().connected()

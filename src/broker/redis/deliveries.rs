@@ -174,6 +174,10 @@ impl Subscription for Deliveries {
         Poll::Ready(())
     }
 
+    fn prefetch(&self) -> Option<usize> {
+        Some(self.prefetch())
+    }
+
     fn is_gone(&self) -> bool {
         self.channel.link.is_stale()
     }

@@ -8,6 +8,7 @@ mod rebound;
 mod reconnecting;
 mod session;
 mod session_end;
+mod supervised;
 mod tasks;
 
 use std::{future::IntoFuture, time::Duration};

@@ -29,6 +29,7 @@ struct State {
     end: Option<End>,
     is_gone: bool,
     refuses: Option<Refusal>,
+    prefetch: Option<usize>,
     taken: u64,
     settled: Vec<(u64, Verdict)>,
     most_unsettled: u64,
@@ -114,6 +115,11 @@ impl Channel {
     /// Lets the next settlement fail.
     pub(crate) fn refuse(&self, refusal: Refusal) {
         self.change(|state| state.refuses = Some(refusal));
+    }
+
+    /// Sets what its subscriptions tell; it hands out as many jobs as are asked for all the same.
+    pub(crate) fn prefetch(&self, prefetch: usize) {
+        self.change(|state| state.prefetch = Some(prefetch));
     }
 
     pub(crate) fn stop_by(&self, stopping: Stopping) {
@@ -278,6 +284,10 @@ impl Subscription for Deliveries {
             Stopping::Never => Poll::Pending,
             Stopping::Panics => raise("in the stop"),
         }
+    }
+
+    fn prefetch(&self) -> Option<usize> {
+        self.channel.lock().prefetch
     }
 
     fn is_gone(&self) -> bool {
