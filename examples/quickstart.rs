@@ -7,8 +7,7 @@
 use std::{error::Error, future, io, panic, process::ExitCode, time::Duration};
 
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
-use tower::ServiceBuilder;
+use tower::service_fn;
 use tower_sentinel::{
     Consumer, DecisionExt, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::{Broker, Delivery},
@@ -47,21 +46,14 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .backoff(pauses)
         .delivery_limit(3);
 
-    // The gate comes first: it bounds the jobs that are taken from the broker and not answered.
+    // No more jobs are taken from the broker than may be unanswered at a time.
     let jobs = queue.subscribe(PREFETCH)?;
-    let shutdown = CancellationToken::new();
-    let sentinel = SentinelLayer::new(SettlePolicy::new(decision))
-        .timeout(Duration::from_millis(50))
-        .shutdown(shutdown.clone());
-    let worker = ServiceBuilder::new()
-        .layer(jobs.gate())
-        .layer(sentinel)
-        .service_fn(process);
+    let layer = SentinelLayer::new(SettlePolicy::new(decision)).timeout(Duration::from_millis(50));
 
     // It runs until it is asked to end: here when nothing is left, elsewhere by `ctrl_c`.
     let emptied = queue.clone();
-    let summary = Consumer::new(jobs, worker)
-        .shutdown(shutdown)
+    let summary = Consumer::new(jobs, service_fn(process))
+        .sentinel(layer)
         .with_graceful_shutdown(async move { emptied.emptied().await })
         .run()
         .await?;

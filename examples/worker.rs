@@ -166,7 +166,6 @@ async fn declare(
 async fn run(options: Options) -> Result<(), BoxError> {
     let seconds = Duration::from_secs;
     let (time_limit, drain_timeout) = (seconds(options.time_limit), seconds(options.drain_timeout));
-    let gate = options.jobs().gate();
     let delivery_limit = options.delivery_limit;
 
     let decision = ack_on_success()
@@ -177,29 +176,25 @@ async fn run(options: Options) -> Result<(), BoxError> {
         .reject_undecodable()
         .backoff(seconds(1)..=seconds(60))
         .delivery_limit(delivery_limit);
-    let policy = SettlePolicy::new(decision);
     // Made once: it goes on pausing while the consumer reconnects.
     let intensity = IntensityLayer::new();
 
     let (first_signal, second_signal) = signals()?;
+    let layer = SentinelLayer::new(SettlePolicy::new(decision))
+        .timeout(time_limit)
+        // A job that takes the process down has no outcome to decide on.
+        .delivery_limit(2 * delivery_limit)
+        .process_span();
     let summary = Consumer::reconnecting(
         move || subscribe(options.clone()),
-        move |shutdown| {
+        move |_| {
             ServiceBuilder::new()
-                .layer(gate.clone()) // the prefetch: a permit covers the run and the answer
-                .layer(
-                    SentinelLayer::new(policy.clone())
-                        .timeout(time_limit)
-                        // A job that takes the process down has no outcome to decide on.
-                        .delivery_limit(2 * delivery_limit)
-                        .process_span()
-                        .shutdown(shutdown),
-                )
                 .layer(intensity.clone())
                 .layer(DecodeLayer::json())
                 .service_fn(process)
         },
     )
+    .sentinel(layer) // with the prefetch as its limit
     .with_graceful_shutdown(first_signal)
     .with_forced_shutdown(second_signal)
     .drain_timeout(drain_timeout)

@@ -48,6 +48,38 @@
 //! # }
 //! ```
 //!
+//! A [`Consumer`] makes that stack itself, from a handler and a layer, with a limit and a shutdown
+//! token that fit the broker's subscription:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower::service_fn;
+//! use tower_sentinel::{Consumer, DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
+//! use tower_sentinel::broker::memory::{Broker, Delivery}; // stands for RabbitMQ, NATS or Redis
+//!
+//! async fn process(job: Delivery<&str>) -> Result<u32, std::num::ParseIntError> {
+//!     job.payload().parse()
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let queue = Broker::new().queue("jobs").dead_letter("dead").declare();
+//! ["7", "not a number"].into_iter().for_each(|job| queue.publish(job));
+//!
+//! let decision = ack_on_success()
+//!     .backoff(Duration::from_secs(1)..=Duration::from_secs(60))
+//!     .delivery_limit(5);
+//! let emptied = queue.clone();
+//! let summary = Consumer::new(queue.subscribe(64)?, service_fn(process))
+//!     .sentinel(SentinelLayer::new(SettlePolicy::new(decision)))
+//!     .with_graceful_shutdown(async move { emptied.emptied().await }) // or `ctrl_c`
+//!     .run()
+//!     .await?;
+//! assert_eq!((summary.called, queue.dead_letters().len()), (6, 1));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Overview
 //!
 //! - [`Job`] says what the tag of a request is, and its time limit.
@@ -77,7 +109,7 @@
 //!
 //! | middleware | outside | inside |
 //! | --- | --- | --- |
-//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch; the `gate()` of a broker's builder or subscription is one of that number | the permit is free when the job ends; unanswered jobs exceed it |
+//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch; [`Consumer::sentinel`] keeps that number, and the `gate()` of a broker's builder or subscription is one of it | the permit is free when the job ends; unanswered jobs exceed it |
 //! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)`; a [`Consumer`] hears of `Elapsed` and not of an answer that fails then, so [`on_unsettled`](SentinelLayer::on_unsettled) has to give up the channel | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
 //! | `retry` | sees a failed *answer* only, and runs the job again for it | repeats the work under one tag, one limit and one answer |
 //! | `retry` on the policy | | repeats the answer and not the work |
