@@ -3,11 +3,12 @@
 //! Both take trivial jobs from a queue in memory, 64 at a time, under a limit of 30 s, and survive a
 //! panic. apalis runs all jobs inside of one task, unless it is told to `parallelize`; a sentinel
 //! gives each a task of its own. The consumer runs on one task, or on as many as there are workers,
-//! with an equal part of the 64 each. `cargo bench --bench peers` prints the medians of rounds that
+//! with an equal part of the 64 each, by hand or wired by itself. `cargo bench --bench peers` prints the medians of rounds that
 //! alternate, in nanoseconds for each job, and their ratios: of the whole way of a job, and of what
 //! comes after its publishing.
 
 use std::{
+    convert::Infallible,
     fmt, iter, panic,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::Notify,
 };
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
     Consumer, Outcome, SentinelLayer, SettlePolicy, Verdict,
     broker::memory::{Broker, Delivery},
@@ -69,8 +70,10 @@ enum Contender {
     ByHand,
     Apalis,
     ApalisParallelized,
-    /// With this many tasks.
+    /// With this many tasks, and a limit and a sentinel for each by hand.
     Sentinel(usize),
+    /// With a sentinel of the consumer's own.
+    Supervised,
 }
 
 /// What a job took.
@@ -94,16 +97,18 @@ impl fmt::Display for Contender {
             Self::ApalisParallelized => "apalis, parallelized",
             Self::Sentinel(1) => "tower-sentinel",
             Self::Sentinel(_) => "tower-sentinel, tasks",
+            Self::Supervised => "tower-sentinel, wired",
         })
     }
 }
 
 impl Contender {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::ByHand,
         Self::Apalis,
         Self::ApalisParallelized,
         Self::Sentinel(1),
+        Self::Supervised,
         Self::Sentinel(WORKERS),
     ];
 
@@ -162,7 +167,7 @@ impl Contender {
                     }
                 }
             }
-            Self::Sentinel(tasks) => {
+            Self::Sentinel(_) | Self::Supervised => {
                 let broker = Broker::new();
                 let queue = broker.queue("jobs").dead_letter("dead").declare();
                 publishing = time(runtime, async {
@@ -174,22 +179,31 @@ impl Contender {
                     true => Verdict::Ack,
                     false => Verdict::Reject,
                 };
-                let policy = SettlePolicy::new(decision);
-                let handler = move |delivery: Delivery<u64>| async move {
+                let layer = SentinelLayer::new(SettlePolicy::new(decision)).timeout(LIMIT);
+                let handler = service_fn(move |delivery: Delivery<u64>| async move {
                     process(*delivery.payload(), panicking, finish).await;
-                    Ok::<_, std::convert::Infallible>(())
+                    Ok::<_, Infallible>(())
+                });
+                let finished = async move { finish.last.notified().await };
+                let consuming = match self {
+                    Self::Sentinel(tasks) => {
+                        let stack = || {
+                            ServiceBuilder::new()
+                                .concurrency_limit(IN_FLIGHT / tasks)
+                                .layer(layer.clone())
+                                .service(handler)
+                        };
+                        let services = iter::repeat_with(stack).take(tasks);
+                        let consumer = Consumer::parallel(deliveries, services);
+                        consumer.with_graceful_shutdown(finished).run()
+                    }
+                    _ => {
+                        let consumer = Consumer::new(deliveries, handler).sentinel(layer);
+                        consumer.with_graceful_shutdown(finished).run()
+                    }
                 };
-                let stack = || {
-                    ServiceBuilder::new()
-                        .concurrency_limit(IN_FLIGHT / tasks)
-                        .layer(SentinelLayer::new(policy.clone()).timeout(LIMIT))
-                        .service_fn(handler)
-                };
-                let services = iter::repeat_with(stack).take(tasks);
-                let consumer = Consumer::parallel(deliveries, services)
-                    .with_graceful_shutdown(async move { finish.last.notified().await });
                 time(runtime, async {
-                    let summary = consumer.await.expect("nothing fails");
+                    let summary = consuming.await.expect("nothing fails");
                     assert_eq!(summary.answered, JOBS);
                 })
             }
