@@ -133,6 +133,7 @@
 //!
 //! None is on by default.
 //!
+//! - `conformance`: `conformance`, the scenarios that each broker adapter must pass, for the test of your own.
 //! - `json`: `DecodeLayer::json`, with `serde` and `serde_json`.
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 //! - `nats`: `broker::nats`, the pull consumers of JetStream, by async-nats.
@@ -152,6 +153,8 @@
 mod backoff;
 pub mod broker;
 pub mod cancel;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod consumer;
 pub mod decode;
 pub mod intensity;

@@ -3,6 +3,8 @@
 
 mod auto_traits;
 mod broker_memory;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod consumer;
 mod layers;
 mod readme;

@@ -16,7 +16,9 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{TestBroker, losing, supervising};
+use tower_sentinel::conformance::each_outcome_settles_as_decided;
+
+use super::{TestBroker, losing, passes};
 use crate::child::{Child, setting};
 
 /// Panics, and counts.
@@ -41,7 +43,7 @@ pub(crate) async fn in_a_child<B: TestBroker>(module: &str, test: &str) {
     let bursts = Bursts::default();
     tracing_subscriber::registry().with(bursts.clone()).init();
     let broker = B::start().await;
-    supervising::each_outcome_settles_as_decided(&broker).await;
+    passes(each_outcome_settles_as_decided(&broker)).await;
     broker.stop().await;
     let broker = B::start().await;
     losing::a_cut_in_the_middle_of_a_settlement_loses_nothing(&broker).await;

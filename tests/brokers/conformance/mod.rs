@@ -1,28 +1,34 @@
 //! What every broker must do, as scenarios over a [`TestBroker`].
 //!
-//! A broker implements the trait and instantiates all scenarios with [`scenarios!`]. What a broker
-//! can't do is asserted as the refusal that its documentation promises, so each scenario says
-//! something of each broker.
+//! A broker implements the trait and instantiates all scenarios with [`scenarios!`]: those that the
+//! crate publishes, and those that break connections and kill servers. What a broker can't do is
+//! asserted as the refusal that its documentation promises, so each scenario says something of each
+//! broker.
 //!
 //! Not here, as it is different for each broker: wrong credentials. The death of a consumer's
 //! process is in `killed_consumer`, with processes, and an outage of what jobs need in `zombie`.
 
 pub(crate) mod losing;
 pub(crate) mod loud;
-pub(crate) mod settling;
-pub(crate) mod supervising;
 pub(crate) mod verdicts;
 mod worker;
 
-use std::{error::Error, fmt::Debug, future::poll_fn, pin::Pin, time::Duration};
+use std::{
+    error::Error,
+    fmt::Debug,
+    future::{Future, poll_fn},
+    pin::Pin,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
     Job,
+    conformance::{Backlog, ConformanceError, Fixture},
     consumer::Subscription,
     outcome::OutcomeKind,
-    settle::{Capabilities, Reason, Settle},
+    settle::{Reason, Settle},
 };
 
 use self::verdicts::Row;
@@ -30,49 +36,21 @@ use self::verdicts::Row;
 /// How long something may take that is to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long to wait for something that must not happen.
-pub(crate) const QUIET: Duration = Duration::from_millis(500);
-
 /// Connects anew and subscribes, at each call; see [`Consumer::reconnecting`].
 ///
 /// [`Consumer::reconnecting`]: tower_sentinel::Consumer::reconnecting
 pub(crate) type Connector<S, E> = Box<dyn FnMut() -> BoxFuture<'static, Result<S, E>> + Send>;
 
-/// A broker with one queue, which is empty at first and has a place for dead letters.
+/// A [`Fixture`] whose dead letters have a place, and whose connections and server can be broken.
 ///
 /// Where a broker has settings of which one scenario needs both, such as a queue with and one
 /// without a feature, there is a type for each.
-pub(crate) trait TestBroker: Sized {
-    type Subscription: Subscription<Job = Self::Job, Error = Self::SubscriptionError>
-        + Unpin
-        + Send
-        + 'static;
-    type SubscriptionError: Error + Send + 'static;
-    type ConnectError: Error + Send + 'static;
-    type Job: Job<Tag = Self::Tag> + AsRef<[u8]> + Send + 'static;
-    type Tag: Settle<Error = Self::DeliveryError, Future: Send + 'static>
-        + Clone
-        + Debug
-        + Send
-        + 'static;
-    type DeliveryError: Error + Send + Sync + 'static;
-
-    /// Whether a tag knows how often its job was delivered.
-    const COUNTS_DELIVERIES: bool;
-
+pub(crate) trait TestBroker: Fixture<Error: Error + Send> + Sized {
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
     /// How many acks without proof a kill may take back, if that is known.
     const UNPROVEN: Option<usize> = None;
-
-    /// Whether what was given back is no longer [unacked](Backlog::unacked) before it is delivered
-    /// again: JetStream's count can't tell them apart.
-    const TELLS_GIVEN_BACK: bool = true;
-
-    /// After which time the broker gives a job to another consumer, if it ever does while the
-    /// connection lives. About 2 s: scenarios hold jobs for 1 s, and one waits until it is over.
-    const REDELIVERY: Option<Duration>;
 
     /// How many jobs there are in a scenario that is about many.
     const MANY: usize = 2_000;
@@ -86,9 +64,6 @@ pub(crate) trait TestBroker: Sized {
         verdicts::row(queue, version)
     }
 
-    /// Returns what a tag must say when it is asked.
-    fn capabilities() -> Capabilities;
-
     /// Starts the server, if need be, with an empty queue.
     async fn start() -> Self;
 
@@ -101,24 +76,10 @@ pub(crate) trait TestBroker: Sized {
     /// Removes all that was made.
     async fn stop(self);
 
-    /// Publishes a job, which the broker has when this returns.
-    async fn publish(&self, body: &str);
-
     /// Returns what connects and subscribes.
     ///
     /// It does not wait for a broker that is down.
-    fn connector(&self, prefetch: usize) -> Connector<Self::Subscription, Self::ConnectError>;
-
-    /// Connects and subscribes once.
-    async fn subscribe(&self, prefetch: usize) -> Result<Self::Subscription, Self::ConnectError> {
-        self.connector(prefetch)().await
-    }
-
-    /// Counts what is not acked and not rejected.
-    async fn backlog(&self) -> Backlog;
-
-    /// Returns what was rejected, in any order; empty where nothing is kept.
-    async fn dead_letters(&self) -> Vec<DeadLetter>;
+    fn connector(&self, prefetch: usize) -> Connector<Self::Subscription, Self::Error>;
 
     /// Holds up what consumers send, so that an answer that is being given gets no further.
     async fn stall(&self);
@@ -134,23 +95,11 @@ pub(crate) trait TestBroker: Sized {
     async fn revive(&self);
 }
 
-/// How many jobs a queue has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Backlog {
-    /// Delivered and not answered, as the broker counts it. Where the broker can't tell them
-    /// apart, it may include what was given back and is not delivered again.
-    pub(crate) unacked: usize,
-    /// All that is not done with: waiting, delayed and unacked.
-    pub(crate) total: usize,
-}
+/// The jobs of a broker.
+pub(crate) type JobOf<B> = <<B as Fixture>::Subscription as Subscription>::Job;
 
-/// What is kept of a job that was rejected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeadLetter {
-    pub(crate) body: String,
-    pub(crate) kind: OutcomeKind,
-    pub(crate) message: Option<String>,
-}
+/// The tags of a broker.
+pub(crate) type TagOf<B> = <JobOf<B> as Job>::Tag;
 
 /// Instantiates every scenario for a broker.
 ///
@@ -162,32 +111,30 @@ macro_rules! scenarios {
             let test = "jobs_are_settled_though_each_event_panics";
             $crate::conformance::loud::in_a_child::<$broker>(module_path!(), test).await;
         }
+        $crate::conformance::scenarios! { @published $test, $broker,
+            an_ack_removes_the_job
+            a_retry_redelivers_with_the_count_raised
+            a_delayed_retry_is_not_seen_before_its_time
+            a_reject_is_kept_with_its_reason
+            a_release_is_free_where_the_broker_can_tell
+            prefetch_holds
+            a_second_settlement_is_refused
+            the_order_of_settling_is_free
+            keep_alive_holds_a_job_past_the_redelivery_time
+            a_tag_tells_what_its_broker_can_do
+            each_outcome_settles_as_decided
+            a_job_that_cannot_be_decoded_is_rejected_with_a_reason
+            a_delivery_limit_ends_a_loop
+            a_shutdown_under_load_leaves_nothing_unacked
+            a_release_at_drain_is_charged_only_where_the_broker_counts_it
+            a_closed_subscription_redelivers_what_it_held
+        }
         $crate::conformance::scenarios! { @ $test, $broker, start,
-            settling {
-                an_ack_removes_the_job
-                a_retry_redelivers_with_the_count_raised
-                a_delayed_retry_is_not_seen_before_its_time
-                a_reject_is_kept_with_its_reason
-                a_release_is_free_where_the_broker_can_tell
-                prefetch_holds
-                a_second_settlement_is_refused
-                the_order_of_settling_is_free
-                keep_alive_holds_a_job_past_the_redelivery_time
-                a_tag_tells_what_its_broker_can_do
-            }
-            supervising {
-                each_outcome_settles_as_decided
-                a_job_that_cannot_be_decoded_is_rejected_with_a_reason
-                a_delivery_limit_ends_a_loop
-                a_shutdown_under_load_leaves_nothing_unacked
-                a_release_at_drain_is_charged_only_where_the_broker_counts_it
-            }
             verdicts {
                 each_verdict_does_what_the_table_says
             }
             losing {
                 a_lost_connection_redelivers_what_it_held
-                a_closed_subscription_redelivers_what_it_held
                 a_stale_tag_is_refused_while_its_twin_settles
                 a_cut_in_the_middle_of_a_settlement_loses_nothing
                 a_job_of_a_lost_connection_holds_up_no_other
@@ -207,6 +154,17 @@ macro_rules! scenarios {
             }
         }
     };
+    (@published $test:meta, $broker:ty, $($name:ident)*) => {
+        $(
+            #[$test]
+            async fn $name() {
+                let broker = <$broker as $crate::conformance::TestBroker>::start().await;
+                let passing = tower_sentinel::conformance::$name(&broker);
+                $crate::conformance::passes(passing).await;
+                $crate::conformance::TestBroker::stop(broker).await;
+            }
+        )*
+    };
     (@ $test:meta, $broker:ty, $start:ident, $($module:ident { $($name:ident)* })*) => {
         $($(
             #[$test]
@@ -220,10 +178,33 @@ macro_rules! scenarios {
 }
 pub(crate) use scenarios;
 
+/// Awaits a published scenario, and panics with what it found.
+pub(crate) async fn passes<E: Error + 'static>(
+    scenario: impl Future<Output = Result<(), ConformanceError<E>>>,
+) {
+    if let Err(error) = scenario.await {
+        let source = error.source().map(ToString::to_string);
+        panic!("{error}: {}", source.unwrap_or_default());
+    }
+}
+
+/// Reads the kind of an outcome from a dead letter.
+pub(crate) fn kind(name: &str) -> OutcomeKind {
+    let kinds = [
+        OutcomeKind::Completed,
+        OutcomeKind::Failed,
+        OutcomeKind::Panicked,
+        OutcomeKind::TimedOut,
+        OutcomeKind::Cancelled,
+    ];
+    let mut kinds = kinds.into_iter();
+    kinds.find(|kind| kind.as_str() == name).unwrap()
+}
+
 // === driving a broker by hand ===
 
 /// Returns the next job, which must come.
-pub(crate) async fn take<B: TestBroker>(jobs: &mut B::Subscription) -> B::Job {
+pub(crate) async fn take<B: TestBroker>(jobs: &mut B::Subscription) -> JobOf<B> {
     let next = timeout(PATIENCE, jobs.next()).await;
     next.expect("a job is delivered")
         .expect("the stream goes on")
@@ -231,20 +212,12 @@ pub(crate) async fn take<B: TestBroker>(jobs: &mut B::Subscription) -> B::Job {
 }
 
 /// Returns `n` jobs, which must come.
-pub(crate) async fn take_n<B: TestBroker>(jobs: &mut B::Subscription, n: usize) -> Vec<B::Job> {
+pub(crate) async fn take_n<B: TestBroker>(jobs: &mut B::Subscription, n: usize) -> Vec<JobOf<B>> {
     let mut taken = Vec::new();
     while taken.len() < n {
         taken.push(take::<B>(jobs).await);
     }
     taken
-}
-
-/// Sees to it that no job comes for a while.
-pub(crate) async fn assert_quiet<B: TestBroker>(jobs: &mut B::Subscription) {
-    let next = timeout(QUIET, jobs.next()).await;
-    if let Ok(item) = next {
-        panic!("delivered {:?}", item.map(|job| job.map(|job| body(&job))));
-    }
 }
 
 /// Waits until the subscription is closed, and returns whether it was lost.
@@ -254,19 +227,13 @@ pub(crate) async fn is_lost<B: TestBroker>(jobs: &mut B::Subscription) -> bool {
     closed.expect("the end of a connection is noticed").is_err()
 }
 
-/// Gives the subscription up.
-pub(crate) async fn close<B: TestBroker>(jobs: &mut B::Subscription) {
-    let closed = poll_fn(|cx| Pin::new(&mut *jobs).poll_close(cx));
-    timeout(PATIENCE, closed).await.expect("a channel closes");
-}
-
 /// Waits until a number of jobs is left, and none of them is unacked.
 pub(crate) async fn left<B: TestBroker>(broker: &B, n: usize) {
     let wanted = Backlog {
         unacked: 0,
         total: n,
     };
-    eventually(wanted, async || broker.backlog().await).await;
+    eventually(wanted, async || broker.backlog().await.unwrap()).await;
 }
 
 /// Waits until `found` is what is wanted.
@@ -293,6 +260,13 @@ pub(crate) fn bodies<J: AsRef<[u8]>>(jobs: &[J]) -> Vec<String> {
 pub(crate) fn sorted(mut bodies: Vec<String>) -> Vec<String> {
     bodies.sort_unstable();
     bodies
+}
+
+/// Asserts the count, or that there is none where the broker keeps none.
+#[track_caller]
+pub(crate) fn assert_deliveries<B: TestBroker>(broker: &B, tag: &TagOf<B>, deliveries: u32) {
+    let deliveries = broker.counts_deliveries().then_some(deliveries);
+    assert_eq!(tag.deliveries(), deliveries);
 }
 
 /// The reason of a verdict where no outcome has one.

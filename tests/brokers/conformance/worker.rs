@@ -1,7 +1,7 @@
 //! The worker of the scenarios: a [`Consumer`] with the whole stack.
 
 use std::{
-    convert::Infallible,
+    collections::BTreeMap,
     fmt,
     future::Future,
     sync::{Arc, Mutex},
@@ -11,18 +11,18 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, SentinelError, SentinelLayer, SettlePolicy, Verdict,
-    consumer::{ConsumerError, Summary},
-    outcome::OutcomeKind,
-    settle::{SettleError, Settled, decision::Decision},
+    Consumer, SentinelError, SentinelLayer, SettlePolicy,
+    conformance::Fixture,
+    consumer::{ConsumerError, Subscription, Summary},
+    settle::{Settle, SettleError, Settled, decision::Decision},
 };
 
-use super::TestBroker;
+use super::{JobOf, TagOf, TestBroker};
 
 /// A short [`Setup::drain`].
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// A time limit for jobs that hang; less than a [`TestBroker::REDELIVERY`].
+/// A time limit for jobs that hang; less than a [`Fixture::lease`].
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// The dependency of a scenario's jobs is down.
@@ -36,19 +36,33 @@ impl fmt::Display for Refused {
 }
 
 /// The error of a worker's service, where `E` is that of the jobs.
-pub(super) type StackError<B, E> = SentinelError<E, SettleError<<B as TestBroker>::DeliveryError>>;
+pub(super) type StackError<B, E> = SentinelError<E, SettleError<<TagOf<B> as Settle>::Error>>;
 
-/// How a worker ends; `E` is the error of the jobs, and `C` that of connecting.
-pub(super) type Ended<B, E, C = Infallible> =
-    Result<Summary, ConsumerError<<B as TestBroker>::SubscriptionError, StackError<B, E>, C>>;
+/// How a worker ends; `E` is the error of the jobs.
+pub(super) type Ended<B, E> = Result<
+    Summary,
+    ConsumerError<
+        <<B as Fixture>::Subscription as Subscription>::Error,
+        StackError<B, E>,
+        <B as Fixture>::Error,
+    >,
+>;
 
-/// What the broker was told, job by job.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Told(Arc<Mutex<Vec<(OutcomeKind, Verdict)>>>);
+/// How often each job was begun.
+#[derive(Clone, Default)]
+pub(super) struct Runs(Arc<Mutex<BTreeMap<String, u32>>>);
 
-impl Told {
-    pub(super) fn all(&self) -> Vec<(OutcomeKind, Verdict)> {
+impl Runs {
+    pub(super) fn begin(&self, body: &str) {
+        *self.0.lock().unwrap().entry(body.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn of_each(&self) -> BTreeMap<String, u32> {
         self.0.lock().unwrap().clone()
+    }
+
+    pub(super) fn total(&self) -> u32 {
+        self.0.lock().unwrap().values().sum()
     }
 }
 
@@ -60,8 +74,6 @@ pub(super) struct Setup<D> {
     pub(super) limit: Duration,
     /// How long what runs may take to finish once a session ends.
     pub(super) drain: Duration,
-    /// What it does is added here.
-    pub(super) told: Told,
 }
 
 impl<D> Setup<D> {
@@ -71,7 +83,6 @@ impl<D> Setup<D> {
             decision,
             limit: LIMIT,
             drain: DRAIN,
-            told: Told::default(),
         }
     }
 
@@ -81,7 +92,7 @@ impl<D> Setup<D> {
         shutdown: CancellationToken,
         handler: H,
     ) -> impl Service<
-        B::Job,
+        JobOf<B>,
         Response = Settled,
         Error = StackError<B, E>,
         Future = impl Future<Output = Result<Settled, StackError<B, E>>> + Send + 'static,
@@ -89,17 +100,12 @@ impl<D> Setup<D> {
     + 'static
     where
         B: TestBroker,
-        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
-        H: Service<B::Job, Response = (), Error = E, Future: Send> + Clone + Send + 'static,
+        D: Decision<TagOf<B>, (), E> + Clone + Send + 'static,
+        H: Service<JobOf<B>, Response = (), Error = E, Future: Send> + Clone + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let told = self.told;
         ServiceBuilder::new()
             .concurrency_limit(self.prefetch)
-            .map_response(move |settled: Settled| {
-                told.0.lock().unwrap().push((settled.kind, settled.verdict));
-                settled
-            })
             .layer(
                 SentinelLayer::new(SettlePolicy::new(self.decision))
                     .timeout(self.limit)
@@ -108,29 +114,7 @@ impl<D> Setup<D> {
             .service(handler)
     }
 
-    /// Works on `jobs` with `handler` until `stop`, or until the session ends in another way.
-    pub(super) async fn work<B, H, E>(
-        &self,
-        jobs: B::Subscription,
-        stop: &CancellationToken,
-        handler: H,
-    ) -> Ended<B, E>
-    where
-        B: TestBroker,
-        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
-        H: Service<B::Job, Response = (), Error = E, Future: Send> + Clone + Send + 'static,
-        E: fmt::Display + Send + 'static,
-    {
-        let shutdown = CancellationToken::new();
-        let service = self.clone().stack::<B, _, _>(shutdown.clone(), handler);
-        Consumer::new(jobs, service)
-            .shutdown(shutdown)
-            .drain_timeout(self.drain)
-            .with_graceful_shutdown(stop.clone().cancelled_owned())
-            .await
-    }
-
-    /// Works as [`work`](Self::work) does, and connects anew whenever a session ends.
+    /// Works until `stop`, and connects anew whenever a session ends.
     ///
     /// It gives up after `max_attempts`, if there is such a number.
     pub(super) async fn work_on<B, H, F, E>(
@@ -139,11 +123,11 @@ impl<D> Setup<D> {
         max_attempts: Option<u32>,
         stop: &CancellationToken,
         handler: H,
-    ) -> Ended<B, E, B::ConnectError>
+    ) -> Ended<B, E>
     where
         B: TestBroker + 'static,
-        D: Decision<B::Tag, (), E> + Clone + Send + 'static,
-        H: Fn(B::Job) -> F + Clone + Send + 'static,
+        D: Decision<TagOf<B>, (), E> + Clone + Send + 'static,
+        H: Fn(JobOf<B>) -> F + Clone + Send + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {

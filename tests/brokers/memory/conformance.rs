@@ -3,14 +3,14 @@
 use std::{future::ready, time::Duration};
 
 use tower_sentinel::{
-    broker::memory::{
-        Broker, ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue,
-        SubscriptionError,
-    },
+    broker::memory::{Broker, ConnectError, Deliveries, Queue},
+    conformance::{Backlog, DeadLetter, Fixture},
     settle::Capabilities,
 };
 
-use crate::conformance::{Backlog, Connector, DeadLetter, TestBroker, verdicts::MEMORY};
+use crate::conformance::{Connector, TestBroker, verdicts::MEMORY};
+
+const LEASE: Duration = Duration::from_secs(2);
 
 /// `FULL` with a lease and a dead-letter queue, and else without.
 struct Memory<const FULL: bool> {
@@ -18,67 +18,28 @@ struct Memory<const FULL: bool> {
     queue: Queue<String>,
 }
 
-impl<const FULL: bool> TestBroker for Memory<FULL> {
+impl<const FULL: bool> Fixture for Memory<FULL> {
     type Subscription = Deliveries<String>;
-    type SubscriptionError = SubscriptionError;
-    type ConnectError = ConnectError;
-    type Job = Delivery<String>;
-    type Tag = DeliveryTag<String>;
-    type DeliveryError = DeliveryError;
+    type Error = ConnectError;
 
-    const COUNTS_DELIVERIES: bool = true;
-    const ACK_IS_CONFIRMED: bool = true;
-    const REDELIVERY: Option<Duration> = match FULL {
-        true => Some(Duration::from_secs(2)),
-        false => None,
-    };
-    const MANY: usize = 10_000;
-
-    fn server() -> (&'static str, (u32, u32)) {
-        (MEMORY, (0, 0))
-    }
-
-    fn capabilities() -> Capabilities {
-        let capabilities = Capabilities::none().free_release().delay();
-        match FULL {
-            true => capabilities.dead_letter().keep_alive(),
-            false => capabilities,
-        }
-    }
-
-    async fn start() -> Self {
-        let broker = Broker::new();
-        let mut queue = broker.queue("jobs");
-        if FULL {
-            queue = queue.dead_letter("dead");
-        }
-        if let Some(lease) = Self::REDELIVERY {
-            queue = queue.lease(lease);
-        }
-        let queue = queue.declare();
-        Self { broker, queue }
-    }
-
-    async fn stop(self) {}
-
-    async fn publish(&self, body: &str) {
+    async fn publish(&self, body: &str) -> Result<(), ConnectError> {
         self.queue.publish(body.to_owned());
+        Ok(())
     }
 
-    fn connector(&self, prefetch: usize) -> Connector<Deliveries<String>, ConnectError> {
-        let queue = self.queue.clone();
-        Box::new(move || Box::pin(ready(queue.subscribe(prefetch))))
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries<String>, ConnectError> {
+        self.connector(prefetch)().await
     }
 
-    async fn backlog(&self) -> Backlog {
+    async fn backlog(&self) -> Result<Backlog, ConnectError> {
         let counts = self.queue.counts();
-        Backlog {
+        Ok(Backlog {
             unacked: counts.unacked,
             total: counts.ready + counts.delayed + counts.unacked,
-        }
+        })
     }
 
-    async fn dead_letters(&self) -> Vec<DeadLetter> {
+    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, ConnectError> {
         let letters = self
             .queue
             .dead_letters()
@@ -88,7 +49,49 @@ impl<const FULL: bool> TestBroker for Memory<FULL> {
                 kind: letter.death.reason.kind,
                 message: letter.death.reason.message.clone(),
             });
-        letters.collect()
+        Ok(letters.collect())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let capabilities = Capabilities::none().free_release().delay();
+        match FULL {
+            true => capabilities.dead_letter().keep_alive(),
+            false => capabilities,
+        }
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        FULL.then_some(LEASE)
+    }
+
+    fn charges_lost_deliveries(&self) -> bool {
+        Self::row().loss_is_charged
+    }
+}
+
+impl<const FULL: bool> TestBroker for Memory<FULL> {
+    const ACK_IS_CONFIRMED: bool = true;
+    const MANY: usize = 10_000;
+
+    fn server() -> (&'static str, (u32, u32)) {
+        (MEMORY, (0, 0))
+    }
+
+    async fn start() -> Self {
+        let broker = Broker::new();
+        let mut queue = broker.queue("jobs");
+        if FULL {
+            queue = queue.dead_letter("dead").lease(LEASE);
+        }
+        let queue = queue.declare();
+        Self { broker, queue }
+    }
+
+    async fn stop(self) {}
+
+    fn connector(&self, prefetch: usize) -> Connector<Deliveries<String>, ConnectError> {
+        let queue = self.queue.clone();
+        Box::new(move || Box::pin(ready(queue.subscribe(prefetch))))
     }
 
     async fn stall(&self) {

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
     broker::nats::{
-        ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Pull, SubscriptionError,
+        ConnectError, Deliveries, Pull, SubscriptionError,
         async_nats::{
             HeaderMap,
             jetstream::{
@@ -25,14 +25,14 @@ use tower_sentinel::{
         },
         connect,
     },
-    outcome::OutcomeKind,
+    conformance::{Backlog, DeadLetter, Fixture},
     settle::Capabilities,
 };
 
 use super::server::Server;
 use crate::{
     conformance::{
-        Backlog, Connector, DeadLetter, TestBroker,
+        Connector, TestBroker, kind,
         verdicts::{NATS, printed, version},
     },
     proxy::Proxy,
@@ -93,33 +93,95 @@ impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {
     }
 }
 
-impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
+impl<const DEAD_LETTER: bool> Fixture for Nats<DEAD_LETTER> {
     type Subscription = Deliveries;
-    type SubscriptionError = SubscriptionError;
-    type ConnectError = NoSubscription;
-    type Job = Delivery;
-    type Tag = DeliveryTag;
-    type DeliveryError = DeliveryError;
+    type Error = NoSubscription;
 
-    const COUNTS_DELIVERIES: bool = true;
+    async fn publish(&self, body: &str) -> Result<(), NoSubscription> {
+        let id = self.published.fetch_add(1, Ordering::Relaxed);
+        loop {
+            // Published once, however often it is tried.
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", id.to_string());
+            let body = body.to_owned().into();
+            let publishing = async {
+                let ack = self.context.publish_with_headers("jobs", headers, body);
+                ack.await.ok()?.await.ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, NoSubscription> {
+        self.connector(prefetch)().await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, NoSubscription> {
+        loop {
+            let asking = async {
+                let consumer = self.context.get_consumer_from_stream("workers", "jobs");
+                let consumer: PullConsumer = consumer.await.ok()?;
+                Some(consumer.cached_info().clone())
+            };
+            if let Ok(Some(info)) = timeout(Duration::from_secs(1), asking).await {
+                let pending = usize::try_from(info.num_pending).unwrap();
+                return Ok(Backlog {
+                    unacked: info.num_ack_pending,
+                    total: pending + info.num_ack_pending,
+                });
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, NoSubscription> {
+        let stream = self.context.get_stream("dead").await.unwrap();
+        let mut letters = Vec::new();
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            let letter = stream.get_raw_message(sequence).await.unwrap();
+            let header = |name| letter.headers.get(name).map(|value| value.as_str());
+            letters.push(DeadLetter {
+                body: String::from_utf8(letter.payload.to_vec()).unwrap(),
+                kind: kind(header("x-outcome-kind").unwrap()),
+                message: header("x-outcome-message").map(str::to_owned),
+            });
+        }
+        Ok(letters)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let capabilities = Capabilities::none().delay().keep_alive();
+        match DEAD_LETTER {
+            true => capabilities.dead_letter(),
+            false => capabilities,
+        }
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        Some(REDELIVERY)
+    }
+
+    fn charges_lost_deliveries(&self) -> bool {
+        Self::row().loss_is_charged
+    }
+
+    fn tells_given_back(&self) -> bool {
+        false
+    }
+}
+
+impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     /// By a server that lives: 2.9 confirms an ack before it writes it.
     const ACK_IS_CONFIRMED: bool = false;
-    const TELLS_GIVEN_BACK: bool = false;
-    const REDELIVERY: Option<Duration> = Some(REDELIVERY);
     const MANY: usize = 10_000;
 
     fn server() -> (&'static str, (u32, u32)) {
         static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
         let read = || version(&printed(Command::new("nats-server").arg("--version")));
         (NATS, *VERSION.get_or_init(read))
-    }
-
-    fn capabilities() -> Capabilities {
-        let capabilities = Capabilities::none().delay().keep_alive();
-        match DEAD_LETTER {
-            true => capabilities.dead_letter(),
-            false => capabilities,
-        }
     }
 
     async fn start() -> Self {
@@ -150,24 +212,6 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
 
     async fn stop(self) {}
 
-    async fn publish(&self, body: &str) {
-        let id = self.published.fetch_add(1, Ordering::Relaxed);
-        loop {
-            // Published once, however often it is tried.
-            let mut headers = HeaderMap::new();
-            headers.insert("Nats-Msg-Id", id.to_string());
-            let body = body.to_owned().into();
-            let publishing = async {
-                let ack = self.context.publish_with_headers("jobs", headers, body);
-                ack.await.ok()?.await.ok()
-            };
-            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
-                return;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     fn connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
         let (address, proxies) = (self.address(), Arc::clone(&self.proxies));
         Box::new(move || {
@@ -179,50 +223,6 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
                 Ok(deliveries)
             })
         })
-    }
-
-    async fn backlog(&self) -> Backlog {
-        loop {
-            let asking = async {
-                let consumer = self.context.get_consumer_from_stream("workers", "jobs");
-                let consumer: PullConsumer = consumer.await.ok()?;
-                Some(consumer.cached_info().clone())
-            };
-            if let Ok(Some(info)) = timeout(Duration::from_secs(1), asking).await {
-                let pending = usize::try_from(info.num_pending).unwrap();
-                return Backlog {
-                    unacked: info.num_ack_pending,
-                    total: pending + info.num_ack_pending,
-                };
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let stream = self.context.get_stream("dead").await.unwrap();
-        let mut letters = Vec::new();
-        for sequence in 1..=stream.cached_info().state.last_sequence {
-            let letter = stream.get_raw_message(sequence).await.unwrap();
-            let header = |name| letter.headers.get(name).map(|value| value.as_str());
-            let kinds = [
-                OutcomeKind::Completed,
-                OutcomeKind::Failed,
-                OutcomeKind::Panicked,
-                OutcomeKind::TimedOut,
-                OutcomeKind::Cancelled,
-            ];
-            let kind = header("x-outcome-kind").unwrap();
-            letters.push(DeadLetter {
-                body: String::from_utf8(letter.payload.to_vec()).unwrap(),
-                kind: kinds
-                    .into_iter()
-                    .find(|known| known.as_str() == kind)
-                    .unwrap(),
-                message: header("x-outcome-message").map(str::to_owned),
-            });
-        }
-        letters
     }
 
     async fn stall(&self) {

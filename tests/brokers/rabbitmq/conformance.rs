@@ -13,8 +13,7 @@ use std::{
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
     broker::rabbitmq::{
-        ConnectError, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, SubscriptionError,
-        connect,
+        ConnectError, Deliveries, Queue, SubscriptionError, connect,
         lapin::{
             self, BasicProperties, Channel,
             message::BasicGetMessage,
@@ -25,14 +24,14 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
-    outcome::OutcomeKind,
+    conformance::{Backlog, DeadLetter, Fixture},
     settle::Capabilities,
 };
 
 use super::server::{Server, Version, shared, version};
 use crate::{
     conformance::{
-        Backlog, Connector, DeadLetter, TestBroker,
+        Connector, TestBroker, kind,
         verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM},
     },
     proxy::Proxy,
@@ -189,19 +188,72 @@ async fn published(channel: &Channel, name: &str, body: &str) -> lapin::Result<b
     Ok(publishing.await?.await?.is_ack())
 }
 
-impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, DEAD_LETTER> {
+impl<const QUORUM: bool, const DEAD_LETTER: bool> Fixture for Rabbit<QUORUM, DEAD_LETTER> {
     type Subscription = Deliveries;
-    type SubscriptionError = SubscriptionError;
-    type ConnectError = NoSubscription;
-    type Job = Delivery;
-    type Tag = DeliveryTag;
-    type DeliveryError = DeliveryError;
+    type Error = NoSubscription;
 
-    const COUNTS_DELIVERIES: bool = true;
+    async fn publish(&self, body: &str) -> Result<(), NoSubscription> {
+        let admin = self.admin.lock().await.clone();
+        assert!(published(&admin, &self.name, body).await.unwrap());
+        Ok(())
+    }
+
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, NoSubscription> {
+        self.connector(prefetch)().await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, NoSubscription> {
+        for _ in 0..200 {
+            if let Some(backlog) = self.counted().await {
+                return Ok(backlog);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{} can't be counted", self.name);
+    }
+
+    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, NoSubscription> {
+        while let Some(letter) = self.get_dead().await {
+            let headers = letter.properties.headers().as_ref().unwrap().inner();
+            let text = |name: &str| match headers.get(name) {
+                Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+                _ => None,
+            };
+            let letter = DeadLetter {
+                body: String::from_utf8(letter.data.clone()).unwrap(),
+                kind: kind(&text("x-outcome-kind").unwrap()),
+                message: text("x-outcome-message"),
+            };
+            self.letters.lock().unwrap().push(letter);
+        }
+        Ok(self.letters.lock().unwrap().clone())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::none().delay().free_delayed_release();
+        // A quorum queue counts it before 4.3.
+        if !QUORUM || version() >= Version::V4_3 {
+            capabilities = capabilities.free_release();
+        }
+        if DEAD_LETTER {
+            capabilities = capabilities.dead_letter();
+        }
+        capabilities
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
+
+    fn charges_lost_deliveries(&self) -> bool {
+        Self::row().loss_is_charged
+    }
+}
+
+impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, DEAD_LETTER> {
     const ACK_IS_CONFIRMED: bool = false;
     /// What is on its way into the log of a quorum queue, or in the memory of a classic one.
     const UNPROVEN: Option<usize> = Some(if QUORUM { 50 } else { 2 * 64 });
-    const REDELIVERY: Option<Duration> = None;
     const MANY: usize = 10_000;
 
     fn server() -> (&'static str, (u32, u32)) {
@@ -212,18 +264,6 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
             RABBITMQ_CLASSIC
         };
         (queue, (major, minor))
-    }
-
-    fn capabilities() -> Capabilities {
-        let mut capabilities = Capabilities::none().delay().free_delayed_release();
-        // A quorum queue counts it before 4.3.
-        if !QUORUM || version() >= Version::V4_3 {
-            capabilities = capabilities.free_release();
-        }
-        if DEAD_LETTER {
-            capabilities = capabilities.dead_letter();
-        }
-        capabilities
     }
 
     async fn start() -> Self {
@@ -248,11 +288,6 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
             let options = QueueDeleteOptions::default();
             admin.queue_delete(queue.into(), options).await.unwrap();
         }
-    }
-
-    async fn publish(&self, body: &str) {
-        let admin = self.admin.lock().await.clone();
-        assert!(published(&admin, &self.name, body).await.unwrap());
     }
 
     fn connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
@@ -280,44 +315,6 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
         })
     }
 
-    async fn backlog(&self) -> Backlog {
-        for _ in 0..200 {
-            if let Some(backlog) = self.counted().await {
-                return backlog;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{} can't be counted", self.name);
-    }
-
-    async fn dead_letters(&self) -> Vec<DeadLetter> {
-        while let Some(letter) = self.get_dead().await {
-            let headers = letter.properties.headers().as_ref().unwrap().inner();
-            let text = |name: &str| match headers.get(name) {
-                Some(AMQPValue::LongString(text)) => Some(text.to_string()),
-                _ => None,
-            };
-            let kinds = [
-                OutcomeKind::Completed,
-                OutcomeKind::Failed,
-                OutcomeKind::Panicked,
-                OutcomeKind::TimedOut,
-                OutcomeKind::Cancelled,
-            ];
-            let kind = text("x-outcome-kind").unwrap();
-            let letter = DeadLetter {
-                body: String::from_utf8(letter.data.clone()).unwrap(),
-                kind: kinds
-                    .into_iter()
-                    .find(|known| known.as_str() == kind)
-                    .unwrap(),
-                message: text("x-outcome-message"),
-            };
-            self.letters.lock().unwrap().push(letter);
-        }
-        self.letters.lock().unwrap().clone()
-    }
-
     async fn stall(&self) {
         self.proxies.lock().unwrap().iter().for_each(Proxy::stall);
     }
@@ -334,7 +331,7 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
         self.server.own().lock().unwrap().restart();
         let address = self.server.with(Server::address);
         // Until the queue has a leader again.
-        self.backlog().await;
+        self.backlog().await.unwrap();
         // It may listen before it serves, and a channel that is being opened meanwhile may hang.
         let channel = loop {
             match timeout(Duration::from_secs(5), admin(&address)).await {
@@ -366,19 +363,21 @@ mod quorum {
 
 /// The scenarios to which it matters that nothing is kept of what is rejected.
 mod without_dead_letters {
+    use tower_sentinel::conformance;
+
     use super::{Rabbit, TestBroker};
-    use crate::conformance::{settling, supervising};
+    use crate::conformance::passes;
 
     macro_rules! scenarios {
-        ($($module:ident::$name:ident)*) => {
+        ($($name:ident)*) => {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
                     let broker = Rabbit::<false, false>::start().await;
-                    $module::$name(&broker).await;
+                    passes(conformance::$name(&broker)).await;
                     broker.stop().await;
                     let broker = Rabbit::<true, false>::start().await;
-                    $module::$name(&broker).await;
+                    passes(conformance::$name(&broker)).await;
                     broker.stop().await;
                 }
             )*
@@ -386,11 +385,11 @@ mod without_dead_letters {
     }
 
     scenarios! {
-        settling::a_reject_is_kept_with_its_reason
-        settling::a_second_settlement_is_refused
-        settling::a_tag_tells_what_its_broker_can_do
-        supervising::each_outcome_settles_as_decided
-        supervising::a_job_that_cannot_be_decoded_is_rejected_with_a_reason
-        supervising::a_delivery_limit_ends_a_loop
+        a_reject_is_kept_with_its_reason
+        a_second_settlement_is_refused
+        a_tag_tells_what_its_broker_can_do
+        each_outcome_settles_as_decided
+        a_job_that_cannot_be_decoded_is_rejected_with_a_reason
+        a_delivery_limit_ends_a_loop
     }
 }

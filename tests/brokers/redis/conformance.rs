@@ -8,17 +8,16 @@ use std::{
 
 use tower_sentinel::{
     broker::redis::{
-        ConnectError, ConsumerGroup, Deliveries, Delivery, DeliveryError, DeliveryTag,
-        SubscriptionError,
+        ConnectError, ConsumerGroup, Deliveries,
         redis::{Commands, Connection, cmd},
     },
-    outcome::OutcomeKind,
+    conformance::{Backlog, DeadLetter, Fixture},
     settle::Capabilities,
 };
 
 use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
 use crate::conformance::{
-    Backlog, Connector, DeadLetter, TestBroker,
+    Connector, TestBroker, kind,
     verdicts::{REDIS, VALKEY, printed, version},
 };
 
@@ -37,17 +36,66 @@ impl<const DEAD_LETTERS: bool> Redis<DEAD_LETTERS> {
     }
 }
 
-impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
+impl<const DEAD_LETTERS: bool> Fixture for Redis<DEAD_LETTERS> {
     type Subscription = Deliveries;
-    type SubscriptionError = SubscriptionError;
-    type ConnectError = ConnectError;
-    type Job = Delivery;
-    type Tag = DeliveryTag;
-    type DeliveryError = DeliveryError;
+    type Error = ConnectError;
 
-    const COUNTS_DELIVERIES: bool = true;
+    async fn publish(&self, body: &str) -> Result<(), ConnectError> {
+        let fields = [("payload", body)];
+        let () = self.inspect().xadd(STREAM, "*", &fields).unwrap();
+        Ok(())
+    }
+
+    async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, ConnectError> {
+        self.connector(prefetch)().await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, ConnectError> {
+        let mut inspect = self.inspect();
+        Ok(Backlog {
+            unacked: pending(&mut inspect),
+            // What is settled is deleted.
+            total: inspect.xlen(STREAM).unwrap(),
+        })
+    }
+
+    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, ConnectError> {
+        let Some(key) = self.group.dead_letter_key() else {
+            return Ok(Vec::new());
+        };
+        let letters: Vec<(String, Fields)> = cmd("XRANGE")
+            .arg(key)
+            .arg("-")
+            .arg("+")
+            .query(&mut *self.inspect())
+            .unwrap();
+        let letters = letters.into_iter().map(|(_, mut fields)| DeadLetter {
+            body: fields.remove("payload").unwrap(),
+            kind: kind(&fields["x-outcome-kind"]),
+            message: fields.remove("x-outcome-message"),
+        });
+        Ok(letters.collect())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let capabilities = Capabilities::none().free_release().delay().keep_alive();
+        match DEAD_LETTERS {
+            true => capabilities.dead_letter(),
+            false => capabilities,
+        }
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        Some(Duration::from_secs(2))
+    }
+
+    fn charges_lost_deliveries(&self) -> bool {
+        Self::row().loss_is_charged
+    }
+}
+
+impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
     const ACK_IS_CONFIRMED: bool = true;
-    const REDELIVERY: Option<Duration> = Some(Duration::from_secs(2));
     const MANY: usize = 10_000;
 
     fn server() -> (&'static str, (u32, u32)) {
@@ -57,14 +105,6 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
             let is_valkey = text.starts_with("Valkey");
             (if is_valkey { VALKEY } else { REDIS }, version(&text))
         })
-    }
-
-    fn capabilities() -> Capabilities {
-        let capabilities = Capabilities::none().free_release().delay().keep_alive();
-        match DEAD_LETTERS {
-            true => capabilities.dead_letter(),
-            false => capabilities,
-        }
     }
 
     async fn start() -> Self {
@@ -87,11 +127,6 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
 
     async fn stop(self) {}
 
-    async fn publish(&self, body: &str) {
-        let fields = [("payload", body)];
-        let () = self.inspect().xadd(STREAM, "*", &fields).unwrap();
-    }
-
     fn connector(&self, prefetch: usize) -> Connector<Deliveries, ConnectError> {
         let group = self.group.clone().prefetch(prefetch);
         let url = format!("redis://127.0.0.1:{}", self.proxy.port);
@@ -99,33 +134,6 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
             let (group, url) = (group.clone(), url.clone());
             Box::pin(async move { group.connect(url).await })
         })
-    }
-
-    async fn backlog(&self) -> Backlog {
-        let mut inspect = self.inspect();
-        Backlog {
-            unacked: pending(&mut inspect),
-            // What is settled is deleted.
-            total: inspect.xlen(STREAM).unwrap(),
-        }
-    }
-
-    async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let Some(key) = self.group.dead_letter_key() else {
-            return Vec::new();
-        };
-        let letters: Vec<(String, Fields)> = cmd("XRANGE")
-            .arg(key)
-            .arg("-")
-            .arg("+")
-            .query(&mut *self.inspect())
-            .unwrap();
-        let letters = letters.into_iter().map(|(_, mut fields)| DeadLetter {
-            body: fields.remove("payload").unwrap(),
-            kind: kind(&fields["x-outcome-kind"]),
-            message: fields.remove("x-outcome-message"),
-        });
-        letters.collect()
     }
 
     async fn stall(&self) {
@@ -145,20 +153,6 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
         server.restart();
         *self.inspect() = server.inspect();
     }
-}
-
-fn kind(name: &str) -> OutcomeKind {
-    let kinds = [
-        OutcomeKind::Completed,
-        OutcomeKind::Failed,
-        OutcomeKind::Panicked,
-        OutcomeKind::TimedOut,
-        OutcomeKind::Cancelled,
-    ];
-    kinds
-        .into_iter()
-        .find(|kind| kind.as_str() == name)
-        .unwrap()
 }
 
 mod with_dead_letters {
