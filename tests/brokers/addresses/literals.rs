@@ -2,9 +2,9 @@
 
 use tokio::net::TcpListener;
 
-use super::{BROKERS, Broker, forward};
+use super::{BROKERS, Broker};
 use crate::{
-    nats::server::Server as Nats, rabbitmq::server::shared as shared_rabbitmq,
+    nats::server::Server as Nats, proxy::Proxy, rabbitmq::server::shared as shared_rabbitmq,
     redis::server::Server as Redis,
 };
 
@@ -16,11 +16,11 @@ async fn an_ipv6_address_leads_to_its_host() {
         let (server, user) = match broker {
             Broker::RabbitMq => (shared_rabbitmq().host(), "guest:guest@"),
             Broker::Nats => (nats.address(), ""),
-            Broker::Redis => (format!("127.0.0.1:{}", redis.port), ""),
+            Broker::Redis => (redis.host(), ""),
         };
         let listener = TcpListener::bind("[::1]:0").await.unwrap();
         let place = listener.local_addr().unwrap().to_string();
-        forward(listener, server);
+        let _proxy = Proxy::at(listener, server);
         let address = broker.address(false, &format!("{user}{place}"));
         // It has half a second there: the test is for where it leads.
         let mut connected = broker.connect(&address).await;

@@ -12,10 +12,6 @@ mod tls;
 
 use std::{error::Error, fmt::Write, time::Duration};
 
-use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional},
-    net::{TcpListener, TcpStream},
-};
 use tower_sentinel::broker::{
     nats::{self, async_nats::ConnectOptions},
     rabbitmq,
@@ -77,18 +73,4 @@ fn all_of(error: &(dyn Error + 'static)) -> String {
         next = error.source();
     }
     text
-}
-
-/// Forwards what comes in at `listener` to `server`, until the test ends.
-fn forward(listener: TcpListener, server: String) {
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let server = server.clone();
-            tokio::spawn(async move {
-                let mut server = TcpStream::connect(server).await.unwrap();
-                drop(copy_bidirectional(&mut client, &mut server).await);
-                drop(server.shutdown().await);
-            });
-        }
-    });
 }

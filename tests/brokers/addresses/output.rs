@@ -376,7 +376,7 @@ async fn refused(output: &Output) {
         let place = match broker {
             Broker::RabbitMq => shared_rabbitmq().host(),
             Broker::Nats => nats.address(),
-            Broker::Redis => format!("127.0.0.1:{}", redis.port),
+            Broker::Redis => redis.host(),
         };
         for rest in [
             format!("me:{PASSWORD}@{place}"),

@@ -15,8 +15,9 @@ use tower_sentinel::{
 
 use super::{
     GROUP, STREAM, add, asking, calls, calls_of, close, forget_calls, group, is_quiet, next,
-    pending, proxy::Proxy, reason, server::Server, steal,
+    pending, reason, server::Server, steal,
 };
+use crate::proxy::Proxy;
 
 type Answer = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
 
@@ -279,8 +280,8 @@ async fn a_connection_that_is_lost_answers_for_all_acks_under_way() {
 
 async fn lose_the_connection(group: ConsumerGroup) {
     let server = Server::start();
-    let proxy = Proxy::start(server.port).await;
-    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let proxy = Proxy::start(server.host()).await;
+    let url = format!("redis://{}", proxy.address());
     let (mut deliveries, held) = deliver(&server, group.clone(), url, 10).await;
     proxy.stall();
     let (answers, ()) = tokio::join!(ack_all(&held), async {

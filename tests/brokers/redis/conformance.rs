@@ -15,10 +15,13 @@ use tower_sentinel::{
     settle::Capabilities,
 };
 
-use super::{Fields, GROUP, STREAM, pending, proxy::Proxy, server::Server};
-use crate::conformance::{
-    Connector, TestBroker, kind,
-    verdicts::{REDIS, VALKEY, printed, version},
+use super::{Fields, GROUP, STREAM, pending, server::Server};
+use crate::{
+    conformance::{
+        Connector, TestBroker, kind,
+        verdicts::{REDIS, VALKEY, printed, version},
+    },
+    proxy::Proxy,
 };
 
 /// A server of its own, whose consumers connect through a proxy.
@@ -115,7 +118,7 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
             .min_idle(Duration::from_secs(2))
             .delete_settled();
         Self {
-            proxy: Proxy::start(server.port).await,
+            proxy: Proxy::start(server.host()).await,
             group: match DEAD_LETTERS {
                 true => group,
                 false => group.no_dead_letter(),
@@ -129,7 +132,7 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
 
     fn connector(&self, prefetch: usize) -> Connector<Deliveries, ConnectError> {
         let group = self.group.clone().prefetch(prefetch);
-        let url = format!("redis://127.0.0.1:{}", self.proxy.port);
+        let url = format!("redis://{}", self.proxy.address());
         Box::new(move || {
             let (group, url) = (group.clone(), url.clone());
             Box::pin(async move { group.connect(url).await })

@@ -8,7 +8,6 @@ mod keys;
 mod kills;
 mod large;
 mod newer;
-mod proxy;
 mod rights;
 pub(crate) mod server;
 
@@ -873,7 +872,7 @@ async fn a_server_that_is_down_is_named() {
 #[tokio::test]
 async fn wrong_credentials_are_told_and_not_repeated() {
     let server = Server::with(&["--requirepass", "secret"]);
-    let address = format!("127.0.0.1:{}", server.port);
+    let address = server.host();
     for user in ["", ":wrong@"] {
         let url = format!("redis://{user}{address}");
         let error = group().connect(url).await.unwrap_err();

@@ -89,8 +89,13 @@ impl Server {
         assert!(stopped.unwrap().success());
     }
 
+    /// `127.0.0.1:port`.
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.host())
     }
 
     /// Returns a connection to look at the data with.
