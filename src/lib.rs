@@ -80,54 +80,26 @@
 //! # }
 //! ```
 //!
-//! # Overview
+//! # Where to find what
 //!
-//! - [`Job`] says what the tag of a request is, and its time limit.
-//! - [`SentinelLayer`] is the middleware: its builder, how a job is stopped, and what a time limit
-//!   can promise. [`Sentinel`](crate::sentinel::Sentinel) states the contract.
-//! - [`Outcome`] is what became of a job, [`Report`] what the policy gets, [`AckPolicy`] the policy.
-//! - [`SettlePolicy`] is a ready policy for tags that can [`Settle`](crate::settle::Settle): a [`Decision`](crate::settle::decision::Decision) says with which
-//!   [`Verdict`].
-//! - [`Consumer`] drives a [`Subscription`](crate::consumer::Subscription) into the service, drains at the end and returns a
-//!   [`Summary`](crate::consumer::Summary); [`Consumer::reconnecting`] begins anew when a connection is lost. [`Escalate`](crate::consumer::Escalate) is
-//!   how an error says that the broker may have no answer.
-//! - [`KeepAliveLayer`] asks the broker for more time while a job runs.
-//! - [`DecodeLayer`] decodes a job's bytes for its handler.
-//! - [`IntensityLayer`] pauses a worker while most of its jobs fail.
-//! - [`broker`] has what reads jobs from a broker and settles them there: RabbitMQ, NATS JetStream and
-//!   Redis Streams behind features, and [`broker::memory`], an embedded one for tests of a worker.
-//! - [`SentinelError`] is what no outcome can carry.
-//! - [`ProcessSpan`](crate::settle::ProcessSpan) says what traces tell of a job.
-//! - [`panic_hook`] tells where a job panicked, if you install it.
-//! - [`cancelled`] and [`Cancellation`](crate::cancel::Cancellation) are for use inside a job, and [`spawn_blocking`] for what blocks
-//!   its thread there.
+//! The [guide](crate::_guide) begins with a first worker, and has a page for each question that comes after it:
+//! [layer order](crate::_guide::layer_order), [retries and dead letters](crate::_guide::retry),
+//! [shutdown](crate::_guide::shutdown), [time limits](crate::_guide::time_limits),
+//! [an adapter of your own](crate::_guide::own_broker), [tests](crate::_guide::testing).
 //!
-//! # Which side of what
-//!
-//! *Outside* of the sentinel is the side of the consumer, *inside* that of the handler. Each row is
-//! a test in `tests/it/layers/layer_order.rs`, or for the last of them in `tests/it/layers/tower_http.rs`.
-//!
-//! | middleware | outside | inside |
-//! | --- | --- | --- |
-//! | `concurrency_limit` | **here**: a permit is held until the broker has its answer, so the limit is the prefetch; [`Consumer::sentinel`] keeps that number, and the `gate()` of a broker's builder or subscription is one of it | the permit is free when the job ends; unanswered jobs exceed it |
-//! | `timeout` | drops the response future: the job is `Cancelled(CallerDropped)`; a [`Consumer`] hears of `Elapsed` and not of an answer that fails then, so [`on_unsettled`](SentinelLayer::on_unsettled) has to give up the channel | drops the work: the job has `Failed`; [`SentinelLayer::timeout`] says `TimedOut`, and whether it stopped |
-//! | `retry` | sees a failed *answer* only, and runs the job again for it | repeats the work under one tag, one limit and one answer |
-//! | `retry` on the policy | | repeats the answer and not the work |
-//! | `buffer` | a job that waits there has no limit, and no answer if it is dropped | a job's limit counts while it waits |
-//! | `load_shed`, `filter` | the job that it turns away has no answer | the job that it turns away has `Failed` |
-//! | [`IntensityLayer`] | sees no failure: what failed is answered for | **directly here**: it pauses while most jobs fail; with a `timeout` between, it does not see what that drops |
-//! | [`KeepAliveLayer`] | a lost lease ends the keep-alive and not the job, which is acked beside its next delivery | **here**, directly: a lost lease cancels the job, and it is `Abandon`ed |
-//! | [`KeepAliveLayer`] within a `retry` or a `buffer` | | a job that waits there is not kept alive |
-//! | [`DecodeLayer`] | what can't be decoded has no answer | **here**: what can't be decoded has `Failed`, and `reject_undecodable` rejects it |
-//! | [`KeepAliveLayer`] within a [`DecodeLayer`] | | compiles by [`with_job`](DecodeLayer::with_job) only, as there is no tag otherwise |
-//! | a handler that spawns | | the task outlives its job and takes effect after the answer; the sentinel spawns already |
-//! | a handler that catches panics | | a panic looks like any error: `Failed` |
-//! | another sentinel, with [`OnDrop::Detach`](crate::sentinel::OnDrop::Detach) and a policy that forwards | holds the gate though callers drop | |
-//! | `steer` | over a sentinel for each handler | over handlers of one sentinel; it has to be `Clone` |
-//! | `rate_limit`, `balance` | **here**: bounds, or spreads, what is taken | they are not `Clone`, and a sentinel's service is |
-//! | tower-http's `trace`, `set_request_id` | **here**: they see the answer, and the id can be the tag | they see the job alone |
-//! | tower-http's `catch_panic` | has nothing to catch | a panic looks like a response: `Completed` |
-//! | tower-http's `timeout` | drops the response future | is a response with status 408: `Completed` |
+//! | module | what it has |
+//! | --- | --- |
+//! | [`sentinel`] | [`SentinelLayer`], its builder, and the contract of the service that it makes |
+//! | [`outcome`] | [`Outcome`]: a value, an error, a panic, an elapsed limit or a cancellation |
+//! | [`policy`] | [`AckPolicy`]: the service that settles, and the [`Report`] that it gets |
+//! | [`settle`] | [`SettlePolicy`], a ready policy for tags that can [`Settle`](settle::Settle), and its [decisions](settle::decision) |
+//! | [`consumer`] | [`Consumer`]: drives a [`Subscription`](consumer::Subscription) into a service, drains, connects anew |
+//! | [`broker`] | RabbitMQ, NATS JetStream and Redis Streams behind features, and an embedded broker for tests |
+//! | [`keep_alive`] | [`KeepAliveLayer`]: asks the broker for more time while a job runs |
+//! | [`decode`] | [`DecodeLayer`]: decodes a job's bytes for its handler |
+//! | [`intensity`] | [`IntensityLayer`]: pauses a worker while most of its jobs fail |
+//! | [`cancel`] | [`cancelled`], [`spawn_blocking`], [`time_left`](cancel::time_left): for use inside a job |
+//! | [`telemetry`], [`panic_hook`] | metrics, and where a job panicked; spans are at [`ProcessSpan`](settle::ProcessSpan) |
 //!
 //! # Features
 //!
@@ -150,6 +122,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(doc, doctest))]
+pub mod _guide;
 mod backoff;
 pub mod broker;
 pub mod cancel;

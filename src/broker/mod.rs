@@ -74,6 +74,7 @@
 
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod address;
+mod envelope;
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
@@ -81,3 +82,5 @@ pub mod nats;
 pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
+
+pub use self::envelope::Envelope;

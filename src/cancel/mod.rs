@@ -11,6 +11,7 @@ use std::{
     },
     task::{Poll, Waker},
     thread,
+    time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
@@ -70,6 +71,37 @@ tokio::task_local! {
 /// Cancel safe: once told, every later call resolves at once.
 pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
     Cancellation::current().into_cancelled()
+}
+
+/// Returns how much of the current job's time limit is left; `None` without a limit, and outside a job.
+///
+/// For a limit of its own that a job gives to what it calls, such as a request. Zero once the limit has
+/// passed: the job is being stopped then, and has its [grace](crate::SentinelLayer::grace) at most.
+///
+/// ```
+/// use std::{convert::Infallible, sync::Arc, time::Duration};
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_sentinel::{Outcome, Report, SentinelLayer, cancel::time_left};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let job = service_fn(|_id: Arc<u64>| async {
+///     tokio::time::sleep(Duration::from_secs(10)).await;
+///     Ok::<_, Infallible>(time_left())
+/// });
+/// let policy = service_fn(|report: Report<_, Option<Duration>, Infallible>| async move {
+///     Ok::<_, Infallible>(report.outcome)
+/// });
+/// let sentinel = SentinelLayer::new(policy).timeout(Duration::from_secs(30)).layer(job);
+///
+/// let outcome = sentinel.oneshot(Arc::new(7)).await.unwrap();
+/// let Outcome::Completed(Some(left)) = outcome else { panic!("{outcome:?}") };
+/// assert_eq!(left, Duration::from_secs(20));
+/// assert_eq!(time_left(), None); // this is no job
+/// # }
+/// ```
+pub fn time_left() -> Option<Duration> {
+    CURRENT.try_with(|job| job.time_left()).ok().flatten()
 }
 
 /// A handle on the stopping of one job, to be cloned and handed to its child tasks.
@@ -227,8 +259,17 @@ pub(crate) struct JobContext {
     /// the job ended by the panic that made the request.
     start: AtomicU8,
     supervisor: AtomicWaker,
+    limit: Limit,
     /// Made for the first of them.
     beside: OnceLock<Box<Beside>>,
+}
+
+/// When the time of a job is over; `None` for one without a limit.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Limit {
+    pub(crate) due: Option<Instant>,
+    /// The same once it is kept alive.
+    pub(crate) kept_alive: Option<Instant>,
 }
 
 const UNDECIDED: u8 = 0;
@@ -354,6 +395,16 @@ impl JobContext {
         companion.stop();
     }
 
+    /// Returns how much of the job's time is left.
+    fn time_left(&self) -> Option<Duration> {
+        let Limit { due, kept_alive } = self.limit;
+        let due = match self.is_kept_alive() {
+            true => kept_alive,
+            false => due,
+        };
+        Some(due?.saturating_duration_since(Instant::now()))
+    }
+
     /// Stops all companions, because the job has its outcome.
     #[inline]
     pub(crate) fn dismiss(&self, stopped: bool) {
@@ -469,9 +520,14 @@ const MOST_SPARE: usize = 16;
 impl JobHandle {
     /// Takes a context that no other job has, or has had to any effect.
     #[inline]
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(limit: Limit) -> Self {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
-        Self(Some(spare.ok().flatten().unwrap_or_default()))
+        let mut context = spare.ok().flatten().unwrap_or_default();
+        // Invariant: a spare context has no other owner.
+        if let Some(unique) = Arc::get_mut(&mut context) {
+            unique.limit = limit;
+        }
+        Self(Some(context))
     }
 }
 

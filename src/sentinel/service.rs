@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
-    cancel::JobHandle,
+    cancel::{JobHandle, Limit},
     job::TimeLimit,
     outcome::{Cancelled, Outcome, catch},
     policy::{AckPolicy, Report},
@@ -20,7 +20,7 @@ use crate::{
         future::ResponseFuture,
         hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
         isolate::Isolated,
-        lease::default_timeout,
+        lease::{DEFAULT_TIMEOUT, default_timeout},
         settlement::Settlement,
         supervision::{Base, Origin, Shared, Stage, Supervision},
     },
@@ -163,7 +163,12 @@ where
         let clock = home.clock(due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
         let policy = self.policy.clone();
-        let context = JobHandle::new();
+        let is_leased = is_default && lease.is_some();
+        let kept_alive = match is_leased {
+            true => deadline(started, DEFAULT_TIMEOUT),
+            false => due,
+        };
+        let context = JobHandle::new(Limit { due, kept_alive });
         let mut in_flight = base.instruments.begin();
         let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
         let stage = match hooks.tag.refusal(&tag) {
@@ -187,7 +192,7 @@ where
                 let service = mem::replace(&mut self.service, clone);
                 let shutdown = settings.shutdown.as_ref();
                 let call = (service, job);
-                let times = (started, due, is_default && lease.is_some());
+                let times = (started, due, is_leased);
                 Stage::Running {
                     isolated: Isolated::spawn(home, &context, job_span, call, times, shutdown),
                     answerable: Some((tag, policy)),

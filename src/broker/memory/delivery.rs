@@ -1,6 +1,7 @@
 //! [`Delivery`] and [`DeliveryTag`]: a job that was handed out, and what answers for it.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -17,6 +18,7 @@ use super::{
     state::{Address, Declared},
 };
 use crate::{
+    broker::envelope::Envelope,
     job::Job,
     outcome::drop_quietly,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
@@ -64,6 +66,28 @@ impl<P> Delivery<P> {
     /// Returns how the job came into the dead-letter queue, if that is where it is from.
     pub fn death(&self) -> Option<&Death> {
         self.death.as_deref()
+    }
+}
+
+impl<P: Send> Envelope for Delivery<P> {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.tag.properties.header(name)
+    }
+
+    fn message_id(&self) -> Option<Cow<'_, str>> {
+        Some(self.tag.properties.message_id.to_string().into())
+    }
+
+    fn routing_key(&self) -> &str {
+        &self.tag.queue.config.name
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        Some(self.tag.deliveries)
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        Some(self.tag.redelivered)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 /// Connects to the server at `address`, such as `nats://user:password@127.0.0.1:4222`.
 ///
 /// With `tls` in the place of `nats` it sends nothing before the connection is encrypted; see
-/// [TLS](super#tls). A user without a password is a token. The signs `/`, `?`, `#`, `@`, `:` and `%`
+/// [TLS](crate::_guide::nats#tls). A user without a password is a token. The signs `/`, `?`, `#`, `@`, `:` and `%`
 /// are percent-encoded in a user, a password and a token: `nats://me:p%40ss%2Fw@host`. IPv6 has
 /// brackets: `nats://[::1]:4222`.
 ///

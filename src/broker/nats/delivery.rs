@@ -1,11 +1,11 @@
 //! [`Delivery`]: a message as a job.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subject};
 
 use super::{DeliveryTag, channel::Channel, fetched::Fetched, place::Place};
-use crate::job::Job;
+use crate::{broker::envelope::Envelope, job::Job};
 
 /// A message that a pull consumer delivered.
 ///
@@ -60,6 +60,20 @@ impl Delivery {
 impl AsRef<[u8]> for Delivery {
     fn as_ref(&self) -> &[u8] {
         self.payload()
+    }
+}
+
+impl Envelope for Delivery {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.place.fetched.header(name)
+    }
+
+    fn message_id(&self) -> Option<Cow<'_, str>> {
+        self.place.fetched.message_id().map(Cow::from)
+    }
+
+    fn routing_key(&self) -> &str {
+        self.subject()
     }
 }
 

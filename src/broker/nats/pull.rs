@@ -87,7 +87,7 @@ impl Pull {
     /// default.
     ///
     /// A delayed NAK counts toward the consumer's `max_ack_pending` until it is due, so that many of
-    /// them [stall](super#delayed-retries) the consumer. A schedule counts toward nothing: it is a
+    /// them [stall](crate::_guide::nats#delayed-retries) the consumer. A schedule counts toward nothing: it is a
     /// copy of the message, published to `prefix.` and its sequence, from which the server makes a
     /// new message at the time of the retry.
     ///

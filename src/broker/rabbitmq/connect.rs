@@ -13,7 +13,7 @@ use crate::broker::address::{SPLIT, is_split};
 /// with its slash; a slash with nothing after it is the virtual host without a name. IPv6 has
 /// brackets: `amqp://[::1]:5672`.
 ///
-/// `amqps` needs the feature `rustls` or `native-tls`; see [TLS](super#tls).
+/// `amqps` needs the feature `rustls` or `native-tls`; see [TLS](crate::_guide::rabbitmq#tls).
 ///
 /// lapin's recovery of connections is off: a subscription ends with its connection, and whoever reads
 /// it starts over.
@@ -54,7 +54,7 @@ pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
 /// Connects to `address` with `properties`, such as a name for the connection, and with `tls`: a
 /// certificate authority and a certificate of one's own.
 ///
-/// `tls` is used where the address begins with `amqps`; [TLS](super#tls) has a recipe.
+/// `tls` is used where the address begins with `amqps`; [TLS](crate::_guide::rabbitmq#tls) has a recipe.
 ///
 /// # Errors
 ///

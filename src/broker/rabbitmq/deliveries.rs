@@ -35,7 +35,7 @@ use crate::consumer::Subscription;
 ///
 /// [`poll_stop`](Subscription::poll_stop) cancels the consumer at the server, which then delivers to
 /// others, and gives back what was received and not taken with `basic.nack`. That is charged where a
-/// [release](super#counts) is; on a quorum queue the end of the channel is charged by every server.
+/// [release](crate::_guide::rabbitmq#counts) is; on a quorum queue the end of the channel is charged by every server.
 ///
 /// [`poll_close`](Subscription::poll_close) lets a quorum queue carry out the last acks before it closes
 /// the channel, which would take them with it: by a cancel of the consumer and its answer, and after a

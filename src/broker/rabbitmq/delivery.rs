@@ -1,6 +1,6 @@
 //! [`Delivery`] and [`DeliveryTag`]: a job that was delivered, and what answers for it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use lapin::BasicProperties;
 use tokio::time::Instant;
@@ -9,7 +9,7 @@ use super::{
     headers,
     message::{Link, Message},
 };
-use crate::job::Job;
+use crate::{broker::envelope::Envelope, job::Job};
 
 /// A job that was delivered.
 pub struct Delivery {
@@ -62,6 +62,29 @@ impl Delivery {
 impl AsRef<[u8]> for Delivery {
     fn as_ref(&self) -> &[u8] {
         self.payload()
+    }
+}
+
+impl Envelope for Delivery {
+    fn header(&self, name: &str) -> Option<&str> {
+        headers::header(&self.message.delivery, name)
+    }
+
+    fn message_id(&self) -> Option<Cow<'_, str>> {
+        let id = self.properties().message_id().as_ref();
+        id.map(|id| id.as_str().into())
+    }
+
+    fn routing_key(&self) -> &str {
+        self.routing_key()
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        self.message.deliveries()
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        Some(self.message.is_redelivered())
     }
 }
 

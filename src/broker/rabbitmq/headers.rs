@@ -92,7 +92,8 @@ pub(super) fn origin(message: &Delivery) -> (&str, &str) {
     }
 }
 
-fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
+/// Returns the text of the first header called `name`, in whichever case.
+pub(super) fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
     let headers = message.properties.headers().as_ref()?.inner();
     let mut headers = headers.iter();
     let value = headers.find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));

@@ -130,7 +130,7 @@ impl Queue {
     }
 
     /// Adds a retry queue with a `delay` that its owner declares; by default there are none, and retry
-    /// queues are [declared](super#delays) when they are needed.
+    /// queues are [declared](crate::_guide::rabbitmq#delays) when they are needed.
     ///
     /// Then none is declared, so the user needs no right to configure queues: a `Retry` waits in the
     /// one with the least delay that is not below its own. One that is longer than all of them fails as
@@ -200,7 +200,7 @@ impl Queue {
     /// [lost](super::DeliveryError::Lost), and nothing is published: the server gives the job to
     /// others. The time counts from the receipt: an ack of the last moment may be in time here and void
     /// at the server, by as long as the delivery was on its way. See [the consumer
-    /// timeout](super#the-consumer-timeout).
+    /// timeout](crate::_guide::rabbitmq#the-consumer-timeout).
     ///
     /// Without effect on classic queues, which have none from 4.3 on.
     ///
@@ -304,7 +304,7 @@ impl Queue {
     /// A second channel, with publisher confirms, is for what has to be republished. It is on the
     /// [connection that publishes](Connection).
     ///
-    /// Where the user has not the right to configure the [retry queues](super#delays), an event at
+    /// Where the user has not the right to configure the [retry queues](crate::_guide::rabbitmq#delays), an event at
     /// level WARN says so; then each verdict with a delay fails as
     /// [misconfigured](crate::settle::Unsettled::misconfigured).
     ///

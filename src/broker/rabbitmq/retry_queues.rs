@@ -21,7 +21,7 @@ use super::{
 const MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How long a new queue may be lost by a server that is killed, though it has said that the queue is
-/// declared: up to 2 s, see [Queues that are new](super#queues-that-are-new).
+/// declared: up to 2 s, see [Queues that are new](crate::_guide::rabbitmq#queues-that-are-new).
 const UNWRITTEN: Duration = Duration::from_millis(2_500);
 
 /// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// Each uses the tag up, and calls for the channel to be given up; but for those that are
 /// [misconfigured](crate::settle::Unsettled::misconfigured) or [moot](crate::settle::Unsettled::moot), see [Jobs that
-/// can't be republished](super#jobs-that-cant-be-republished). A job that is
+/// can't be republished](crate::_guide::rabbitmq#jobs-that-cant-be-republished). A job that is
 /// [lost](DeliveryError::Lost) to a server that takes it back by itself is moot, too.
 ///
 /// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a

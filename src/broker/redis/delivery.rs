@@ -1,6 +1,7 @@
 //! [`Delivery`]: an entry of a stream, and the tag that answers for it.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -19,6 +20,7 @@ use super::{
     reply::DeliveryId,
 };
 use crate::{
+    broker::envelope::Envelope,
     job::Job,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
@@ -72,6 +74,31 @@ impl Delivery {
 impl AsRef<[u8]> for Delivery {
     fn as_ref(&self) -> &[u8] {
         self.payload().unwrap_or_default()
+    }
+}
+
+impl Envelope for Delivery {
+    fn header(&self, name: &str) -> Option<&str> {
+        let is_it = |field: &[u8]| field.eq_ignore_ascii_case(name.as_bytes());
+        self.tag
+            .field(is_it)
+            .and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    fn message_id(&self) -> Option<Cow<'_, str>> {
+        Some(self.id().into())
+    }
+
+    fn routing_key(&self) -> &str {
+        &self.tag.shared.channel.link.keys.stream
+    }
+
+    fn deliveries(&self) -> Option<u32> {
+        self.tag.deliveries()
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        self.tag.redelivered()
     }
 }
 

@@ -35,7 +35,7 @@ pub enum ConnectError {
     },
     /// The user may not run a command that a subscription needs, or not on one of its keys.
     ///
-    /// The [rights](super#rights) that are needed are listed in the module's docs.
+    /// The [rights](crate::_guide::redis#rights) that are needed are listed in the module's docs.
     Forbidden {
         /// Host and port, or the path of a socket.
         address: String,

@@ -164,7 +164,7 @@ impl ConsumerGroup {
         self
     }
 
-    /// Sets what the [keys](super#keys) begin with that are made for the group; nothing by default.
+    /// Sets what the [keys](crate::_guide::redis#keys) begin with that are made for the group; nothing by default.
     ///
     /// A stream of dead letters that is [named](Self::dead_letter) keeps its name.
     ///
@@ -198,7 +198,7 @@ impl ConsumerGroup {
     /// Deletes entries from the stream when they are acked or rejected.
     ///
     /// By default they stay until somebody trims the stream, since other groups may want them. From
-    /// Redis 8.2 on ([`XACKDEL`](super#servers)) an entry is deleted when the last group has acked it;
+    /// Redis 8.2 on ([`XACKDEL`](crate::_guide::redis#servers)) an entry is deleted when the last group has acked it;
     /// before, and on Valkey, at once.
     pub fn delete_settled(mut self) -> Self {
         self.delete_settled = true;
@@ -223,12 +223,12 @@ impl ConsumerGroup {
     /// and `%` are percent-encoded in a user and a password: `redis://me:p%40ss%2Fw@host`. IPv6 has
     /// brackets: `redis://[::1]:6379`.
     ///
-    /// `rediss` needs the feature `rustls` or `native-tls`; see [TLS](super#tls).
+    /// `rediss` needs the feature `rustls` or `native-tls`; see [TLS](crate::_guide::redis#tls).
     ///
     /// # Errors
     ///
     /// [`ConnectError`], a line that names the address. There is one try: to go on trying is for a
-    /// reconnect loop. A [right](super#rights) that is missing is an error here, since a script that is
+    /// reconnect loop. A [right](crate::_guide::redis#rights) that is missing is an error here, since a script that is
     /// refused a command in its middle would be half done.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
     Job, KeepAliveLayer, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Deliveries, Delivery, Queue},
-    cancel::Cancellation,
+    cancel::{Cancellation, time_left},
     outcome::{CancelReason, OutcomeKind},
     sentinel::Hooks,
     settle::Settle,
@@ -197,4 +197,75 @@ async fn a_limit_that_outlasts_the_lease_is_warned_of_once_with_both_numbers() {
         let kept_alive = || Some(KeepAliveLayer::new(S(10)));
         assert_eq!(warnings(layer, kept_alive).await, [""; 0]);
     }
+}
+
+// === what is left ===
+
+/// Runs a job of 5 s under `layer`, and returns what it had left at its end.
+async fn left_after_5_s(
+    layer: SentinelLayer<SettlePolicy>,
+    lease: Option<Duration>,
+    keep_alive: Option<KeepAliveLayer>,
+) -> Option<Duration> {
+    let (_queue, mut deliveries) = queue(lease, 1);
+    let (left, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut worker = ServiceBuilder::new()
+        .layer(layer)
+        .option_layer(keep_alive)
+        .service_fn(move |_: Delivery<u32>| {
+            let left = left.clone();
+            async move {
+                sleep(S(5)).await;
+                left.send(time_left()).unwrap();
+                Ok::<_, Refused>(())
+            }
+        });
+    call(&mut worker, take(&mut deliveries)).await.unwrap();
+    seen.recv().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_told_how_much_of_its_limit_is_left() {
+    let keep_alive = || Some(KeepAliveLayer::new(S(3)));
+    for (limit, lease, keep_alive, left) in [
+        (Some(S(8)), None, None, Some(S(3))),
+        (Some(S(8)), Some(S(60)), None, Some(S(3))),
+        (None, None, None, Some(S(25))),
+        (None, Some(S(9)), None, Some(S(1))),
+        (None, Some(S(9)), keep_alive(), Some(S(25))),
+        (Some(S(8)), Some(S(9)), keep_alive(), Some(S(3))),
+    ] {
+        let layer = limit.map_or_else(layer, |limit| layer().timeout(limit));
+        assert_eq!(left_after_5_s(layer, lease, keep_alive).await, left);
+    }
+    assert_eq!(
+        left_after_5_s(layer().no_timeout(), Some(S(9)), None).await,
+        None
+    );
+    assert_eq!(time_left(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_in_the_grace_and_nothing_of_it_to_the_next_job() {
+    let (_queue, mut deliveries) = queue(None, 2);
+    let (left, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut worker =
+        layer()
+            .timeout(S(1))
+            .grace(S(1))
+            .layer(service_fn(move |job: Delivery<u32>| {
+                let left = left.clone();
+                async move {
+                    if *job.payload() == 0 {
+                        tower_sentinel::cancelled().await;
+                    }
+                    left.send(time_left()).unwrap();
+                    Ok::<_, Refused>(())
+                }
+            }));
+    for _ in 0..2 {
+        call(&mut worker, take(&mut deliveries)).await.unwrap();
+    }
+    assert_eq!(seen.recv().await.unwrap(), Some(Duration::ZERO));
+    assert_eq!(seen.recv().await.unwrap(), Some(S(1)));
 }
