@@ -114,15 +114,25 @@ impl<Tag, E> Escalate for Unsettled<Tag, E> {
     }
 }
 
-/// Who says how far an error reaches; implemented for [`ByError`] and [`ByClosure`].
+/// Who says how far an error reaches.
+///
+/// Implemented for [`ByError`] and [`ByClosure`]; a name to read in error messages, not one to implement.
 #[diagnostic::on_unimplemented(
     message = "a `Consumer` can't tell from `{E}` whether the broker has its answer",
     label = "nobody says how far this error reaches",
     note = "tell the consumer: `.escalation(|error: &{E}| Escalation::Channel)`"
 )]
-pub trait Classify<E> {
+pub trait Classify<E>: sealed::Sealed {
     /// Returns how far `error` reaches.
     fn classify(&self, error: &E) -> Escalation;
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for super::ByError {}
+
+    impl<F> Sealed for super::ByClosure<F> {}
 }
 
 /// The default [`Classify`]: asks the error itself, which is to [`Escalate`].

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     job::TimeLimit,
     outcome::{CancelReason, guard},
-    sentinel::hooks::Tagging,
+    sentinel::hooks::{Tagging, sealed},
     settle::Settle,
 };
 
@@ -33,6 +33,8 @@ impl<G> LimitedDeliveries<G> {
         }
     }
 }
+
+impl<J, G: Tagging<J>> sealed::Tagging<J> for LimitedDeliveries<G> {}
 
 impl<J, G> Tagging<J> for LimitedDeliveries<G>
 where

@@ -7,19 +7,18 @@ use crate::sentinel::SentinelLayer;
 
 /// Adds [`sentinel`](ServiceBuilderExt::sentinel) to [`tower::ServiceBuilder`].
 pub trait ServiceBuilderExt<L> {
-    /// Supervises each call; see [`SentinelLayer`]. A bare policy stands for
-    /// [`SentinelLayer::new`]`(policy)`.
+    /// Supervises each call; see [`SentinelLayer`].
     fn sentinel<P, H>(
         self,
-        layer: impl Into<SentinelLayer<P, H>>,
+        layer: SentinelLayer<P, H>,
     ) -> ServiceBuilder<Stack<SentinelLayer<P, H>, L>>;
 }
 
 impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
     fn sentinel<P, H>(
         self,
-        layer: impl Into<SentinelLayer<P, H>>,
+        layer: SentinelLayer<P, H>,
     ) -> ServiceBuilder<Stack<SentinelLayer<P, H>, L>> {
-        self.layer(layer.into())
+        self.layer(layer)
     }
 }

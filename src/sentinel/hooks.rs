@@ -19,8 +19,11 @@ pub struct Hooks<G = ByJob, M = CallerSpan, U = EventOnly> {
     pub(crate) unsettled: U,
 }
 
-/// How a sentinel makes the span of a job; implemented for `fn(&Tag) -> Span`.
-pub trait MakeSpan<Tag> {
+/// How a sentinel makes the span of a job.
+///
+/// Implemented for every `Fn(&Tag) -> Span`, [`CallerSpan`] and [`ProcessSpan`]; a name to read in error
+/// messages, not one to implement.
+pub trait MakeSpan<Tag>: sealed::MakeSpan<Tag> {
     /// Returns the span in which the job runs and is settled.
     fn make_span(&self, tag: &Tag) -> Span;
 }
@@ -35,14 +38,17 @@ impl<Tag> MakeSpan<Tag> for CallerSpan {
     }
 }
 
-impl<Tag> MakeSpan<Tag> for fn(&Tag) -> Span {
+impl<Tag, F: Fn(&Tag) -> Span> MakeSpan<Tag> for F {
     fn make_span(&self, tag: &Tag) -> Span {
         self(tag)
     }
 }
 
-/// Who takes an error that no caller waits for; implemented for `Fn(SentinelError<E, P>)`.
-pub trait OnUnsettled<E, P> {
+/// Who takes an error that no caller waits for.
+///
+/// Implemented for every `Fn(SentinelError<E, P>)` and for [`EventOnly`]; a name to read in error messages,
+/// not one to implement.
+pub trait OnUnsettled<E, P>: sealed::OnUnsettled<E, P> {
     /// Takes the error of a settlement.
     fn unsettled(&self, error: SentinelError<E, P>);
 }
@@ -63,7 +69,7 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
 
 /// How a sentinel reads the tag and the time limit of a `J`.
 ///
-/// Implemented for [`ByJob`], for `fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
+/// Implemented for [`ByJob`], for every `Fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
 /// name to read in error messages, not one to implement.
 ///
 /// [`LimitedDeliveries`]: crate::sentinel::LimitedDeliveries
@@ -72,7 +78,7 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
     label = "no tag for `{J}`",
     note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
 )]
-pub trait Tagging<J> {
+pub trait Tagging<J>: sealed::Tagging<J> {
     /// The tag that goes to the policy.
     type Tag;
 
@@ -113,7 +119,7 @@ impl<J: Job> Tagging<J> for ByJob {
     }
 }
 
-impl<J, Tag> Tagging<J> for fn(&J) -> Tag {
+impl<J, Tag, F: Fn(&J) -> Tag> Tagging<J> for F {
     type Tag = Tag;
 
     fn tag(&self, job: &J) -> Tag {
@@ -129,4 +135,29 @@ impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
     fn make_span(&self, tag: &Tag) -> Span {
         process_span(tag)
     }
+}
+
+/// What keeps the traits above from being implemented elsewhere.
+pub(super) mod sealed {
+    use super::*;
+
+    pub trait MakeSpan<Tag> {}
+
+    impl<Tag> MakeSpan<Tag> for CallerSpan {}
+
+    impl<Tag> MakeSpan<Tag> for ProcessSpan {}
+
+    impl<Tag, F: Fn(&Tag) -> Span> MakeSpan<Tag> for F {}
+
+    pub trait OnUnsettled<E, P> {}
+
+    impl<E, P> OnUnsettled<E, P> for EventOnly {}
+
+    impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {}
+
+    pub trait Tagging<J> {}
+
+    impl<J: Job> Tagging<J> for ByJob {}
+
+    impl<J, Tag, F: Fn(&J) -> Tag> Tagging<J> for F {}
 }

@@ -1,6 +1,6 @@
 //! [`SentinelLayer`]: the builder of a [`Sentinel`].
 
-use std::{fmt, marker::PhantomPinned, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -113,9 +113,6 @@ pub struct SentinelLayer<P, H = Hooks> {
     pub(crate) settings: Settings,
     runtime: Option<Handle>,
     hooks: H,
-    // Keeps a layer from being `Unpin`, and so from being taken for a bare policy by the `From`
-    // below: `ServiceBuilderExt::sentinel` could not tell the two apart.
-    _not_a_policy: PhantomPinned,
 }
 
 impl<P> SentinelLayer<P> {
@@ -123,9 +120,7 @@ impl<P> SentinelLayer<P> {
     pub fn new(policy: P) -> Self {
         Self::from_hooks(policy, Hooks::default())
     }
-}
 
-impl<P, J, Tag> SentinelLayer<P, Hooks<fn(&J) -> Tag>> {
     /// Creates a layer for requests that are no [`Job`](crate::Job): `tag` reads the tag.
     ///
     /// The time limit of such a job is the layer's.
@@ -154,9 +149,12 @@ impl<P, J, Tag> SentinelLayer<P, Hooks<fn(&J) -> Tag>> {
     /// assert_eq!(sentinel.ready().await.unwrap().call(request).await.unwrap(), "ack m-7");
     /// # }
     /// ```
-    pub fn with_tag(policy: P, tag: fn(&J) -> Tag) -> Self {
+    pub fn with_tag<J, Tag, G>(policy: P, tag: G) -> SentinelLayer<P, Hooks<G>>
+    where
+        G: Fn(&J) -> Tag,
+    {
         let (span, unsettled) = (CallerSpan, EventOnly);
-        Self::from_hooks(
+        SentinelLayer::from_hooks(
             policy,
             Hooks {
                 tag,
@@ -188,7 +186,6 @@ impl<P, H> SentinelLayer<P, H> {
             settings,
             runtime: None,
             hooks,
-            _not_a_policy: PhantomPinned,
         }
     }
 
@@ -298,7 +295,6 @@ impl<P, H> SentinelLayer<P, H> {
             settings: self.settings,
             runtime: self.runtime,
             hooks: map(self.hooks),
-            _not_a_policy: PhantomPinned,
         }
     }
 }
@@ -307,19 +303,22 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
     /// Sets how the span of a job is made; by default it is the caller's own span.
     ///
     /// The function runs in the caller's span, which is so the parent of what it makes. The span
-    /// is current in the job and in the policy.
+    /// is current in the job and in the policy. `span` must be `Clone`, for [`layer`](Layer::layer), and
+    /// `Send + Sync + 'static`.
     ///
     /// ```
     /// use tower_sentinel::SentinelLayer;
     ///
     /// # let policy = ();
+    /// let queue = "orders".to_owned();
     /// let layer = SentinelLayer::new(policy)
-    ///     .make_span(|tag: &u64| tracing::info_span!("process", delivery_tag = tag));
+    ///     .make_span(move |tag: &u64| tracing::info_span!("process", queue, delivery_tag = tag));
+    /// # drop(layer);
     /// ```
-    pub fn make_span<Tag>(
-        self,
-        span: fn(&Tag) -> Span,
-    ) -> SentinelLayer<P, Hooks<G, fn(&Tag) -> Span, U>> {
+    pub fn make_span<Tag, F>(self, span: F) -> SentinelLayer<P, Hooks<G, F, U>>
+    where
+        F: Fn(&Tag) -> Span,
+    {
         self.map_hooks(|Hooks { tag, unsettled, .. }| Hooks {
             tag,
             span,
@@ -442,13 +441,6 @@ impl<P, H> SentinelLayer<P, H> {
     }
 }
 
-/// A bare policy is a layer with every default.
-impl<P: Unpin> From<P> for SentinelLayer<P> {
-    fn from(policy: P) -> Self {
-        Self::new(policy)
-    }
-}
-
 impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
     type Service = Sentinel<S, P, H>;
 
@@ -474,7 +466,6 @@ impl<P: Clone, H: Clone> Clone for SentinelLayer<P, H> {
             settings: self.settings.clone(),
             runtime: self.runtime.clone(),
             hooks: self.hooks.clone(),
-            _not_a_policy: PhantomPinned,
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
     io,
     marker::PhantomData,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     thread,
     time::Duration,
@@ -209,12 +212,9 @@ fn the_errors_are_errors() {
     assert_not!(SentinelError<Nothing, u8>: Error);
 }
 
-/// A tag of a policy that is taken for a bare one: see `ServiceBuilderExt::sentinel`.
 #[test]
-fn a_layer_is_not_unpin_so_that_it_is_not_taken_for_a_policy() {
-    assert_not!(SentinelLayer<()>: Unpin);
-    assert_not!(SentinelLayer<fn()>: Unpin);
-    // It alone: nothing else is pinned for it.
+fn nothing_that_a_user_holds_is_pinned() {
+    unpin::<SentinelLayer<u8>>();
     unpin::<Sentinel<u8, u8>>();
     unpin::<Intensity<u8>>();
     unpin::<SentinelError<u8, u8>>();
@@ -239,31 +239,37 @@ where
 }
 
 #[tokio::test]
-async fn the_builder_takes_a_bare_policy_and_a_layer_of_every_make() {
+async fn the_builder_takes_a_layer_of_every_make() {
     let policy = service_fn(|report: Report<u64, u64, Infallible>| async move {
         Ok::<_, Infallible>((report.tag, report.outcome.into_result().unwrap()))
     });
     let process = |job: Delivery| async move { Ok::<_, Infallible>(job.0 * 2) };
 
-    let bare = ServiceBuilder::new().sentinel(policy).service_fn(process);
-    assert_eq!(answer(bare, Delivery(7)).await, (7, 14));
-
     let layer = SentinelLayer::new(policy).timeout(Duration::from_secs(1));
     let layered = ServiceBuilder::new().sentinel(layer).service_fn(process);
     assert_eq!(answer(layered, Delivery(7)).await, (7, 14));
 
+    let seen = Arc::new(AtomicU64::new(0));
+    let spanned = Arc::clone(&seen);
     let layer = SentinelLayer::new(policy)
-        .make_span(|_: &u64| Span::none())
+        .make_span(move |tag: &u64| {
+            spanned.store(*tag, Ordering::SeqCst);
+            Span::none()
+        })
         .on_unsettled(|_: SentinelError<Infallible, Infallible>| {});
     let hooked = ServiceBuilder::new().sentinel(layer).service_fn(process);
     assert_eq!(answer(hooked, Delivery(7)).await, (7, 14));
+    assert_eq!(seen.load(Ordering::SeqCst), 7);
 
-    // A type of somebody else's; here a tuple.
+    // A type of somebody else's; here a tuple, and a tag that depends on more than the job.
+    let first = 4;
     let tagged = ServiceBuilder::new()
         .concurrency_limit(1)
-        .sentinel(SentinelLayer::with_tag(policy, |job: &(u64, u64)| job.0))
+        .sentinel(SentinelLayer::with_tag(policy, move |job: &(u64, u64)| {
+            first + job.0
+        }))
         .service_fn(|job: (u64, u64)| async move { Ok::<_, Infallible>(job.1) });
-    assert_eq!(answer(tagged, (7, 9)).await, (7, 9));
+    assert_eq!(answer(tagged, (3, 9)).await, (7, 9));
 }
 
 #[tokio::test]
@@ -272,7 +278,9 @@ async fn a_response_future_is_held_across_an_await_in_a_spawned_task() {
     // "implementation of `Send` is not general enough" (rust-lang/rust#64552).
     let service = Plain::<&'static str>(PhantomData);
     let policy = Plain::<&'static str>(PhantomData);
-    let mut sentinel = ServiceBuilder::new().sentinel(policy).service(service);
+    let mut sentinel = ServiceBuilder::new()
+        .sentinel(SentinelLayer::new(policy))
+        .service(service);
     let task = tokio::spawn(async move {
         ServiceExt::<Arc<u64>>::ready(&mut sentinel).await.unwrap();
         let response = sentinel.call(Arc::new(7_u64));

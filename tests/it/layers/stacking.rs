@@ -62,7 +62,7 @@ async fn a_sentinel_goes_under_towers_timeout() {
     let reports = Reports::default();
     let mut service = ServiceBuilder::new()
         .timeout(Duration::from_secs(10))
-        .sentinel(noting(&reports))
+        .sentinel(SentinelLayer::new(noting(&reports)))
         .service_fn(process);
 
     assert_eq!(
@@ -91,7 +91,7 @@ async fn a_sentinel_goes_over_towers_timeout_and_under_another() {
     let reports = Reports::default();
     let mut service = ServiceBuilder::new()
         .timeout(Duration::from_secs(100))
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .timeout(Duration::from_secs(10))
         .service_fn(process);
 
@@ -107,7 +107,7 @@ async fn a_sentinel_goes_under_buffer() {
     let reports = Reports::default();
     let mut service = ServiceBuilder::new()
         .buffer(8)
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .timeout(Duration::from_secs(10))
         .service_fn(process);
 
@@ -128,7 +128,7 @@ async fn a_sentinel_goes_under_buffer() {
 async fn a_sentinel_goes_into_a_box_clone_service() {
     let reports = Reports::default();
     let sentinel = ServiceBuilder::new()
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .timeout(Duration::from_secs(10))
         .service_fn(process);
     let mut service: BoxCloneService<Id, OutcomeKind, SentinelError<BoxError, io::Error>> =
@@ -159,7 +159,7 @@ async fn a_sentinel_goes_under_load_shed() {
     let mut service = ServiceBuilder::new()
         .load_shed()
         .concurrency_limit(1)
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .timeout(Duration::from_secs(10))
         .service_fn(process);
 
@@ -181,7 +181,7 @@ async fn a_sentinel_goes_under_rate_limit() {
     let reports = Reports::default();
     let mut service = ServiceBuilder::new()
         .rate_limit(2, Duration::from_secs(10))
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .timeout(Duration::from_secs(10))
         .service_fn(process);
 
@@ -304,7 +304,7 @@ async fn an_inner_readiness_error_can_be_told_apart_through_the_whole_stack() {
     let mut service: BoxCloneService<Id, OutcomeKind, BoxError> = ServiceBuilder::new()
         .boxed_clone()
         .map_err(BoxError::from)
-        .sentinel(noting::<BoxError>(&reports))
+        .sentinel(SentinelLayer::new(noting::<BoxError>(&reports)))
         .service(broken);
 
     let error = service.ready().await.map(drop).unwrap_err();
@@ -386,7 +386,7 @@ async fn a_panic_on_the_way_down_is_the_source_of_a_failure() {
         Ok::<_, Infallible>(report.outcome)
     });
     let mut service = ServiceBuilder::new()
-        .sentinel(forward)
+        .sentinel(SentinelLayer::new(forward))
         .service_fn(|_: Id| async {
             let _guard = PanicInDrop;
             future::pending().await
@@ -476,7 +476,7 @@ async fn the_tag_of_an_arc_is_the_arc_itself() {
         Ok::<_, Infallible>(report.tag)
     });
     let mut service = ServiceBuilder::new()
-        .sentinel(policy)
+        .sentinel(SentinelLayer::new(policy))
         .service_fn(|order: Arc<Order>| {
             assert_eq!(order.number, 7);
             async move {
@@ -499,9 +499,11 @@ async fn the_tag_of_an_unsized_arc_is_the_arc_itself() {
             future::ready(Ok::<_, Infallible>(report.tag.to_string()))
         },
     );
-    let mut service = ServiceBuilder::new().sentinel(policy).service_fn(
-        |_: Arc<dyn fmt::Display + Send + Sync>| future::ready(Ok::<_, Infallible>(())),
-    );
+    let mut service = ServiceBuilder::new()
+        .sentinel(SentinelLayer::new(policy))
+        .service_fn(|_: Arc<dyn fmt::Display + Send + Sync>| {
+            future::ready(Ok::<_, Infallible>(()))
+        });
     assert_eq!(
         answer(&mut service, Arc::new("order 7") as _)
             .await

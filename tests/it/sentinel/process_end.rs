@@ -14,7 +14,7 @@ use std::{
 };
 
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_sentinel::{Report, ServiceBuilderExt};
+use tower_sentinel::{Report, SentinelLayer, ServiceBuilderExt};
 
 const SIGABRT: i32 = 6;
 const CALLED: &str = "the policy was called: panicked";
@@ -63,14 +63,13 @@ async fn child(job: &str) {
         println!("the policy was called: {}", report.outcome.kind());
         future::ready(Ok::<_, Infallible>(()))
     });
-    let mut service =
-        ServiceBuilder::new()
-            .sentinel(policy)
-            .service_fn(|job: Arc<str>| async move {
-                println!("the job begins");
-                let _guard = (*job == *"double").then_some(PanicInDrop);
-                panic!("a panic in a job")
-            });
+    let mut service = ServiceBuilder::new()
+        .sentinel(SentinelLayer::new(policy))
+        .service_fn(|job: Arc<str>| async move {
+            println!("the job begins");
+            let _guard = (*job == *"double").then_some(PanicInDrop);
+            panic!("a panic in a job")
+        });
     let response = service.ready().await.unwrap().call(job.into());
     response.await.unwrap();
     println!("the end");
