@@ -4,7 +4,7 @@ use std::any::Any;
 
 use crate::{
     outcome::OutcomeKind,
-    settle::{Settled, Verdict},
+    settle::{Settled, Verdict, VerdictKind},
 };
 
 /// The most tags that a summary keeps.
@@ -47,9 +47,11 @@ impl Summary {
         self.outcomes[kind as usize]
     }
 
-    /// Returns how many jobs were settled with this verdict, whatever its delay.
-    pub fn verdicts(&self, verdict: Verdict) -> u64 {
-        self.verdicts[index(verdict)]
+    /// Returns how many jobs were settled with a verdict of this kind, whatever its delay.
+    ///
+    /// A [`Verdict`] stands for its kind.
+    pub fn verdicts(&self, kind: impl Into<VerdictKind>) -> u64 {
+        self.verdicts[kind.into() as usize]
     }
 
     /// Counts a call that succeeded, and returns its verdict where there is one.
@@ -58,7 +60,7 @@ impl Summary {
         let response: &mut dyn Any = response;
         let settled = response.downcast_mut::<Settled>()?;
         self.outcomes[settled.kind as usize] += 1;
-        self.verdicts[index(settled.verdict)] += 1;
+        self.verdicts[settled.verdict.kind() as usize] += 1;
         self.charged += u64::from(settled.charged);
         if !settled.stopped {
             self.not_stopped += 1;
@@ -89,15 +91,5 @@ impl Summary {
     fn keep(&mut self, tags: impl IntoIterator<Item = Box<str>>) {
         let room = MAX_TAGS - self.not_stopped_tags.len();
         self.not_stopped_tags.extend(tags.into_iter().take(room));
-    }
-}
-
-fn index(verdict: Verdict) -> usize {
-    match verdict {
-        Verdict::Ack => 0,
-        Verdict::Retry { .. } => 1,
-        Verdict::Release { .. } => 2,
-        Verdict::Reject => 3,
-        Verdict::Abandon => 4,
     }
 }

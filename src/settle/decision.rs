@@ -1,6 +1,6 @@
 //! [`Decision`]: which [`Verdict`] an outcome deserves, and ready decisions that compose.
 
-use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, time::Duration};
+use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use crate::{
     backoff::{Delays, full_jitter},
@@ -59,6 +59,15 @@ where
     }
 }
 
+impl<D, Tag, T, E> Decision<Tag, T, E> for Arc<D>
+where
+    D: Decision<Tag, T, E> + ?Sized,
+{
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        (**self).decide(tag, outcome)
+    }
+}
+
 /// Why there is no verdict: the broker does not tell what the decision depends on.
 ///
 /// It shows at the first job that is to be given back, and it is a matter of configuration: this
@@ -95,6 +104,81 @@ impl fmt::Display for Undecided {
 }
 
 impl Error for Undecided {}
+
+// === BoxDecision ===
+
+/// A [`Decision`] whose type is not named: for a field, or for one of several that the configuration
+/// chooses among.
+///
+/// It is made by `new`, or by the method `boxed` of a ready decision.
+///
+/// ```
+/// use std::{io, time::Duration};
+/// use tower_sentinel::{
+///     DecisionExt, Outcome, SettlePolicy, Verdict, ack_on_success,
+///     settle::decision::{BoxDecision, Decision},
+/// };
+///
+/// fn decision(is_strict: bool) -> BoxDecision<u64, (), io::Error> {
+///     match is_strict {
+///         true => BoxDecision::new(|_: &u64, _: &Outcome<(), io::Error>| Verdict::Reject),
+///         false => ack_on_success().poison_on_panic().boxed(),
+///     }
+/// }
+///
+/// let failed = Outcome::Failed(io::Error::other("no such user"));
+/// assert_eq!(decision(true).decide(&7, &failed), Ok(Verdict::Reject));
+/// assert_eq!(decision(false).decide(&7, &failed), Ok(Verdict::retry()));
+/// let policy = SettlePolicy::new(decision(true));
+/// # drop(policy);
+/// ```
+pub struct BoxDecision<Tag, T, E>(Arc<dyn Decision<Tag, T, E> + Send + Sync>);
+
+impl<Tag, T, E> BoxDecision<Tag, T, E> {
+    /// Creates a decision that hides the type of `decision`.
+    pub fn new(decision: impl Decision<Tag, T, E> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(decision))
+    }
+}
+
+impl<Tag, T, E> Decision<Tag, T, E> for BoxDecision<Tag, T, E> {
+    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
+        self.0.decide(tag, outcome)
+    }
+}
+
+impl<Tag, T, E> Clone for BoxDecision<Tag, T, E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<Tag, T, E> fmt::Debug for BoxDecision<Tag, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoxDecision")
+    }
+}
+
+// Inherent, since `DecisionExt` is for every type: beside `tower::ServiceExt` or
+// `futures::FutureExt` no other `boxed` could be called any more.
+macro_rules! boxed {
+    ($($decision:ident<$($parameter:ident),*>),*) => {$(
+        impl<$($parameter),*> $decision<$($parameter),*> {
+            /// Hides the type of this decision; see [`BoxDecision`].
+            pub fn boxed<Tag, T, E>(self) -> BoxDecision<Tag, T, E>
+            where
+                Self: Decision<Tag, T, E> + Send + Sync + 'static,
+            {
+                BoxDecision::new(self)
+            }
+        }
+    )*};
+}
+
+boxed!(
+    AckOnSuccess<>, OnError<D, F>, PoisonOnPanic<D>, RejectUndecodable<D>, Backoff<D, R>,
+    RetryOnce<D>, DeliveryLimit<D>
+);
 
 // === AckOnSuccess ===
 

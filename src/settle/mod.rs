@@ -21,7 +21,7 @@ pub use self::{
     policy::SettlePolicy,
     reason::{Reason, Settled},
     spans::{ProcessSpan, process_span},
-    verdict::Verdict,
+    verdict::{Verdict, VerdictKind},
 };
 
 #[doc(alias = "ack")]

@@ -1,4 +1,4 @@
-//! [`Verdict`]: the ways to settle a delivery.
+//! [`Verdict`]: the ways to settle a delivery, and [`VerdictKind`], its name.
 
 use std::{fmt, time::Duration};
 
@@ -78,15 +78,20 @@ impl Verdict {
         }
     }
 
-    /// Returns the name in snake case, as for a log field; without the delay.
-    pub fn as_str(self) -> &'static str {
+    /// Returns the kind of the verdict, which has no delay.
+    pub const fn kind(self) -> VerdictKind {
         match self {
-            Verdict::Ack => "ack",
-            Verdict::Retry { .. } => "retry",
-            Verdict::Release { .. } => "release",
-            Verdict::Reject => "reject",
-            Verdict::Abandon => "abandon",
+            Verdict::Ack => VerdictKind::Ack,
+            Verdict::Retry { .. } => VerdictKind::Retry,
+            Verdict::Release { .. } => VerdictKind::Release,
+            Verdict::Reject => VerdictKind::Reject,
+            Verdict::Abandon => VerdictKind::Abandon,
         }
+    }
+
+    /// Returns the name in snake case, as for a log field; without the delay.
+    pub const fn as_str(self) -> &'static str {
+        self.kind().as_str()
     }
 }
 
@@ -98,5 +103,54 @@ impl fmt::Display for Verdict {
             }
             verdict => f.pad(verdict.as_str()),
         }
+    }
+}
+
+/// The kind of a [`Verdict`], without its delay: for counts, labels and log fields.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::{Verdict, settle::VerdictKind};
+///
+/// let verdict = Verdict::retry_after(Duration::from_secs(5));
+/// assert_eq!(verdict.kind(), VerdictKind::Retry);
+/// assert_eq!(verdict.kind().to_string(), "retry");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VerdictKind {
+    /// [`Verdict::Ack`].
+    Ack,
+    /// [`Verdict::Retry`].
+    Retry,
+    /// [`Verdict::Release`].
+    Release,
+    /// [`Verdict::Reject`].
+    Reject,
+    /// [`Verdict::Abandon`].
+    Abandon,
+}
+
+impl VerdictKind {
+    /// Returns the name in snake case, as for a log field.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            VerdictKind::Ack => "ack",
+            VerdictKind::Retry => "retry",
+            VerdictKind::Release => "release",
+            VerdictKind::Reject => "reject",
+            VerdictKind::Abandon => "abandon",
+        }
+    }
+}
+
+impl From<Verdict> for VerdictKind {
+    fn from(verdict: Verdict) -> Self {
+        verdict.kind()
+    }
+}
+
+impl fmt::Display for VerdictKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::{Ready, ready},
     panic::catch_unwind,
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,8 +13,8 @@ use tower_sentinel::{
     DecisionExt, Outcome, Panic, Verdict, ack_on_success,
     outcome::{CancelReason, Cancelled, TimedOut},
     settle::{
-        Capabilities, Lease, Reason, Settle, Unsettled,
-        decision::{Decision, Undecided},
+        Capabilities, Lease, Reason, Settle, Unsettled, VerdictKind,
+        decision::{BoxDecision, Decision, Undecided},
     },
 };
 
@@ -567,4 +568,36 @@ fn a_decision_prints_what_it_is_made_of() {
     ] {
         assert!(printed.contains(part), "{printed}");
     }
+}
+
+#[test]
+fn a_decision_behind_a_pointer_decides_as_it_does() {
+    let strict = Arc::new(ack_on_success().poison_on_panic().delivery_limit(3));
+    let boxed = ack_on_success().poison_on_panic().delivery_limit(3).boxed();
+    let closure = |_: &Delivered, _: &End| Verdict::Abandon;
+    let nested = Arc::new(BoxDecision::new(closure)).poison_on_panic();
+    for case in Case::all() {
+        for tag in [
+            Delivered::times(1),
+            Delivered::times(3),
+            Delivered::unknown(),
+        ] {
+            let expected = strict.as_ref().decide(&tag, &case.outcome());
+            assert_eq!(strict.decide(&tag, &case.outcome()), expected, "{case:?}");
+            assert_eq!(
+                boxed.clone().decide(&tag, &case.outcome()),
+                expected,
+                "{case:?}"
+            );
+            let expected = match case {
+                Case::Panicked => Verdict::Reject,
+                _ => Verdict::Abandon,
+            };
+            assert_eq!(nested.decide(&tag, &case.outcome()), Ok(expected));
+        }
+    }
+    // Of each kind there is one name, whatever the delay.
+    let verdicts = [Verdict::retry(), Verdict::retry_after(SECOND)];
+    assert!(verdicts.iter().all(|it| it.kind() == VerdictKind::Retry));
+    assert_eq!(VerdictKind::from(Verdict::release()).to_string(), "release");
 }
