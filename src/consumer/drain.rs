@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{
-    Classify, EndCause, Summary, options::Options, session::Session, subscription::Subscription,
-    tasks::Ended,
+    Classify, EndCause, Summary, in_flight::wake_all, options::Options, session::Session,
+    subscription::Subscription, tasks::Ended,
 };
 use crate::{
     outcome::{catch, drop_quietly, guard},
@@ -94,9 +94,18 @@ where
         let due = deadline(Instant::now(), time);
         let mut timer = pin!(due.map(sleep_until));
         let mut stopped = pin!(stop.map(CancellationToken::cancelled));
+        let shutdown = self.options.shutdown.clone();
+        let mut shut_down = pin!(shutdown.as_ref().map(CancellationToken::cancelled));
         poll_fn(|cx| {
             // First, so that nothing that is answered makes room for another job.
             self.poll_stop(cx);
+            if let Some(token) = shut_down.as_mut().as_pin_mut() {
+                if token.poll(cx).is_ready() {
+                    shut_down.set(None);
+                    // A sentinel of the consumer's own learns of it by a poll.
+                    wake_all(&mut self.calls);
+                }
+            }
             let mut is_over = false;
             if let Some(timer) = timer.as_mut().as_pin_mut() {
                 is_over |= timer.poll(cx).is_ready();

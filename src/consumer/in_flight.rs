@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use futures_util::stream::{FuturesUnordered, Stream};
@@ -21,12 +21,23 @@ pub(super) fn poll_next<F: Future>(
     Pin::new(calls).poll_next(cx)
 }
 
+/// Has each call polled again.
+pub(super) fn wake_all<F>(calls: &mut InFlight<F>) {
+    for call in Pin::new(calls).iter_pin_mut() {
+        if let Some(waker) = call.project().waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 pin_project! {
     /// One call. Its panics are its own, those of its destructor too.
     pub(super) struct Call<F> {
         // `None` once it has ended.
         #[pin]
         future: Option<F>,
+        // That of the first poll, which is that of every poll: a set has one for each call.
+        waker: Option<Waker>,
     }
 
     impl<F> PinnedDrop for Call<F> {
@@ -38,8 +49,10 @@ pin_project! {
 
 impl<F> Call<F> {
     pub(super) fn new(future: F) -> Self {
-        let future = Some(future);
-        Self { future }
+        Self {
+            future: Some(future),
+            waker: None,
+        }
     }
 
     fn end(self: Pin<&mut Self>) {
@@ -55,7 +68,9 @@ impl<F: Future> Future for Call<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // Invariant: a call is not polled after its end.
-        let future = self.as_mut().project().future.as_pin_mut();
+        let this = self.as_mut().project();
+        this.waker.get_or_insert_with(|| cx.waker().clone());
+        let future = this.future.as_pin_mut();
         let future = future.expect("a call ends once");
         let output = match catch(|| future.poll(cx)) {
             Ok(poll) => Ok(ready!(poll)),

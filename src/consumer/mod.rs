@@ -319,7 +319,7 @@ impl<B, S, C> Consumer<B, S, C> {
     ///   dropping it. Where the layer has a token, that is its parent: whoever cancels it stops the jobs and
     ///   ends the consumer, which leaves it alone itself.
     /// - *The tasks* are one for each worker thread of the runtime, four at most, with an equal part of the
-    ///   limit and a clone of the sentinel each. [`parallel`](Self::parallel) sets another number.
+    ///   limit and a clone of the handler each. [`parallel`](Self::parallel) sets another number.
     ///
     /// What is outside of the sentinel, as in the [table](crate#which-side-of-what), takes the stack by
     /// hand.

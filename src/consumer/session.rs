@@ -2,8 +2,8 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
@@ -75,18 +75,7 @@ where
         &mut self,
         signals: &mut Signals,
     ) -> Option<EndCause<B::Error, S::Error>> {
-        let shutdown = self.options.shutdown.clone();
-        let mut cancelled = pin!(shutdown.as_ref().map(CancellationToken::cancelled));
-        let cause = poll_fn(|cx| {
-            // A sentinel that is shut down gives every job back at once.
-            let cancelled = cancelled.as_mut().as_pin_mut();
-            if cancelled.is_some_and(|it| it.poll(cx).is_ready()) {
-                guard(|| tracing::info!("the shutdown token is cancelled"));
-                return Poll::Ready(None);
-            }
-            self.poll_cause(signals, cx)
-        })
-        .await;
+        let cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
         // What a drain gives back does not come back here.
         self.rebound = None;
         if let Some(peers) = &self.peers {
@@ -126,6 +115,11 @@ where
                 return Poll::Ready(Some(cause));
             }
             if room == before {
+                // What ends while the others have their turn is taken in one poll then, and not in one for
+                // each. Where the service bounds its calls, its permits wake this task so as they come back.
+                if room < BATCH && self.options.limit < usize::MAX {
+                    cx.waker().wake_by_ref();
+                }
                 return Poll::Pending;
             }
             if room == 0 {

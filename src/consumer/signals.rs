@@ -9,7 +9,7 @@ use std::{
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::outcome::{catch, drop_quietly};
+use crate::outcome::{catch, drop_quietly, guard};
 
 /// What a consumer is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +31,8 @@ pub(super) struct Signals {
     /// Not polled before the first signal: both may wait for the same key to be pressed.
     pub(super) forced: Option<Signal>,
     dropped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// The shutdown token of the present session, while it takes jobs.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     drain: bool,
     stop: bool,
     /// Cancelled with the second signal.
@@ -48,6 +50,12 @@ impl Signals {
         self.dropped = Some(Box::pin(token.cancelled_owned()));
     }
 
+    /// Takes the cancellation of a session's shutdown token for the first signal, until there is none to
+    /// watch: a session cancels its token at its end.
+    pub(super) fn watch_shutdown(&mut self, token: Option<CancellationToken>) {
+        self.shutdown = token.map(|token| Box::pin(token.cancelled_owned()));
+    }
+
     pub(super) fn asked(&self) -> Asked {
         match (self.drain, self.stop) {
             (_, true) => Asked::Stop,
@@ -62,6 +70,13 @@ impl Signals {
             let dropped = self.dropped.as_mut();
             self.drain = dropped.is_some_and(|dropped| dropped.as_mut().poll(cx).is_ready());
             self.drain |= poll_signal(&mut self.graceful, cx);
+            let shutdown = self.shutdown.as_mut();
+            // A sentinel that is shut down gives every job back at once.
+            if shutdown.is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
+                guard(|| tracing::info!("the shutdown token is cancelled"));
+                self.shutdown = None;
+                self.drain = true;
+            }
         }
         if self.drain && !self.stop {
             self.stop = poll_signal(&mut self.forced, cx);

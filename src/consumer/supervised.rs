@@ -4,7 +4,6 @@ use std::{fmt, mem};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use tower_layer::Layer;
 
 use crate::sentinel::{Sentinel, SentinelLayer};
 
@@ -128,15 +127,12 @@ where
         tasks: Option<usize>,
         shutdown: &CancellationToken,
     ) -> Vec<Self::Service> {
-        let layer = self.layer.clone().shutdown(shutdown.clone());
-        let handlers = self.handlers.make_services(Some(1), shutdown);
-        let mut services: Vec<_> = handlers.into_iter().map(|it| layer.layer(it)).collect();
-        // Clones of one sentinel have one `max_abandoned`.
-        if let Some(first) = services.first().cloned() {
+        let mut handlers = self.handlers.make_services(Some(1), shutdown);
+        if let Some(first) = handlers.first().cloned() {
             let tasks = tasks.unwrap_or_else(tasks_that_pay);
-            services.resize(tasks.max(services.len()), first);
+            handlers.resize(tasks.max(handlers.len()), first);
         }
-        services
+        self.layer.layer_each(handlers, shutdown)
     }
 
     fn is_supervised(&self) -> bool {

@@ -85,6 +85,7 @@ where
     }
     let tasks = services.len();
     let limit = |task| prefetch.map_or(usize::MAX, |prefetch| share_of(prefetch, task, tasks));
+    signals.watch_shutdown(shutdown.clone());
     let (cause, answered, rest): (_, _, Rest<_, _>) = if tasks == 1 {
         // Invariant: there is one.
         let service = services.pop().expect("a vector of one is not empty");
@@ -115,6 +116,7 @@ where
         let ends = sessions.into_iter().map(move |it| it.end(stop.clone()));
         (cause, answered, Box::pin(end_all(ends)))
     };
+    signals.watch_shutdown(None);
     let lasted = started.elapsed();
     let rest = async move {
         let ended = rest.await;

@@ -27,6 +27,7 @@ use crate::{
     sentinel::{
         lease::DEFAULT_TIMEOUT,
         runtimes::{Clock, Home},
+        supervision::Settings,
     },
     telemetry::GuardedSpan,
     time::deadline,
@@ -124,7 +125,6 @@ impl<T, E> Isolated<T, E> {
         span: GuardedSpan,
         (service, job): (S, J),
         (started, due, is_leased): (Instant, Option<Instant>, bool),
-        shutdown: Option<&CancellationToken>,
     ) -> Self
     where
         S: Service<J, Response = T, Error = E> + Send + 'static,
@@ -138,7 +138,7 @@ impl<T, E> Isolated<T, E> {
         let task = Task { call, span };
         Self {
             join: Some(home.spawn(task)),
-            shutdown: shutdown.map(|token| Box::pin(token.clone().cancelled_owned())),
+            shutdown: None,
             started,
             step: match is_leased {
                 true => Step::Leased,
@@ -167,10 +167,11 @@ impl<T, E> Isolated<T, E> {
         &mut self,
         context: &JobContext,
         mut clock: Pin<&mut Clock>,
-        ladder: Ladder,
+        settings: &Settings,
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
+        let ladder = settings.ladder;
         self.lift_limit(context);
         let mut is_blocking = false;
         if let Step::Stopping(_) = self.step {
@@ -186,7 +187,8 @@ impl<T, E> Isolated<T, E> {
         loop {
             match self.step {
                 Step::Running | Step::Leased => {
-                    let cause = ready!(self.poll_cause(context, clock.as_mut(), home, cx));
+                    let cause =
+                        ready!(self.poll_cause(context, clock.as_mut(), settings, home, cx));
                     if self.has_ended() {
                         return Poll::Pending;
                     }
@@ -223,6 +225,7 @@ impl<T, E> Isolated<T, E> {
         &mut self,
         context: &JobContext,
         clock: Pin<&mut Clock>,
+        settings: &Settings,
         home: &Home,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
@@ -234,13 +237,19 @@ impl<T, E> Isolated<T, E> {
                 return Poll::Ready(Cause::TimeLimit(due - self.started));
             }
         }
-        match &mut self.shutdown {
-            Some(shutdown) => shutdown
-                .as_mut()
-                .poll(cx)
-                .map(|()| Cause::Cancelled(CancelReason::Shutdown)),
-            None => Poll::Pending,
+        let is_shut_down = match &mut self.shutdown {
+            Some(shutdown) => shutdown.as_mut().poll(cx).is_ready(),
+            None => settings.is_shut_down(),
+        };
+        match is_shut_down {
+            true => Poll::Ready(Cause::Cancelled(CancelReason::Shutdown)),
+            false => Poll::Pending,
         }
+    }
+
+    /// Waits for `shutdown` by itself from now on, whoever polls.
+    pub(crate) fn listen(&mut self, shutdown: &CancellationToken) {
+        self.shutdown = Some(Box::pin(shutdown.clone().cancelled_owned()));
     }
 
     /// Returns which came first, the request or the time limit, while the job is running.

@@ -178,6 +178,7 @@ impl<P, H> SentinelLayer<P, H> {
             settle_timeout: Duration::from_secs(30),
             on_drop: OnDrop::Abort,
             shutdown: None,
+            is_told_by_polls: false,
             max_abandoned: None,
             labels: Labels::default(),
         };
@@ -445,13 +446,51 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
     type Service = Sentinel<S, P, H>;
 
     fn layer(&self, service: S) -> Self::Service {
-        let max_abandoned = self.settings.max_abandoned.or(Instruments::UNBOUNDED);
-        let instruments = Arc::new(Instruments::new(&self.settings.labels));
-        let abandoned = |max| Arc::new(Abandoned::new(max, Arc::clone(&instruments)));
+        let instruments = self.instruments();
+        let abandoned = self.abandoned(&instruments);
+        self.sentinel(service, self.settings.clone(), instruments, abandoned)
+    }
+}
+
+impl<P: Clone, H: Clone> SentinelLayer<P, H> {
+    /// Puts each of `services` under a sentinel with a child of `shutdown`, whose caller polls its calls
+    /// again once that is cancelled. They have one bound on what
+    /// they abandon, as clones of one sentinel do, and nothing else that their workers would fight for.
+    pub(crate) fn layer_each<S>(
+        &self,
+        services: Vec<S>,
+        shutdown: &CancellationToken,
+    ) -> Vec<Sentinel<S, P, H>> {
+        let abandoned = self.abandoned(&self.instruments());
+        let services = services.into_iter().map(|service| {
+            let mut settings = self.settings.clone();
+            settings.shutdown = Some(shutdown.child_token());
+            settings.is_told_by_polls = true;
+            self.sentinel(service, settings, self.instruments(), abandoned.clone())
+        });
+        services.collect()
+    }
+
+    fn instruments(&self) -> Arc<Instruments> {
+        Arc::new(Instruments::new(&self.settings.labels))
+    }
+
+    fn abandoned(&self, instruments: &Arc<Instruments>) -> Option<Arc<Abandoned>> {
+        let max = self.settings.max_abandoned.or(Instruments::UNBOUNDED)?;
+        Some(Arc::new(Abandoned::new(max, Arc::clone(instruments))))
+    }
+
+    fn sentinel<S>(
+        &self,
+        service: S,
+        settings: Settings,
+        instruments: Arc<Instruments>,
+        abandoned: Option<Arc<Abandoned>>,
+    ) -> Sentinel<S, P, H> {
         let base = Base {
-            settings: self.settings.clone(),
+            settings,
             home: Home::new(self.runtime.clone()),
-            abandoned: max_abandoned.map(abandoned),
+            abandoned,
             instruments,
         };
         let hooks = self.hooks.clone();

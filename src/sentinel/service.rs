@@ -190,11 +190,14 @@ where
                 let clone = self.service.clone();
                 // The instance that is ready is the one to call.
                 let service = mem::replace(&mut self.service, clone);
-                let shutdown = settings.shutdown.as_ref();
                 let call = (service, job);
                 let times = (started, due, is_leased);
+                let mut isolated = Isolated::spawn(home, &context, job_span, call, times);
+                if let (Some(token), false) = (&settings.shutdown, settings.is_told_by_polls) {
+                    isolated.listen(token);
+                }
                 Stage::Running {
-                    isolated: Isolated::spawn(home, &context, job_span, call, times, shutdown),
+                    isolated,
                     answerable: Some((tag, policy)),
                 }
             }

@@ -60,8 +60,19 @@ pub(crate) struct Settings {
     pub(crate) settle_timeout: Duration,
     pub(crate) on_drop: OnDrop,
     pub(crate) shutdown: Option<CancellationToken>,
+    /// Whether the caller polls its calls once `shutdown` is cancelled: then no job waits for that by
+    /// itself, which takes a lock of the token five times and an allocation.
+    pub(crate) is_told_by_polls: bool,
     pub(crate) max_abandoned: Option<usize>,
     pub(crate) labels: Labels,
+}
+
+impl Settings {
+    /// Returns whether a caller who tells of it by polls has been told to stop its jobs.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        let shutdown = self.shutdown.as_ref();
+        self.is_told_by_polls && shutdown.is_some_and(CancellationToken::is_cancelled)
+    }
 }
 
 /// What all clones of a sentinel and their response futures share.
@@ -201,7 +212,7 @@ where
             answerable,
         } = &mut self.stage
         {
-            let outcome = isolated.poll_outcome(context, clock.as_mut(), settings.ladder, home, cx);
+            let outcome = isolated.poll_outcome(context, clock.as_mut(), settings, home, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
@@ -258,10 +269,17 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
             ladder,
             on_drop,
             ref shutdown,
+            is_told_by_polls,
             ..
         } = origin.base().settings;
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
             isolated.stop_without_caller(&self.context, ladder, shutdown.as_ref());
+        }
+        if let (Stage::Running { isolated, .. }, Some(token), true) =
+            (&mut self.stage, shutdown, is_told_by_polls)
+        {
+            // Its caller polls it no more.
+            isolated.listen(token);
         }
         origin.take_over(self, 0);
     }

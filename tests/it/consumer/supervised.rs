@@ -253,6 +253,25 @@ async fn a_token_of_the_layer_stops_the_jobs_of_each_session_and_is_left_alone()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_is_cancelled_in_a_drain_stops_what_runs() {
+    let channel = Channel::of([Fate::Hang; 2]);
+    let shutdown = CancellationToken::new();
+    let started = Instant::now();
+    let handlers = vec![handler(); 2];
+    let consumer = Consumer::parallel(channel.subscribe(), handlers)
+        .sentinel(layer().shutdown(shutdown.clone()))
+        .with_graceful_shutdown(sleep(MS(500)));
+    let consuming = tokio::spawn(ends(consumer));
+    sleep(MS(700)).await;
+    shutdown.cancel();
+    let summary = consuming.await.unwrap().unwrap();
+    assert_eq!((summary.called, summary.abandoned), (2, 0));
+    assert_eq!(channel.verdicts(), [Verdict::release(); 2]);
+    let late = started.elapsed() - MS(700);
+    assert!(late < MS(20), "{late:?} late");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_of_the_consumer_is_that_of_its_sentinel() {
     let channel = Channel::of([Fate::Hang]);
     let shutdown = CancellationToken::new();
