@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::{
     channel::Channel,
     delivery_error::DeliveryError,
-    fetched::{DELIVERIES, Fetched},
+    fetched::{DELIVERIES, Fetched, MESSAGE_ID},
 };
 use crate::settle::Reason;
 
@@ -81,16 +81,22 @@ async fn keep(
 
 /// Returns the headers of a message without those that tell a server what to do: roll a stream up,
 /// expect a sequence, expire.
+///
+/// So the message's id is kept in another header: as its own it would make the stream drop the copy
+/// as a duplicate.
 pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in fetched.message.headers.iter().flat_map(HeaderMap::iter) {
         let text: &str = name.as_ref();
-        if text.to_ascii_lowercase().starts_with("nats-") {
+        if text.to_ascii_lowercase().starts_with("nats-") || text == MESSAGE_ID {
             continue;
         }
         for value in values {
             headers.append(name.clone(), value.clone());
         }
+    }
+    if let Some(id) = fetched.message_id() {
+        headers.insert(MESSAGE_ID, value(id));
     }
     headers
 }
@@ -109,7 +115,7 @@ fn describe(headers: &mut HeaderMap, id: &str, reason: &Reason) {
 }
 
 /// Returns `text` as one line that is not too long.
-pub(super) fn value(text: &str) -> HeaderValue {
+fn value(text: &str) -> HeaderValue {
     let mut end = text.len().min(MESSAGE_LIMIT);
     while !text.is_char_boundary(end) {
         end -= 1;

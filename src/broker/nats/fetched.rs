@@ -1,7 +1,7 @@
 //! [`Fetched`]: a message that a pull consumer delivered.
 
 use async_nats::{
-    HeaderMap, HeaderName, Message, Subject, header,
+    HeaderMap, HeaderName, HeaderValue, Message, Subject, header,
     jetstream::{self, Context},
 };
 use tokio::time::Instant;
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 /// The header with the count of deliveries, on dead letters and on what a schedule brings back.
 pub(super) const DELIVERIES: &str = "x-deliveries";
 
-/// The header with the message's own `Nats-Msg-Id`, on what a schedule brings back.
-pub(super) const MESSAGE_ID: &str = "x-message-id";
+/// The header with the message's own `Nats-Msg-Id`, on dead letters and on what a schedule brings back.
+pub(super) const MESSAGE_ID: &str = "x-original-message-id";
 
 /// A message that was fetched, and perhaps not yet taken.
 pub(super) struct Fetched {
@@ -22,8 +22,9 @@ pub(super) struct Fetched {
     pub(super) sequence: u64,
     /// How often the server delivered this message.
     pub(super) delivered: u32,
-    /// How often the job was delivered before a schedule brought it back.
-    carried: u32,
+    /// How often the job was delivered before a schedule of ours brought it back, if one did: not at
+    /// all after a release.
+    carried: Option<u32>,
     /// When it was seen first. The server's ack wait began earlier, by the way through the network.
     pub(super) since: Instant,
 }
@@ -55,7 +56,12 @@ impl Fetched {
 
     /// Returns how often the job was delivered, this time included.
     pub(super) fn deliveries(&self) -> u32 {
-        self.delivered.saturating_add(self.carried)
+        let carried = self.carried.unwrap_or(0);
+        self.delivered.saturating_add(carried)
+    }
+
+    pub(super) fn is_redelivered(&self) -> bool {
+        self.delivered > 1 || self.carried.is_some()
     }
 
     /// Returns the first value of the header `name`, in any case: Go's clients write a capital.
@@ -68,24 +74,21 @@ impl Fetched {
 
     /// Returns the `Nats-Msg-Id` that the message was published with.
     pub(super) fn message_id(&self) -> Option<&str> {
-        let headers = self.message.headers.as_ref();
-        let is_scheduled = headers.is_some_and(is_scheduled);
-        match is_scheduled {
-            true => self.header(MESSAGE_ID),
-            false => self.header("Nats-Msg-Id"),
+        match self.carried {
+            Some(_) => {
+                let headers = self.message.headers.as_ref();
+                let id = headers.and_then(|headers| headers.get(MESSAGE_ID));
+                id.map(HeaderValue::as_str)
+            }
+            None => self.header("Nats-Msg-Id"),
         }
     }
 }
 
 /// Returns the deliveries before a schedule, which only count with the server's word that it was one:
 /// a dead letter that somebody publishes anew has that header too, and begins at one.
-fn carried(headers: Option<&HeaderMap>) -> u32 {
-    let headers = headers.filter(|headers| is_scheduled(headers));
-    let deliveries = headers.and_then(|headers| headers.get(DELIVERIES));
-    let deliveries = deliveries.and_then(|deliveries| deliveries.as_str().parse().ok());
-    deliveries.unwrap_or(0)
-}
-
-fn is_scheduled(headers: &HeaderMap) -> bool {
-    headers.get(header::NATS_SCHEDULER).is_some()
+fn carried(headers: Option<&HeaderMap>) -> Option<u32> {
+    let headers = headers?;
+    headers.get(header::NATS_SCHEDULER)?;
+    headers.get(DELIVERIES)?.as_str().parse().ok()
 }

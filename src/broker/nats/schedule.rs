@@ -8,9 +8,9 @@ use tokio::time::timeout;
 
 use super::{
     channel::Channel,
-    dead_letter::{own_headers, value},
+    dead_letter::own_headers,
     delivery_error::DeliveryError,
-    fetched::{DELIVERIES, Fetched, MESSAGE_ID},
+    fetched::{DELIVERIES, Fetched},
 };
 use crate::outcome::guard;
 
@@ -73,8 +73,7 @@ pub(super) async fn publish(
 
 /// Returns the headers of the schedule; none if it is due beyond the year 9999.
 ///
-/// The server takes its own off what it publishes, and adds `Nats-Scheduler`. So the message's id is
-/// kept in another header: as its own it would make the stream drop the schedule as a duplicate.
+/// The server takes its own off what it publishes, and adds `Nats-Scheduler`.
 fn headers(
     channel: &Channel,
     fetched: &Fetched,
@@ -90,9 +89,6 @@ fn headers(
     );
     headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
     headers.insert(DELIVERIES, deliveries.to_string());
-    if let Some(id) = fetched.message_id() {
-        headers.insert(MESSAGE_ID, value(id));
-    }
     Some(headers)
 }
 

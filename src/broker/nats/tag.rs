@@ -197,6 +197,10 @@ impl Settle for DeliveryTag {
         Some(self.place.fetched.deliveries())
     }
 
+    fn redelivered(&self) -> Option<bool> {
+        Some(self.place.fetched.is_redelivered())
+    }
+
     fn capabilities(&self) -> Capabilities {
         let channel = &self.place.channel;
         let mut capabilities = Capabilities::none().delay().keep_alive();

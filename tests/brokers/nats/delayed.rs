@@ -6,13 +6,16 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
 use tower_sentinel::{
     Job, Verdict,
-    broker::nats::{
-        NoSchedules, Pull, SubscriptionError,
-        async_nats::{
-            HeaderMap,
-            jetstream::{
-                consumer::pull,
-                stream::{self, RetentionPolicy},
+    broker::{
+        Envelope,
+        nats::{
+            NoSchedules, Pull, SubscriptionError,
+            async_nats::{
+                HeaderMap,
+                jetstream::{
+                    consumer::pull,
+                    stream::{self, RetentionPolicy},
+                },
             },
         },
     },
@@ -190,6 +193,37 @@ async fn a_schedule_brings_the_job_back_with_its_headers_id_and_count() {
     let job = next(&mut deliveries).await;
     settle(&job, Verdict::Ack).await.unwrap();
     assert_eq!(jobs.messages("jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_schedule_takes_no_header_of_the_publisher_for_the_id() {
+    let mut jobs = jobs(SOON).await;
+    if !with_schedules(&mut jobs, 4).await {
+        return;
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("X-Message-Id", "theirs");
+    headers.insert("x-message-id", "theirs");
+    // As on a dead letter that somebody publishes anew.
+    headers.insert("x-original-message-id", "theirs");
+    let ack = jobs
+        .context
+        .publish_with_headers("jobs", headers.clone(), "a".into());
+    ack.await.unwrap().await.unwrap();
+    headers.insert("Nats-Msg-Id", "m-7");
+    let ack = jobs
+        .context
+        .publish_with_headers("jobs", headers, "b".into());
+    ack.await.unwrap().await.unwrap();
+    let mut deliveries = scheduled(&jobs).subscribe(&jobs.context).await.unwrap();
+    for round in 0..4 {
+        let job = next(&mut deliveries).await;
+        let id = (job.payload() == b"b").then_some("m-7");
+        assert_eq!(job.message_id(), id, "round {round}");
+        assert_eq!(job.header("x-message-id"), Some("theirs"), "round {round}");
+        let delay = Duration::from_millis(100);
+        settle(&job, Verdict::retry_after(delay)).await.unwrap();
+    }
 }
 
 #[tokio::test]

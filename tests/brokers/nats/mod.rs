@@ -235,6 +235,7 @@ async fn a_reject_keeps_the_message_and_its_reason() {
     assert_eq!(header("trace"), Some("1"));
     assert_eq!(header("Nats-Expected-Stream"), None);
     assert_ne!(header("Nats-Msg-Id"), Some("original"));
+    assert_eq!(header("x-original-message-id"), Some("original"));
     let time = header("x-outcome-time").unwrap().parse::<u128>().unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let age = now.unwrap().as_millis() - time;
