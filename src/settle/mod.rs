@@ -71,6 +71,9 @@ pub trait Settle: Sized {
     fn deliveries(&self) -> Option<u32>;
 
     /// Returns whether the job was delivered before, if the broker tells.
+    ///
+    /// By default the count tells, which is wrong after a release that charges nothing: implement it
+    /// where there is one.
     fn redelivered(&self) -> Option<bool> {
         self.deliveries().map(|deliveries| deliveries > 1)
     }

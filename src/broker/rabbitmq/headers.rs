@@ -42,8 +42,8 @@ pub(super) const DROPPED: [&str; 15] = [
 /// What the headers tell of how often a job was delivered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counted {
-    /// Failed deliveries before the job was republished.
-    pub(super) before: u32,
+    /// Failed deliveries before the job was republished, if it was: none after a release.
+    pub(super) before: Option<u32>,
     /// Failed deliveries since, as the queue counts them.
     pub(super) by_queue: Option<u32>,
     /// Whether the queue counts all deliveries apart from the failed ones.
@@ -62,7 +62,7 @@ impl Counted {
             false => headers.get(DELIVERIES).and_then(count),
         };
         Self {
-            before: before.unwrap_or(0),
+            before,
             by_queue: headers.get(DELIVERY_COUNT).and_then(count),
             has_acquired: headers.contains_key(ACQUIRED_COUNT),
         }

@@ -130,7 +130,7 @@ impl Message {
     }
 
     pub(super) fn is_redelivered(&self) -> bool {
-        self.delivery.redelivered || self.counted.before > 0
+        self.delivery.redelivered || self.counted.before.is_some()
     }
 
     pub(super) fn deliveries(&self) -> Option<u32> {
@@ -144,6 +144,7 @@ impl Message {
                 None => return None,
             },
         };
-        Some(counted.before.saturating_add(by_queue).saturating_add(1))
+        let before = counted.before.unwrap_or(0);
+        Some(before.saturating_add(by_queue).saturating_add(1))
     }
 }

@@ -270,7 +270,7 @@ async fn give_back(message: &Message, error: DeliveryError) -> DeliveryError {
 
 /// Returns how many deliveries a retry carries on; of an unknown number, those that are known.
 fn charged(message: &Message) -> u32 {
-    let known = message.counted.before.saturating_add(1);
+    let known = message.counted.before.unwrap_or(0).saturating_add(1);
     message.deliveries().unwrap_or(known)
 }
 

@@ -134,6 +134,9 @@ pub struct DeliveryTag {
 
 struct Shared {
     id: DeliveryId,
+    /// Whether the entry was never given to anybody before. The count does not tell: a release leaves
+    /// it as it was.
+    is_new: bool,
     fields: Vec<(Vec<u8>, Vec<u8>)>,
     settled: AtomicBool,
     /// Whether a keep-alive has told that somebody else has it.
@@ -144,11 +147,13 @@ struct Shared {
 impl DeliveryTag {
     pub(super) fn new(
         id: DeliveryId,
+        is_new: bool,
         fields: Vec<(Vec<u8>, Vec<u8>)>,
         channel: Arc<Channel>,
     ) -> Self {
         let shared = Arc::new(Shared {
             id,
+            is_new,
             fields,
             settled: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -185,6 +190,7 @@ impl Settle for DeliveryTag {
                 settled,
                 lost,
                 channel,
+                ..
             } = &*self.shared;
             let is_lost = lost.load(Ordering::Relaxed);
             let done = channel.settle(id, is_lost, fields, verdict, reason).await;
@@ -213,6 +219,10 @@ impl Settle for DeliveryTag {
 
     fn deliveries(&self) -> Option<u32> {
         Some(self.shared.id.deliveries())
+    }
+
+    fn redelivered(&self) -> Option<bool> {
+        Some(!self.shared.is_new)
     }
 
     fn capabilities(&self) -> Capabilities {

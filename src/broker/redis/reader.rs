@@ -275,7 +275,10 @@ impl Reader {
 
     fn deliver(&mut self, entries: Vec<Entry>, asked_at: Instant) {
         for Entry {
-            id, count, fields, ..
+            id,
+            count,
+            is_new,
+            fields,
         } in entries
         {
             // Taken for good; the settlement adds it again. This task alone takes permits, and
@@ -288,7 +291,7 @@ impl Reader {
                 count,
                 asked_at,
             };
-            let tag = DeliveryTag::new(id, fields, Arc::clone(&self.channel));
+            let tag = DeliveryTag::new(id, is_new, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
             if let Err(SendError(unread)) = self.incoming.send(delivery) {
                 self.unseen.push(unread.id().to_owned());
