@@ -9,6 +9,9 @@
 //! [capabilities](Fixture::capabilities). Each scenario holds the adapter to it: a capability that is
 //! missing must be refused, and not made into something else.
 //!
+//! Jobs that are an [`Envelope`](crate::broker::Envelope) have one scenario more, by
+//! [`EnvelopeFixture`].
+//!
 //! Not here, because it is different for each broker: connections that are lost, servers that are killed,
 //! and addresses.
 //!
@@ -248,6 +251,7 @@
 //! # }
 //! ```
 
+mod envelope;
 mod error;
 mod fixture;
 mod run;
@@ -256,6 +260,7 @@ mod supervising;
 mod worker;
 
 pub use self::{
+    envelope::{EnvelopeFixture, Published, a_job_keeps_its_envelope_when_it_comes_back},
     error::ConformanceError,
     fixture::{Backlog, DeadLetter, Fixture},
     settling::{

@@ -98,7 +98,7 @@ impl<'a, F: Fixture> Run<'a, F> {
     }
 
     /// Takes an error of the fixture for the end of the run.
-    fn fixture<T>(&self, result: Result<T, F::Error>) -> Step<F, T> {
+    pub(super) fn fixture<T>(&self, result: Result<T, F::Error>) -> Step<F, T> {
         result.map_err(|error| ConformanceError::Fixture {
             scenario: self.scenario,
             error,

@@ -25,7 +25,7 @@ use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
     Job,
-    conformance::{Backlog, ConformanceError, Fixture},
+    conformance::{Backlog, ConformanceError, EnvelopeFixture, Fixture},
     consumer::Subscription,
     outcome::OutcomeKind,
     settle::{Reason, Settle},
@@ -41,11 +41,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// [`Consumer::reconnecting`]: tower_sentinel::Consumer::reconnecting
 pub(crate) type Connector<S, E> = Box<dyn FnMut() -> BoxFuture<'static, Result<S, E>> + Send>;
 
-/// A [`Fixture`] whose dead letters have a place, and whose connections and server can be broken.
+/// An [`EnvelopeFixture`] whose dead letters have a place, and whose connections and server can be broken.
 ///
 /// Where a broker has settings of which one scenario needs both, such as a queue with and one
 /// without a feature, there is a type for each.
-pub(crate) trait TestBroker: Fixture<Error: Error + Send> + Sized {
+pub(crate) trait TestBroker: EnvelopeFixture<Error: Error + Send> + Sized {
     /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
@@ -128,6 +128,7 @@ macro_rules! scenarios {
             a_shutdown_under_load_leaves_nothing_unacked
             a_release_at_drain_is_charged_only_where_the_broker_counts_it
             a_closed_subscription_redelivers_what_it_held
+            a_job_keeps_its_envelope_when_it_comes_back
         }
         $crate::conformance::scenarios! { @ $test, $broker, start,
             verdicts {

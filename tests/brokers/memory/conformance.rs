@@ -4,7 +4,7 @@ use std::{future::ready, time::Duration};
 
 use tower_sentinel::{
     broker::memory::{Broker, ConnectError, Deliveries, Queue},
-    conformance::{Backlog, DeadLetter, Fixture},
+    conformance::{Backlog, DeadLetter, EnvelopeFixture, Fixture, Published},
     settle::Capabilities,
 };
 
@@ -66,6 +66,25 @@ impl<const FULL: bool> Fixture for Memory<FULL> {
 
     fn charges_lost_deliveries(&self) -> bool {
         Self::row().loss_is_charged
+    }
+}
+
+impl<const FULL: bool> EnvelopeFixture for Memory<FULL> {
+    async fn publish_with(
+        &self,
+        body: &str,
+        header: Option<(&str, &str)>,
+        _: Option<&str>,
+    ) -> Result<Published, ConnectError> {
+        self.queue.publish_with_headers(body.to_owned(), header);
+        // Jobs are numbered as they are published.
+        let counts = self.queue.counts();
+        let held = counts.ready + counts.delayed + counts.unacked;
+        let number = held as u64 + counts.acked;
+        Ok(Published {
+            message_id: Some(number.to_string()),
+            routing_key: self.queue.name().to_owned(),
+        })
     }
 }
 

@@ -25,7 +25,7 @@ use tower_sentinel::{
         },
         connect,
     },
-    conformance::{Backlog, DeadLetter, Fixture},
+    conformance::{Backlog, DeadLetter, EnvelopeFixture, Fixture, Published},
     settle::Capabilities,
 };
 
@@ -41,8 +41,8 @@ use crate::{
 /// Long enough for a machine that stands still for a moment.
 const REDELIVERY: Duration = Duration::from_secs(4);
 
-/// With a dead-letter subject, or without.
-struct Nats<const DEAD_LETTER: bool> {
+/// With a dead-letter subject, or without; with schedules that delay retries, or without.
+struct Nats<const DEAD_LETTER: bool, const SCHEDULES: bool = false> {
     server: Mutex<Server>,
     /// Of the test, past all proxies.
     context: Context,
@@ -72,6 +72,7 @@ async fn subscribe(
     address: &str,
     prefetch: usize,
     dead_letter: bool,
+    schedules: bool,
 ) -> Result<Deliveries, NoSubscription> {
     let client = connect(address).await;
     let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
@@ -83,36 +84,45 @@ async fn subscribe(
     if dead_letter {
         pull = pull.dead_letter("dead");
     }
+    if schedules {
+        pull = pull.schedules("delayed");
+    }
     let subscribing = pull.subscribe(&context);
     subscribing.await.map_err(NoSubscription::Subscribe)
 }
 
-impl<const DEAD_LETTER: bool> Nats<DEAD_LETTER> {
+impl<const DEAD_LETTER: bool, const SCHEDULES: bool> Nats<DEAD_LETTER, SCHEDULES> {
     fn address(&self) -> String {
         self.server.lock().unwrap().address()
     }
+
+    /// Publishes once, however often it is tried.
+    async fn publish_to(&self, subject: &str, headers: HeaderMap, body: &str) {
+        loop {
+            let (subject, headers) = (subject.to_owned(), headers.clone());
+            let body = body.to_owned().into();
+            let publishing = async {
+                let ack = self.context.publish_with_headers(subject, headers, body);
+                ack.await.ok()?.await.ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
-impl<const DEAD_LETTER: bool> Fixture for Nats<DEAD_LETTER> {
+impl<const DEAD_LETTER: bool, const SCHEDULES: bool> Fixture for Nats<DEAD_LETTER, SCHEDULES> {
     type Subscription = Deliveries;
     type Error = NoSubscription;
 
     async fn publish(&self, body: &str) -> Result<(), NoSubscription> {
         let id = self.published.fetch_add(1, Ordering::Relaxed);
-        loop {
-            // Published once, however often it is tried.
-            let mut headers = HeaderMap::new();
-            headers.insert("Nats-Msg-Id", id.to_string());
-            let body = body.to_owned().into();
-            let publishing = async {
-                let ack = self.context.publish_with_headers("jobs", headers, body);
-                ack.await.ok()?.await.ok()
-            };
-            if let Ok(Some(_)) = timeout(Duration::from_secs(1), publishing).await {
-                return Ok(());
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", id.to_string());
+        self.publish_to("jobs", headers, body).await;
+        Ok(())
     }
 
     async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, NoSubscription> {
@@ -153,7 +163,10 @@ impl<const DEAD_LETTER: bool> Fixture for Nats<DEAD_LETTER> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let capabilities = Capabilities::none().delay().keep_alive();
+        let mut capabilities = Capabilities::none().delay().keep_alive();
+        if SCHEDULES {
+            capabilities = capabilities.free_delayed_release();
+        }
         match DEAD_LETTER {
             true => capabilities.dead_letter(),
             false => capabilities,
@@ -173,7 +186,31 @@ impl<const DEAD_LETTER: bool> Fixture for Nats<DEAD_LETTER> {
     }
 }
 
-impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
+impl<const DEAD_LETTER: bool, const SCHEDULES: bool> EnvelopeFixture
+    for Nats<DEAD_LETTER, SCHEDULES>
+{
+    async fn publish_with(
+        &self,
+        body: &str,
+        header: Option<(&str, &str)>,
+        message_id: Option<&str>,
+    ) -> Result<Published, NoSubscription> {
+        let mut headers = HeaderMap::new();
+        if let Some((name, value)) = header {
+            headers.insert(name, value);
+        }
+        if let Some(id) = message_id {
+            headers.insert("Nats-Msg-Id", id);
+        }
+        self.publish_to("jobs.created", headers, body).await;
+        Ok(Published {
+            message_id: message_id.map(str::to_owned),
+            routing_key: "jobs.created".to_owned(),
+        })
+    }
+}
+
+impl<const DEAD_LETTER: bool, const SCHEDULES: bool> TestBroker for Nats<DEAD_LETTER, SCHEDULES> {
     /// By a server that lives: 2.9 confirms an ack before it writes it.
     const ACK_IS_CONFIRMED: bool = false;
     const MANY: usize = 10_000;
@@ -187,16 +224,27 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
     async fn start() -> Self {
         let server = Server::start();
         let context = jetstream::new(connect(&server.address()).await.unwrap());
-        for name in ["jobs", "dead"] {
-            let config = stream::Config {
-                name: name.into(),
-                subjects: vec![name.into()],
-                ..stream::Config::default()
-            };
+        let mut jobs = stream::Config {
+            name: "jobs".into(),
+            subjects: vec!["jobs".into(), "jobs.>".into()],
+            ..stream::Config::default()
+        };
+        if SCHEDULES {
+            jobs.subjects.push("delayed.*".into());
+            jobs.retention = stream::RetentionPolicy::WorkQueue;
+            jobs.allow_message_schedules = true;
+        }
+        let dead = stream::Config {
+            name: "dead".into(),
+            subjects: vec!["dead".into()],
+            ..stream::Config::default()
+        };
+        for config in [jobs, dead] {
             context.create_stream(config).await.unwrap();
         }
         let config = pull::Config {
             durable_name: Some("workers".into()),
+            filter_subject: if SCHEDULES { "jobs.>" } else { "" }.to_owned(),
             ack_wait: REDELIVERY,
             ..pull::Config::default()
         };
@@ -218,7 +266,8 @@ impl<const DEAD_LETTER: bool> TestBroker for Nats<DEAD_LETTER> {
             let (address, proxies) = (address.clone(), Arc::clone(&proxies));
             Box::pin(async move {
                 let proxy = Proxy::start(address).await;
-                let deliveries = subscribe(&proxy.address(), prefetch, DEAD_LETTER).await?;
+                let address = proxy.address();
+                let deliveries = subscribe(&address, prefetch, DEAD_LETTER, SCHEDULES).await?;
                 proxies.lock().unwrap().push(proxy);
                 Ok(deliveries)
             })
@@ -252,4 +301,24 @@ mod without_dead_letters {
     use super::Nats;
 
     crate::conformance::scenarios!(tokio::test(flavor = "multi_thread"), Nats<false>);
+}
+
+/// The scenarios to which it matters that a message which a schedule brings back is another one.
+mod with_schedules {
+    use tower_sentinel::conformance::a_job_keeps_its_envelope_when_it_comes_back;
+
+    use super::{Nats, TestBroker};
+    use crate::conformance::passes;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_job_keeps_its_envelope() {
+        let (_, version) = Nats::<true, true>::server();
+        if version < (2, 12) {
+            println!("skipped: this nats-server has no message schedules");
+            return;
+        }
+        let broker = Nats::<true, true>::start().await;
+        passes(a_job_keeps_its_envelope_when_it_comes_back(&broker)).await;
+        broker.stop().await;
+    }
 }

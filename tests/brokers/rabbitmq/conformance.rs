@@ -18,13 +18,13 @@ use tower_sentinel::{
             self, BasicProperties, Channel,
             message::BasicGetMessage,
             options::{
-                BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-                QueueDeleteOptions,
+                BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+                QueueDeclareOptions, QueueDeleteOptions,
             },
             types::{AMQPValue, FieldTable},
         },
     },
-    conformance::{Backlog, DeadLetter, Fixture},
+    conformance::{Backlog, DeadLetter, EnvelopeFixture, Fixture, Published},
     settle::Capabilities,
 };
 
@@ -180,11 +180,18 @@ async fn admin(address: &str) -> Option<Channel> {
     Some(channel)
 }
 
-async fn published(channel: &Channel, name: &str, body: &str) -> lapin::Result<bool> {
+async fn published(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &str,
+    properties: BasicProperties,
+) -> lapin::Result<bool> {
     let options = BasicPublishOptions::default();
-    let properties = BasicProperties::default().with_delivery_mode(2);
-    let publishing =
-        channel.basic_publish("".into(), name.into(), options, body.as_bytes(), properties);
+    let properties = properties.with_delivery_mode(2);
+    let (exchange, routing_key) = (exchange.into(), routing_key.into());
+    let body = body.as_bytes();
+    let publishing = channel.basic_publish(exchange, routing_key, options, body, properties);
     Ok(publishing.await?.await?.is_ack())
 }
 
@@ -194,7 +201,9 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> Fixture for Rabbit<QUORUM, DEA
 
     async fn publish(&self, body: &str) -> Result<(), NoSubscription> {
         let admin = self.admin.lock().await.clone();
-        assert!(published(&admin, &self.name, body).await.unwrap());
+        let properties = BasicProperties::default();
+        let published = published(&admin, "", &self.name, body, properties).await;
+        assert!(published.unwrap());
         Ok(())
     }
 
@@ -247,6 +256,37 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> Fixture for Rabbit<QUORUM, DEA
 
     fn charges_lost_deliveries(&self) -> bool {
         Self::row().loss_is_charged
+    }
+}
+
+impl<const QUORUM: bool, const DEAD_LETTER: bool> EnvelopeFixture for Rabbit<QUORUM, DEAD_LETTER> {
+    async fn publish_with(
+        &self,
+        body: &str,
+        header: Option<(&str, &str)>,
+        message_id: Option<&str>,
+    ) -> Result<Published, NoSubscription> {
+        let admin = self.admin.lock().await.clone();
+        let (exchange, routing_key) = ("amq.topic", format!("{}.created", self.name));
+        let options = QueueBindOptions::default();
+        let (queue, key) = (self.name.as_str().into(), routing_key.as_str().into());
+        let bound = admin.queue_bind(queue, exchange.into(), key, options, FieldTable::default());
+        bound.await.unwrap();
+        let mut properties = BasicProperties::default();
+        if let Some((name, value)) = header {
+            let mut headers = FieldTable::default();
+            headers.insert(name.into(), AMQPValue::LongString(value.into()));
+            properties = properties.with_headers(headers);
+        }
+        if let Some(id) = message_id {
+            properties = properties.with_message_id(id.into());
+        }
+        let published = published(&admin, exchange, &routing_key, body, properties).await;
+        assert!(published.unwrap());
+        Ok(Published {
+            message_id: message_id.map(str::to_owned),
+            routing_key,
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use tower_sentinel::{
         ConnectError, ConsumerGroup, Deliveries,
         redis::{Commands, Connection, cmd},
     },
-    conformance::{Backlog, DeadLetter, Fixture},
+    conformance::{Backlog, DeadLetter, EnvelopeFixture, Fixture, Published},
     settle::Capabilities,
 };
 
@@ -94,6 +94,23 @@ impl<const DEAD_LETTERS: bool> Fixture for Redis<DEAD_LETTERS> {
 
     fn charges_lost_deliveries(&self) -> bool {
         Self::row().loss_is_charged
+    }
+}
+
+impl<const DEAD_LETTERS: bool> EnvelopeFixture for Redis<DEAD_LETTERS> {
+    async fn publish_with(
+        &self,
+        body: &str,
+        header: Option<(&str, &str)>,
+        _: Option<&str>,
+    ) -> Result<Published, ConnectError> {
+        let mut fields = vec![("payload", body)];
+        fields.extend(header);
+        let id = self.inspect().xadd(STREAM, "*", &fields).unwrap();
+        Ok(Published {
+            message_id: Some(id),
+            routing_key: STREAM.to_owned(),
+        })
     }
 }
 
