@@ -74,8 +74,8 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
 ///
 /// [`LimitedDeliveries`]: crate::sentinel::LimitedDeliveries
 #[diagnostic::on_unimplemented(
-    message = "the sentinel cannot read a tag from `{J}`",
-    label = "no tag for `{J}`",
+    message = "`{J}` is not a `Job`",
+    label = "the sentinel cannot read a tag from `{J}`",
     note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
 )]
 pub trait Tagging<J>: sealed::Tagging<J> {
