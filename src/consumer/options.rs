@@ -27,6 +27,9 @@ pub(super) struct Options {
     pub(super) is_bounded: bool,
     /// How many calls of one task may be in flight.
     pub(super) limit: usize,
+    /// Whether to warn of a shutdown token that the consumer has and its service's sentinel has not, or
+    /// the other way round.
+    pub(super) checks_token: bool,
     /// Cancelled when the channel is known to be gone.
     pub(super) gone: CancellationToken,
 }
@@ -40,6 +43,7 @@ impl Default for Options {
             shutdown: None,
             is_bounded: false,
             limit: usize::MAX,
+            checks_token: false,
             gone: CancellationToken::new(),
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -19,7 +20,10 @@ use super::{
     signals::{Asked, Signals},
     subscription::Subscription,
 };
-use crate::outcome::{Panic, catch, drop_quietly, guard};
+use crate::{
+    outcome::{Panic, catch, drop_quietly, guard},
+    sentinel::listening::observe,
+};
 
 /// How many jobs are taken before others have their turn on this thread.
 const BATCH: usize = 128;
@@ -136,12 +140,7 @@ where
         cx: &mut Context<'_>,
     ) -> Result<(), EndCause<B::Error, S::Error>> {
         while *room > 0 {
-            // A service is made ready only where there is a place for its call.
-            let polled = match self.calls.len() < self.options.limit {
-                true => catch(|| self.service.poll_ready(cx)),
-                false => Ok(Poll::Pending),
-            };
-            match polled {
+            match self.poll_ready(cx) {
                 Err(panic) => return Err(EndCause::UnreadyPanicked(panic)),
                 Ok(Poll::Ready(Err(error))) => return Err(EndCause::Unready(error)),
                 Ok(Poll::Ready(Ok(()))) => {}
@@ -170,6 +169,30 @@ where
             called.map_err(|panic| self.call_panicked(panic))?;
         }
         Ok(())
+    }
+
+    /// Asks the service, where there is a place for its call.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
+        if self.calls.len() >= self.options.limit {
+            return Ok(Poll::Pending);
+        }
+        let mut ask = || catch(|| self.service.poll_ready(cx));
+        if !mem::take(&mut self.options.checks_token) {
+            return ask();
+        }
+        let (polled, listens) = observe(ask);
+        let has_token = self.options.shutdown.is_some();
+        if listens.is_some_and(|listens| listens != has_token) {
+            guard(|| {
+                tracing::warn!(
+                    consumer = has_token,
+                    sentinel = !has_token,
+                    "only one side has a shutdown token: a drain will drop what does not finish, instead \
+                     of stopping it. Set both `shutdown`s to one token, or use the consumer's `sentinel`"
+                );
+            });
+        }
+        polled
     }
 
     /// Counts the calls that have ended, up to the first that ends the session.

@@ -90,6 +90,7 @@ where
         // Invariant: there is one.
         let service = services.pop().expect("a vector of one is not empty");
         options.limit = limit(0);
+        options.checks_token = !options.is_bounded;
         let mut session = Session::new(subscription, service, Arc::clone(classify), options);
         let cause = session.run(signals).await;
         (cause, session.answered(), Box::pin(session.end(stop)))
@@ -102,6 +103,8 @@ where
             let limit = limit(task);
             let options = Options {
                 limit,
+                // Once for all.
+                checks_token: task == 0 && !options.is_bounded,
                 ..options.clone()
             };
             let session = Session::new(Box::pin(share), service, classify, options);

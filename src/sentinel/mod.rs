@@ -11,6 +11,7 @@ mod hooks;
 mod isolate;
 mod layer;
 mod lease;
+pub(crate) mod listening;
 mod runtimes;
 mod service;
 mod settlement;

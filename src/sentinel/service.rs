@@ -21,6 +21,7 @@ use crate::{
         hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
         isolate::Isolated,
         lease::{DEFAULT_TIMEOUT, default_timeout},
+        listening,
         settlement::Settlement,
         supervision::{Base, Origin, Shared, Stage, Supervision},
     },
@@ -123,6 +124,7 @@ where
     type Future = ResponseFuture<P, P::Future, G::Tag, S::Response, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        listening::note(self.shared.base.settings.shutdown.is_some());
         if self.shared.base.home.has_lost_jobs() {
             return Poll::Ready(Err(SentinelError::RuntimeGone));
         }

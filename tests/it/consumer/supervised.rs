@@ -29,6 +29,7 @@ use crate::{
     consumer::ends,
     support::{
         Fate, Refused, Work, Worker,
+        log::Log,
         subscription::{Channel, Delivery, End},
         until,
     },
@@ -324,4 +325,49 @@ async fn a_handler_that_panics_as_it_is_cloned_makes_no_service() {
     let error = ends(consumer).await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::MakeServicePanicked(_)));
     assert_eq!(channel.taken(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_on_one_side_only_is_warned_of_at_the_start() {
+    let sides = [(false, false), (true, false), (false, true), (true, true)];
+    for (consumer_has, sentinel_has) in sides {
+        let (log, _logging) = Log::start();
+        let warnings = || {
+            let lines = log.lines();
+            let of_token = lines.iter().filter(|it| it.contains("only one side has"));
+            of_token.count()
+        };
+        let stack = |token: Option<CancellationToken>| {
+            let layer = match token {
+                Some(token) => layer().shutdown(token),
+                None => layer(),
+            };
+            ServiceBuilder::new()
+                .concurrency_limit(1)
+                .layer(layer)
+                .service(handler())
+        };
+        let shutdown = CancellationToken::new();
+        let token = sentinel_has.then(|| shutdown.clone());
+        let channel = Channel::of([Fate::Value; 3]);
+        let services = [0, 1].map(|_| stack(token.clone()));
+        let mut consumer = Consumer::parallel(channel.subscribe(), services)
+            .with_graceful_shutdown(sleep(MS(10_000)));
+        if consumer_has {
+            consumer = consumer.shutdown(shutdown);
+        }
+        assert_eq!(ends(consumer).await.unwrap().answered, 3);
+        assert_eq!(warnings(), usize::from(consumer_has != sentinel_has));
+
+        // The token of a session is never missing.
+        let channel = Channel::of([Fate::Value]);
+        let connect = move || ready(Ok::<_, Refused>(channel.subscribe()));
+        let consumer =
+            Consumer::reconnecting(connect, move |token| stack(sentinel_has.then_some(token)));
+        let before = warnings();
+        ends(consumer.with_graceful_shutdown(sleep(MS(10_000))))
+            .await
+            .unwrap();
+        assert_eq!(warnings() - before, usize::from(!sentinel_has));
+    }
 }
