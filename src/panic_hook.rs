@@ -26,6 +26,10 @@
 //! # }
 //! ```
 //!
+//! The hook tells one panic from another, too: where a job catches a panic in which a guard asks for the
+//! [stop](crate::cancel::Cancellation::cancel), and panics again in the same poll, its outcome is
+//! `Cancelled` with the hook, and `Panicked` without.
+//!
 //! # Limits
 //!
 //! The hook runs on the thread that panics, and leaves what it saw for the sentinel there. So
@@ -128,6 +132,8 @@ impl fmt::Display for Location {
 pub(crate) struct Origin {
     pub(crate) location: Location,
     pub(crate) backtrace: Option<Backtrace>,
+    /// Whether a destructor asked for the stop of its job as this panic unwound.
+    pub(crate) has_asked: bool,
     /// Tells one panic from another that called no hook.
     message: Option<Box<str>>,
 }
@@ -144,6 +150,7 @@ impl Origin {
             backtrace: BACKTRACES
                 .load(Ordering::Relaxed)
                 .then(Backtrace::force_capture),
+            has_asked: false,
             message: message(info.payload()).map(Into::into),
         })
     }
@@ -160,6 +167,21 @@ pub(crate) fn message(payload: &(dyn Any + Send)) -> Option<&str> {
 fn leave(origin: Option<Origin>) -> Option<Origin> {
     // Fails in a thread that is about to end.
     LAST.try_with(|last| last.replace(origin)).ok().flatten()
+}
+
+/// Marks the last panic of this thread, which unwinds, as the one that asked for the stop of its job.
+pub(crate) fn ask() {
+    let _ended = LAST.try_with(|last| {
+        if let Some(origin) = &mut *last.borrow_mut() {
+            origin.has_asked = true;
+        }
+    });
+}
+
+/// Returns whether the last panic of this thread did so, if the hook saw it.
+pub(crate) fn has_asked() -> Option<bool> {
+    let asked = LAST.try_with(|last| Some(last.borrow().as_ref()?.has_asked));
+    asked.ok().flatten()
 }
 
 /// A stretch of code whose panic is going to be caught.

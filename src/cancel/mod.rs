@@ -18,7 +18,10 @@ use futures_util::task::AtomicWaker;
 use tokio::{sync::Notify, task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::outcome::{CancelReason, drop_quietly, guard};
+use crate::{
+    outcome::{CancelReason, Panic, drop_quietly, guard},
+    panic_hook,
+};
 
 mod blocking;
 
@@ -172,7 +175,9 @@ impl Cancellation {
     /// The job goes down the same ladder as at its time limit: told, grace, abort. The first
     /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
     /// returns on the way down, is not affected; nor is one whose panic makes the request, by a
-    /// guard that it drops.
+    /// guard that it drops. A panic that the job catches makes a request like any other; but where
+    /// the job panics once more in the same poll, only the [panic hook](crate::panic_hook) tells the
+    /// two apart, and without it the job has panicked.
     pub fn cancel(&self, reason: CancelReason) {
         if let Some(job) = &self.context {
             let is_current = || {
@@ -186,8 +191,9 @@ impl Cancellation {
                 unwinding: thread::panicking() && is_current(),
             };
             if job.request.set(Some(request)).is_ok() {
-                if request.unwinding {
-                    UNWINDING.set(true);
+                if request.unwinding && PHASE.get() == Phase::Polled {
+                    PHASE.set(Phase::Unwinding);
+                    panic_hook::ask();
                 }
                 guard(|| job.supervisor.wake());
             }
@@ -277,11 +283,19 @@ const STARTED: u8 = 1;
 const REFUSED: u8 = 2;
 const UNWOUND: u8 = 3;
 
+/// What a thread does with a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It polls the job. A panic that the job caught in an earlier poll is not the one that ends it.
+    Polled,
+    /// It polls the job, and a destructor has asked for the stop in a panic that unwinds.
+    Unwinding,
+    /// It drops the job before its end. A panic is one on the way down.
+    Dropped,
+}
+
 thread_local! {
-    /// Whether a destructor asked for a stop, in a panic that unwinds, since the job that is polled
-    /// on this thread was last begun to be polled. A panic that the job caught in an earlier poll is
-    /// not the one that ends it.
-    static UNWINDING: Cell<bool> = const { Cell::new(false) };
+    static PHASE: Cell<Phase> = const { Cell::new(Phase::Polled) };
 }
 
 /// What runs beside a job.
@@ -324,13 +338,13 @@ impl JobContext {
         CURRENT.scope(self, future)
     }
 
-    /// Has no request count any more in the current job, for it has panicked.
-    pub(crate) fn close_current() {
+    /// Has no request count any more in the current job, for it has ended by `panic`.
+    pub(crate) fn close_current(panic: &Panic) {
         // Fails outside of a job.
         let _closed = CURRENT.try_with(|job| {
             // Fails where a request came first.
             let _closed = job.request.set(None);
-            if UNWINDING.get() {
+            if PHASE.get() == Phase::Unwinding && panic.has_asked() != Some(false) {
                 job.start.store(UNWOUND, Ordering::Release);
             }
         });
@@ -338,12 +352,35 @@ impl JobContext {
 
     /// Forgets the panics that a job caught in earlier polls.
     pub(crate) fn begin_poll() {
-        UNWINDING.set(false);
+        PHASE.set(Phase::Polled);
+    }
+
+    /// Runs `drop`, which drops a job before its end, and does not panic.
+    pub(crate) fn dropping<R>(drop: impl FnOnce() -> R) -> R {
+        // A job may be dropped within another one.
+        let outer = PHASE.replace(Phase::Dropped);
+        let result = drop();
+        PHASE.set(outer);
+        result
     }
 
     /// Returns whether the job ended by the panic in which the first request was made.
     pub(crate) fn has_unwound(&self) -> bool {
         self.start.load(Ordering::Acquire) == UNWOUND
+    }
+
+    /// Returns whether this job, which is dropped here, will have failed: timed out, or panicked,
+    /// if it `has_panicked`.
+    pub(crate) fn fails(&self, has_panicked: bool) -> bool {
+        match (self.stopping(), PHASE.get()) {
+            (Some(Stopping::TimeLimit), _) => true,
+            (Some(Stopping::Cancelled), _) | (_, Phase::Dropped) => false,
+            (Some(Stopping::Unwinding), phase) => {
+                let unwinds = thread::panicking() && phase == Phase::Unwinding;
+                self.has_unwound() || unwinds && panic_hook::has_asked() != Some(false)
+            }
+            (None, _) => has_panicked,
+        }
     }
 
     /// Returns the first `cancel`; wakes `supervisor` when it comes later.

@@ -329,14 +329,11 @@ impl Drop for Trial {
         if self.ended {
             return;
         }
+        let has_panicked = self.entered || thread::panicking();
         // As the sentinel will call it.
         let job = Cancellation::current();
-        let failed = match job.job().and_then(|job| job.stopping()) {
-            Some(Stopping::TimeLimit) => true,
-            Some(Stopping::Cancelled) => false,
-            Some(Stopping::Unwinding) | None => self.entered || thread::panicking(),
-        };
-        if failed {
+        let failed = job.job().map(|job| job.fails(has_panicked));
+        if failed.unwrap_or(has_panicked) {
             self.end(true);
         }
     }

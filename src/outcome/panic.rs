@@ -93,6 +93,11 @@ impl Panic {
         panic::resume_unwind(self.into_payload())
     }
 
+    /// Returns whether the job was asked to stop as this panic unwound; only the hook knows.
+    pub(crate) fn has_asked(&self) -> Option<bool> {
+        Some(self.0.origin.as_ref()?.has_asked)
+    }
+
     fn take(&mut self) -> Option<Box<dyn Any + Send>> {
         let slot = self.0.payload.get_mut();
         slot.unwrap_or_else(PoisonError::into_inner).take()

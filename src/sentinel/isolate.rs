@@ -398,7 +398,7 @@ pin_project! {
             let _entered = this.span.enter();
             // The panic goes on to tokio as a payload that drops itself quietly: it is told to the
             // supervisor, or dropped where nobody waits any more.
-            if let Err(panic) = catch(|| this.call.set(None)) {
+            if let Err(panic) = JobContext::dropping(|| catch(|| this.call.set(None))) {
                 resume_unwind(Box::new(panic));
             }
         }
@@ -456,7 +456,7 @@ where
             match future {
                 Ok(future) => self.set(Call::Running { future }),
                 Err(panic) => {
-                    JobContext::close_current();
+                    JobContext::close_current(&panic);
                     return Poll::Ready(Err(panic));
                 }
             }
@@ -474,7 +474,7 @@ where
             // A destructor that panics cannot take back what the job returned.
             (_, Some(result)) => Poll::Ready(Ok(result)),
             (Err(panic), None) => {
-                JobContext::close_current();
+                JobContext::close_current(&panic);
                 // `set` writes the new value though the drop of the old one unwinds.
                 drop(catch(|| self.set(Call::Calling { call: None })));
                 Poll::Ready(Err(panic))

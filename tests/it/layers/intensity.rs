@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::pending,
+    panic::catch_unwind,
     pin::pin,
     sync::{
         Arc, Mutex,
@@ -37,7 +38,8 @@ use tracing::{
 };
 
 use crate::support::{
-    Blocked, Bomb, Count, Recorder, Refused, Unit, call, paused_time, raise, until,
+    Blocked, Bomb, Count, Recorder, Refused, Seen, Unit, call, current_thread, paused_time, raise,
+    turn, until,
 };
 
 const fn ms(ms: u64) -> Duration {
@@ -74,6 +76,12 @@ enum Fate {
     CancelsThenPanics,
     /// Panics, and a guard asks for its cancellation as that unwinds.
     CancelsInUnwinding,
+    /// As the one before, in `call`.
+    CancelsInUnwindingOfCall,
+    /// Catches a panic whose guard asks for its cancellation, and panics when it is told.
+    CatchesThenPanics,
+    /// Catches such a panic, and panics when it is dropped.
+    CatchesThenHangsWithBomb,
     Blocks,
 }
 
@@ -122,12 +130,16 @@ impl Service<Unit> for Worker {
         if fate == Fate::PanicInCall {
             raise("in call");
         }
+        if fate == Fate::CancelsInUnwindingOfCall {
+            let _guard = CancelOnDrop;
+            raise("before its request")
+        }
         let thread = Arc::clone(&self.thread);
         Box::pin(async move {
             match fate {
                 Fate::Ok => Ok(()),
                 Fate::Error => Err(Refused),
-                Fate::PanicInCall => unreachable!(),
+                Fate::PanicInCall | Fate::CancelsInUnwindingOfCall => unreachable!(),
                 Fate::PanicInFuture => raise("in the future"),
                 Fate::Hang => pending().await,
                 Fate::HangWithBomb => {
@@ -153,6 +165,19 @@ impl Service<Unit> for Worker {
                 Fate::CancelsInUnwinding => {
                     let _guard = CancelOnDrop;
                     raise("before its request")
+                }
+                Fate::CatchesThenPanics | Fate::CatchesThenHangsWithBomb => {
+                    let caught = catch_unwind(|| {
+                        let _guard = CancelOnDrop;
+                        raise("and is caught")
+                    });
+                    assert!(caught.is_err());
+                    if fate == Fate::CatchesThenHangsWithBomb {
+                        let _bomb = Bomb;
+                        pending::<()>().await;
+                    }
+                    tower_sentinel::cancelled().await;
+                    raise("in its grace")
                 }
                 Fate::Blocks => {
                     thread.block();
@@ -258,6 +283,10 @@ async fn what_will_have_failed_counts_and_what_will_have_been_cancelled_does_not
         (Fate::CancelsThenPanics, End::Limit, none, Cancelled),
         (Fate::CancelsInUnwinding, End::Limit, none, Panicked),
         (Fate::CancelsInUnwinding, End::Limit, some, Panicked),
+        (Fate::CancelsInUnwindingOfCall, End::Limit, none, Panicked),
+        (Fate::CatchesThenPanics, End::Limit, some, Cancelled),
+        (Fate::CatchesThenHangsWithBomb, End::Limit, none, Cancelled),
+        (Fate::CatchesThenHangsWithBomb, End::Limit, some, Cancelled),
     ] {
         let case = format!("{fate:?}, {end:?}, {grace:?}");
         let (pauses, kinds) = run_two(fate, end, grace).await;
@@ -265,6 +294,27 @@ async fn what_will_have_failed_counts_and_what_will_have_been_cancelled_does_not
         let counts = matches!(kind, Failed | Panicked | TimedOut);
         assert_eq!(pauses, counts, "{case}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destructor_that_panics_as_the_runtime_of_its_job_ends_does_not_count() {
+    let recorder = Recorder::default();
+    let layer = strict();
+    let state = layer.watch();
+    let jobs = current_thread();
+    let mut service = SentinelLayer::new(recorder.policy())
+        .runtime(jobs.handle().clone())
+        .layer(layer.layer(Worker::new(Fate::HangWithBomb)));
+    let mut responses = JoinSet::new();
+    for _ in 0..2 {
+        responses.spawn(service.ready().await.unwrap().call(Unit::default()));
+    }
+    turn(&jobs);
+    jobs.shutdown_background();
+    responses.join_all().await;
+    let seen = Seen::cancelled(CancelReason::RuntimeGone, true).with_panic(true);
+    assert_eq!(recorder.reports(), [seen; 2]);
+    assert_eq!(*state.borrow(), IntensityState::Running);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,9 +13,15 @@ use std::{
 
 use tokio::task::yield_now;
 use tower::{Layer, service_fn};
-use tower_sentinel::{Outcome, Panic, SentinelError, SentinelLayer, panic_hook};
+use tower_sentinel::{
+    IntensityLayer, Outcome, SentinelError, SentinelLayer,
+    cancel::Cancellation,
+    intensity::IntensityState,
+    outcome::{CancelReason, Panic},
+    panic_hook,
+};
 
-use crate::support::{Plan, Recorder, Refused, Unit, call};
+use crate::support::{Plan, Recorder, Refused, Seen, Unit, call};
 
 type Job = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send>>;
 
@@ -230,5 +236,63 @@ async fn the_event_of_a_panic_tells_what_the_hook_saw() {
         "exception.stacktrace=",
     ] {
         assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_that_the_job_caught_in_the_same_poll_does_not_make_the_next_one_the_cause() {
+    struct LosesLease;
+
+    impl Drop for LosesLease {
+        fn drop(&mut self) {
+            Cancellation::current().cancel(CancelReason::LeaseLost);
+        }
+    }
+
+    if !is_child(
+        "a_panic_that_the_job_caught_in_the_same_poll_does_not_make_the_next_one_the_cause",
+    ) {
+        return;
+    }
+    listen();
+    panic_hook::install();
+    let is_caught = [true, false];
+    for (is_caught, in_call) in is_caught.map(|it| [(it, true), (it, false)]).as_flattened() {
+        let (is_caught, in_call) = (*is_caught, *in_call);
+        let work = move || {
+            let panics = || {
+                let _guard = LosesLease;
+                panic!("poison")
+            };
+            match is_caught {
+                true => drop(catch_unwind(panics)),
+                false => panics(),
+            }
+            panic!("poison")
+        };
+        let recorder = Recorder::default();
+        let intensity = IntensityLayer::new().minimum_sample(1);
+        let state = intensity.watch();
+        let service = intensity.layer(service_fn(move |_: Unit| {
+            if in_call {
+                work();
+            }
+            async move {
+                work();
+                Ok::<_, Refused>(())
+            }
+        }));
+        let mut sentinel = SentinelLayer::new(recorder.policy()).layer(service);
+        call(&mut sentinel, Unit::default()).await.unwrap();
+        let (seen, is_running) = match is_caught {
+            true => {
+                let seen = Seen::cancelled(CancelReason::LeaseLost, true);
+                (seen.with_panic(true), true)
+            }
+            false => (Seen::panicked(), false),
+        };
+        assert_eq!(recorder.reports(), [seen], "{is_caught} {in_call}");
+        let running = *state.borrow() == IntensityState::Running;
+        assert_eq!(running, is_running, "{is_caught} {in_call}");
     }
 }
