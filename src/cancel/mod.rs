@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{sync::Notify, task::futures::TaskLocalFuture, time::Instant};
+use tokio::{runtime::Handle, sync::Notify, task::futures::TaskLocalFuture, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -73,7 +73,7 @@ tokio::task_local! {
 ///
 /// Cancel safe: once told, every later call resolves at once.
 pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
-    Cancellation::current().into_cancelled()
+    told(CURRENT.try_with(Arc::clone).ok())
 }
 
 /// Returns how much of the current job's time limit is left; `None` without a limit, and outside a job.
@@ -143,6 +143,8 @@ pub fn time_left() -> Option<Duration> {
 #[derive(Clone)]
 pub struct Cancellation {
     context: Option<Arc<JobContext>>,
+    /// Whose clock the job's limit is measured by, wherever the handle is used.
+    runtime: Option<Handle>,
 }
 
 impl Cancellation {
@@ -153,6 +155,7 @@ impl Cancellation {
     pub fn current() -> Self {
         Self {
             context: CURRENT.try_with(Arc::clone).ok(),
+            runtime: Handle::try_current().ok(),
         }
     }
 
@@ -162,7 +165,7 @@ impl Cancellation {
     ///
     /// Cancel safe: once told, every later call resolves at once.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.clone().into_cancelled()
+        told(self.context.clone())
     }
 
     /// Returns whether the job was told to stop.
@@ -187,7 +190,7 @@ impl Cancellation {
             };
             let request = Request {
                 reason,
-                at: Instant::now(),
+                at: self.now(),
                 unwinding: thread::panicking() && is_current(),
             };
             if job.request.set(Some(request)).is_ok() {
@@ -200,16 +203,24 @@ impl Cancellation {
         }
     }
 
+    fn now(&self) -> Instant {
+        // Fails in a thread that is about to end, as does any entry of a runtime.
+        let can_enter = !Handle::try_current().is_err_and(|it| it.is_thread_local_destroyed());
+        let runtime = self.runtime.as_ref().filter(|_| can_enter);
+        let _clock = runtime.map(Handle::enter);
+        Instant::now()
+    }
+
     /// Returns the job, if there is one.
     pub(crate) fn job(&self) -> Option<&Arc<JobContext>> {
         self.context.as_ref()
     }
+}
 
-    async fn into_cancelled(self) {
-        match &self.context {
-            Some(job) => job.token().cancelled().await,
-            None => future::pending().await,
-        }
+async fn told(job: Option<Arc<JobContext>>) {
+    match job {
+        Some(job) => job.token().cancelled().await,
+        None => future::pending().await,
     }
 }
 

@@ -289,12 +289,14 @@ pub(super) struct Trial {
 
 impl Trial {
     pub(super) fn begin(shared: &Arc<Shared>, probe: Option<Probe>) -> Self {
-        if let (Some(probe), Some(job)) = (&probe, Cancellation::current().job()) {
-            job.accompany(Arc::new(Outlived {
-                shared: Arc::clone(shared),
-                probe: probe.number,
-                job: Arc::clone(job),
-            }));
+        if let Some(probe) = &probe {
+            if let Some(job) = Cancellation::current().job() {
+                job.accompany(Arc::new(Outlived {
+                    shared: Arc::clone(shared),
+                    probe: probe.number,
+                    job: Arc::clone(job),
+                }));
+            }
         }
         Self {
             shared: Arc::clone(shared),

@@ -18,7 +18,7 @@ use tokio::{
     task::{JoinError, JoinHandle, futures::TaskLocalFuture},
     time::Instant,
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tower_service::Service;
 
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
     sentinel::{
         lease::DEFAULT_TIMEOUT,
         runtimes::{Clock, Home},
+        shutdown::Shutdown,
         supervision::Settings,
     },
     telemetry::GuardedSpan,
@@ -169,6 +170,7 @@ impl<T, E> Isolated<T, E> {
         mut clock: Pin<&mut Clock>,
         settings: &Settings,
         home: &Home,
+        shutdown: Option<&Shutdown>,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         let ladder = settings.ladder;
@@ -187,8 +189,14 @@ impl<T, E> Isolated<T, E> {
         loop {
             match self.step {
                 Step::Running | Step::Leased => {
-                    let cause =
-                        ready!(self.poll_cause(context, clock.as_mut(), settings, home, cx));
+                    let cause = ready!(self.poll_cause(
+                        context,
+                        clock.as_mut(),
+                        settings,
+                        home,
+                        shutdown,
+                        cx
+                    ));
                     if self.has_ended() {
                         return Poll::Pending;
                     }
@@ -227,36 +235,52 @@ impl<T, E> Isolated<T, E> {
         clock: Pin<&mut Clock>,
         settings: &Settings,
         home: &Home,
+        shutdown: Option<&Shutdown>,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
-        if let Some(request) = context.poll_request(cx.waker()) {
-            return Poll::Ready(self.first_of(request));
-        }
-        if let Some(due) = self.due {
-            if clock.poll(self.due, home, cx).is_ready() {
-                return Poll::Ready(Cause::TimeLimit(due - self.started));
+        let is_requested = context.poll_request(cx.waker()).is_some();
+        let is_due =
+            !is_requested && self.due.is_some() && clock.poll(self.due, home, cx).is_ready();
+        if !is_requested && !is_due {
+            let is_shut_down = match &mut self.shutdown {
+                Some(shutdown) => shutdown.as_mut().poll(cx).is_ready(),
+                None => settings.is_shut_down(),
+            };
+            if !is_shut_down {
+                return Poll::Pending;
             }
         }
-        let is_shut_down = match &mut self.shutdown {
-            Some(shutdown) => shutdown.as_mut().poll(cx).is_ready(),
-            None => settings.is_shut_down(),
-        };
-        match is_shut_down {
-            true => Poll::Ready(Cause::Cancelled(CancelReason::Shutdown)),
-            false => Poll::Pending,
+        match self.first_cause(context, home, shutdown, is_due) {
+            Some(cause) => Poll::Ready(cause),
+            None => Poll::Pending,
         }
     }
 
     /// Waits for `shutdown` by itself from now on, whoever polls.
-    pub(crate) fn listen(&mut self, shutdown: &CancellationToken) {
-        self.shutdown = Some(Box::pin(shutdown.clone().cancelled_owned()));
+    pub(crate) fn listen(&mut self, shutdown: &Shutdown) {
+        self.shutdown = Some(Box::pin(shutdown.cancelled()));
     }
 
-    /// Returns which came first, the request or the time limit, while the job is running.
-    fn first_of(&self, request: Request) -> Cause {
-        match self.due {
-            Some(due) if due <= request.at => Cause::TimeLimit(due - self.started),
-            _ => request.into(),
+    /// Returns the cause that came first, if any has come while the job is running: by its time, and
+    /// not by the poll that sees it.
+    fn first_cause(
+        &self,
+        context: &JobContext,
+        home: &Home,
+        shutdown: Option<&Shutdown>,
+        is_due: bool,
+    ) -> Option<Cause> {
+        let request = context.request().map(|it| (it.at, it.into()));
+        let shutdown = shutdown.and_then(Shutdown::since);
+        let shutdown = shutdown.map(|at| (at, Cause::Cancelled(CancelReason::Shutdown)));
+        let cancelled = [request, shutdown].into_iter().flatten();
+        let cancelled = cancelled.min_by_key(|&(at, _)| at);
+        // The clock of a request may be ahead of that of the call: no limit passes by it.
+        let limit = self.due.filter(|&due| is_due || due <= home.now());
+        match (limit, cancelled) {
+            (Some(due), Some((at, cause))) if at < due => Some(cause),
+            (Some(due), _) => Some(Cause::TimeLimit(due - self.started)),
+            (None, cancelled) => cancelled.map(|(_, cause)| cause),
         }
     }
 
@@ -268,20 +292,15 @@ impl<T, E> Isolated<T, E> {
         &mut self,
         context: &JobContext,
         ladder: Ladder,
-        shutdown: Option<&CancellationToken>,
+        home: &Home,
+        shutdown: Option<&Shutdown>,
     ) {
         self.lift_limit(context);
         if self.has_ended() || !matches!(self.step, Step::Running | Step::Leased) {
             return;
         }
-        let cause = match (context.request(), self.due) {
-            (Some(request), _) => self.first_of(request),
-            (None, Some(due)) if due <= Instant::now() => Cause::TimeLimit(due - self.started),
-            _ if shutdown.is_some_and(CancellationToken::is_cancelled) => {
-                Cause::Cancelled(CancelReason::Shutdown)
-            }
-            _ => Cause::Cancelled(CancelReason::CallerDropped),
-        };
+        let cause = self.first_cause(context, home, shutdown, false);
+        let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::CallerDropped));
         self.stop(context, cause, ladder);
     }
 
@@ -326,7 +345,10 @@ impl<T, E> Isolated<T, E> {
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running | Step::Leased => context.request().map(|it| self.first_of(it)),
+            Step::Running | Step::Leased => {
+                let request = context.request();
+                request.and_then(|_| self.first_cause(context, home, None, false))
+            }
             Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
         };
         let panic = match (exit.map(|output| output.into_inner().0), cause) {

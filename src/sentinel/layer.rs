@@ -1,6 +1,10 @@
 //! [`SentinelLayer`]: the builder of a [`Sentinel`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +44,8 @@ use crate::{
 /// 4. up to [`stop_wait`](Self::stop_wait) is spent waiting for it to be really gone;
 /// 5. the policy is called, and told by [`stopped`](crate::outcome::TimedOut::stopped) whether it is.
 ///
-/// The first cause wins. A job that *returns* on the way down has completed (or failed), as
+/// The first cause wins, by its time and not by the poll that sees it: a shutdown at 5 s comes before a limit
+/// at 10 s, though the response future is polled next at 11 s. A job that *returns* on the way down has completed (or failed), as
 /// `Task.shutdown` of Elixir answers: to give finished work back would run it twice. A panic on
 /// the way down, in the grace or in a destructor, does not replace the cause; it is attached.
 ///
@@ -490,6 +495,7 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
         let base = Base {
             settings,
             home: Home::new(self.runtime.clone()),
+            shutdown: OnceLock::new(),
             abandoned,
             instruments,
         };

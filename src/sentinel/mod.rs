@@ -15,6 +15,7 @@ pub(crate) mod listening;
 mod runtimes;
 mod service;
 mod settlement;
+mod shutdown;
 mod supervision;
 
 pub use self::{

@@ -75,6 +75,13 @@ impl Home {
         drop(self.first.set(handle.clone()));
     }
 
+    /// Returns the time by the clock of the calls: outside of any runtime there may be another.
+    pub(crate) fn now(&self) -> Instant {
+        let first = self.first.get().filter(|_| !is_inside_a_runtime());
+        let _clock = first.map(Handle::enter);
+        Instant::now()
+    }
+
     /// Returns the clock of a call.
     ///
     /// Where jobs have a runtime of their own there may be no other, and it is the poll that

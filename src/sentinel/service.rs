@@ -195,8 +195,8 @@ where
                 let call = (service, job);
                 let times = (started, due, is_leased);
                 let mut isolated = Isolated::spawn(home, &context, job_span, call, times);
-                if let (Some(token), false) = (&settings.shutdown, settings.is_told_by_polls) {
-                    isolated.listen(token);
+                if let (Some(shutdown), false) = (base.shutdown(), settings.is_told_by_polls) {
+                    isolated.listen(shutdown);
                 }
                 Stage::Running {
                     isolated,

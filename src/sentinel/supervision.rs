@@ -4,7 +4,7 @@ use std::{
     any::TypeId,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,6 +27,7 @@ use crate::{
         lease::Outliving,
         runtimes::{Clock, Home},
         settlement::Settlement,
+        shutdown::Shutdown,
     },
     settle::{Settled, events},
     telemetry::{
@@ -85,8 +86,19 @@ pub(crate) struct Shared<H> {
 pub(crate) struct Base {
     pub(crate) settings: Settings,
     pub(crate) home: Home,
+    /// Made by the first call that has a token.
+    pub(crate) shutdown: OnceLock<Shutdown>,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
     pub(crate) instruments: Arc<Instruments>,
+}
+
+impl Base {
+    /// Returns the shutdown of the jobs, which is watched from the first call on.
+    pub(crate) fn shutdown(&self) -> Option<&Shutdown> {
+        let token = self.settings.shutdown.as_ref()?;
+        let watch = || Shutdown::new(token, self.home.handle());
+        Some(self.shutdown.get_or_init(watch))
+    }
 }
 
 /// The sentinel that a supervision began in.
@@ -203,6 +215,7 @@ where
         let Base {
             settings,
             home,
+            shutdown,
             abandoned,
             instruments,
         } = self.origin.base();
@@ -212,7 +225,9 @@ where
             answerable,
         } = &mut self.stage
         {
-            let outcome = isolated.poll_outcome(context, clock.as_mut(), settings, home, cx);
+            let shutdown = shutdown.get();
+            let outcome =
+                isolated.poll_outcome(context, clock.as_mut(), settings, home, shutdown, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
@@ -265,21 +280,22 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
     pub(crate) fn hand_over(mut self) {
         let origin = Arc::clone(&self.origin);
-        let Settings {
-            ladder,
-            on_drop,
-            ref shutdown,
-            is_told_by_polls,
+        let Base {
+            settings,
+            home,
+            shutdown,
             ..
-        } = origin.base().settings;
-        if let (Stage::Running { isolated, .. }, OnDrop::Abort) = (&mut self.stage, on_drop) {
-            isolated.stop_without_caller(&self.context, ladder, shutdown.as_ref());
+        } = origin.base();
+        if let (Stage::Running { isolated, .. }, OnDrop::Abort) =
+            (&mut self.stage, settings.on_drop)
+        {
+            isolated.stop_without_caller(&self.context, settings.ladder, home, shutdown.get());
         }
-        if let (Stage::Running { isolated, .. }, Some(token), true) =
-            (&mut self.stage, shutdown, is_told_by_polls)
+        if let (Stage::Running { isolated, .. }, Some(shutdown), true) =
+            (&mut self.stage, shutdown.get(), settings.is_told_by_polls)
         {
             // Its caller polls it no more.
-            isolated.listen(token);
+            isolated.listen(shutdown);
         }
         origin.take_over(self, 0);
     }

@@ -13,10 +13,10 @@ use std::{
 
 use futures_util::{future::join_all, poll};
 use tokio::{
-    runtime::Handle,
+    runtime::{Builder, Handle},
     sync::oneshot,
     task::yield_now,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -575,6 +575,144 @@ async fn a_request_that_comes_after_the_limit_is_not_the_cause() {
     handle.cancel(CancelReason::Requested);
     response.await.unwrap();
     assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
+}
+
+/// What may stop a job besides its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Shutdown,
+    LeaseLost,
+}
+
+/// Runs a job that is stopped at these times, by this thread or another one, and that nobody looks at
+/// before it is polled or dropped thereafter.
+async fn look_late(causes: [Option<(Cause, u32)>; 2], elsewhere: bool, polls: bool) -> Seen {
+    let recorder = Recorder::default();
+    let token = CancellationToken::new();
+    let (handle, service) = handing_out(Fate::Hang);
+    let mut sentinel = layer(&recorder).shutdown(token.clone()).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    let start = Instant::now();
+    settle_down().await;
+    for (cause, time) in causes.into_iter().flatten() {
+        sleep_until(start + time * SECOND).await;
+        let (token, handle) = (token.clone(), Arc::clone(&handle));
+        let stop = move || match cause {
+            Cause::Shutdown => token.cancel(),
+            Cause::LeaseLost => {
+                let handle = handle.lock().unwrap().take().unwrap();
+                handle.cancel(CancelReason::LeaseLost);
+            }
+        };
+        match elsewhere {
+            true => thread::spawn(stop).join().unwrap(),
+            false => stop(),
+        }
+    }
+    sleep_until(start + LIMIT + 5 * SECOND).await;
+    match polls {
+        true => drop(response.await),
+        false => drop(response),
+    }
+    idle(&Handle::current()).await;
+    let [seen] = recorder.reports()[..] else {
+        panic!("one report");
+    };
+    seen
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_cause_wins_by_its_time_and_not_by_the_poll_that_sees_it() {
+    let shutdown = Seen::cancelled(CancelReason::Shutdown, true);
+    let lease_lost = Seen::cancelled(CancelReason::LeaseLost, true);
+    let timed_out = Seen::timed_out(true);
+    // The limit passes at 10 s.
+    for (causes, seen) in [
+        ([Some((Cause::Shutdown, 5)), None], shutdown),
+        ([Some((Cause::Shutdown, 11)), None], timed_out),
+        ([Some((Cause::LeaseLost, 5)), None], lease_lost),
+        ([Some((Cause::LeaseLost, 11)), None], timed_out),
+        (
+            [Some((Cause::Shutdown, 5)), Some((Cause::LeaseLost, 6))],
+            shutdown,
+        ),
+        (
+            [Some((Cause::LeaseLost, 5)), Some((Cause::Shutdown, 6))],
+            lease_lost,
+        ),
+        (
+            [Some((Cause::Shutdown, 5)), Some((Cause::LeaseLost, 11))],
+            shutdown,
+        ),
+        (
+            [Some((Cause::LeaseLost, 5)), Some((Cause::Shutdown, 11))],
+            lease_lost,
+        ),
+        (
+            [Some((Cause::Shutdown, 11)), Some((Cause::LeaseLost, 12))],
+            timed_out,
+        ),
+    ] {
+        for elsewhere in [false, true] {
+            for polls in [true, false] {
+                let case = format!("{causes:?}, {elsewhere}, {polls}");
+                assert_eq!(look_late(causes, elsewhere, polls).await, seen, "{case}");
+            }
+        }
+    }
+}
+
+/// Returns the time by the clock of the wall.
+fn wall() -> Instant {
+    thread::spawn(Instant::now).join().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_by_a_clock_that_is_ahead_comes_before_a_limit_that_has_not_passed() {
+    let recorder = Recorder::default();
+    let jobs = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let limit = Duration::from_millis(1);
+    let (requested, is_requested) = std::sync::mpsc::channel();
+    let service = service_fn(move |_: Unit| {
+        let start = Instant::now();
+        while start.elapsed() <= 2 * limit {}
+        Cancellation::current().cancel(CancelReason::Requested);
+        requested.send(()).unwrap();
+        pending::<Result<(), Refused>>()
+    });
+    let mut sentinel = layer(&recorder)
+        .timeout(limit)
+        .runtime(jobs.handle().clone())
+        .layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    is_requested.recv().unwrap();
+    response.await.unwrap();
+    let seen = recorder.reports()[0];
+    assert_eq!(seen.reason, Some(CancelReason::Requested), "{seen:?}");
+    jobs.shutdown_background();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_from_a_plain_thread_is_timed_by_the_clock_of_its_job() {
+    let recorder = Recorder::default();
+    let (handle, service) = handing_out(Fate::Hang);
+    let limit = Duration::from_millis(1);
+    let mut sentinel = layer(&recorder).timeout(limit).layer(service);
+    let response = sentinel.ready().await.unwrap().call(Unit::default());
+    settle_down().await;
+    // The clock of the wall goes beyond the limit, while that of the runtime stands still.
+    let start = wall();
+    while wall() - start <= 2 * limit {}
+    let handle = handle.lock().unwrap().take().unwrap();
+    let cancelling = thread::spawn(move || handle.cancel(CancelReason::LeaseLost));
+    cancelling.join().unwrap();
+    response.await.unwrap();
+    let seen = Seen::cancelled(CancelReason::LeaseLost, true);
+    assert_eq!(recorder.reports(), [seen]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -222,6 +222,21 @@ async fn a_drop_after_the_limit_is_a_time_out_though_nobody_had_looked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drop_by_a_plain_thread_is_timed_by_the_clock_of_its_caller() {
+    for (time, seen) in [
+        (LIMIT - SECOND, caller_dropped()),
+        (LIMIT + SECOND, Seen::timed_out(true)),
+    ] {
+        let recorder = Recorder::default();
+        let mut sentinel = layer(&recorder).layer(Worker::default());
+        let response = call_and_look_away(&mut sentinel, Work::new(Fate::Hang), time).await;
+        thread::spawn(move || drop(response)).join().unwrap();
+        idle(&Handle::current()).await;
+        assert_eq!(recorder.reports(), [seen], "{time:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drop_just_before_the_limit_is_a_cancellation() {
     let recorder = Recorder::default();
     let mut sentinel = layer(&recorder).layer(Worker::default());
