@@ -46,7 +46,9 @@ use crate::{
 /// - *Cancellation*: a dropped response future hands its job over to a task in the background,
 ///   which ends it as [`OnDrop`](crate::sentinel::OnDrop) says and settles. That task runs on the runtime in which the
 ///   future is dropped, or else on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, or that
-///   of the sentinel's first call. When its runtime ends it moves on to the next of these.
+///   of the sentinel's first call. When its runtime ends it moves on to the next of these. Where none is
+///   left the job is stopped and not settled, with an event at level ERROR: also if a later call was made
+///   in a runtime that lives, so drop inside of it, or make a sentinel for each runtime.
 /// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
 /// - *What blocks*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs where the response
 ///   future is polled. One that blocks its thread delays the limits and settlements of all jobs that are

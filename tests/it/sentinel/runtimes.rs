@@ -36,7 +36,7 @@ use tower_sentinel::{
 
 use crate::support::{
     Fate, Plan, Recorder, Refused, Seen, Unit, Work, Worker, block_on, call, current_thread, idle,
-    raise,
+    log::Log, raise,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -219,6 +219,33 @@ fn a_response_may_be_polled_outside_of_the_runtime_that_it_was_made_in() {
         };
         assert_eq!(report.outcome.kind(), kind, "{limit} {grace:?}");
     }
+}
+
+#[test]
+fn a_drop_outside_of_any_runtime_is_told_where_the_first_runtime_has_ended() {
+    let recorder = Recorder::default();
+    let mut sentinel = SentinelLayer::new(recorder.policy()).layer(Worker::default());
+    let first = current_thread();
+    first
+        .block_on(call(&mut sentinel, Work::new(Fate::PanicInCall)))
+        .unwrap();
+    drop(first);
+    let second = current_thread();
+    let response = second.block_on(async {
+        let response = Box::pin(sentinel.call(Work::new(Fate::Hang)));
+        yield_now().await;
+        response
+    });
+    assert_eq!(second.metrics().num_alive_tasks(), 1);
+    let (log, guard) = Log::start();
+    drop(response);
+    drop(guard);
+    // It can't be settled: the runtime of the drop is not known. The broker delivers it again, and it
+    // is not to run beside that.
+    let told = "ERROR the runtime ended before a job was settled";
+    assert_eq!(log.lines(), [told]);
+    second.block_on(idle(second.handle()));
+    assert_eq!(recorder.reports(), [Seen::panicked()]);
 }
 
 #[test]
