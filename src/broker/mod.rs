@@ -74,6 +74,7 @@
 
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod address;
+pub mod dead_letter;
 mod envelope;
 pub mod memory;
 #[cfg(feature = "nats")]

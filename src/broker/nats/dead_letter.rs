@@ -17,13 +17,12 @@ use tokio::time::timeout;
 use super::{
     channel::Channel,
     delivery_error::DeliveryError,
-    fetched::{DELIVERIES, Fetched, MESSAGE_ID},
+    fetched::{Fetched, MESSAGE_ID},
 };
-use crate::settle::Reason;
-
-/// The longest message of an outcome that is kept, in bytes: headers count against the server's
-/// `max_payload`.
-const MESSAGE_LIMIT: usize = 4096;
+use crate::{
+    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    settle::Reason,
+};
 
 /// Publishes the dead letter and waits until its stream keeps it.
 pub(super) async fn publish(
@@ -35,7 +34,7 @@ pub(super) async fn publish(
     let mut headers = own_headers(fetched);
     let deliveries = fetched.deliveries();
     describe(&mut headers, &fetched.id, reason);
-    headers.insert(DELIVERIES, value(&deliveries.to_string()));
+    headers.insert(DELIVERIES, deliveries.to_string());
     let payload = fetched.message.payload.clone();
     let context = &channel.context;
     keep(
@@ -96,48 +95,35 @@ pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
         }
     }
     if let Some(id) = fetched.message_id() {
-        headers.insert(MESSAGE_ID, value(id));
+        headers.insert(MESSAGE_ID, line(id));
     }
     headers
 }
 
 fn describe(headers: &mut HeaderMap, id: &str, reason: &Reason) {
     // The stream drops a copy that is published again since its confirmation got lost.
-    headers.insert(header::NATS_MESSAGE_ID, value(id));
-    headers.insert("x-outcome-kind", value(reason.kind.as_str()));
+    headers.insert(header::NATS_MESSAGE_ID, id);
+    headers.insert(OUTCOME_KIND, reason.kind.as_str());
     if let Some(message) = &reason.message {
-        headers.insert("x-outcome-message", value(message));
+        headers.insert(OUTCOME_MESSAGE, line(cut(message, usize::MAX)));
     }
     // Before 1970 the clock is wrong anyway.
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_millis();
-    headers.insert("x-outcome-time", value(&now.to_string()));
+    headers.insert(OUTCOME_TIME, now.to_string());
 }
 
-/// Returns `text` as one line that is not too long.
-fn value(text: &str) -> HeaderValue {
-    let mut end = text.len().min(MESSAGE_LIMIT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    let line = text[..end].replace(['\r', '\n'], " ");
-    HeaderValue::from(line.as_str())
+/// Returns `text` as one line: a line break would end the header.
+fn line(text: &str) -> HeaderValue {
+    HeaderValue::from(text.replace(['\r', '\n'], " ").as_str())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::value;
+    use super::line;
 
     #[test]
     fn a_message_of_many_lines_is_kept_as_one() {
-        assert_eq!(value("at a\r\nat b").as_str(), "at a  at b");
-    }
-
-    #[test]
-    fn a_long_message_is_cut_between_two_characters() {
-        let kept = value(&"ä".repeat(5_000));
-        assert_eq!(kept.as_str(), "ä".repeat(2_048));
-        let kept = value(&format!("x{}", "ä".repeat(5_000)));
-        assert_eq!(kept.as_str().len(), 4_095);
+        assert_eq!(line("at a\r\nat b").as_str(), "at a  at b");
     }
 }

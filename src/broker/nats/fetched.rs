@@ -6,8 +6,7 @@ use async_nats::{
 };
 use tokio::time::Instant;
 
-/// The header with the count of deliveries, on dead letters and on what a schedule brings back.
-pub(super) const DELIVERIES: &str = "x-deliveries";
+use crate::broker::dead_letter::DELIVERIES;
 
 /// The header with the message's own `Nats-Msg-Id`, on dead letters and on what a schedule brings back.
 pub(super) const MESSAGE_ID: &str = "x-original-message-id";

@@ -10,9 +10,9 @@ use super::{
     channel::Channel,
     dead_letter::own_headers,
     delivery_error::DeliveryError,
-    fetched::{DELIVERIES, Fetched},
+    fetched::Fetched,
 };
-use crate::outcome::guard;
+use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
 
 /// What became of a schedule.
 pub(super) enum Scheduled {

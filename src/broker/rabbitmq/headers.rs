@@ -4,17 +4,15 @@ use std::borrow::Cow;
 
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
-use crate::settle::Messaging;
+use crate::{
+    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME},
+    settle::Messaging,
+};
 
 /// The queue's own count of failed deliveries.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The queue's own count of all deliveries, from RabbitMQ 4.3 on.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
-/// How often a job was delivered before it was republished.
-pub(super) const DELIVERIES: &str = "x-deliveries";
-pub(super) const OUTCOME_KIND: &str = "x-outcome-kind";
-pub(super) const OUTCOME_MESSAGE: &str = "x-outcome-message";
-pub(super) const OUTCOME_TIME: &str = "x-outcome-time";
 pub(super) const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
 pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 

@@ -14,15 +14,12 @@ use lapin::{
 
 use super::{
     delivery_error::DeliveryError,
-    headers::{
-        DELIVERIES, DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, OUTCOME_KIND,
-        OUTCOME_MESSAGE, OUTCOME_TIME,
-    },
+    headers::{DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY},
 };
-use crate::settle::Reason;
-
-/// The longest message of a reason, in bytes.
-const LONGEST_MESSAGE: usize = 4096;
+use crate::{
+    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    settle::Reason,
+};
 
 /// What else a frame holds in which properties are sent: type, channel, size and end; class, weight
 /// and the size of the body.
@@ -141,8 +138,7 @@ pub(super) fn for_dead_letter(
     filled.add([(OUTCOME_TIME, AMQPValue::Timestamp(now))]);
     if let Some(message) = &reason.message {
         let room = filled.room.saturating_sub(cost(OUTCOME_MESSAGE, &text("")));
-        let end = char_boundary(message, room.min(LONGEST_MESSAGE));
-        filled.add([(OUTCOME_MESSAGE, text(&message[..end]))]);
+        filled.add([(OUTCOME_MESSAGE, text(cut(message, room)))]);
     }
     Ok(filled.properties())
 }
@@ -165,15 +161,6 @@ fn cost(name: &str, value: &AMQPValue) -> usize {
         _ => 8,
     };
     1 + name.len() + 1 + value
-}
-
-/// Returns the last boundary of a character that is not after `at`.
-fn char_boundary(text: &str, at: usize) -> usize {
-    let mut end = at.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    end
 }
 
 fn text(text: &str) -> AMQPValue {

@@ -66,7 +66,7 @@ impl Channel {
                 let count = id.deliveries().saturating_sub(1);
                 self.give_back(id, verdict.delay(), "SILENT", count).await
             }
-            Verdict::Reject => self.reject(id, fields, reason).await,
+            Verdict::Reject => self.reject(id, fields, &reason).await,
         };
         match done {
             Ok(Reply::Settled) => Ok(()),
@@ -101,7 +101,7 @@ impl Channel {
         &self,
         id: &DeliveryId,
         fields: &[(Vec<u8>, Vec<u8>)],
-        reason: Reason,
+        reason: &Reason,
     ) -> Result<Reply, RedisError> {
         if let Some(dead) = &self.link.keys.dead {
             let reply = self.link.dead_letter(dead, id, fields, reason).await?;

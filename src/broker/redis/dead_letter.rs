@@ -9,15 +9,20 @@ use super::{
     reply::{DeliveryId, Reply},
     scripts,
 };
-use crate::settle::Reason;
+use crate::{
+    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    settle::Reason,
+};
 
-const KIND: &str = "x-outcome-kind";
-const MESSAGE: &str = "x-outcome-message";
-const TIME: &str = "x-outcome-time";
-const DELIVERIES: &str = "x-deliveries";
 const ENTRY_ID: &str = "x-entry-id";
 /// Fields that a dead letter has once, whatever the entry had.
-const OURS: [&str; 5] = [KIND, MESSAGE, TIME, DELIVERIES, ENTRY_ID];
+const OURS: [&str; 5] = [
+    OUTCOME_KIND,
+    OUTCOME_MESSAGE,
+    OUTCOME_TIME,
+    DELIVERIES,
+    ENTRY_ID,
+];
 
 impl Link {
     /// Copies the entry to the stream `dead`, acks it, and frees the delivery's place.
@@ -29,18 +34,21 @@ impl Link {
         dead: &str,
         id: &DeliveryId,
         fields: &[(Vec<u8>, Vec<u8>)],
-        reason: Reason,
+        reason: &Reason,
     ) -> Result<Option<Reply>, RedisError> {
+        let kind = reason.kind.as_str();
+        let message = reason.message.as_deref();
+        let message = message.map(|message| cut(message, usize::MAX));
         let mut script = scripts::DEAD_LETTER.prepare_invoke();
         self.owned(&mut script, id)
             .arg(self.delete_command())
-            .arg(reason.kind.as_str());
-        if let Some(message) = &reason.message {
+            .arg(kind);
+        if let Some(message) = message {
             script.arg(message);
         }
         let reply: String = self.invoke(&script).await?;
         if reply == "large" {
-            self.copy(dead, id, fields, reason).await?;
+            self.copy(dead, id, fields, kind, message).await?;
             return Ok(None);
         }
         self.free.add_permits(1);
@@ -53,7 +61,8 @@ impl Link {
         dead: &str,
         id: &DeliveryId,
         fields: &[(Vec<u8>, Vec<u8>)],
-        reason: Reason,
+        kind: &str,
+        message: Option<&str>,
     ) -> Result<(), RedisError> {
         let (seconds, micros): (u64, u64) = self.query(&cmd("TIME")).await?;
         let time = Duration::from_secs(seconds) + Duration::from_micros(micros);
@@ -64,13 +73,27 @@ impl Link {
                 add.arg(name).arg(value);
             }
         }
-        add.arg(KIND).arg(reason.kind.as_str());
-        if let Some(message) = reason.message {
-            add.arg(MESSAGE).arg(message);
+        add.arg(OUTCOME_KIND).arg(kind);
+        if let Some(message) = message {
+            add.arg(OUTCOME_MESSAGE).arg(message);
         }
-        add.arg(TIME).arg(time.as_millis().to_string());
+        add.arg(OUTCOME_TIME).arg(time.as_millis().to_string());
         add.arg(DELIVERIES).arg(id.count);
         add.arg(ENTRY_ID).arg(&id.entry);
         self.query::<Value>(&add).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OURS;
+
+    #[test]
+    fn the_script_has_the_names_of_the_fields() {
+        let script = include_str!("scripts/dead_letter.lua");
+        for name in OURS {
+            assert!(script.contains(&format!("['{name}'] = true")), "{name}");
+            assert!(script.contains(&format!("add('{name}'")), "{name}");
+        }
     }
 }

@@ -2,15 +2,18 @@
 
 use tower_sentinel::{
     Job, Verdict,
-    broker::redis::{
-        DeliveryError,
-        redis::{Connection, cmd},
+    broker::{
+        dead_letter::OUTCOME_MESSAGE,
+        redis::{
+            DeliveryError,
+            redis::{Connection, cmd},
+        },
     },
     settle::{Settle, Unsettled},
 };
 
 use super::{
-    STREAM, calls_of, count, dead, forget_calls, group, next, pending, reason, server::Server,
+    STREAM, add, calls_of, count, dead, forget_calls, group, next, pending, reason, server::Server,
     set_maxmemory, settle, steal,
 };
 
@@ -50,6 +53,26 @@ async fn each_verdict_settles_an_entry_of_many_fields() {
     assert!(ours.iter().all(|name| letter.remove(*name).is_some()));
     assert_eq!(letter.len(), FIELDS);
     assert_eq!(letter["4999"], "5000");
+}
+
+#[tokio::test]
+async fn a_long_message_is_cut_in_each_dead_letter() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    add(&mut inspect, "small");
+    add_large(&mut inspect);
+    let mut deliveries = group().connect(server.url()).await.unwrap();
+    for _ in 0..2 {
+        let delivery = next(&mut deliveries).await;
+        let mut long = reason();
+        long.message = Some("é".repeat(5_000));
+        delivery.tag().settle(Verdict::Reject, long).await.unwrap();
+    }
+    let letters = dead(&mut inspect);
+    assert_eq!(letters.len(), 2);
+    for letter in letters {
+        assert_eq!(letter[OUTCOME_MESSAGE], "é".repeat(2_048));
+    }
 }
 
 #[tokio::test]
