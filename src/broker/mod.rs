@@ -75,6 +75,8 @@
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod address;
 pub mod dead_letter;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+mod ending;
 mod envelope;
 pub mod memory;
 #[cfg(feature = "nats")]

@@ -23,7 +23,7 @@ use super::{
     Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
     requests::Requests, unreadable::Search,
 };
-use crate::outcome::guard;
+use crate::{broker::ending::Ending, outcome::guard};
 
 /// What a pull consumer delivers: a stream of [`Delivery`]s, and a
 /// [`Subscription`](crate::consumer::Subscription).
@@ -74,10 +74,7 @@ enum State {
     Open,
     Closing(Pin<Box<dyn Future<Output = ()> + Send>>),
     Closed,
-    Failed {
-        error: SubscriptionError,
-        is_told: bool,
-    },
+    Failed(Ending<SubscriptionError>),
 }
 
 impl Deliveries {
@@ -251,8 +248,7 @@ impl Deliveries {
         self.liveness.close();
         self.search.close();
         self.waiting.clear();
-        let is_told = false;
-        self.state = State::Failed { error, is_told };
+        self.state = State::Failed(Ending::new(Err(error)));
     }
 }
 
@@ -266,11 +262,7 @@ impl Stream for Deliveries {
             match &mut this.state {
                 State::Open => {}
                 State::Closing(_) | State::Closed => return Poll::Ready(None),
-                State::Failed { is_told: true, .. } => return Poll::Ready(None),
-                State::Failed { error, is_told } => {
-                    *is_told = true;
-                    return Poll::Ready(Some(Err(error.clone())));
-                }
+                State::Failed(ending) => return Poll::Ready(ending.next()),
             }
             let Some(fetched) = this.waiting.pop_front() else {
                 return Poll::Pending;
@@ -297,7 +289,7 @@ impl crate::consumer::Subscription for Deliveries {
         match &this.state {
             State::Open => Poll::Pending,
             State::Closing(_) | State::Closed => this.poll_closing(cx).map(Ok),
-            State::Failed { error, .. } => Poll::Ready(Err(error.clone())),
+            State::Failed(ending) => Poll::Ready(ending.result()),
         }
     }
 

@@ -23,13 +23,13 @@ use tower::limit::ConcurrencyLimitLayer;
 use super::{
     acks::Acks,
     delivery::Delivery,
-    ending::{flush, stop},
     error::SubscriptionError,
     kind::QueueKind,
+    leaving::{flush, stop},
     message::{Link, Reading},
     publisher::Publisher,
 };
-use crate::consumer::Subscription;
+use crate::{broker::ending::Ending, consumer::Subscription};
 
 /// The jobs of one subscription, over a channel of its own: a [`Subscription`].
 ///
@@ -51,19 +51,10 @@ pub struct Deliveries {
     prefetch: u16,
     /// What was received while waiting for the end; no more than the prefetch.
     received: VecDeque<(Received, Instant)>,
-    end: Option<End>,
+    end: Option<Ending<SubscriptionError>>,
     /// Cancels the consumer, for us or in answer to a cancel by the server.
     stopping: Option<Step>,
     closing: Option<Step>,
-}
-
-/// How the stream ends.
-#[derive(Debug)]
-struct End {
-    /// `None` if it was asked to.
-    reason: Option<SubscriptionError>,
-    /// Whether the stream has told the reason.
-    is_told: bool,
 }
 
 enum Step {
@@ -138,10 +129,7 @@ impl Deliveries {
             SubscriptionError::Cancelled { .. } => self.answer_cancel(cx),
             _ => self.give_up(),
         }
-        self.end = Some(End {
-            reason: Some(reason),
-            is_told: false,
-        });
+        self.end = Some(Ending::new(Err(reason)));
         Poll::Ready(None)
     }
 
@@ -204,14 +192,7 @@ impl Stream for Deliveries {
                     let delivery = Delivery::new(received, at, &self.link);
                     return Poll::Ready(Some(Ok(delivery)));
                 }
-                None => {
-                    let untold = self.end.as_mut().filter(|end| !end.is_told);
-                    let reason = untold.and_then(|end| {
-                        end.is_told = true;
-                        end.reason.clone()
-                    });
-                    return Poll::Ready(reason.map(Err));
-                }
+                None => return Poll::Ready(self.end.as_mut().and_then(Ending::next)),
             }
         }
     }
@@ -238,8 +219,7 @@ impl Subscription for Deliveries {
             return Poll::Ready(Ok(()));
         }
         self.received.clear();
-        let reason = self.end.as_ref().and_then(|end| end.reason.clone());
-        Poll::Ready(reason.map_or(Ok(()), Err))
+        Poll::Ready(self.end.as_ref().map_or(Ok(()), Ending::result))
     }
 
     /// Ends the stream at once; ready when the server has confirmed the cancel and all is given back.
@@ -247,10 +227,7 @@ impl Subscription for Deliveries {
         let this = &mut *self;
         if this.end.is_none() {
             // Before the server's answer, which looks like a cancel of the server's own.
-            this.end = Some(End {
-                reason: None,
-                is_told: true,
-            });
+            this.end = Some(Ending::new(Ok(())));
             let received = mem::take(&mut this.received);
             let stop = stop(this.channel.clone(), this.consumer.clone(), received);
             this.stopping = Some(Step::new(stop));
@@ -273,10 +250,7 @@ impl Subscription for Deliveries {
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.give_up();
-        this.end.get_or_insert(End {
-            reason: None,
-            is_told: true,
-        });
+        this.end.get_or_insert(Ending::new(Ok(())));
         // The close gives back what it had no time for.
         let stopped = this.stopping.take().is_some();
         let Self {

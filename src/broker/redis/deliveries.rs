@@ -18,7 +18,7 @@ use tokio::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
-use crate::consumer::Subscription;
+use crate::{broker::ending::Ending, consumer::Subscription};
 
 /// The deliveries to one consumer of a group.
 ///
@@ -49,9 +49,7 @@ pub struct Deliveries {
     unseen: Vec<String>,
     reader: JoinHandle<Result<(), SubscriptionError>>,
     /// How the reader ended.
-    ended: Option<Result<(), SubscriptionError>>,
-    /// Whether the stream has told how it ended.
-    told: bool,
+    ended: Option<Ending<SubscriptionError>>,
     channel: Arc<Channel>,
     prefetch: usize,
     min_idle: Duration,
@@ -73,7 +71,6 @@ impl Deliveries {
             unseen: Vec::new(),
             reader,
             ended: None,
-            told: false,
             channel,
             prefetch,
             min_idle,
@@ -115,15 +112,16 @@ impl Deliveries {
         unread
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SubscriptionError>> {
+    /// Waits for the end of the reader.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.ended.is_none() {
             // A reader that is gone without a word went down with its runtime.
             let ended = ready!(Pin::new(&mut self.reader).poll(cx))
                 .unwrap_or(Err(SubscriptionError::Disconnected(None)));
             self.channel.link.closed.store(true, Ordering::Release);
-            self.ended = Some(ended);
+            self.ended = Some(Ending::new(ended));
         }
-        Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
+        Poll::Ready(())
     }
 }
 
@@ -131,9 +129,8 @@ impl Stream for Deliveries {
     type Item = Result<Delivery, SubscriptionError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(ended) = self.poll_ended(cx) {
-            let told = mem::replace(&mut self.told, true);
-            return Poll::Ready(ended.err().filter(|_| !told).map(Err));
+        if self.poll_ended(cx).is_ready() {
+            return Poll::Ready(self.ended.as_mut().and_then(Ending::next));
         }
         loop {
             // When there are no more, it was stopped, or the reader is about to end, which wakes this
@@ -159,7 +156,8 @@ impl Subscription for Deliveries {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SubscriptionError>> {
-        self.poll_ended(cx)
+        ready!(self.poll_ended(cx));
+        Poll::Ready(self.ended.as_ref().map_or(Ok(()), Ending::result))
     }
 
     fn poll_stop(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -184,7 +182,7 @@ impl Subscription for Deliveries {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.begin_close();
-        self.poll_ended(cx).map(drop)
+        self.poll_ended(cx)
     }
 }
 
