@@ -78,6 +78,8 @@ pub mod dead_letter;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod ending;
 mod envelope;
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
+mod gathering;
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;

@@ -12,14 +12,15 @@ use std::{
 
 use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 use lapin::{Acker, Channel, options::BasicAckOptions};
-use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::Instant};
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::broker::gathering::Gathering;
 
 /// The acks of a channel.
 ///
-/// The first of them begins a task that lets all that is ready to run have its turn, without a timer,
-/// and then sends what has gathered. Those that are the oldest of the channel which have no answer
-/// need only one frame, with `multiple` set; AMQP 0-9-1 lets it stand for all deliveries up to its
-/// tag. Each of the others has a frame of its own. No task waits for the frames of the one before.
+/// They are [gathered](Gathering). Those that are the oldest of the channel which have no answer need only
+/// one frame, with `multiple` set; AMQP 0-9-1 lets it stand for all deliveries up to its tag. Each of the
+/// others has a frame of its own.
 ///
 /// `multiple` must not hit a delivery that is still to be answered, or was answered otherwise by a
 /// frame that is yet to be sent. So a delivery is entered before anybody can answer it, and struck
@@ -28,7 +29,7 @@ use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::Instant};
 /// tag.
 pub(super) struct Acks {
     state: Mutex<State>,
-    runtime: Handle,
+    gathering: Gathering<Ack>,
 }
 
 /// A delivery of a channel, in the order in which they came.
@@ -50,8 +51,6 @@ struct State {
     unanswered: BTreeSet<Place>,
     /// When the last settlement was handed over.
     last_sent: Option<Instant>,
-    /// What the next task will send: there is one unless this is empty.
-    waiting: Vec<Ack>,
 }
 
 struct Ack {
@@ -79,11 +78,10 @@ impl Acks {
             last: 0,
             unanswered: BTreeSet::new(),
             last_sent: None,
-            waiting: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
-            runtime: Handle::current(),
+            gathering: Gathering::new(),
         }
     }
 
@@ -130,26 +128,26 @@ impl Acks {
     /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
     pub(super) async fn ack(self: &Arc<Self>, place: Place, acker: Acker) -> lapin::Result<bool> {
         let (answer, answered) = oneshot::channel();
-        let begins = {
-            let waiting = &mut self.state().waiting;
-            waiting.push(Ack {
-                place,
-                acker,
-                answer,
-            });
-            waiting.len() == 1
+        let ack = Ack {
+            place,
+            acker,
+            answer,
         };
-        if begins {
-            let gathering = Gathering {
-                acks: Arc::clone(self),
-                is_over: false,
-            };
-            self.runtime.spawn(gathering.run());
+        let this = Arc::clone(self);
+        self.gathering.add(ack, |acks| this.send(acks));
+        let answer = answered.await;
+        // Its task has ended with its runtime, before or after it had handed the frame over.
+        answer.unwrap_or_else(|_| match self.state().unanswered.contains(&place) {
+            true => Ok(false),
+            false => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+        })
+    }
+
+    async fn send(self: Arc<Self>, mut acks: Vec<Ack>) {
+        let frames = poll_fn(|cx| Poll::Ready(self.state().send(mem::take(&mut acks), cx)));
+        for frame in frames.await {
+            frame.finish().await;
         }
-        // Its task has ended with its runtime after it had handed the frame over.
-        answered
-            .await
-            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -165,9 +163,8 @@ impl fmt::Debug for Acks {
 }
 
 impl State {
-    /// Takes what waits, those first that are the oldest without an answer.
-    fn take(&mut self) -> impl Iterator<Item = Vec<Ack>> + use<> {
-        let mut acks = mem::take(&mut self.waiting);
+    /// Returns the acks of each frame, those first that are the oldest without an answer.
+    fn frames(&self, mut acks: Vec<Ack>) -> impl Iterator<Item = Vec<Ack>> + use<> {
         acks.sort_unstable_by_key(|ack| ack.place);
         let oldest = self.unanswered.iter().zip(&acks);
         let oldest = oldest
@@ -180,10 +177,10 @@ impl State {
             .chain(others.into_iter().map(|ack| vec![ack]))
     }
 
-    /// Hands frames for all that waits over to the client.
-    fn send(&mut self, cx: &mut Context<'_>) -> Vec<Frame> {
+    /// Hands frames for `acks` over to the client.
+    fn send(&mut self, acks: Vec<Ack>, cx: &mut Context<'_>) -> Vec<Frame> {
         let mut frames = Vec::new();
-        for acks in self.take() {
+        for acks in self.frames(acks) {
             let mut frame = Frame::new(acks, self.channel.clone());
             // The first poll hands it over.
             let _pending = Pin::new(&mut frame.sent).poll(cx);
@@ -229,39 +226,6 @@ impl Frame {
         for ack in self.acks {
             // Whoever has stopped waiting has told that it doesn't know.
             drop(ack.answer.send(sent.clone()));
-        }
-    }
-}
-
-/// The task that sends what waits when its turn comes.
-struct Gathering {
-    acks: Arc<Acks>,
-    is_over: bool,
-}
-
-impl Gathering {
-    async fn run(mut self) {
-        // Comes back after all that can run now.
-        yield_now().await;
-        let frames = poll_fn(|cx| {
-            self.is_over = true;
-            Poll::Ready(self.acks.state().send(cx))
-        });
-        for frame in frames.await {
-            frame.finish().await;
-        }
-    }
-}
-
-impl Drop for Gathering {
-    /// Answers what waits, and lets another task begin, if this one's runtime has ended.
-    fn drop(&mut self) {
-        if self.is_over {
-            return;
-        }
-        let waiting = mem::take(&mut self.acks.state().waiting);
-        for ack in waiting {
-            drop(ack.answer.send(Ok(false)));
         }
     }
 }

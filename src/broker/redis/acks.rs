@@ -1,45 +1,28 @@
 //! [`Acks`]: those that come at the same time go to the server together.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, iter, sync::Arc};
 
 use ::redis::{RedisError, cmd};
-use futures_util::future::join;
-use tokio::{
-    runtime::Handle,
-    sync::{
-        mpsc::{self, error::TrySendError},
-        oneshot,
-    },
-    task::yield_now,
-    time::Instant,
-};
+use futures_util::future::{join, join_all};
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     link::Link,
     reply::{DeliveryId, Reply},
     scripts,
 };
+use crate::broker::gathering::Gathering;
 
 /// How many acks a batch has at most: a command keeps all other clients of the server waiting.
 const LIMIT: usize = 64;
 
 /// Collects the acks of a channel into batches.
 ///
-/// A batch is open until all that is ready to run has had its turn, without a timer, and then is one
-/// command, and a script for those that have to ask. So a lone ack goes alone and at once, while those
-/// of a busy worker share the round trip and the wake-ups. No batch waits for the answer to another.
-///
-/// A batch is sent by a task of its own, so an ack whose future is dropped goes out all the same, and
-/// takes nothing from the others. Should that task end early, since its runtime does, the open end
-/// of the batch closes, and each ack in it is answered with an error.
+/// They are [gathered](Gathering). A batch is one command, or a script for those that have to ask. No
+/// batch waits for the answer to another. Should the task that sends them end early, since its runtime
+/// does, each ack is answered with an error.
 pub(super) struct Acks {
-    /// The batch that can still be joined, if it isn't closed.
-    open: Mutex<mpsc::Sender<Ack>>,
-    /// Where the connection is driven, which may not be where jobs run.
-    runtime: Handle,
+    gathering: Gathering<Ack>,
 }
 
 struct Ack {
@@ -50,16 +33,14 @@ struct Ack {
 }
 
 impl Acks {
-    /// Creates it without an open batch.
+    /// Creates it without acks.
     ///
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
     pub(super) fn new() -> Self {
-        let (closed, _) = mpsc::channel(1);
         Self {
-            open: Mutex::new(closed),
-            runtime: Handle::current(),
+            gathering: Gathering::new(),
         }
     }
 
@@ -77,51 +58,31 @@ impl Acks {
     ) -> Result<Reply, RedisError> {
         let (answer, answered) = oneshot::channel();
         let id = id.clone();
-        if let Some(batch) = self.add(Ack { id, asks, answer }) {
-            let sending = Arc::clone(link).send(batch);
-            self.runtime.spawn(sending);
-        }
+        let link = Arc::clone(link);
+        let ack = Ack { id, asks, answer };
+        self.gathering.add(ack, |acks| link.send(acks));
         answered
             .await
             .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe).into()))
     }
-
-    /// Adds `ack` to the open batch. If there is none, or it is full, opens one and returns it.
-    fn add(&self, ack: Ack) -> Option<mpsc::Receiver<Ack>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Err(TrySendError::Full(ack) | TrySendError::Closed(ack)) = open.try_send(ack) else {
-            return None;
-        };
-        let (sender, batch) = mpsc::channel(LIMIT);
-        // It is empty and its other end is here, so this can't fail.
-        drop(sender.try_send(ack));
-        *open = sender;
-        Some(batch)
-    }
 }
 
 impl Link {
-    /// Closes the batch and sends it.
-    async fn send(self: Arc<Self>, mut batch: mpsc::Receiver<Ack>) {
-        // Comes back after all that can run now.
-        yield_now().await;
-        batch.close();
-        let mut acks = Vec::with_capacity(batch.len());
-        while batch.recv_many(&mut acks, LIMIT).await > 0 {}
+    /// Sends acks in batches.
+    async fn send(self: Arc<Self>, acks: Vec<Ack>) {
         // What is deleted is asked for, or a mistake of the others' would delete what one has parked.
         let may_trust = !self.delete_settled && !self.is_stale();
         let now = Instant::now();
         let is_leased =
             |ack: &Ack| may_trust && !ack.asks && now.duration_since(ack.id.asked_at) < self.lease;
         let (leased, others): (Vec<_>, Vec<_>) = acks.into_iter().partition(is_leased);
-        join(self.send_leased(leased), self.send_others(others)).await;
+        let leased = batches(leased).map(|acks| self.send_leased(acks));
+        let others = batches(others).map(|acks| self.send_others(acks));
+        join(join_all(leased), join_all(others)).await;
     }
 
     /// Acks what nobody else can have yet.
     async fn send_leased(&self, acks: Vec<Ack>) {
-        if acks.is_empty() {
-            return;
-        }
         let ids: Vec<_> = acks.iter().map(|ack| &ack.id.entry).collect();
         let mut ack = cmd("XACK");
         ack.arg(&self.keys.stream).arg(&self.group).arg(&ids);
@@ -137,9 +98,6 @@ impl Link {
 
     /// Acks what is still this consumer's.
     async fn send_others(&self, mut acks: Vec<Ack>) {
-        if acks.is_empty() {
-            return;
-        }
         acks.sort_unstable_by(|a, b| order(&a.id.entry).cmp(&order(&b.id.entry)));
         let mut script = scripts::ACK.prepare_invoke();
         script
@@ -178,6 +136,14 @@ impl Link {
             drop(ack.answer.send(reply));
         }
     }
+}
+
+fn batches(acks: Vec<Ack>) -> impl Iterator<Item = Vec<Ack>> {
+    let mut acks = acks.into_iter();
+    iter::from_fn(move || {
+        let batch: Vec<_> = acks.by_ref().take(LIMIT).collect();
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// By this ids are in the order that they have in the stream. They are two decimal numbers without

@@ -1,0 +1,149 @@
+//! [`Gathering`]: what comes at the same time is sent together.
+
+use std::{
+    future::Future,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{runtime::Handle, task::yield_now};
+
+/// Items that wait until all that is ready to run has had its turn, and then are sent together.
+///
+/// The first of them begins a task that comes back after all that can run then, without a timer. So a
+/// lone item goes alone and at once, while those of a busy worker share the round trip and the wake-ups.
+/// No task waits for the one before.
+///
+/// As it is a task that sends, an item whose future is dropped goes out all the same. Should the task end
+/// before its turn, since its runtime does, the items are dropped, and the next begins another task.
+pub(super) struct Gathering<T> {
+    /// What the next task will send: there is one unless this is empty.
+    waiting: Arc<Mutex<Vec<T>>>,
+    /// Where the connection is driven, which may not be where jobs run.
+    runtime: Handle,
+}
+
+impl<T: Send + 'static> Gathering<T> {
+    /// Creates it without items.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: Arc::default(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Adds an item; all that have gathered are given to the `send` of the first.
+    pub(super) fn add<F>(&self, item: T, send: impl FnOnce(Vec<T>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let is_first = {
+            let mut waiting = lock(&self.waiting);
+            waiting.push(item);
+            waiting.len() == 1
+        };
+        if is_first {
+            let turn = Turn(Some(Arc::clone(&self.waiting)));
+            self.runtime.spawn(async move {
+                yield_now().await;
+                send(turn.take()).await;
+            });
+        }
+    }
+}
+
+/// The right to take what waits; it is `None` when it was used.
+struct Turn<T>(Option<Arc<Mutex<Vec<T>>>>);
+
+impl<T> Turn<T> {
+    fn take(mut self) -> Vec<T> {
+        self.empty()
+    }
+
+    fn empty(&mut self) -> Vec<T> {
+        let waiting = self.0.take();
+        waiting.map_or_else(Vec::new, |waiting| mem::take(&mut *lock(&waiting)))
+    }
+}
+
+impl<T> Drop for Turn<T> {
+    fn drop(&mut self) {
+        // Not under the lock, as this wakes those who wait for the items.
+        drop(self.empty());
+    }
+}
+
+fn lock<T>(waiting: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    // Nothing panics while it is held.
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        runtime::Builder,
+        sync::{mpsc, oneshot},
+        task::yield_now,
+    };
+
+    use super::Gathering;
+
+    #[tokio::test]
+    async fn what_is_ready_at_once_is_sent_together() {
+        let gathering = Arc::new(Gathering::new());
+        let (sent, mut batches) = mpsc::unbounded_channel();
+        for item in 0..3 {
+            let (gathering, sent) = (Arc::clone(&gathering), sent.clone());
+            tokio::spawn(async move {
+                gathering.add(item, move |items| async move { sent.send(items).unwrap() });
+            });
+        }
+        assert_eq!(batches.recv().await, Some(vec![0, 1, 2]));
+        gathering.add(3, move |items| async move { sent.send(items).unwrap() });
+        assert_eq!(batches.recv().await, Some(vec![3]));
+        assert_eq!(batches.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn no_batch_waits_for_the_one_before() {
+        let gathering = Gathering::new();
+        let (first_ends, end) = oneshot::channel::<()>();
+        gathering.add(1, |_| async { drop(end.await) });
+        // One turn for the task to begin, and one for its own yield.
+        yield_now().await;
+        yield_now().await;
+        let (sent, second) = oneshot::channel();
+        gathering.add(2, |items| async { sent.send(items).unwrap() });
+        assert_eq!(second.await, Ok(vec![2]));
+        first_ends.send(()).unwrap();
+    }
+
+    #[test]
+    fn what_a_runtime_leaves_behind_is_dropped() {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let gathering = runtime.block_on(async { Gathering::new() });
+        let (item, mut dropped) = oneshot::channel::<()>();
+        gathering.add(item, |_| async { panic!("its runtime does not run") });
+        assert!(
+            dropped
+                .try_recv()
+                .is_err_and(|error| error == oneshot::error::TryRecvError::Empty)
+        );
+        drop(runtime);
+        assert!(
+            dropped
+                .try_recv()
+                .is_err_and(|error| error == oneshot::error::TryRecvError::Closed)
+        );
+        // Neither is what comes later kept.
+        let (item, dropped) = oneshot::channel::<()>();
+        gathering.add(item, |_| async { panic!("its runtime has ended") });
+        assert!(dropped.blocking_recv().is_err());
+    }
+}
