@@ -60,7 +60,7 @@ impl ConsumerGroup {
             group,
             consumer: "tower-sentinel".to_owned(),
             start: "0".to_owned(),
-            prefetch: 16,
+            prefetch: 64,
             payload_field: "payload".to_owned(),
             delete_settled: false,
             response_timeout: Duration::from_secs(5),
@@ -71,7 +71,7 @@ impl ConsumerGroup {
         }
     }
 
-    /// Sets how many deliveries may be unanswered; 16 by default.
+    /// Sets how many deliveries may be unanswered; 64 by default.
     ///
     /// Each read of new entries asks for a third of the places that are free then, so that jobs come in a
     /// flow and not in bursts.

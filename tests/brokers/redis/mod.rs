@@ -455,6 +455,14 @@ async fn a_tag_says_its_stream_the_id_of_the_entry_and_the_trace_of_its_sender()
 // === Prefetch ===
 
 #[tokio::test]
+async fn the_prefetch_is_that_of_the_other_brokers() {
+    let server = Server::start();
+    let group = ConsumerGroup::new(STREAM, GROUP);
+    let deliveries = group.connect(server.url()).await.unwrap();
+    assert_eq!(deliveries.prefetch(), 64);
+}
+
+#[tokio::test]
 async fn no_more_than_the_prefetch_is_unanswered() {
     let server = Server::start();
     let mut inspect = server.inspect();
