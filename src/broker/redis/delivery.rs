@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -175,12 +176,12 @@ impl DeliveryTag {
 
 impl Settle for DeliveryTag {
     type Error = DeliveryError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), Unsettled<Self, DeliveryError>>> + Send>>;
+    type Future = Settlement;
 
-    fn settle(self, verdict: Verdict, reason: Reason) -> Self::Future {
+    fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
         // Taken here and not in the future, so that the call alone uses the tag up.
         let first = !self.shared.settled.swap(true, Ordering::AcqRel);
-        Box::pin(async move {
+        let future = Box::pin(async move {
             if !first {
                 return Err(Unsettled::last(DeliveryError::AlreadySettled));
             }
@@ -205,7 +206,8 @@ impl Settle for DeliveryTag {
                     Left::Channel => Unsettled::last(error),
                 }),
             }
-        })
+        });
+        Settlement { future }
     }
 
     async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
@@ -255,5 +257,34 @@ impl fmt::Debug for DeliveryTag {
             .field("id", &self.shared.id.entry)
             .field("deliveries", &self.shared.id.count)
             .finish()
+    }
+}
+
+/// The future of a settlement.
+///
+/// # Cancel safety
+///
+/// Not cancel safe: the tag is used up by the call. An ack goes out once this was polled, also if it is
+/// dropped then. After any other verdict the server may or may not have carried it out, and its place of
+/// the [prefetch](super::ConsumerGroup::prefetch) may stay taken.
+#[must_use = "a delivery is not settled unless this is polled"]
+pub struct Settlement {
+    future: Settling,
+}
+
+type Settling =
+    Pin<Box<dyn Future<Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>> + Send>>;
+
+impl Future for Settlement {
+    type Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.future.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Settlement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settlement").finish_non_exhaustive()
     }
 }

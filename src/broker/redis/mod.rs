@@ -87,7 +87,7 @@ pub use ::redis;
 
 pub use self::{
     deliveries::Deliveries,
-    delivery::{Delivery, DeliveryTag},
+    delivery::{Delivery, DeliveryTag, Settlement},
     error::{ConnectError, DeliveryError, SubscriptionError},
     group::ConsumerGroup,
 };
