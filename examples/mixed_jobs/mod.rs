@@ -151,7 +151,7 @@ async fn connect(address: &str) -> Result<Broker, BoxError> {
 }
 
 fn one_line(error: &dyn Display) -> String {
-    error.to_string().replace('\n', " ")
+    format!("{error:#}").replace('\n', " ")
 }
 
 async fn start() -> Result<(), BoxError> {
@@ -176,7 +176,7 @@ pub(crate) async fn main() -> ExitCode {
     match start().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -74,6 +74,8 @@
 
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod address;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+mod cause;
 pub mod dead_letter;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod ending;

@@ -185,27 +185,27 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EndCause::StreamEnded => f.write_str("the stream ended"),
-            EndCause::Stream(error) => write!(f, "the stream failed: {error}"),
+            EndCause::Stream(error) => write!(f, "the stream failed: {error:#}"),
             EndCause::StreamPanicked(panic) => {
                 write!(f, "the stream panicked: {}", panic.message())
             }
-            EndCause::Unready(error) => write!(f, "the service is not ready: {error}"),
+            EndCause::Unready(error) => write!(f, "the service is not ready: {error:#}"),
             EndCause::UnreadyPanicked(panic) => write!(
                 f,
                 "the service panicked while it was asked for readiness: {}",
                 panic.message()
             ),
-            EndCause::Failed(error) => write!(f, "a call failed: {error}"),
+            EndCause::Failed(error) => write!(f, "a call failed: {error:#}"),
             EndCause::Unanswered(error) => {
-                write!(f, "a job may have no answer: {error}")
+                write!(f, "a job may have no answer: {error:#}")
             }
             EndCause::Misconfigured(error) => {
-                write!(f, "a job can't be answered as configured: {error}")
+                write!(f, "a job can't be answered as configured: {error:#}")
             }
             EndCause::CallPanicked(panic) => {
                 write!(f, "the service panicked in a call: {}", panic.message())
             }
-            EndCause::Connect(error) => write!(f, "can't connect: {error}"),
+            EndCause::Connect(error) => write!(f, "can't connect: {error:#}"),
             EndCause::ConnectTimedOut(limit) => {
                 write!(f, "no connection within {limit:?}")
             }

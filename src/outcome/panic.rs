@@ -187,8 +187,9 @@ impl<T> Drop for Quiet<T> {
     }
 }
 
-/// Prints a value of the user's, also one that panics then.
+/// Prints a value of the user's, also one that panics then; an error with its causes, if it has a form with
+/// them (`{:#}`).
 pub(crate) fn print(what: &str, value: &dyn fmt::Display) -> String {
-    catch(|| value.to_string())
+    catch(|| format!("{value:#}"))
         .unwrap_or_else(|panic| format!("the {what} cannot be printed: {}", panic.message()))
 }

@@ -66,14 +66,14 @@ impl<E, P> SentinelError<E, P> {
 impl<E: fmt::Display, P: fmt::Display> fmt::Display for SentinelError<E, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SentinelError::Unready(error) => write!(f, "the service is not ready: {error}"),
+            SentinelError::Unready(error) => write!(f, "the service is not ready: {error:#}"),
             SentinelError::UnreadyPanicked(panic) => write!(
                 f,
                 "the service panicked while it was asked for readiness: {}",
                 panic.message()
             ),
             SentinelError::RuntimeGone => f.write_str(RUNTIME_GONE),
-            SentinelError::Policy(error) => write!(f, "the policy failed: {error}"),
+            SentinelError::Policy(error) => write!(f, "the policy failed: {error:#}"),
             SentinelError::PolicyPanicked(panic) => {
                 write!(f, "the policy panicked: {}", panic.message())
             }

@@ -108,14 +108,17 @@ impl<E: fmt::Display> fmt::Display for SettleError<E> {
                 let noun = if *tries == 1 { "try" } else { "tries" };
                 write!(
                     f,
-                    "the broker was not told \"{verdict}\" in {tries} {noun}: {error}"
+                    "the broker was not told \"{verdict}\" in {tries} {noun}: {error:#}"
                 )
             }
             SettleError::Moot { verdict, error } => {
-                write!(f, "the broker waits for no \"{verdict}\" any more: {error}")
+                write!(
+                    f,
+                    "the broker waits for no \"{verdict}\" any more: {error:#}"
+                )
             }
             SettleError::Misconfigured { verdict, error } => {
-                write!(f, "\"{verdict}\" fails as configured: {error}")
+                write!(f, "\"{verdict}\" fails as configured: {error:#}")
             }
         }
     }

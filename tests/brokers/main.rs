@@ -6,6 +6,7 @@
 mod addresses;
 mod child;
 mod conformance;
+mod errors;
 mod examples;
 mod gates;
 mod killed_consumer;

@@ -39,7 +39,8 @@ use crate::{
 ///
 /// let error = connect("nats://user:secret@127.0.0.1:1").await.unwrap_err();
 /// assert!(matches!(error, ConnectError::Unreachable { .. }));
-/// assert!(error.to_string().starts_with("nats at 127.0.0.1:1 can't be reached: "));
+/// assert_eq!(error.to_string(), "nats at 127.0.0.1:1 can't be reached");
+/// assert!(format!("{error:#}").starts_with("nats at 127.0.0.1:1 can't be reached: "));
 /// # }
 /// ```
 pub async fn connect(address: &str) -> Result<Client, ConnectError> {

@@ -4,6 +4,8 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use async_nats::{client::RequestError, jetstream::context::PublishError};
 
+use crate::broker::cause::write_cause;
+
 /// Why a delivery is not settled, or not kept alive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -44,10 +46,11 @@ impl fmt::Display for DeliveryError {
             DeliveryError::Unconfirmed { limit } => {
                 write!(f, "the server did not confirm within {limit:?}")
             }
-            DeliveryError::NoConsumer => f.write_str("no consumer takes the answer"),
-            DeliveryError::DeadLetter(error) => write!(f, "the dead letter is not kept: {error}"),
-            DeliveryError::Request(error) => write!(f, "the answer can't be sent: {error}"),
-        }
+            DeliveryError::NoConsumer => f.write_str("no consumer takes the settlement"),
+            DeliveryError::DeadLetter(_) => f.write_str("the dead letter is not kept"),
+            DeliveryError::Request(_) => f.write_str("the request to nats failed"),
+        }?;
+        write_cause(f, self)
     }
 }
 

@@ -11,9 +11,12 @@ use async_nats::{
     },
 };
 
+use crate::broker::cause::write_cause;
+
 /// Why there is no connection.
 ///
-/// The message is one line that names the server's address, and never a user or a password.
+/// The message is one line that names the server's address, and never a user or a password. With `{:#}`
+/// it has the cause, too.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -43,21 +46,22 @@ pub enum ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectError::InvalidAddress(error) => {
-                write!(f, "the address of the nats server is not valid: {error}")
+            ConnectError::InvalidAddress(_) => {
+                f.write_str("the address of the nats server is not valid")
             }
             ConnectError::NoWebSockets { address } => write!(
                 f,
                 "no websocket to nats at {address}: \
                  turn on the feature `websockets` of tower-sentinel"
             ),
-            ConnectError::Unreachable { address, error } => {
-                write!(f, "nats at {address} can't be reached: {error}")
+            ConnectError::Unreachable { address, .. } => {
+                write!(f, "nats at {address} can't be reached")
             }
-            ConnectError::Denied { address, error } => {
-                write!(f, "nats at {address} refuses the credentials: {error}")
+            ConnectError::Denied { address, .. } => {
+                write!(f, "nats at {address} refuses the credentials")
             }
-        }
+        }?;
+        write_cause(f, self)
     }
 }
 
@@ -184,11 +188,8 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::NotExplicit => {
                 f.write_str("the ack policy of the consumer is not explicit")
             }
-            SubscriptionError::NoDeadLetterStream { subject, error } => {
-                write!(
-                    f,
-                    "no stream keeps the dead letters of \"{subject}\": {error}"
-                )
+            SubscriptionError::NoDeadLetterStream { subject, .. } => {
+                write!(f, "no stream keeps the dead letters of \"{subject}\"")
             }
             SubscriptionError::DeadLetterAmongJobs { subject, stream } => write!(
                 f,
@@ -230,8 +231,9 @@ impl fmt::Display for SubscriptionError {
                 f.write_str("the consumer is a push consumer; create one without deliver subject")
             }
             SubscriptionError::Consumer(_) => f.write_str("the consumer can't be asked for"),
-            SubscriptionError::Subscribe(error) => write!(f, "the client can't subscribe: {error}"),
-        }
+            SubscriptionError::Subscribe(_) => f.write_str("the client can't subscribe"),
+        }?;
+        write_cause(f, self)
     }
 }
 

@@ -233,7 +233,7 @@ async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
                 stream = channel.stream,
                 consumer = channel.consumer,
                 stream_sequence = sequence,
-                %error,
+                error = format_args!("{error:#}"),
                 "message that the client can't parse is not set aside: it will break the connection again"
             );
         }),

@@ -27,7 +27,8 @@ use crate::broker::address::{SPLIT, is_split};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let error = rabbitmq::connect("amqp://me:secret@127.0.0.1:9/%2f").await.unwrap_err();
-/// assert!(error.to_string().starts_with("rabbitmq at 127.0.0.1:9 can't be reached: "));
+/// assert_eq!(error.to_string(), "rabbitmq at 127.0.0.1:9 can't be reached");
+/// assert!(format!("{error:#}").starts_with("rabbitmq at 127.0.0.1:9 can't be reached: "));
 /// # }
 /// ```
 ///

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, time::Duration};
 
 use super::error::{amqp_code, exchange_named, queue_named, server_text};
-use crate::settle::Unsettled;
+use crate::{broker::cause::write_cause, settle::Unsettled};
 
 /// What a user may do with a resource of the server: RabbitMQ's
 /// [permissions](https://www.rabbitmq.com/docs/access-control#authorisation).
@@ -169,13 +169,13 @@ impl DeliveryError {
 impl fmt::Display for DeliveryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DeliveryError::AlreadySettled => f.write_str("the delivery is settled already"),
-            DeliveryError::Stale => f.write_str("the delivery belongs to a channel that is closed"),
+            DeliveryError::AlreadySettled => f.write_str("the delivery was settled before"),
+            DeliveryError::Stale => f.write_str("the channel of the delivery is closed"),
             DeliveryError::Lost => f.write_str(
                 "the server has taken the job back: let jobs end before its consumer timeout",
             ),
-            DeliveryError::NotSent => f.write_str("the client did not send the answer"),
-            DeliveryError::Client(error) => write!(f, "the answer failed: {error}"),
+            DeliveryError::NotSent => f.write_str("the client did not send the settlement"),
+            DeliveryError::Client(_) => f.write_str("the request to rabbitmq failed"),
             DeliveryError::NotConfirmed => {
                 f.write_str("the server does not take the republished job: is its queue full?")
             }
@@ -212,7 +212,8 @@ impl fmt::Display for DeliveryError {
                 "the properties would take {size} bytes, and a frame has room for {limit}: raise frame_max"
             ),
             DeliveryError::NoKeepAlive => f.write_str("rabbitmq keeps no delivery alive"),
-        }
+        }?;
+        write_cause(f, self)
     }
 }
 

@@ -5,10 +5,12 @@ use std::{error::Error, fmt, time::Duration};
 use lapin::ErrorKind;
 
 use super::half_made::NoTls;
+use crate::broker::cause::write_cause;
 
 /// Why there is no connection.
 ///
-/// The message is one line that names the server's address, and never a password.
+/// The message is one line that names the server's address, and never a password. With `{:#}` it has the
+/// cause, too.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -44,7 +46,7 @@ pub enum ConnectError {
         error: lapin::Error,
     },
     /// The server does not open the virtual host: there is none of this name, this user has no access
-    /// to it, or a limit of connections is reached. The message has the server's text.
+    /// to it, or a limit of connections is reached.
     NoVirtualHost {
         /// Host and port.
         address: String,
@@ -110,8 +112,8 @@ impl fmt::Display for ConnectError {
                 "no tls to rabbitmq at {address}: \
                  turn on the feature `rustls` or `native-tls` of tower-sentinel"
             ),
-            ConnectError::Unreachable { address, error } => {
-                write!(f, "rabbitmq at {address} can't be reached: {error}")
+            ConnectError::Unreachable { address, .. } => {
+                write!(f, "rabbitmq at {address} can't be reached")
             }
             ConnectError::TimedOut { address, limit } => {
                 write!(f, "rabbitmq at {address} did not answer within {limit:?}")
@@ -119,18 +121,12 @@ impl fmt::Display for ConnectError {
             ConnectError::Denied { address, .. } => {
                 write!(f, "rabbitmq at {address} refuses the credentials")
             }
-            ConnectError::NoVirtualHost {
-                address,
-                vhost,
-                error,
-            } => {
-                write!(
-                    f,
-                    "rabbitmq at {address} does not open virtual host \"{vhost}\": {}",
-                    server_text(error)
-                )
-            }
-        }
+            ConnectError::NoVirtualHost { address, vhost, .. } => write!(
+                f,
+                "rabbitmq at {address} does not open virtual host \"{vhost}\""
+            ),
+        }?;
+        write_cause(f, self)
     }
 }
 
@@ -261,12 +257,12 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::Cancelled { queue } => {
                 write!(f, "the server cancelled the subscription to \"{queue}\"")
             }
-            SubscriptionError::ChannelClosed(error) => write!(f, "the channel was closed: {error}"),
-            SubscriptionError::ConnectionClosed(error) => {
-                write!(f, "the connection was closed: {error}")
+            SubscriptionError::ChannelClosed(_) => f.write_str("the channel is closed"),
+            SubscriptionError::ConnectionClosed(_) => {
+                f.write_str("the connection to rabbitmq is closed")
             }
-            SubscriptionError::ConnectionLost(error) => {
-                write!(f, "the connection was lost: {error}")
+            SubscriptionError::ConnectionLost(_) => {
+                f.write_str("the connection to rabbitmq is lost")
             }
             SubscriptionError::Unreadable { queue, .. } => {
                 write!(
@@ -293,10 +289,11 @@ impl fmt::Display for SubscriptionError {
             SubscriptionError::TimedOut { queue, limit } => {
                 write!(f, "no subscription to \"{queue}\" within {limit:?}")
             }
-            SubscriptionError::Refused { queue, error } => {
-                write!(f, "no subscription to \"{queue}\": {error}")
+            SubscriptionError::Refused { queue, .. } => {
+                write!(f, "the server refuses to subscribe to \"{queue}\"")
             }
-        }
+        }?;
+        write_cause(f, self)
     }
 }
 

@@ -249,7 +249,12 @@ async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
         }
     };
     if let Err(error) = answered {
-        guard(|| tracing::warn!(%error, "a job that was kept is not settled"));
+        guard(|| {
+            tracing::warn!(
+                error = format_args!("{error:#}"),
+                "a job that was kept is not settled"
+            );
+        });
     }
 }
 

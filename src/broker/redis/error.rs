@@ -5,10 +5,12 @@ use std::{error::Error, fmt};
 use ::redis::RedisError;
 
 use super::keys::in_slot_of;
+use crate::broker::cause::write_cause;
 
 /// Why there is no subscription.
 ///
-/// The message is one line that names the server's address, and never a user or a password.
+/// The message is one line that names the server's address, and never a user or a password. With `{:#}`
+/// it has the cause, too.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -74,19 +76,19 @@ pub enum ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectError::InvalidAddress(error) => {
-                write!(f, "the address of the redis server is not valid: {error}")
+            ConnectError::InvalidAddress(_) => {
+                f.write_str("the address of the redis server is not valid")
             }
             ConnectError::NoTls { address } => write!(
                 f,
                 "no tls to redis at {address}: \
                  turn on the feature `rustls` or `native-tls` of tower-sentinel"
             ),
-            ConnectError::Unreachable { address, error } => {
-                write!(f, "redis at {address} can't be reached: {error}")
+            ConnectError::Unreachable { address, .. } => {
+                write!(f, "redis at {address} can't be reached")
             }
-            ConnectError::Denied { address, error } => {
-                write!(f, "redis at {address} refuses the credentials: {error}")
+            ConnectError::Denied { address, .. } => {
+                write!(f, "redis at {address} refuses the credentials")
             }
             ConnectError::Forbidden {
                 address,
@@ -118,12 +120,13 @@ impl fmt::Display for ConnectError {
                 address,
                 stream,
                 group,
-                error,
+                ..
             } => write!(
                 f,
-                "redis at {address} has no group \"{group}\" of \"{stream}\": {error}"
+                "redis at {address} has no group \"{group}\" of \"{stream}\""
             ),
-        }
+        }?;
+        write_cause(f, self)
     }
 }
 
@@ -174,12 +177,10 @@ pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
 impl fmt::Display for SubscriptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SubscriptionError::Disconnected(None) => f.write_str("the connection to redis is lost"),
-            SubscriptionError::Disconnected(Some(error)) => {
-                write!(f, "the connection to redis is lost: {error}")
-            }
-            SubscriptionError::Refused(error) => write!(f, "redis refuses to deliver: {error}"),
-        }
+            SubscriptionError::Disconnected(_) => f.write_str("the connection to redis is lost"),
+            SubscriptionError::Refused(_) => f.write_str("the server refuses to deliver"),
+        }?;
+        write_cause(f, self)
     }
 }
 
@@ -226,7 +227,7 @@ impl fmt::Display for DeliveryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeliveryError::AlreadySettled => f.write_str("the delivery was settled before"),
-            DeliveryError::Stale => f.write_str("the subscription of the delivery is closed"),
+            DeliveryError::Stale => f.write_str("the subscription of the delivery has ended"),
             DeliveryError::Lost => {
                 f.write_str("the entry is not pending for this consumer any more")
             }
@@ -235,8 +236,9 @@ impl fmt::Display for DeliveryError {
                 "{lost} of {of} entries that were acked together were not pending any more"
             ),
             DeliveryError::Gone => f.write_str("the entry is deleted from its stream"),
-            DeliveryError::Command(error) => write!(f, "the command failed: {error}"),
-        }
+            DeliveryError::Command(_) => f.write_str("the request to redis failed"),
+        }?;
+        write_cause(f, self)
     }
 }
 

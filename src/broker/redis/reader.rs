@@ -332,9 +332,13 @@ pub(super) async fn release(unread: Vec<Delivery>) {
         let released = delivery.tag().settle(Verdict::release(), reason).await;
         if let Err(Unsettled { error, .. }) = released {
             // The close gives it back.
-            guard(
-                || tracing::debug!(%error, id = delivery.id(), "what nobody took is given back later"),
-            );
+            guard(|| {
+                tracing::debug!(
+                    error = format_args!("{error:#}"),
+                    id = delivery.id(),
+                    "what nobody took is given back later"
+                );
+            });
         }
     }
 }

@@ -693,7 +693,7 @@ async fn a_server_that_is_down_at_the_start_is_named() {
         matches!(error, ConnectError::Unreachable { .. }),
         "{error:?}"
     );
-    let message = error.to_string();
+    let message = format!("{error:#}");
     let start = format!("nats at 127.0.0.1:{port} can't be reached: ");
     assert!(message.starts_with(&start), "{message}");
     assert!(
@@ -710,7 +710,7 @@ async fn wrong_credentials_are_told_from_a_server_that_is_down() {
         let error = connect(&format!("nats://{login}{address}")).await;
         let error = error.unwrap_err();
         assert!(matches!(error, ConnectError::Denied { .. }), "{error:?}");
-        let message = error.to_string();
+        let message = format!("{error:#}");
         let start = format!("nats at {address} refuses the credentials: ");
         assert!(message.starts_with(&start), "{message}");
         assert!(!message.contains("wrong"), "{message}");

@@ -653,7 +653,8 @@ async fn a_connection_that_the_server_closes_ends_the_stream() {
         let error = closed(&mut jobs).await.unwrap_err();
         let is_closed = matches!(error, SubscriptionError::ConnectionClosed(_));
         assert!(is_closed, "{error:?}");
-        assert!(error.to_string().contains("closed by the test"), "{error}");
+        let line = format!("{error:#}");
+        assert!(line.contains("closed by the test"), "{line}");
         end(&mut jobs).await;
         let error = settle(stale, Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
@@ -962,7 +963,7 @@ async fn a_killed_server_loses_no_job() {
         matches!(error, ConnectError::Unreachable { .. }),
         "{error:?}"
     );
-    let line = error.to_string();
+    let line = format!("{error:#}");
     assert!(line.starts_with("rabbitmq at 127.0.0.1:"), "{line}");
     assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
 

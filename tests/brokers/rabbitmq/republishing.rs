@@ -243,7 +243,8 @@ async fn the_text_of_a_closed_virtual_host_is_the_server_s() {
         matches!(error, ConnectError::NoVirtualHost { .. }),
         "{error:?}"
     );
-    assert!(error.to_string().contains("limit"), "{error}");
+    let line = format!("{error:#}");
+    assert!(line.contains("limit"), "{line}");
 }
 
 /// Publishes to `queue` by hand, with properties as they go over the wire.
