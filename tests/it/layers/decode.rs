@@ -1,14 +1,7 @@
 //! Decoding: what the handler gets, what the policy is told of a job that can't be decoded, and
 //! what the broker.
 
-use std::{
-    convert::Infallible,
-    future::{Ready, ready},
-    io,
-    num::ParseIntError,
-    str,
-    time::Duration,
-};
+use std::{convert::Infallible, future::ready, io, num::ParseIntError, str, time::Duration};
 
 use tokio::time::sleep;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -17,37 +10,17 @@ use tower_sentinel::{
     ack_on_success,
     decode::{DecodeError, Decoded},
     outcome::{OutcomeKind, TimedOut},
-    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, decision::Decision},
+    settle::{Capabilities, Settled, decision::Decision},
 };
 
-use crate::support::{Count, Guard, Recorder, Refused, Seen, raise};
+use crate::support::{Count, Guard, Recorder, Refused, Seen, raise, tag::Tag};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 // === a delivery ===
 
-#[derive(Clone, Debug)]
-struct Tag;
-
-impl Settle for Tag {
-    type Error = Infallible;
-    type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Infallible> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        Some(1)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none().delay()
-    }
+fn tag() -> Tag {
+    Tag::new().delivered(1).can(Capabilities::none().delay())
 }
 
 #[derive(Debug)]
@@ -81,7 +54,7 @@ impl Job for Delivery {
     type Tag = Tag;
 
     fn tag(&self) -> Tag {
-        Tag
+        tag()
     }
 
     fn time_limit(&self) -> TimeLimit {
@@ -150,7 +123,7 @@ fn a_decoded_job_has_the_tag_and_the_limit_of_the_job() {
         job: Delivery::new("42"),
         value: (),
     };
-    let Tag = decoded.tag();
+    let _: Tag = decoded.tag();
     assert_eq!(decoded.time_limit(), TimeLimit::After(7 * SECOND));
 }
 
@@ -280,7 +253,11 @@ fn reject_undecodable_decides_on_nothing_else() {
             Verdict::retry(),
         ),
     ] {
-        assert_eq!(decision.decide(&Tag, &outcome), Ok(verdict), "{outcome:?}");
+        assert_eq!(
+            decision.decide(&tag(), &outcome),
+            Ok(verdict),
+            "{outcome:?}"
+        );
     }
 }
 
@@ -289,7 +266,8 @@ fn the_order_of_reject_undecodable_and_on_error_matters_and_of_the_bounds_it_doe
     let later = Verdict::retry_after(SECOND);
     let base = ack_on_success();
     let bounds = SECOND..=SECOND;
-    let decide = |decision: &dyn Decision<Tag, (), Fault>, outcome| decision.decide(&Tag, &outcome);
+    let decide =
+        |decision: &dyn Decision<Tag, (), Fault>, outcome| decision.decide(&tag(), &outcome);
 
     let first = base.on_error(move |_: &Fault| later).reject_undecodable();
     assert_eq!(decide(&first, undecodable()), Ok(Verdict::Reject));

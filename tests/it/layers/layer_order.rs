@@ -16,17 +16,17 @@ use tower::{
     retry::Policy as RetryPolicy, service_fn, timeout::error::Elapsed,
 };
 use tower_sentinel::{
-    Consumer, DecisionExt, DecodeLayer, IntensityLayer, Job, KeepAliveLayer, Outcome, Report,
+    Consumer, DecisionExt, DecodeLayer, IntensityLayer, KeepAliveLayer, Outcome, Report,
     SentinelError, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery, SettleFault},
     consumer::{AfterError, Escalation},
     decode::{DecodeError, Decoded},
     outcome::OutcomeKind,
     sentinel::OnDrop,
-    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
+    settle::Lease,
 };
 
-use crate::support::{Count, raise};
+use crate::support::{Count, raise, tag::Tag};
 
 type Id = Arc<u64>;
 
@@ -512,59 +512,14 @@ async fn an_outer_sentinel_holds_the_gate_though_its_caller_drops() {
     assert!(!is_ready(&mut owned).await);
 }
 
-/// A delivery that is its own tag, and whose broker takes it away at a keep-alive.
-#[derive(Clone, Debug, Default)]
-struct Leased {
-    body: &'static str,
-    lost_at: Option<usize>,
-    asked: Count,
-    told: Arc<Mutex<Vec<Verdict>>>,
-}
-
-impl Leased {
-    fn told(&self) -> Vec<Verdict> {
-        self.told.lock().unwrap().clone()
-    }
-}
-
-impl Job for Leased {
-    type Tag = Self;
-
-    fn tag(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl AsRef<[u8]> for Leased {
-    fn as_ref(&self) -> &[u8] {
-        self.body.as_bytes()
-    }
-}
-
-impl Settle for Leased {
-    type Error = Infallible;
-    type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
-
-    fn settle(self, verdict: Verdict, _: Reason) -> Self::Future {
-        self.told.lock().unwrap().push(verdict);
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Infallible> {
-        self.asked.add();
-        match self.lost_at {
-            Some(at) if at <= self.asked.get() => Ok(Lease::Lost),
-            _ => Ok(Lease::Held),
-        }
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none().keep_alive()
-    }
+/// A tag whose broker takes it away at a keep-alive, if it does.
+fn leased(lost_at: Option<usize>) -> Tag {
+    let asked = Count::default();
+    Tag::new().keeping(move || {
+        asked.add();
+        let is_lost = lost_at.is_some_and(|at| at <= asked.get());
+        ready(Ok(if is_lost { Lease::Lost } else { Lease::Held }))
+    })
 }
 
 fn settling() -> SentinelLayer<SettlePolicy> {
@@ -579,28 +534,25 @@ async fn slow_lease<J>(_: J) -> Result<(), io::Error> {
 #[tokio::test(start_paused = true)]
 async fn a_keep_alive_outside_cannot_stop_a_job_whose_lease_is_lost_and_inside_it_does() {
     let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
-    let lost = || Leased {
-        lost_at: Some(2),
-        ..Leased::default()
-    };
+    let lost = || leased(Some(2));
 
     let job = lost();
     let mut outside = ServiceBuilder::new()
         .layer(keep_alive.clone())
         .layer(settling())
-        .service_fn(slow_lease::<Leased>);
+        .service_fn(slow_lease::<Tag>);
     call(&mut outside, job.clone()).await.unwrap();
-    assert_eq!(job.told(), [Verdict::Ack]);
-    assert_eq!(job.asked.get(), 2);
+    assert_eq!(job.verdicts(), [Verdict::Ack]);
+    assert_eq!(job.asked(), 2);
 
     let job = lost();
     let mut inside = ServiceBuilder::new()
         .layer(settling())
         .layer(keep_alive)
-        .service_fn(slow_lease::<Leased>);
+        .service_fn(slow_lease::<Tag>);
     call(&mut inside, job.clone()).await.unwrap();
-    assert_eq!(job.told(), [Verdict::Abandon]);
-    assert_eq!(job.asked.get(), 2);
+    assert_eq!(job.verdicts(), [Verdict::Abandon]);
+    assert_eq!(job.asked(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -608,9 +560,9 @@ async fn a_keep_alive_inside_of_a_wait_is_not_asked_for_in_it_and_around_it_is()
     /// Waits for half a minute before each call, as a retry with a backoff does.
     fn waiting<S>(
         inner: S,
-    ) -> impl Service<Leased, Response = (), Error = io::Error, Future: Send> + Clone + Send
+    ) -> impl Service<Tag, Response = (), Error = io::Error, Future: Send> + Clone + Send
     where
-        S: Service<Leased, Response = (), Error = io::Error, Future: Send> + Clone + Send + 'static,
+        S: Service<Tag, Response = (), Error = io::Error, Future: Send> + Clone + Send + 'static,
     {
         service_fn(move |job| {
             let mut inner = inner.clone();
@@ -622,43 +574,40 @@ async fn a_keep_alive_inside_of_a_wait_is_not_asked_for_in_it_and_around_it_is()
     }
     let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
 
-    let job = Leased::default();
+    let job = leased(None);
     let mut around = ServiceBuilder::new()
         .layer(settling())
         .layer(keep_alive.clone())
         .layer_fn(waiting)
-        .service_fn(slow_lease::<Leased>);
+        .service_fn(slow_lease::<Tag>);
     call(&mut around, job.clone()).await.unwrap();
     // In 90 s.
-    assert_eq!(job.asked.get(), 11);
+    assert_eq!(job.asked(), 11);
 
-    let job = Leased::default();
+    let job = leased(None);
     let mut within = ServiceBuilder::new()
         .layer(settling())
         .layer_fn(waiting)
         .layer(keep_alive)
-        .service_fn(slow_lease::<Leased>);
+        .service_fn(slow_lease::<Tag>);
     call(&mut within, job.clone()).await.unwrap();
     // In the last 60 s of them.
-    assert_eq!(job.asked.get(), 7);
+    assert_eq!(job.asked(), 7);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_decode_outside_cannot_decode_has_no_answer_and_inside_it_is_rejected() {
     let layer = DecodeLayer::new(|body: &[u8]| std::str::from_utf8(body).unwrap().parse::<u32>());
-    let noise = || Leased {
-        body: "noise",
-        ..Leased::default()
-    };
+    let noise = || leased(None).body("noise");
 
     let job = noise();
     let mut outside = ServiceBuilder::new()
         .layer(layer.clone().with_job())
         .layer(settling())
-        .service_fn(slow_lease::<Decoded<Leased, u32>>);
+        .service_fn(slow_lease::<Decoded<Tag, u32>>);
     let error = call(&mut outside, job.clone()).await.unwrap_err();
     assert!(matches!(error, DecodeError::Undecodable(_)));
-    assert_eq!(job.told(), []);
+    assert_eq!(job.verdicts(), []);
 
     let job = noise();
     let policy = SettlePolicy::new(ack_on_success().reject_undecodable());
@@ -667,7 +616,7 @@ async fn what_a_decode_outside_cannot_decode_has_no_answer_and_inside_it_is_reje
         .layer(layer)
         .service_fn(slow_lease::<u32>);
     call(&mut inside, job.clone()).await.unwrap();
-    assert_eq!(job.told(), [Verdict::Reject]);
+    assert_eq!(job.verdicts(), [Verdict::Reject]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -675,21 +624,21 @@ async fn a_keep_alive_goes_around_a_decode_or_inside_of_one_that_hands_on_the_jo
     let layer = DecodeLayer::new(|body: &[u8]| Ok::<_, Infallible>(body.len()));
     let keep_alive = KeepAliveLayer::new(Duration::from_secs(8));
 
-    let job = Leased::default();
+    let job = leased(None);
     let mut around = ServiceBuilder::new()
         .layer(settling())
         .layer(keep_alive.clone())
         .layer(layer.clone())
         .service_fn(slow_lease::<usize>);
     call(&mut around, job.clone()).await.unwrap();
-    assert_eq!((job.asked.get(), job.told()), (7, vec![Verdict::Ack]));
+    assert_eq!((job.asked(), job.verdicts()), (7, vec![Verdict::Ack]));
 
-    let job = Leased::default();
+    let job = leased(None);
     let mut within = ServiceBuilder::new()
         .layer(settling())
         .layer(layer.with_job())
         .layer(keep_alive)
-        .service_fn(slow_lease::<Decoded<Leased, usize>>);
+        .service_fn(slow_lease::<Decoded<Tag, usize>>);
     call(&mut within, job.clone()).await.unwrap();
-    assert_eq!((job.asked.get(), job.told()), (7, vec![Verdict::Ack]));
+    assert_eq!((job.asked(), job.verdicts()), (7, vec![Verdict::Ack]));
 }

@@ -1,10 +1,6 @@
 //! Jobs that were delivered too often: they are not run.
 
-use std::{
-    convert::Infallible,
-    future::{Ready, ready},
-    sync::{Arc, Mutex},
-};
+use std::{convert::Infallible, future::ready};
 
 use futures_util::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -15,10 +11,10 @@ use tower_sentinel::{
     broker::memory::{Broker, Delivery, Queue},
     outcome::{CancelReason, Cancelled, OutcomeKind},
     sentinel::OnDrop,
-    settle::{Capabilities, Lease, Reason, Settle, Settled, Unsettled, decision::Decision},
+    settle::{Reason, Settled, decision::Decision},
 };
 
-use crate::support::{Count, Refused, call, log::Log};
+use crate::support::{Count, Refused, call, log::Log, tag::Tag};
 
 const LIMIT: u32 = 2;
 
@@ -97,35 +93,6 @@ async fn a_job_above_the_limit_is_settled_though_its_caller_drops() {
     }
 }
 
-/// A tag whose broker may not count.
-#[derive(Clone, Debug)]
-struct Tag {
-    deliveries: Option<u32>,
-    told: Arc<Mutex<Vec<Verdict>>>,
-}
-
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = Ready<Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, verdict: Verdict, _: Reason) -> Self::Future {
-        self.told.lock().unwrap().push(verdict);
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        self.deliveries
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_does_not_count_is_told_of_once() {
     let (log, _guard) = Log::start();
@@ -134,18 +101,14 @@ async fn a_broker_that_does_not_count_is_told_of_once() {
         Tag::clone as fn(&Tag) -> Tag,
     )
     .delivery_limit(LIMIT);
-    let told = Arc::default();
+    let tag = Tag::new();
     for _ in 0..2 {
         let mut worker = layer
             .clone()
             .layer(service_fn(|_| ready(Ok::<_, Infallible>(()))));
-        let tag = Tag {
-            deliveries: None,
-            told: Arc::clone(&told),
-        };
-        call(&mut worker, tag).await.unwrap();
+        call(&mut worker, tag.clone()).await.unwrap();
     }
-    assert_eq!(*told.lock().unwrap(), [Verdict::Ack; 2]);
+    assert_eq!(tag.verdicts(), [Verdict::Ack; 2]);
     let lines = log.lines();
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].contains("WARN") && lines[0].contains("without a delivery limit"));
@@ -156,10 +119,7 @@ fn a_decision_that_gives_it_back_is_bounded_by_its_own_limit() {
     let release = |_: &Tag, _: &Outcome<(), Refused>| Verdict::release();
     let refused = || Outcome::Cancelled(Cancelled::new(CancelReason::DeliveryLimit, true));
     let drained = || Outcome::Cancelled(Cancelled::new(CancelReason::Shutdown, true));
-    let tag = |deliveries| Tag {
-        deliveries: Some(deliveries),
-        told: Arc::default(),
-    };
+    let tag = |deliveries: u32| Tag::new().delivered(deliveries);
     assert_eq!(release.decide(&tag(9), &refused()), Ok(Verdict::release()));
     let bounded = release.delivery_limit(5);
     for (deliveries, outcome, verdict) in [

@@ -2,13 +2,9 @@
 //! supervise any more.
 
 use std::{
-    fmt,
     future::{pending, ready},
     pin::pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     thread,
     time::Duration,
@@ -20,16 +16,15 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    Job, KeepAliveLayer, Report, SentinelError, SentinelLayer, SettlePolicy, Verdict,
-    ack_on_success,
+    KeepAliveLayer, Report, SentinelError, SentinelLayer, SettlePolicy, ack_on_success,
     cancel::Cancellation,
     outcome::{CancelReason, OutcomeKind},
     sentinel::OnDrop,
-    settle::{Capabilities, Lease, Reason, Settle, Unsettled},
+    settle::Lease,
 };
 
 use crate::support::{
-    Blocked, Recorder, Refused, Seen, Unit, block_on, call, exhaust_budget, raise, until,
+    Blocked, Recorder, Refused, Seen, Unit, block_on, call, exhaust_budget, raise, tag::Tag, until,
     wait_until,
 };
 
@@ -134,48 +129,8 @@ fn a_job_that_nobody_can_supervise_any_more_is_told_to_stop() {
 
 // === keep-alives ===
 
-/// Counts what the broker is asked.
-#[derive(Clone, Default)]
-struct Tag {
-    asked: Arc<AtomicUsize>,
-    settled: Arc<AtomicUsize>,
-}
-
-impl fmt::Debug for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tag")
-    }
-}
-
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = std::future::Ready<Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        self.settled.fetch_add(1, Ordering::SeqCst);
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none().keep_alive()
-    }
-}
-
-impl Job for Tag {
-    type Tag = Self;
-
-    fn tag(&self) -> Self {
-        self.clone()
-    }
+fn kept() -> Tag {
+    Tag::new().keeping(|| ready(Ok(Lease::Held)))
 }
 
 fn sentinel(jobs: &Runtime) -> SentinelLayer<SettlePolicy> {
@@ -195,7 +150,7 @@ async fn all_keep_alives_of_a_job_end_with_its_outcome() {
     let jobs = threads();
     let thread = Blocked::until_released();
     let blocked = Arc::clone(&thread);
-    let (outer, inner) = (Tag::default(), Tag::default());
+    let (outer, inner) = (kept(), kept());
     let given = inner.clone();
     let blocking = keep_alive().layer(service_fn(move |_: Tag| {
         blocked.block();
@@ -205,11 +160,11 @@ async fn all_keep_alives_of_a_job_end_with_its_outcome() {
     let mut service = sentinel(&jobs).layer(keep_alive().layer(blocking));
     let settled = call(&mut service, outer.clone()).await.unwrap();
     assert!(!settled.stopped && settled.kind == OutcomeKind::TimedOut);
-    let asked = || [&outer, &inner].map(|tag| tag.asked.load(Ordering::SeqCst));
+    let asked = || [&outer, &inner].map(|tag| tag.asked());
     let before = asked();
     sleep(10 * SHORT).await;
     assert_eq!(asked(), before);
-    assert_eq!(outer.settled.load(Ordering::SeqCst), 1);
+    assert_eq!(outer.tries(), 1);
     thread.release();
     jobs.shutdown_background();
 }
@@ -219,7 +174,7 @@ async fn a_keep_alive_that_a_job_begins_after_its_outcome_asks_nothing() {
     let jobs = threads();
     let (thread, done) = (Blocked::until_released(), Blocked::until_released());
     let (blocked, ended) = (Arc::clone(&thread), Arc::clone(&done));
-    let (tag, late) = (Tag::default(), Tag::default());
+    let (tag, late) = (kept(), kept());
     let given = late.clone();
     let layer = keep_alive();
     let mut service = sentinel(&jobs).layer(service_fn(move |_: Tag| {
@@ -235,7 +190,7 @@ async fn a_keep_alive_that_a_job_begins_after_its_outcome_asks_nothing() {
     thread.release();
     until(|| done.entered()).await;
     sleep(10 * SHORT).await;
-    assert_eq!(late.asked.load(Ordering::SeqCst), 0);
+    assert_eq!(late.asked(), 0);
     done.release();
     jobs.shutdown_background();
 }

@@ -1,22 +1,17 @@
 //! Decisions, as tables: no broker, no clock, no runtime.
 
-use std::{
-    collections::HashSet,
-    convert::Infallible,
-    future::{Ready, ready},
-    panic::catch_unwind,
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Borrow, collections::HashSet, panic::catch_unwind, sync::Arc, time::Duration};
 
 use tower_sentinel::{
     DecisionExt, Outcome, Panic, Verdict, ack_on_success,
     outcome::{CancelReason, Cancelled, TimedOut},
     settle::{
-        Capabilities, Lease, Reason, Settle, Unsettled, VerdictKind,
+        VerdictKind,
         decision::{BoxDecision, Decision, Undecided},
     },
 };
+
+use crate::support::tag::Tag;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -28,59 +23,16 @@ enum Fault {
     Other,
 }
 
-/// A delivery as a broker tells of it.
-#[derive(Clone, Copy, Debug)]
-struct Delivered {
-    deliveries: Option<u32>,
-    redelivered: Option<bool>,
+fn times(deliveries: u32) -> Tag {
+    Tag::new().delivered(deliveries)
 }
 
-impl Delivered {
-    fn times(deliveries: u32) -> Self {
-        Self {
-            deliveries: Some(deliveries),
-            redelivered: None,
-        }
-    }
-
-    fn again(redelivered: bool) -> Self {
-        Self {
-            deliveries: None,
-            redelivered: Some(redelivered),
-        }
-    }
-
-    fn unknown() -> Self {
-        Self {
-            deliveries: None,
-            redelivered: None,
-        }
-    }
+fn again(redelivered: bool) -> Tag {
+    Tag::new().redelivered(redelivered)
 }
 
-impl Settle for Delivered {
-    type Error = Infallible;
-    type Future = Ready<Result<(), Unsettled<Self, Infallible>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Infallible> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        self.deliveries
-    }
-
-    fn redelivered(&self) -> Option<bool> {
-        self.redelivered
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
+fn unknown() -> Tag {
+    Tag::new()
 }
 
 type End = Outcome<(), Fault>;
@@ -151,11 +103,11 @@ impl Case {
 }
 
 fn decide(
-    decision: &impl Decision<Delivered, (), Fault>,
-    tag: Delivered,
+    decision: &impl Decision<Tag, (), Fault>,
+    tag: impl Borrow<Tag>,
     case: Case,
 ) -> Result<Verdict, Undecided> {
-    decision.decide(&tag, &case.outcome())
+    decision.decide(tag.borrow(), &case.outcome())
 }
 
 /// What an application may say of its errors.
@@ -173,7 +125,7 @@ fn classify(fault: &Fault) -> Verdict {
 fn ack_on_success_acks_what_completed_and_gives_back_the_rest() {
     assert_eq!(Case::all().len(), 19);
     for case in Case::all() {
-        let verdict = decide(&ack_on_success(), Delivered::unknown(), case);
+        let verdict = decide(&ack_on_success(), unknown(), case);
         assert_eq!(verdict, Ok(case.by_default()), "{case:?}");
     }
 }
@@ -187,7 +139,7 @@ fn a_delivery_limit_rejects_from_the_last_delivery_on() {
                 true => Verdict::Reject,
                 false => case.by_default(),
             };
-            let verdict = decide(&decision, Delivered::times(deliveries), case);
+            let verdict = decide(&decision, times(deliveries), case);
             assert_eq!(verdict, Ok(expected), "{case:?} at delivery {deliveries}");
         }
     }
@@ -196,15 +148,15 @@ fn a_delivery_limit_rejects_from_the_last_delivery_on() {
 #[test]
 fn a_delivery_limit_of_one_never_retries() {
     let decision = ack_on_success().delivery_limit(1);
-    let verdict = decide(&decision, Delivered::times(1), Case::Panicked);
+    let verdict = decide(&decision, times(1), Case::Panicked);
     assert_eq!(verdict, Ok(Verdict::Reject));
 }
 
 #[test]
 fn a_delivery_limit_bounds_a_delayed_retry_too() {
-    let later = |_: &Delivered, _: &End| Verdict::retry_after(SECOND);
+    let later = |_: &Tag, _: &End| Verdict::retry_after(SECOND);
     let decision = later.delivery_limit(2);
-    let verdicts = [1, 2].map(|n| decide(&decision, Delivered::times(n), Case::Panicked));
+    let verdicts = [1, 2].map(|n| decide(&decision, times(n), Case::Panicked));
     assert_eq!(
         verdicts,
         [Ok(Verdict::retry_after(SECOND)), Ok(Verdict::Reject)]
@@ -228,15 +180,14 @@ fn a_count_that_is_unknown_is_an_error_and_not_a_zero() {
             // What does not depend on the count is decided without it.
             false => Ok(case.by_default()),
         };
-        let unknown = Delivered::unknown();
         let deliveries = expect(Undecided::DeliveriesUnknown);
-        assert_eq!(decide(&limit, unknown, case), deliveries, "{case:?}");
-        assert_eq!(decide(&backoff, unknown, case), deliveries, "{case:?}");
+        assert_eq!(decide(&limit, unknown(), case), deliveries, "{case:?}");
+        assert_eq!(decide(&backoff, unknown(), case), deliveries, "{case:?}");
         // The flag does not stand for a count, nor a count for the flag.
-        let flagged = Delivered::again(true);
+        let flagged = again(true);
         assert_eq!(decide(&limit, flagged, case), deliveries, "{case:?}");
         let redelivered = expect(Undecided::RedeliveredUnknown);
-        assert_eq!(decide(&once, unknown, case), redelivered, "{case:?}");
+        assert_eq!(decide(&once, unknown(), case), redelivered, "{case:?}");
     }
 }
 
@@ -248,7 +199,7 @@ fn poison_on_panic_rejects_a_panic_and_nothing_else() {
             Case::Panicked => Verdict::Reject,
             _ => case.by_default(),
         };
-        let verdict = decide(&decision, Delivered::unknown(), case);
+        let verdict = decide(&decision, unknown(), case);
         assert_eq!(verdict, Ok(expected), "{case:?}");
     }
 }
@@ -262,7 +213,7 @@ fn retry_once_rejects_what_was_redelivered() {
                 true => Verdict::Reject,
                 false => case.by_default(),
             };
-            let verdict = decide(&decision, Delivered::again(redelivered), case);
+            let verdict = decide(&decision, again(redelivered), case);
             assert_eq!(verdict, Ok(expected), "{case:?}, {redelivered}");
         }
     }
@@ -278,7 +229,7 @@ fn on_error_decides_by_the_error_and_on_nothing_else() {
             Case::Failed(Fault::Other) => Verdict::retry(),
             _ => case.by_default(),
         };
-        let verdict = decide(&decision, Delivered::unknown(), case);
+        let verdict = decide(&decision, unknown(), case);
         assert_eq!(verdict, Ok(expected), "{case:?}");
     }
 }
@@ -308,7 +259,7 @@ fn a_backoff_is_a_part_of_a_ceiling_that_doubles() {
                     true => Verdict::retry_after(Duration::from_millis(ceiling * part)),
                     false => case.by_default(),
                 };
-                let verdict = decide(&decision, Delivered::times(deliveries), case);
+                let verdict = decide(&decision, times(deliveries), case);
                 assert_eq!(verdict, Ok(expected), "{case:?}, {deliveries}, {draw}");
             }
         }
@@ -326,7 +277,7 @@ fn a_backoff_stays_within_any_bounds() {
     ] {
         let ceiling = |deliveries| {
             let decision = ack_on_success().backoff(min..=max).random(|| 1.0);
-            match decide(&decision, Delivered::times(deliveries), Case::Panicked) {
+            match decide(&decision, times(deliveries), Case::Panicked) {
                 Ok(Verdict::Retry { after: Some(delay) }) => delay,
                 other => panic!("{other:?}"),
             }
@@ -357,7 +308,7 @@ fn a_random_number_out_of_bounds_is_taken_for_the_nearest() {
         (f64::INFINITY, SECOND),
     ] {
         let decision = ack_on_success().backoff(SECOND..=SECOND).random(|| draw);
-        let verdict = decide(&decision, Delivered::times(1), Case::Panicked);
+        let verdict = decide(&decision, times(1), Case::Panicked);
         assert_eq!(verdict, Ok(Verdict::retry_after(expected)), "{draw}");
     }
 }
@@ -368,7 +319,7 @@ fn jitter_is_full_unless_told_otherwise() {
     let mut quarters = HashSet::new();
     let mut delays = HashSet::new();
     for _ in 0..400 {
-        match decide(&decision, Delivered::times(2), Case::Panicked) {
+        match decide(&decision, times(2), Case::Panicked) {
             Ok(Verdict::Retry { after: Some(delay) }) => {
                 assert!(delay < 8 * SECOND, "{delay:?}");
                 quarters.insert(delay.as_secs() / 2);
@@ -392,16 +343,16 @@ fn a_backoff_draws_once_for_each_retry_and_for_nothing_else() {
     let retried = Case::all().into_iter().filter(|case| case.is_retried());
     let expected = retried.count();
     for case in Case::all() {
-        decide(&decision, Delivered::times(1), case).unwrap();
+        decide(&decision, times(1), case).unwrap();
     }
     assert_eq!(drawn.get(), expected);
 }
 
 #[test]
 fn a_delay_that_is_given_is_kept() {
-    let later = |_: &Delivered, _: &End| Verdict::retry_after(7 * SECOND);
+    let later = |_: &Tag, _: &End| Verdict::retry_after(7 * SECOND);
     let decision = later.backoff(SECOND..=SECOND);
-    for tag in [Delivered::times(3), Delivered::unknown()] {
+    for tag in [times(3), unknown()] {
         let verdict = decide(&decision, tag, Case::Panicked);
         assert_eq!(verdict, Ok(Verdict::retry_after(7 * SECOND)));
     }
@@ -443,7 +394,7 @@ fn a_whole_chain_decides_as_its_parts_say() {
                 Case::Failed(Fault::Other) | Case::TimedOut { .. } => retry,
                 Case::Cancelled { .. } => case.by_default(),
             };
-            let verdict = decide(&decision, Delivered::times(deliveries), case);
+            let verdict = decide(&decision, times(deliveries), case);
             assert_eq!(verdict, Ok(expected), "{case:?} at delivery {deliveries}");
         }
     }
@@ -451,13 +402,13 @@ fn a_whole_chain_decides_as_its_parts_say() {
 
 /// Returns what two decisions say of a job that failed with [`Fault::Other`] at the 9th delivery.
 fn of_a_failure(
-    one: &impl Decision<Delivered, (), Fault>,
-    other: &impl Decision<Delivered, (), Fault>,
+    one: &impl Decision<Tag, (), Fault>,
+    other: &impl Decision<Tag, (), Fault>,
 ) -> [Verdict; 2] {
-    let (tag, case) = (Delivered::times(9), Case::Failed(Fault::Other));
+    let (tag, case) = (times(9), Case::Failed(Fault::Other));
     [
-        decide(one, tag, case).unwrap(),
-        decide(other, tag, case).unwrap(),
+        decide(one, &tag, case).unwrap(),
+        decide(other, &tag, case).unwrap(),
     ]
 }
 
@@ -470,7 +421,7 @@ fn a_limit_bounds_only_what_stands_before_it() {
     assert_eq!(verdicts, [Verdict::Reject, Verdict::retry()]);
     let panicked = decide(
         &ack_on_success().delivery_limit(5).on_error(classify),
-        Delivered::times(9),
+        times(9),
         Case::Panicked,
     );
     assert_eq!(panicked, Ok(Verdict::Reject));
@@ -494,24 +445,24 @@ fn the_order_of_what_does_not_meet_makes_no_difference() {
     let one = ack_on_success().on_error(classify).poison_on_panic();
     let other = ack_on_success().poison_on_panic().on_error(classify);
     for case in Case::all() {
-        for tag in [1, 2, 3, 4].map(Delivered::times) {
-            assert_eq!(decide(&early, tag, case), decide(&late, tag, case));
-            assert_eq!(decide(&one, tag, case), decide(&other, tag, case));
+        for tag in [1, 2, 3, 4].map(times) {
+            assert_eq!(decide(&early, &tag, case), decide(&late, &tag, case));
+            assert_eq!(decide(&one, &tag, case), decide(&other, &tag, case));
         }
     }
 }
 
 #[test]
 fn what_is_replaced_is_not_asked_for() {
-    let unasked = |_: &Delivered, _: &End| -> Verdict { panic!("asked") };
+    let unasked = |_: &Tag, _: &End| -> Verdict { panic!("asked") };
     let decision = unasked.poison_on_panic().on_error(classify);
     for case in [Case::Panicked, Case::Failed(Fault::BadJob)] {
-        let verdict = decide(&decision, Delivered::unknown(), case);
+        let verdict = decide(&decision, unknown(), case);
         assert_eq!(verdict, Ok(Verdict::Reject));
     }
     // A count that is unknown does not matter to what is replaced either.
     let decision = ack_on_success().delivery_limit(5).poison_on_panic();
-    let verdict = decide(&decision, Delivered::unknown(), Case::Panicked);
+    let verdict = decide(&decision, unknown(), Case::Panicked);
     assert_eq!(verdict, Ok(Verdict::Reject));
 }
 
@@ -529,22 +480,22 @@ impl<Tag, T, E> Decision<Tag, T, E> for Never {
 
 #[test]
 fn a_function_a_closure_and_a_type_can_decide() {
-    fn function(_: &Delivered, _: &End) -> Verdict {
+    fn function(_: &Tag, _: &End) -> Verdict {
         Verdict::Reject
     }
     let verdict = Verdict::release();
-    let closure = move |_: &Delivered, _: &End| verdict;
-    let (tag, case) = (Delivered::times(1), Case::Completed);
-    assert_eq!(decide(&function, tag, case), Ok(Verdict::Reject));
-    assert_eq!(decide(&closure, tag, case), Ok(Verdict::release()));
+    let closure = move |_: &Tag, _: &End| verdict;
+    let (tag, case) = (times(1), Case::Completed);
+    assert_eq!(decide(&function, &tag, case), Ok(Verdict::Reject));
+    assert_eq!(decide(&closure, &tag, case), Ok(Verdict::release()));
     let undecided = Err(Undecided::DeliveriesUnknown);
-    assert_eq!(decide(&Never, tag, case), undecided);
+    assert_eq!(decide(&Never, &tag, case), undecided);
     // What is undecided stays so through whatever bounds it.
     let bounded = Never
         .backoff(SECOND..=SECOND)
         .retry_once()
         .delivery_limit(1);
-    assert_eq!(decide(&bounded, tag, case), undecided);
+    assert_eq!(decide(&bounded, &tag, case), undecided);
 }
 
 #[test]
@@ -574,14 +525,10 @@ fn a_decision_prints_what_it_is_made_of() {
 fn a_decision_behind_a_pointer_decides_as_it_does() {
     let strict = Arc::new(ack_on_success().poison_on_panic().delivery_limit(3));
     let boxed = ack_on_success().poison_on_panic().delivery_limit(3).boxed();
-    let closure = |_: &Delivered, _: &End| Verdict::Abandon;
+    let closure = |_: &Tag, _: &End| Verdict::Abandon;
     let nested = Arc::new(BoxDecision::new(closure)).poison_on_panic();
     for case in Case::all() {
-        for tag in [
-            Delivered::times(1),
-            Delivered::times(3),
-            Delivered::unknown(),
-        ] {
+        for tag in [times(1), times(3), unknown()] {
             let expected = strict.as_ref().decide(&tag, &case.outcome());
             assert_eq!(strict.decide(&tag, &case.outcome()), expected, "{case:?}");
             assert_eq!(

@@ -1,11 +1,7 @@
 //! Settlements that the broker waits for no more, and those that fail as configured: how far they
 //! reach.
 
-use std::{
-    error::Error as _,
-    future::{IntoFuture, Ready, ready},
-    time::Duration,
-};
+use std::{error::Error as _, future::IntoFuture, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -14,10 +10,10 @@ use tower_sentinel::{
     Consumer, Job, Outcome, Report, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery},
     consumer::{Escalate, Escalation},
-    settle::{Capabilities, Lease, Reason, Settle, SettleError, Unsettled},
+    settle::{Settle, SettleError, Unsettled},
 };
 
-use crate::support::{Refused, log::Log};
+use crate::support::{Refused, log::Log, tag::Tag};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -70,35 +66,12 @@ async fn a_job_that_outlives_its_lease_costs_no_other_job_its_session() {
     assert!(said[0].contains("the lease of the delivery is over"));
 }
 
-/// A tag whose settlements fail as it says.
-#[derive(Clone, Copy, Debug)]
-enum Tag {
-    Moot,
-    Misconfigured,
+fn moot() -> Tag {
+    Tag::new().failing(|_| Unsettled::moot(Refused))
 }
 
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = Ready<Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        ready(Err(match self {
-            Tag::Moot => Unsettled::moot(Refused),
-            Tag::Misconfigured => Unsettled::misconfigured(Refused),
-        }))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
+fn misconfigured() -> Tag {
+    Tag::new().failing(|_| Unsettled::misconfigured(Refused))
 }
 
 async fn settle(tag: Tag) -> SettleError<Refused> {
@@ -111,8 +84,7 @@ async fn settle(tag: Tag) -> SettleError<Refused> {
 #[tokio::test(start_paused = true)]
 async fn neither_is_tried_again() {
     let started = Instant::now();
-    let moot = settle(Tag::Moot).await;
-    let misconfigured = settle(Tag::Misconfigured).await;
+    let (moot, misconfigured) = (settle(moot()).await, settle(misconfigured()).await);
     // There was no pause.
     assert_eq!(started.elapsed(), Duration::ZERO);
     let verdict = Verdict::Ack;
@@ -158,9 +130,9 @@ async fn settlements_that_are_moot_are_counted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
-    settle(Tag::Moot).await;
-    settle(Tag::Misconfigured).await;
-    settle(Tag::Moot).await;
+    settle(moot()).await;
+    settle(misconfigured()).await;
+    settle(moot()).await;
     let counted: Vec<_> = snapshotter
         .snapshot()
         .into_vec()

@@ -1,15 +1,8 @@
 //! Settling: what the broker is told, how often and when, and what is said if it isn't.
 
-use std::{
-    error::Error,
-    fmt,
-    future::pending,
-    mem,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{error::Error, fmt, future::pending, mem, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::FutureExt;
 use tokio::{
     runtime::{Builder, Handle},
     task::yield_now,
@@ -18,17 +11,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    DecisionExt, Job, Outcome, Panic, Report, SentinelError, SentinelLayer, SettlePolicy, Verdict,
+    DecisionExt, Outcome, Panic, Report, SentinelError, SentinelLayer, SettlePolicy, Verdict,
     ack_on_success,
     outcome::{CancelReason, Cancelled, OutcomeKind, TimedOut},
     settle::{
-        Capabilities, Lease, Reason, Settle, SettleError, SettleFuture, Settled, Unsettled,
+        Capabilities, Settle, SettleError, SettleFuture, Settled, Unsettled,
         decision::{Decision, Undecided},
     },
 };
 
 use crate::support::{
-    Bomb, Refused, block_on, call, current_thread, idle, log::Log, paused_time, raise,
+    Bomb, Refused, block_on, call, current_thread, idle,
+    log::Log,
+    paused_time, raise,
+    tag::{Tag, Told},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,106 +58,28 @@ enum Try {
     PanicInFuture,
 }
 
-/// A call of `settle`, as the broker sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
-    verdict: Verdict,
-    reason: Reason,
-    at: Instant,
-}
-
-/// A tag that does its tries in turn, the last of them for ever.
-#[derive(Clone)]
-struct Tag {
-    script: &'static [Try],
-    capabilities: Capabilities,
-    deliveries: Option<u32>,
-    told: Arc<Mutex<Vec<Told>>>,
-}
-
-impl Tag {
-    fn new(script: &'static [Try]) -> Self {
-        Self {
-            script,
-            capabilities: Capabilities::none().free_release(),
-            deliveries: Some(1),
-            told: Arc::default(),
-        }
-    }
-
-    fn told(&self) -> Vec<Told> {
-        self.told.lock().unwrap().clone()
-    }
-
-    fn tries(&self) -> usize {
-        self.told.lock().unwrap().len()
-    }
-
-    /// Returns when each try was made, from `started` on.
-    fn times(&self, started: Instant) -> Vec<Duration> {
-        self.told().iter().map(|told| told.at - started).collect()
-    }
-}
-
-impl fmt::Debug for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tag 7")
-    }
-}
-
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = BoxFuture<'static, Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, verdict: Verdict, reason: Reason) -> Self::Future {
-        let at = Instant::now();
-        let index = {
-            let mut told = self.told.lock().unwrap();
-            told.push(Told {
-                verdict,
-                reason,
-                at,
-            });
-            (told.len() - 1).min(self.script.len() - 1)
-        };
-        let step = self.script[index];
+/// Returns a tag that does its tries in turn, the last of them for ever.
+fn scripted(script: &'static [Try]) -> Tag {
+    let tag = Tag::new().can(Capabilities::none().free_release());
+    tag.delivered(1).settling(move |tag| {
+        let step = script[(tag.tries() - 1).min(script.len() - 1)];
         if step == Try::PanicInSettle {
             raise("in settle");
         }
-        Box::pin(async move {
+        async move {
             if matches!(step, Try::Slow | Try::Again | Try::Last) {
                 sleep(TRY).await;
             }
             match step {
                 Try::Ok | Try::Slow => Ok(()),
-                Try::Again | Try::AgainAtOnce => Err(Unsettled::again(self, Refused)),
+                Try::Again | Try::AgainAtOnce => Err(Unsettled::again(tag, Refused)),
                 Try::Last | Try::LastAtOnce => Err(Unsettled::last(Refused)),
                 Try::Hang => pending().await,
                 Try::PanicInSettle => unreachable!(),
                 Try::PanicInFuture => raise("in the future of settle"),
             }
-        })
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        self.deliveries
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities
-    }
-}
-
-impl Job for Tag {
-    type Tag = Tag;
-
-    fn tag(&self) -> Tag {
-        self.clone()
-    }
+        }
+    })
 }
 
 type Answer = Result<Settled, SettleError<Refused>>;
@@ -345,10 +263,7 @@ async fn each_capability_verdict_and_result_settles_as_documented() {
     for capabilities in capabilities() {
         for verdict in VERDICTS {
             for script in SCRIPTS {
-                let tag = Tag {
-                    capabilities,
-                    ..Tag::new(script)
-                };
+                let tag = scripted(script).can(capabilities);
                 let policy = SettlePolicy::new(always(verdict));
                 let mut sentinel = SentinelLayer::new(policy)
                     .layer(service_fn(async |_: Tag| Err::<(), _>(Refused)));
@@ -394,7 +309,7 @@ async fn the_longest_settlement_takes_as_long_as_is_said() {
             .retry_backoff(ms(500)..=SECOND);
         let tries = retries + 1;
         assert_eq!(policy.longest(), ms(longest) + ms(1) * tries);
-        let tag = Tag::new(&[Try::Again]);
+        let tag = scripted(&[Try::Again]);
         let started = Instant::now();
         let error = settle(policy, &tag, failed()).await.unwrap_err();
         assert!(matches!(error, SettleError::Failed { tries: t, .. } if t == tries));
@@ -420,7 +335,7 @@ async fn pauses_double_up_to_their_upper_bound() {
     let policy = SettlePolicy::new(always(Verdict::Ack))
         .retries(5)
         .retry_backoff(ms(250)..=SECOND);
-    let tag = Tag::new(&[Try::AgainAtOnce]);
+    let tag = scripted(&[Try::AgainAtOnce]);
     let started = Instant::now();
     settle(policy, &tag, failed()).await.unwrap_err();
     let times = [0, 250, 750, 1_750, 2_750, 3_750].map(ms);
@@ -431,12 +346,12 @@ async fn pauses_double_up_to_their_upper_bound() {
 async fn the_limit_is_that_of_each_try() {
     // Together they take longer than the limit.
     let policy = SettlePolicy::new(always(Verdict::Ack)).try_timeout(TRY + ms(50));
-    let tag = Tag::new(&[Try::Again, Try::Again, Try::Again, Try::Slow]);
+    let tag = scripted(&[Try::Again, Try::Again, Try::Again, Try::Slow]);
     let started = Instant::now();
     settle(policy.clone(), &tag, failed()).await.unwrap();
     assert_eq!(started.elapsed(), 4 * TRY + ms(700));
 
-    let tag = Tag::new(&[Try::Again, Try::Hang]);
+    let tag = scripted(&[Try::Again, Try::Hang]);
     let started = Instant::now();
     let error = settle(policy, &tag, failed()).await.unwrap_err();
     assert!(matches!(error, SettleError::TimedOut { limit, .. } if limit == TRY + ms(50)));
@@ -446,7 +361,7 @@ async fn the_limit_is_that_of_each_try() {
 #[tokio::test(start_paused = true)]
 async fn a_result_that_comes_with_the_limit_is_a_result() {
     let policy = SettlePolicy::new(always(Verdict::Ack)).try_timeout(TRY);
-    let tag = Tag::new(&[Try::Slow]);
+    let tag = scripted(&[Try::Slow]);
     settle(policy, &tag, failed()).await.unwrap();
 }
 
@@ -462,7 +377,7 @@ async fn the_sentinels_limit_ends_a_settlement_between_two_tries() {
     let mut sentinel = SentinelLayer::new(policy)
         .settle_timeout(2 * SECOND)
         .layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
-    let tag = Tag::new(&[Try::Again]);
+    let tag = scripted(&[Try::Again]);
     let started = Instant::now();
     let error = call(&mut sentinel, tag.clone()).await.unwrap_err();
     assert!(matches!(error, SentinelError::PolicyTimedOut(limit) if limit == 2 * SECOND));
@@ -475,10 +390,7 @@ async fn the_sentinels_limit_ends_a_settlement_between_two_tries() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_sent_without_a_verdict() {
-    let unknown = || Tag {
-        deliveries: None,
-        ..Tag::new(&[Try::Ok])
-    };
+    let unknown = || scripted(&[Try::Ok]).delivered(None);
     let limit = SettlePolicy::new(ack_on_success().delivery_limit(5));
     let backoff = SettlePolicy::new(ack_on_success().backoff(SECOND..=SECOND));
     let once = SettlePolicy::new(ack_on_success().retry_once());
@@ -517,7 +429,7 @@ async fn nothing_is_sent_without_a_verdict() {
 #[tokio::test(start_paused = true)]
 async fn a_delay_that_the_broker_cannot_do_is_refused_and_not_left_out() {
     let policy = SettlePolicy::new(ack_on_success().backoff(SECOND..=SECOND).random(|| 1.0));
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let error = settle(policy.clone(), &tag, failed()).await.unwrap_err();
     let refused = Verdict::retry_after(SECOND);
     assert!(matches!(error, SettleError::Unsupported { verdict } if verdict == refused));
@@ -527,10 +439,7 @@ async fn a_delay_that_the_broker_cannot_do_is_refused_and_not_left_out() {
     assert_eq!(error.to_string(), printed);
     assert_eq!(tag.tries(), 0);
 
-    let able = Tag {
-        capabilities: Capabilities::none().delay(),
-        ..Tag::new(&[Try::Ok])
-    };
+    let able = scripted(&[Try::Ok]).can(Capabilities::none().delay());
     assert_eq!(
         settle(policy, &able, failed()).await.unwrap().verdict,
         refused
@@ -550,12 +459,12 @@ async fn an_error_of_the_tag_is_the_source() {
             "the broker was not told \"ack\" in 4 tries: refused",
         ),
     ] {
-        let tag = Tag::new(script);
+        let tag = scripted(script);
         let error = settle(policy.clone(), &tag, failed()).await.unwrap_err();
         assert_eq!(error.to_string(), printed);
         assert!(error.source().unwrap().is::<Refused>());
     }
-    let hung = Tag::new(&[Try::Hang]);
+    let hung = scripted(&[Try::Hang]);
     let error = settle(policy, &hung, failed()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -588,7 +497,7 @@ async fn the_reason_says_what_became_of_the_job_at_each_try() {
             Some("the job was cancelled: shutdown"),
         ),
     ] {
-        let tag = Tag::new(&[Try::Again, Try::AgainAtOnce, Try::Ok]);
+        let tag = scripted(&[Try::Again, Try::AgainAtOnce, Try::Ok]);
         let settled = settle(SettlePolicy::default(), &tag, outcome)
             .await
             .unwrap();
@@ -607,7 +516,7 @@ async fn the_tag_of_a_job_that_still_runs_is_told() {
         let timed_out = Outcome::<(), Refused>::TimedOut(TimedOut::new(SECOND, stopped));
         let cancelled = Outcome::Cancelled(Cancelled::new(CancelReason::LeaseLost, stopped));
         for (outcome, verdict) in [(timed_out, Verdict::retry()), (cancelled, Verdict::Abandon)] {
-            let tag = Tag::new(&[Try::Ok]);
+            let tag = scripted(&[Try::Ok]);
             let settled = settle(SettlePolicy::default(), &tag, outcome)
                 .await
                 .unwrap();
@@ -618,13 +527,13 @@ async fn the_tag_of_a_job_that_still_runs_is_told() {
             assert_eq!(tag.tries(), 1);
         }
     }
-    let settled = settle(SettlePolicy::default(), &Tag::new(&[Try::Ok]), failed()).await;
+    let settled = settle(SettlePolicy::default(), &scripted(&[Try::Ok]), failed()).await;
     assert_eq!(settled.unwrap().tag, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_policy_by_default_acks_on_success() {
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let done = Outcome::<_, Refused>::Completed(());
     let settled = settle(SettlePolicy::default(), &tag, done).await.unwrap();
     assert_eq!(settled.verdict, Verdict::Ack);
@@ -642,7 +551,7 @@ impl fmt::Display for Unprintable {
 
 #[tokio::test(start_paused = true)]
 async fn a_jobs_error_that_cannot_be_printed_costs_no_answer() {
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let outcome = Outcome::<(), _>::Failed(Unprintable);
     let settled = settle(SettlePolicy::default(), &tag, outcome)
         .await
@@ -656,7 +565,7 @@ async fn a_jobs_error_that_cannot_be_printed_costs_no_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_jobs_value_whose_destructor_panics_costs_no_answer() {
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let outcome = Outcome::<_, Refused>::Completed(Bomb);
     let settled = settle(SettlePolicy::default(), &tag, outcome)
         .await
@@ -677,7 +586,7 @@ async fn a_decision_that_panics_is_the_sentinels_to_catch() {
     let decide = |_: &Tag, _: &Outcome<(), Refused>| -> Verdict { raise("in the decision") };
     let mut sentinel = SentinelLayer::new(SettlePolicy::new(decide))
         .layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let error = call(&mut sentinel, tag.clone()).await.unwrap_err();
     assert!(
         matches!(error, SentinelError::PolicyPanicked(panic) if panic.message() == "in the decision")
@@ -695,7 +604,7 @@ async fn a_settlement_goes_on_though_a_drain_is_under_way() {
         .layer(service_fn(async |_: Tag| {
             pending::<Result<(), Refused>>().await
         }));
-    let tag = Tag::new(&[Try::Again, Try::Again, Try::Slow]);
+    let tag = scripted(&[Try::Again, Try::Again, Try::Slow]);
     let response = tokio::spawn(sentinel.oneshot(tag.clone()));
     sleep(SECOND).await;
     assert_eq!(tag.tries(), 0);
@@ -714,7 +623,7 @@ async fn a_drain_that_begins_while_a_job_settles_does_not_cut_it_short() {
     let sentinel = SentinelLayer::new(SettlePolicy::default())
         .shutdown(shutdown.clone())
         .layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
-    let tag = Tag::new(&[Try::Again, Try::Slow]);
+    let tag = scripted(&[Try::Again, Try::Slow]);
     let started = Instant::now();
     let response = tokio::spawn(sentinel.oneshot(tag.clone()));
     // In the first try; the second is in the drain.
@@ -739,7 +648,7 @@ async fn a_settlement_goes_on_though_the_caller_drops() {
                 sleep(SECOND).await;
                 Ok::<_, Refused>(())
             }));
-        let tag = Tag::new(&[Try::Again, Try::Slow]);
+        let tag = scripted(&[Try::Again, Try::Slow]);
         let started = Instant::now();
         let response = tokio::spawn(sentinel.oneshot(tag.clone()));
         sleep(dropped).await;
@@ -767,7 +676,7 @@ async fn a_job_whose_lease_is_lost_is_abandoned_through_its_tag() {
             tower_sentinel::cancel::Cancellation::current().cancel(CancelReason::LeaseLost);
             pending::<Result<(), Refused>>().await
         }));
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let settled = call(&mut sentinel, tag.clone()).await.unwrap();
     assert_eq!(settled.verdict, Verdict::Abandon);
     assert!(!settled.charged);
@@ -783,12 +692,12 @@ fn a_settlement_that_is_ready_at_once_needs_no_timer() {
     // A runtime without timers, where to make one panics.
     let runtime = Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let tag = Tag::new(&[Try::Ok]);
+        let tag = scripted(&[Try::Ok]);
         let done = Outcome::<_, Refused>::Completed(());
         let report = Report::new(tag.clone(), done, SECOND);
         let settled = SettlePolicy::default().call(report).now_or_never();
         assert_eq!(settled.unwrap().unwrap().verdict, Verdict::Ack);
-        let last = Tag::new(&[Try::LastAtOnce]);
+        let last = scripted(&[Try::LastAtOnce]);
         settle(SettlePolicy::default(), &last, failed())
             .await
             .unwrap_err();
@@ -797,7 +706,7 @@ fn a_settlement_that_is_ready_at_once_needs_no_timer() {
 
 #[test]
 fn the_tag_is_settled_in_the_call() {
-    let tag = Tag::new(&[Try::Ok]);
+    let tag = scripted(&[Try::Ok]);
     let report = Report::new(tag.clone(), failed(), SECOND);
     let future = SettlePolicy::default().call(report);
     assert_eq!(tag.tries(), 1);
@@ -821,43 +730,21 @@ fn a_settlement_adds_little_to_the_future_of_its_tag() {
     assert!(added <= mem::size_of::<Done>(), "{added} bytes");
 }
 
-/// A tag that lets itself be waited for without a timer.
-#[derive(Debug)]
-struct Timerless {
-    fails: u32,
-}
-
-impl Settle for Timerless {
-    type Error = Refused;
-    type Future = BoxFuture<'static, Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        Box::pin(async move {
-            yield_now().await;
-            match self.fails {
-                0 => Ok(()),
-                fails => Err(Unsettled::again(Timerless { fails: fails - 1 }, Refused)),
-            }
-        })
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
+/// Returns a tag that lets itself be waited for without a timer, and fails so often.
+fn timerless(fails: usize) -> Tag {
+    Tag::new().settling(move |tag| async move {
+        yield_now().await;
+        match tag.tries() > fails {
+            true => Ok(()),
+            false => Err(Unsettled::again(tag, Refused)),
+        }
+    })
 }
 
 #[test]
 fn a_settlement_outside_of_a_runtime_has_no_limit_and_no_pause() {
     for (fails, settles) in [(3, true), (4, false)] {
-        let report = Report::new(Timerless { fails }, failed(), SECOND);
+        let report = Report::new(timerless(fails), failed(), SECOND);
         let answer = block_on(SettlePolicy::default().oneshot(report));
         assert_eq!(answer.is_ok(), settles);
     }
@@ -867,7 +754,7 @@ fn a_settlement_outside_of_a_runtime_has_no_limit_and_no_pause() {
 fn a_settlement_may_be_polled_outside_of_the_runtime_it_began_in() {
     let runtime = paused_time();
     for script in [&[Try::AgainAtOnce, Try::Ok] as &'static [Try], &[Try::Hang]] {
-        let tag = Tag::new(script);
+        let tag = scripted(script);
         let report = Report::new(tag.clone(), failed(), SECOND);
         let mut settlement = Box::pin(SettlePolicy::default().oneshot(report));
         runtime.block_on(async {
@@ -886,7 +773,7 @@ fn a_settlement_may_be_polled_outside_of_the_runtime_it_began_in() {
 #[test]
 fn a_settlement_goes_on_though_the_runtime_of_its_timer_ends() {
     for script in [&[Try::AgainAtOnce, Try::Ok] as &'static [Try], &[Try::Hang]] {
-        let tag = Tag::new(script);
+        let tag = scripted(script);
         let report = Report::new(tag.clone(), failed(), SECOND);
         let mut settlement = Box::pin(SettlePolicy::default().oneshot(report));
         let first = paused_time();
@@ -904,7 +791,7 @@ fn a_settlement_goes_on_though_the_runtime_of_its_timer_ends() {
 fn g1_a_job_is_settled_though_its_callers_runtime_ends_while_it_settles() {
     let jobs = Builder::new_multi_thread().enable_all().build().unwrap();
     for drops in [false, true] {
-        let tag = Tag::new(&[Try::AgainAtOnce, Try::Ok]);
+        let tag = scripted(&[Try::AgainAtOnce, Try::Ok]);
         let (settling, tried) = (tag.clone(), tag.clone());
         let layer = SentinelLayer::new(SettlePolicy::default()).runtime(jobs.handle().clone());
         let sentinel = layer.layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
@@ -955,7 +842,7 @@ async fn each_try_that_fails_is_warned_of_with_its_verdict() {
         ),
     ] {
         let (log, guard) = Log::start();
-        let _answer = settle(SettlePolicy::default(), &Tag::new(script), failed()).await;
+        let _answer = settle(SettlePolicy::default(), &scripted(script), failed()).await;
         drop(guard);
         let mut logged = log.lines();
         assert!(logged.remove(0).starts_with("WARN the job failed"));

@@ -2,6 +2,7 @@
 
 pub(crate) mod log;
 pub(crate) mod subscription;
+pub(crate) mod tag;
 
 use std::{
     fmt,

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use metrics::Label;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_util::{
@@ -16,13 +17,13 @@ use metrics_util::{
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, Verdict, ack_on_success,
-    outcome::OutcomeKind,
-    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
+    IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
+    outcome::OutcomeKind, settle::Unsettled,
 };
 
 use crate::support::{
     Blocked, Fate, Plan, Recorder, Refused, WORK, Work, Worker, call, current_thread, idle, raise,
+    tag::Tag,
 };
 
 /// The values by name and labels; a histogram's is its samples.
@@ -172,42 +173,6 @@ fn a_job_that_does_not_stop_is_abandoned_until_it_does() {
 
 // === settlements ===
 
-#[derive(Clone, Debug)]
-struct Tag(Duration);
-
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = futures_util::future::BoxFuture<'static, Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        Box::pin(async move {
-            match self.0 {
-                Duration::MAX => Err(Unsettled::last(Refused)),
-                delay => {
-                    sleep(delay).await;
-                    Ok(())
-                }
-            }
-        })
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
-
-    fn messaging(&self) -> Option<Messaging<'_>> {
-        None
-    }
-}
-
 struct Delivery(Fate, Tag);
 
 impl Job for Delivery {
@@ -230,13 +195,14 @@ async fn process(Delivery(fate, _): Delivery) -> Result<(), Refused> {
 #[tokio::test(start_paused = true)]
 async fn each_verdict_that_the_broker_was_told_is_counted_and_timed() {
     let labels = [("messaging.destination.name", "orders")];
-    let quick = Tag(Duration::from_secs(2));
+    let quick = Tag::new().settling(|_| sleep(Duration::from_secs(2)).map(Ok));
+    let failing = Tag::new().failing(|_| Unsettled::last(Refused));
     let table = [
         (Fate::Value, quick.clone(), Some("ack")),
         (Fate::Error, quick.clone(), Some("retry")),
         (Fate::PanicFirst, quick, Some("retry")),
         // The broker was told nothing.
-        (Fate::Value, Tag(Duration::MAX), None),
+        (Fate::Value, failing, None),
     ];
     for (fate, tag, verdict) in table {
         let (metrics, _guard) = Metrics::start();
@@ -330,7 +296,7 @@ async fn every_metric_is_described() {
     let service = service_fn(|_: Delivery| ready(Ok::<_, Refused>(())));
     let service = IntensityLayer::new().layer(service);
     let mut sentinel = SentinelLayer::new(policy).layer(service);
-    let job = Delivery(Fate::Value, Tag(Duration::ZERO));
+    let job = Delivery(Fate::Value, Tag::new());
     call(&mut sentinel, job).await.unwrap();
     tower_sentinel::telemetry::describe_metrics();
     let all = metrics.snapshotter.snapshot().into_vec();

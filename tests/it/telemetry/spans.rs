@@ -3,9 +3,8 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    future::{Future, pending, ready},
+    future::{pending, ready},
     io,
-    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use tower_sentinel::{
     Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     cancel::Cancellation,
     outcome::CancelReason,
-    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
+    settle::{Messaging, Unsettled},
 };
 use tracing::{
     Event, Instrument, Subscriber,
@@ -31,7 +30,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::support::{Refused, call, raise};
+use crate::support::{Refused, call, raise, tag::Tag};
 
 // === what is recorded ===
 
@@ -119,44 +118,6 @@ enum Way {
     Hangs,
 }
 
-#[derive(Clone, Debug)]
-struct Tag {
-    way: Way,
-    described: bool,
-}
-
-impl Settle for Tag {
-    type Error = Refused;
-    type Future = Pin<Box<dyn Future<Output = Result<(), Unsettled<Self, Refused>>> + Send>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        match self.way {
-            Way::Works => Box::pin(ready(Ok(()))),
-            Way::Fails => Box::pin(ready(Err(Unsettled::last(Refused)))),
-            Way::Hangs => Box::pin(pending()),
-        }
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
-
-    fn messaging(&self) -> Option<Messaging<'_>> {
-        let messaging = Messaging::new("rabbitmq", "orders")
-            .message_id("m-7")
-            .delivery_tag(42);
-        self.described.then_some(messaging)
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Value,
@@ -210,8 +171,15 @@ async fn record(fate: Fate, tag: Tag) -> Recorded {
 }
 
 fn described(way: Way) -> Tag {
-    let described = true;
-    Tag { way, described }
+    let tag = Tag::new().describing(|| {
+        let messaging = Messaging::new("rabbitmq", "orders");
+        Some(messaging.message_id("m-7").delivery_tag(42))
+    });
+    match way {
+        Way::Works => tag,
+        Way::Fails => tag.failing(|_| Unsettled::last(Refused)),
+        Way::Hangs => tag.settling(|_| pending()),
+    }
 }
 
 /// The fields of the span of a job that has completed.
@@ -375,11 +343,7 @@ async fn a_settlement_that_fails_is_marked_in_its_own_span_alone() {
 
 #[tokio::test]
 async fn a_tag_that_describes_nothing_has_the_spans_all_the_same() {
-    let tag = Tag {
-        way: Way::Works,
-        described: false,
-    };
-    let recorded = record(Fate::Value, tag).await;
+    let recorded = record(Fate::Value, Tag::new()).await;
     let titles: Vec<_> = recorded.spans.iter().map(|(title, _)| title).collect();
     assert_eq!(
         titles,
@@ -392,49 +356,13 @@ async fn a_tag_that_describes_nothing_has_the_spans_all_the_same() {
     assert!(!recorded.spans[1].1.contains_key("messaging.system"));
 }
 
-/// A tag that must not be asked to describe itself.
-#[derive(Clone, Debug)]
-struct Silent;
-
-impl Settle for Silent {
-    type Error = Refused;
-    type Future = std::future::Ready<Result<(), Unsettled<Self, Refused>>>;
-
-    fn settle(self, _: Verdict, _: Reason) -> Self::Future {
-        ready(Ok(()))
-    }
-
-    async fn keep_alive(&self) -> Result<Lease, Refused> {
-        Ok(Lease::Held)
-    }
-
-    fn deliveries(&self) -> Option<u32> {
-        None
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::none()
-    }
-
-    fn messaging(&self) -> Option<Messaging<'_>> {
-        panic!("asked in vain")
-    }
-}
-
-impl Job for Silent {
-    type Tag = Self;
-
-    fn tag(&self) -> Self {
-        Self
-    }
-}
-
 #[tokio::test]
 async fn nobody_is_asked_to_describe_a_delivery_where_no_span_is_enabled() {
     let _guard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
     let mut sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
         .process_span()
-        .layer(service_fn(|_: Silent| ready(Ok::<_, Refused>(()))));
-    let settled = call(&mut sentinel, Silent).await.unwrap();
+        .layer(service_fn(|_: Tag| ready(Ok::<_, Refused>(()))));
+    let silent = Tag::new().describing(|| panic!("asked in vain"));
+    let settled = call(&mut sentinel, silent).await.unwrap();
     assert_eq!(settled.verdict, Verdict::Ack);
 }
