@@ -7,10 +7,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 
 use super::{
-    channel::Channel,
-    dead_letter::own_headers,
-    delivery_error::DeliveryError,
-    fetched::Fetched,
+    channel::Channel, dead_letter::own_headers, delivery_error::DeliveryError, fetched::Fetched,
 };
 use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
 
