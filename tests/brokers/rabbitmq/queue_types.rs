@@ -1,6 +1,18 @@
 //! A queue that is not of the type that was said.
 
-use super::*;
+use tower_sentinel::{
+    Job, Verdict,
+    broker::rabbitmq::{
+        self, Queue, QueueKind, SubscriptionError,
+        lapin::{
+            options::QueueDeclareOptions,
+            types::{AMQPValue, FieldTable},
+        },
+    },
+    settle::Settle,
+};
+
+use super::{Scene, close, next, server::shared, settle};
 
 async fn declare_as(scene: &Scene, options: QueueDeclareOptions, arguments: &[(&str, AMQPValue)]) {
     let name = scene.name.as_str();

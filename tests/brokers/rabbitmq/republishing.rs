@@ -1,10 +1,38 @@
 //! What is republished, and what becomes of a job that can't be.
 
-use std::io::{Read, Write};
+use std::{
+    future::IntoFuture,
+    io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use super::*;
+use tokio::time::timeout;
+use tower::{ServiceBuilder, service_fn};
+use tower_sentinel::{
+    Consumer, DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    broker::rabbitmq::{
+        self, ConnectError, Connection, Delivery, DeliveryError, DeliveryTag, QueueKind, Right,
+        SubscriptionError,
+        lapin::{
+            BasicProperties,
+            options::BasicPublishOptions,
+            types::{AMQPValue, FieldTable},
+        },
+    },
+    outcome::OutcomeKind,
+    settle::{Reason, Settle},
+};
+
+use super::{
+    KINDS, Scene, close, end, next, quiet, reason,
+    server::{Server, shared},
+    settle,
+};
 use crate::conformance::eventually;
-use tower_sentinel::{DecisionExt, broker::rabbitmq::Right};
 
 fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())

@@ -1,6 +1,26 @@
 //! The way back of a job that waits: what it needs, and that it loses nothing.
 
-use super::*;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tower_sentinel::{
+    Job, Verdict,
+    broker::rabbitmq::{
+        self, Deliveries, DeliveryError, DeliveryTag, Queue, QueueKind,
+        lapin::{
+            BasicProperties,
+            options::BasicPublishOptions,
+            types::{AMQPValue, FieldTable},
+        },
+    },
+    settle::Settle,
+};
+
+use super::{
+    KINDS, Scene, close, declare, next, reason, resubscribe,
+    server::{Server, shared},
+    settle,
+};
 
 /// Declares a retry queue as [`Queue::retry_queue`] asks for.
 async fn declare_retry_queue(scene: &Scene, name: &str, delay: i64) {

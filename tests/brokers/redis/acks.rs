@@ -304,6 +304,14 @@ async fn lose_the_connection(group: ConsumerGroup) {
 }
 
 #[tokio::test]
+async fn the_prefetch_is_that_of_the_other_brokers() {
+    let server = Server::start();
+    let group = ConsumerGroup::new(STREAM, GROUP);
+    let deliveries = group.connect(server.url()).await.unwrap();
+    assert_eq!(deliveries.prefetch(), 64);
+}
+
+#[tokio::test]
 async fn acks_that_the_server_refuses_as_a_whole_give_all_tags_back() {
     for group in [group(), asking()] {
         refuse_as_a_whole(group).await;

@@ -1,0 +1,152 @@
+//! Consumers and streams that are deleted, and connections that are lost.
+
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{sleep, timeout};
+use tower_sentinel::{
+    Job, Verdict,
+    broker::nats::{DeliveryError, SubscriptionError},
+    settle::Settle,
+};
+
+use super::{SOON, closed, jobs, next, nothing_within, reason, settle};
+
+#[tokio::test]
+async fn a_deleted_consumer_ends_the_stream_while_it_waits() {
+    let jobs = jobs(SOON).await;
+    let mut deliveries = jobs.subscribe(4).await;
+    let mut next = Box::pin(deliveries.next());
+    assert!(
+        timeout(Duration::from_millis(100), &mut next)
+            .await
+            .is_err()
+    );
+    jobs.context
+        .delete_consumer_from_stream("workers", "jobs")
+        .await
+        .unwrap();
+    let error = timeout(SOON, next).await.unwrap().unwrap().unwrap_err();
+    assert!(
+        matches!(error, SubscriptionError::ConsumerDeleted),
+        "{error}"
+    );
+    assert!(deliveries.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_deleted_consumer_or_stream_is_noticed_while_nobody_pulls() {
+    for stream in [false, true] {
+        let jobs = jobs(SOON).await;
+        jobs.publish("a").await;
+        let mut deliveries = jobs.subscribe(1).await;
+        let _job = next(&mut deliveries).await;
+        match stream {
+            true => drop(jobs.context.delete_stream("jobs").await.unwrap()),
+            false => drop(
+                jobs.context
+                    .delete_consumer_from_stream("workers", "jobs")
+                    .await
+                    .unwrap(),
+            ),
+        }
+        let error = closed(&mut deliveries).await.unwrap_err();
+        match stream {
+            true => assert!(matches!(error, SubscriptionError::StreamDeleted), "{error}"),
+            false => assert!(
+                matches!(error, SubscriptionError::ConsumerDeleted),
+                "{error}"
+            ),
+        }
+        let error = deliveries.next().await.unwrap().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            match stream {
+                true => "the stream does not exist",
+                false => "the consumer does not exist",
+            }
+        );
+        assert!(deliveries.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_deleted_consumer_is_an_error() {
+    let jobs = jobs(SOON).await;
+    jobs.publish("a").await;
+    let mut deliveries = jobs.subscribe(1).await;
+    let job = next(&mut deliveries).await;
+    jobs.context
+        .delete_consumer_from_stream("workers", "jobs")
+        .await
+        .unwrap();
+    let error = settle(&job, Verdict::Ack).await.unwrap_err();
+    assert!(matches!(error, DeliveryError::NoConsumer), "{error}");
+}
+
+#[tokio::test]
+async fn a_drained_client_ends_the_stream() {
+    let jobs = jobs(SOON).await;
+    let mut deliveries = jobs.subscribe(1).await;
+    jobs.client.drain().await.unwrap();
+    let error = closed(&mut deliveries).await.unwrap_err();
+    assert!(matches!(error, SubscriptionError::ClientClosed), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_stays_away_ends_the_stream() {
+    let mut jobs = jobs(SOON).await;
+    let pull = jobs.pull().reconnect_limit(Duration::from_secs(1));
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
+    assert!(deliveries.next().now_or_never().is_none());
+    jobs.server.kill();
+    let error = closed(&mut deliveries).await.unwrap_err();
+    assert!(
+        matches!(error, SubscriptionError::Unreachable { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_tag_outlives_its_connection() {
+    let mut jobs = jobs(SOON * 6).await;
+    jobs.publish("a").await;
+    jobs.publish("b").await;
+    let mut deliveries = jobs.subscribe(1).await;
+    let job = next(&mut deliveries).await;
+    jobs.server.kill();
+    jobs.server.restart();
+    let mut tag = job.tag();
+    // The first try may have gone to the server that was killed.
+    while let Err(unsettled) = tag.settle(Verdict::Ack, reason("")).await {
+        tag = unsettled.tag.expect("an ack may be tried again");
+    }
+    let job = next(&mut deliveries).await;
+    assert_eq!(job.as_ref(), b"b");
+    settle(&job, Verdict::Ack).await.unwrap();
+    assert_eq!(jobs.messages("jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_nak_is_not_sent_while_there_is_no_connection() {
+    let mut jobs = jobs(SOON * 6).await;
+    jobs.publish("a").await;
+    let pull = jobs.pull().confirm_timeout(Duration::from_millis(400));
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
+    let job = next(&mut deliveries).await;
+    jobs.server.kill();
+    while jobs.client.connection_state().to_string() == "connected" {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let unsettled = job.tag().settle(Verdict::retry(), reason("down")).await;
+    let unsettled = unsettled.unwrap_err();
+    assert!(
+        matches!(unsettled.error, DeliveryError::Disconnected { .. }),
+        "{unsettled}"
+    );
+    jobs.server.restart();
+    nothing_within(&mut deliveries, Duration::from_secs(1)).await;
+    let tag = unsettled.tag.expect("nothing was sent");
+    tag.settle(Verdict::retry(), reason("down")).await.unwrap();
+    assert_eq!(next(&mut deliveries).await.tag().deliveries(), Some(2));
+}
