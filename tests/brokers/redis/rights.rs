@@ -18,7 +18,7 @@ use super::{
 
 /// Returns the commands and keys that the documentation lists.
 fn documented() -> Vec<&'static str> {
-    let docs = include_str!("../../../src/broker/redis/mod.rs");
+    let docs = include_str!("../../../src/_guide/redis.md");
     let (_, list) = docs.split_once("ACL SETUSER").unwrap();
     let (list, _) = list.split_once("```").unwrap();
     let words = list.split_ascii_whitespace();
