@@ -1,4 +1,4 @@
-//! [`SettleFuture`]: one settlement, with its tries.
+//! [`SettleFuture`]: one settlement with all its tries.
 
 use std::{
     any::type_name,
@@ -24,7 +24,7 @@ use crate::{
     time::Timer,
 };
 
-/// How long and how often a settlement is tried.
+/// Limits of a settlement: the time of one try, the number of tries, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     pub(crate) limit: Duration,
@@ -35,18 +35,18 @@ pub(crate) struct Patience {
 // === impl SettleFuture ===
 
 pin_project! {
-    /// The future of a [`SettlePolicy`](crate::SettlePolicy): one settlement, with its tries.
+    /// The future of a [`SettlePolicy`](crate::SettlePolicy): one settlement with all its tries.
     ///
     /// It holds the outcome `O` of the job, and drops it last.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if it is dropped, the broker may or may not have the answer.
+    /// Not cancel safe: if it is dropped, the settlement may or may not have reached the broker.
     #[must_use = "a delivery is not settled unless this is polled"]
     pub struct SettleFuture<Tag, F, E, O = Infallible> {
         #[pin]
         state: State<Tag, F, E>,
-        // Last, for its destructor may block.
+        // Last, since its destructor may block.
         remains: Remains<O>,
     }
 }
@@ -54,7 +54,7 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<Tag, F, E> {
-        // `None` once it is told.
+        // `None` once it is returned.
         Refused { error: Option<SettleError<E>> },
         Settling { span: GuardedSpan, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
     }
@@ -71,7 +71,7 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
 
     /// Begins to settle in `span`.
     ///
-    /// What this is made of is put in its place at once: it is large, and made for every job.
+    /// All parts are built in place: the future is large, and made for every job.
     pub(crate) fn settling(
         span: GuardedSpan,
         stopwatch: Stopwatch,
@@ -140,7 +140,7 @@ where
             }
             StateProjection::Refused { error } => {
                 // Invariant: a future is not polled again once it was ready.
-                Poll::Ready(Err(error.take().expect("a refusal is told once")))
+                Poll::Ready(Err(error.take().expect("a refusal is returned once")))
             }
         }
     }
@@ -164,14 +164,14 @@ pin_project! {
     pub(crate) struct Settling<Tag, F> {
         #[pin]
         step: Step<Tag, F>,
-        // The limit of a try, or a pause. A tag that answers at once has none.
+        // The limit of a try, or a pause. A try that is ready at once has none.
         timer: Option<Timer>,
-        // How many were begun.
+        // Number of tries begun.
         tries: u32,
         patience: Patience,
-        // What is answered on success.
+        // The response on success.
         settled: Settled,
-        // The reason's, for further tries.
+        // Message of the reason, for further tries.
         message: Option<Box<str>>,
     }
 }
@@ -221,7 +221,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         }
     }
 
-    /// Goes to the pause before the next try, if there is to be one.
+    /// Begins the pause before the next try, or returns the error if there is no next try.
     fn fail(
         self: Pin<&mut Self>,
         unsettled: Unsettled<Tag, Tag::Error>,
@@ -234,7 +234,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let again = tag.is_some();
         guard(|| {
             let printed = || print("error", &error);
-            tracing::warn!(%verdict, tries, again, error = %printed(), "a settlement failed");
+            tracing::warn!(%verdict, tries, again, error = %printed(), "settlement failed");
         });
         if tag.is_none() {
             return Err(match reach {
@@ -249,7 +249,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         }
         *this.timer = None;
         this.step.set(Step::Pausing { tag });
-        // Last, for its destructor is the tag's.
+        // Last, since its destructor is foreign code.
         drop_quietly(error);
         Ok(())
     }
@@ -268,7 +268,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let Self { tries, .. } = *self;
         let Settled { verdict, .. } = self.settled;
         let limit = self.patience.limit;
-        guard(|| tracing::warn!(%verdict, tries, ?limit, "a settlement took too long"));
+        guard(|| tracing::warn!(%verdict, tries, ?limit, "settlement timed out"));
         SettleError::TimedOut { verdict, limit }
     }
 }

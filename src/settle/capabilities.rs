@@ -2,7 +2,7 @@
 
 use crate::settle::verdict::Verdict;
 
-/// What a broker can do for a delivery.
+/// Capabilities of a broker for one delivery: the verdicts that it can carry out, and how.
 ///
 /// ```
 /// use tower_sentinel::{Verdict, settle::Capabilities};
@@ -23,18 +23,19 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Returns the capabilities of a broker that can only ack, give back and reject.
+    /// Returns the capabilities of a broker that can only ack, retry and release without a delay, and
+    /// reject.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Adds that a [`Verdict::Release`] charges no attempt, whether or not it has a delay.
+    /// Adds that a [`Verdict::Release`] counts no attempt, with or without a delay.
     pub fn free_release(mut self) -> Self {
         self.free_release = true;
         self.free_delayed_release()
     }
 
-    /// Adds that a [`Verdict::Release`] with a delay charges no attempt.
+    /// Adds that a [`Verdict::Release`] with a delay counts no attempt.
     pub fn free_delayed_release(mut self) -> Self {
         self.free_delayed_release = true;
         self
@@ -58,7 +59,7 @@ impl Capabilities {
         self
     }
 
-    /// Returns whether a [`Verdict::Release`] charges no attempt, whether or not it has a delay.
+    /// Returns whether a [`Verdict::Release`] counts no attempt, with or without a delay.
     pub fn release_is_free(self) -> bool {
         self.free_release
     }

@@ -1,11 +1,12 @@
-//! [`SettleError`]: why a delivery is not settled.
+//! [`SettleError`]: the error of a settlement.
 
 use std::{error::Error, fmt, time::Duration};
 
 use crate::settle::{decision::Undecided, verdict::Verdict};
 
-/// Why a [`SettlePolicy`](crate::SettlePolicy) did not settle a delivery; `E` is the error of its
-/// tag.
+/// Error of a [`SettlePolicy`](crate::SettlePolicy) that did not settle a delivery.
+///
+/// `E` is the error of the delivery's tag.
 ///
 /// ```
 /// use std::{io, time::Duration};
@@ -13,70 +14,70 @@ use crate::settle::{decision::Undecided, verdict::Verdict};
 ///
 /// let limit = Duration::from_secs(5);
 /// let error = SettleError::<io::Error>::TimedOut { verdict: Verdict::Ack, limit };
-/// assert_eq!(error.to_string(), "the broker was not told \"ack\" within 5s");
+/// assert_eq!(error.to_string(), "the delivery was not settled with \"ack\" within 5s");
 /// assert!(error.must_give_up_channel());
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SettleError<E> {
-    /// There is no verdict: the broker doesn't tell what the decision depends on. Nothing was
-    /// sent.
+    /// There is no verdict: the broker doesn't report a value that the decision needs. Nothing was sent.
     Undecided(Undecided),
     /// The broker can't carry the verdict out; see
     /// [`Capabilities::can`](crate::settle::Capabilities::can). Nothing was sent.
     Unsupported {
-        /// What the decision was.
+        /// The verdict of the decision.
         verdict: Verdict,
     },
-    /// A try passed the [`try_timeout`](crate::SettlePolicy::try_timeout): the broker may or may
-    /// not have the answer.
+    /// A try passed the [`try_timeout`](crate::SettlePolicy::try_timeout): the settlement may or may not
+    /// have reached the broker.
     TimedOut {
-        /// What the broker was to be told.
+        /// The verdict to settle with.
         verdict: Verdict,
         /// The limit of the try.
         limit: Duration,
     },
-    /// The last try failed, and the tag can't be settled again, or was too often.
+    /// The last try failed: the tag can't be settled again, or all retries are used up.
     Failed {
-        /// What the broker was to be told.
+        /// The verdict to settle with.
         verdict: Verdict,
-        /// How many tries there were.
+        /// The number of tries.
         tries: u32,
-        /// Why the last one failed.
+        /// The error of the last try.
         error: E,
     },
-    /// The broker waits for no settlement of the delivery any more, as after the end of its lease:
-    /// [`Unsettled::moot`](crate::settle::Unsettled::moot). The job may run once more.
+    /// The broker does not wait for a settlement of the delivery any more, as after the end of its lease;
+    /// see [`Unsettled::moot`](crate::settle::Unsettled::moot). The job may run once more.
     Moot {
-        /// What the broker was to be told.
+        /// The verdict to settle with.
         verdict: Verdict,
-        /// Why the try failed.
+        /// The error of the try.
         error: E,
     },
-    /// A try failed as each one will until somebody mends the configuration:
+    /// A try failed, and each one will until somebody mends the configuration; see
     /// [`Unsettled::misconfigured`](crate::settle::Unsettled::misconfigured).
     Misconfigured {
-        /// What the broker was to be told.
+        /// The verdict to settle with.
         verdict: Verdict,
-        /// Why the try failed.
+        /// The error of the try.
         error: E,
     },
 }
 
 impl<E> SettleError<E> {
-    /// Returns whether the broker may have no answer, so that the delivery's channel must be given
-    /// up.
+    /// Returns whether the broker may still wait for a settlement, so that the delivery's channel must be
+    /// given up.
     ///
-    /// The tag is used up. As long as its channel lives, the broker waits for an answer that
-    /// nobody can give any more, and one place of the prefetch is lost. When the channel is
-    /// closed, the broker takes back what was not answered on it and delivers it again.
+    /// The tag is used up. As long as its channel lives, the broker waits for a settlement that nobody can
+    /// send any more, and one place of the prefetch is lost. When the channel is closed, the broker takes
+    /// the unsettled deliveries of that channel back and delivers them again.
     ///
-    /// It is `true` for every error but [`Moot`](Self::Moot) and that of an
-    /// [`Abandon`](Verdict::Abandon), for which the broker waits for no answer. After a failed
-    /// [`Ack`](Verdict::Ack) the job will run again though it had completed, since nobody knows
-    /// whether the broker got it. After [`Undecided`](Self::Undecided),
-    /// [`Unsupported`](Self::Unsupported) and [`Misconfigured`](Self::Misconfigured) it comes back
-    /// to the same configuration: stop, rather than reconnect.
+    /// It is `true` for every error but two: [`Moot`](Self::Moot), and an error of an
+    /// [`Abandon`](Verdict::Abandon) that was tried ([`TimedOut`](Self::TimedOut), [`Failed`](Self::Failed)).
+    /// In both cases the broker does not wait. After a failed [`Ack`](Verdict::Ack) the job may run again
+    /// though it has completed, since nobody knows whether the ack arrived. After
+    /// [`Undecided`](Self::Undecided), [`Unsupported`](Self::Unsupported) and
+    /// [`Misconfigured`](Self::Misconfigured) the job comes back to the same configuration: stop the worker
+    /// instead of reconnecting.
     pub fn must_give_up_channel(&self) -> bool {
         match self {
             SettleError::Undecided(_)
@@ -98,7 +99,10 @@ impl<E: fmt::Display> fmt::Display for SettleError<E> {
                 write!(f, "the broker can't carry out \"{verdict}\"")
             }
             SettleError::TimedOut { verdict, limit } => {
-                write!(f, "the broker was not told \"{verdict}\" within {limit:?}")
+                write!(
+                    f,
+                    "the delivery was not settled with \"{verdict}\" within {limit:?}"
+                )
             }
             SettleError::Failed {
                 verdict,
@@ -108,13 +112,13 @@ impl<E: fmt::Display> fmt::Display for SettleError<E> {
                 let noun = if *tries == 1 { "try" } else { "tries" };
                 write!(
                     f,
-                    "the broker was not told \"{verdict}\" in {tries} {noun}: {error:#}"
+                    "the delivery was not settled with \"{verdict}\" in {tries} {noun}: {error:#}"
                 )
             }
             SettleError::Moot { verdict, error } => {
                 write!(
                     f,
-                    "the broker waits for no \"{verdict}\" any more: {error:#}"
+                    "the broker does not wait for \"{verdict}\" any more: {error:#}"
                 )
             }
             SettleError::Misconfigured { verdict, error } => {

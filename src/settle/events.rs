@@ -1,4 +1,6 @@
-//! The event of a job that has not completed: one, from whoever knows most of it.
+//! The event of a job that has not completed.
+//!
+//! There is one event: from the policy if that knows more, otherwise from the sentinel.
 
 use std::{any::type_name, fmt, time::Duration};
 
@@ -10,14 +12,14 @@ use crate::{
     telemetry::GuardedSpan,
 };
 
-/// What a policy knows of a job besides its outcome.
+/// A policy's knowledge of a job, besides its outcome.
 #[derive(Default)]
 pub(crate) struct Decided<'a> {
-    /// What its error prints, or why it was not run.
+    /// The text of its error, or the reason why it was not run.
     message: Option<&'a str>,
     deliveries: Option<u32>,
     messaging: Option<Messaging<'a>>,
-    /// Of a job that has nothing else to be known by.
+    /// Only for a job without `messaging`.
     tag: Option<&'a dyn fmt::Debug>,
 }
 
@@ -33,12 +35,12 @@ impl<'a> Decided<'a> {
     }
 }
 
-/// Where a job goes that has not completed.
+/// Fate of a job that has not completed, as far as it is known.
 #[derive(Clone, Copy)]
 pub(crate) enum Fate {
-    /// Its policy does not tell.
+    /// The policy does not report it.
     Unknown,
-    /// It has no verdict, or none that its broker can carry out.
+    /// There is no verdict, or none that the broker can carry out.
     Unsettled,
     Verdict {
         verdict: Verdict,
@@ -68,7 +70,8 @@ impl fmt::Display for Fate {
     }
 }
 
-/// Tells of an outcome, in `span`, which is current: the event is the policy's if that `is_told` by it.
+/// Marks `span`, which is current, with the outcome, and emits its event unless the policy does
+/// (`is_told`).
 #[inline]
 pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_told: bool) {
     if outcome.is_completed() {
@@ -80,7 +83,7 @@ pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_tol
     }
 }
 
-/// Warns of a job that returned `late` after its limit, though it was stopped.
+/// Warns of a job that returned `late` after its limit, although it was told to stop.
 pub(crate) fn tell_late(kind: OutcomeKind, late: Duration) {
     guard(|| {
         tracing::warn!(
@@ -90,8 +93,9 @@ pub(crate) fn tell_late(kind: OutcomeKind, late: Duration) {
     });
 }
 
-/// Tells of an outcome that is not `Completed`, in the current span. Only asks for what is `decided`
-/// if somebody listens.
+/// Emits the event of an outcome that is not `Completed`, in the current span.
+///
+/// Calls `decided` only if a subscriber listens.
 pub(crate) fn tell<'a, T, E>(
     outcome: &Outcome<T, E>,
     fate: Fate,
@@ -149,7 +153,7 @@ fn level<T, E>(outcome: &Outcome<T, E>, fate: Fate) -> Level {
     match (outcome, reason_of(outcome)) {
         _ if fate.verdict() == Some(Verdict::Reject) => Level::ERROR,
         (Outcome::Panicked(_), _) => Level::ERROR,
-        // No failure of the job's.
+        // Not a failure of the job.
         (_, Some(CancelReason::Shutdown | CancelReason::CallerDropped)) => Level::INFO,
         _ => Level::WARN,
     }
@@ -199,7 +203,7 @@ fn reason_of<T, E>(outcome: &Outcome<T, E>) -> Option<CancelReason> {
     }
 }
 
-/// Marks `span` as that of a job that has not completed.
+/// Records in `span` why the job has not completed.
 fn mark<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
     match outcome {
         Outcome::Completed(_) => {}
@@ -207,7 +211,7 @@ fn mark<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
         Outcome::Panicked(_) => span.record_error("panic"),
         Outcome::TimedOut(_) => span.record_error("timeout"),
         Outcome::Cancelled(cancelled) => match cancelled.reason() {
-            // To be shut down is no failure of the job's.
+            // A shutdown is not a failure of the job.
             CancelReason::Shutdown => {}
             reason => span.record(|span| {
                 span.record("error.type", reason.as_str());

@@ -1,10 +1,10 @@
-//! [`Messaging`]: a delivery as traces describe it.
+//! [`Messaging`]: the description of a delivery for traces.
 
 use std::borrow::Cow;
 
 use tracing::Span;
 
-/// What traces say of a delivery; see [`Settle::messaging`](crate::settle::Settle::messaging).
+/// Description of a delivery for traces; see [`Settle::messaging`](crate::settle::Settle::messaging).
 ///
 /// ```
 /// use tower_sentinel::settle::Messaging;
@@ -15,18 +15,18 @@ use tracing::Span;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Messaging<'a> {
-    /// `messaging.system`: which broker it is, such as `rabbitmq`.
+    /// `messaging.system`: the kind of broker, such as `rabbitmq`.
     pub system: &'a str,
-    /// `messaging.destination.name`: the queue or stream. It is in the names of the spans, so it
+    /// `messaging.destination.name`: the queue or stream. It is part of the names of the spans, so it
     /// should have few values.
     pub destination: Cow<'a, str>,
-    /// `messaging.message.id`.
+    /// `messaging.message.id`: the id of the message.
     pub message_id: Option<Cow<'a, str>>,
-    /// `messaging.rabbitmq.message.delivery_tag`.
+    /// `messaging.rabbitmq.message.delivery_tag`: the delivery tag of AMQP 0-9-1.
     pub delivery_tag: Option<u64>,
-    /// The W3C trace context that came with the message: its `traceparent` header.
+    /// The W3C trace context of the message: its `traceparent` header.
     pub traceparent: Option<Cow<'a, str>>,
-    /// The `tracestate` header that goes with it.
+    /// The `tracestate` header of the message, which belongs to `traceparent`.
     pub tracestate: Option<Cow<'a, str>>,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Messaging<'a> {
         self
     }
 
-    /// Adds the delivery tag, of AMQP 0-9-1.
+    /// Adds the delivery tag of AMQP 0-9-1.
     pub fn delivery_tag(mut self, tag: u64) -> Self {
         self.delivery_tag = Some(tag);
         self
@@ -77,5 +77,3 @@ impl<'a> Messaging<'a> {
         }
     }
 }
-
-// === impl ProcessSpan ===

@@ -1,4 +1,4 @@
-//! [`Settle`]: what a broker can be told of a delivery, and the [`Verdict`] that says what.
+//! [`Settle`], the handle to one delivery, and the [`Verdict`]s that settle it.
 
 use std::{error::Error, fmt, future::Future};
 
@@ -27,94 +27,99 @@ pub use self::{
 #[doc(alias = "ack")]
 #[doc(alias = "acknowledge")]
 #[doc(alias = "nack")]
-/// A tag that its broker can be answered for.
+/// Handle to one delivery that can be acked, retried, released or rejected.
 ///
-/// Implemented by what a broker's client hands out with a delivery. A tag is used up by
-/// [`settle`](Settle::settle); clones of a tag answer for the same delivery, and all but the first
-/// settlement are refused locally.
+/// A broker's client implements it for the tag that it hands out with a delivery. [`settle`](Settle::settle)
+/// uses the tag up. Clones of a tag are handles to the same delivery: all settlements but the first are
+/// refused locally.
 ///
 /// # Contract
 ///
 /// - A verdict that the broker cannot do natively is emulated as the implementation documents, or
-///   refused with a typed error; it is never turned into another one in silence. The
-///   [`capabilities`](Settle::capabilities) say which.
-/// - A settlement that may be tried again gives the tag back, in [`Unsettled::tag`]. Where none
-///   comes back, or the future is dropped half-way, the channel is to be given up, so that the
-///   broker redelivers what has no answer; unless the failure is [`moot`](Unsettled::moot).
+///   refused with a typed error. It is never replaced by another verdict in silence. The
+///   [`capabilities`](Settle::capabilities) say which verdicts can be carried out.
+/// - A settlement that may be tried again gives the tag back, in [`Unsettled::tag`]. If no tag comes
+///   back, or the future is dropped half-way, the channel must be given up, so that the broker
+///   redelivers the unsettled jobs. The exception is a failure that is [`moot`](Unsettled::moot).
 /// - Nothing is sent for a tag of an earlier connection: that is an error.
-/// - To drop a tag answers nothing.
+/// - Dropping a tag sends nothing and settles nothing.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a tag that can be settled",
-    label = "no broker can be answered by this tag",
+    label = "this tag cannot settle a delivery",
     note = "implement `tower_sentinel::settle::Settle` for `{Self}`, or use the jobs of a broker, whose tags do"
 )]
 pub trait Settle: Sized {
-    /// Why a settlement, or a keep-alive, failed.
+    /// The error of a settlement or a keep-alive.
     type Error: Error + Send + Sync + 'static;
 
     /// The future of a settlement.
     type Future: Future<Output = Result<(), Unsettled<Self, Self::Error>>> + Send;
 
-    /// Tells the broker `verdict`; `reason` is for what it keeps, such as a dead letter's headers.
+    /// Settles the delivery with `verdict`.
+    ///
+    /// `reason` is for records that the broker keeps, such as the headers of a dead letter.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: if the future is dropped, the broker may or may not have the answer.
+    /// Not cancel safe: if the future is dropped, the settlement may or may not have reached the broker.
     fn settle(self, verdict: Verdict, reason: Reason) -> Self::Future;
 
     /// Asks the broker for more time before it redelivers the job.
     ///
-    /// Only asked where [`Capabilities::has_keep_alive`].
+    /// Only called where [`Capabilities::has_keep_alive`].
     fn keep_alive(&self) -> impl Future<Output = Result<Lease, Self::Error>> + Send;
 
-    /// Returns how often the job was delivered, this time included, if the broker tells.
+    /// Returns how often the job was delivered, this time included, if the broker reports it.
     fn deliveries(&self) -> Option<u32>;
 
-    /// Returns whether the job was delivered before, if the broker tells.
+    /// Returns whether the job was delivered before, if the broker reports it.
     ///
-    /// By default the count tells, which is wrong after a release that charges nothing: implement it
-    /// where there is one.
+    /// The default derives it from the count. That is wrong after a release that counts no attempt, so
+    /// implement it if the broker reports a redelivery.
     fn redelivered(&self) -> Option<bool> {
         self.deliveries().map(|deliveries| deliveries > 1)
     }
 
-    /// Returns what the broker can do for this delivery.
+    /// Returns the capabilities of the broker for this delivery.
     fn capabilities(&self) -> Capabilities;
 
-    /// Returns what traces are to say of the delivery; nothing by default.
+    /// Returns the description of the delivery for traces; `None` by default.
     ///
-    /// Only asked where a span that says it is enabled.
+    /// Only called where a span or an event that uses it is enabled.
     fn messaging(&self) -> Option<Messaging<'_>> {
         None
     }
 }
 
-/// Whether a job still belongs to the worker that asked to keep it.
+/// Result of a keep-alive: the job still belongs to the worker that asked, or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lease {
-    /// The broker waits on.
+    /// The job is still this worker's: the broker goes on waiting.
     Held,
-    /// The broker gave the job to somebody else, or will: nothing may be answered for it.
+    /// The broker gave the job to another worker, or will: this worker must not settle it any more.
     Lost,
 }
 
 /// A settlement that failed.
 ///
-/// Its four forms say what is left to do: to try [`again`](Self::again); to give up the channel,
-/// after the [`last`](Self::last) try; nothing, as it is [`moot`](Self::moot); or to stop, as the
-/// worker is [`misconfigured`](Self::misconfigured).
+/// It has four forms, one for each next step:
+///
+/// - [`again`](Self::again): try again;
+/// - [`last`](Self::last): give up the channel;
+/// - [`moot`](Self::moot): do nothing;
+/// - [`misconfigured`](Self::misconfigured): stop the worker.
 #[derive(Clone, Debug)]
 pub struct Unsettled<Tag, E> {
     /// The tag, if it may be settled again.
     ///
-    /// `None` where the try used it up: RabbitMQ's acker is gone before the answer is sent.
+    /// `None` if the try used it up: RabbitMQ's acker is gone before the ack is sent.
     pub tag: Option<Tag>,
-    /// Why it failed.
+    /// The cause of the failure.
     pub error: E,
     reach: Reach,
 }
 
-/// How far a failed settlement reaches beyond its delivery.
+/// Scope of a failed settlement, beyond its delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// The broker waits for no settlement of the delivery.
@@ -131,13 +136,14 @@ impl<Tag, E> Unsettled<Tag, E> {
         Self::new(Some(tag), error, Reach::Channel)
     }
 
-    /// Creates a failure that used the tag up: the broker may wait for a settlement until the
-    /// channel is given up.
+    /// Creates a failure that used the tag up.
+    ///
+    /// The broker may wait for a settlement until the channel is given up.
     pub fn last(error: E) -> Self {
         Self::new(None, error, Reach::Channel)
     }
 
-    /// Creates a failure that costs the broker nothing: it waits for no settlement of the delivery
+    /// Creates a failure that costs nothing: the broker does not wait for a settlement of this delivery
     /// any more, as after the end of its lease.
     ///
     /// The job may run once more. The channel and its other jobs go on.
@@ -155,7 +161,9 @@ impl<Tag, E> Unsettled<Tag, E> {
     }
 
     /// Creates a failure that each delivery meets until somebody mends the configuration, such as a
-    /// missing right: the channel is to be given up, and a new one does not help.
+    /// missing permission.
+    ///
+    /// The channel must be given up, and a new channel does not help.
     pub fn misconfigured(error: E) -> Self {
         Self::new(None, error, Reach::Consumer)
     }
@@ -174,7 +182,7 @@ impl<Tag, E> Unsettled<Tag, E> {
         self.reach == Reach::Consumer
     }
 
-    /// Returns the same failure of another tag, for a tag that wraps another.
+    /// Returns the same failure with its tag wrapped, for a tag that wraps another.
     pub fn map_tag<T>(self, wrap: impl FnOnce(Tag) -> T) -> Unsettled<T, E> {
         Unsettled {
             tag: self.tag.map(wrap),

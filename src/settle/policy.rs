@@ -1,4 +1,4 @@
-//! [`SettlePolicy`]: the [`AckPolicy`](crate::AckPolicy) that decides, and tells the broker.
+//! [`SettlePolicy`]: the [`AckPolicy`](crate::AckPolicy) that decides on a verdict and settles with it.
 
 use std::{
     any::type_name,
@@ -30,46 +30,46 @@ use crate::{
 
 /// An [`AckPolicy`](crate::AckPolicy) made of a [`Decision`] and a tag that can [`Settle`].
 ///
-/// The decision turns an outcome into a [`Verdict`], and the tag tells it to the broker. What the
-/// policy answers is [`Settled`].
+/// The decision turns an outcome into a [`Verdict`], and the tag settles the delivery with it. The
+/// response of the policy is [`Settled`].
 ///
 /// # Settle under trouble
 ///
-/// - A try that takes longer than [`try_timeout`](Self::try_timeout) is dropped, and with it its
-///   tag: the settlement has failed, and the broker may or may not have the answer.
-/// - A try that fails is made again, up to [`retries`](Self::retries) times and after a growing
-///   pause, if the broker's tag allows it: if [`Unsettled::tag`](crate::settle::Unsettled::tag) gives it back.
-/// - Otherwise the error says so ([`SettleError::must_give_up_channel`]): the tag can't be
-///   settled any more, and what is left is to give up its channel, so that the broker redelivers.
+/// - A try that takes longer than [`try_timeout`](Self::try_timeout) is dropped, together with its tag.
+///   The settlement has failed; it may or may not have reached the broker.
+/// - A try that fails is repeated if it gave its tag back
+///   ([`Unsettled::tag`](crate::settle::Unsettled::tag)): up to [`retries`](Self::retries) times, each time
+///   after a longer pause.
+/// - Otherwise the tag can't be settled any more. The channel must be given up, so that the broker
+///   redelivers; [`SettleError::must_give_up_channel`] says so.
 ///
-/// By default all tries and pauses together take less than 21 s
-/// ([`longest`](Self::longest)), which fits into the sentinel's
-/// [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s. If you change one, check the
-/// other: the sentinel drops a settlement at its limit, between two tries too.
+/// By default all tries and pauses together take less than 21 s ([`longest`](Self::longest)). That fits
+/// into the sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s. If you change one,
+/// check the other: the sentinel drops a settlement at its limit, also between two tries.
 ///
 /// # Contract
 ///
 /// - *Readiness*: always ready.
-/// - *Calls*: the tag is settled with one verdict, at once and in `call`. It is not settled at all
-///   if there is no verdict ([`SettleError::Undecided`]) or the broker can't carry it out
-///   ([`SettleError::Unsupported`]); no other verdict takes its place. [`Verdict::Abandon`] is the
-///   tag's to carry out like any other.
-/// - *Cancellation*: nothing here looks at the job's [`Cancellation`](crate::cancel::Cancellation) or at a
-///   shutdown. A settlement goes on while a drain is under way.
-/// - *Panics* in the decision or in the tag are the sentinel's to catch. A job's value or error
-///   whose destructor panics, or an error that panics when it is printed, costs no settlement.
-/// - *Destructors*: what the job returned, or panicked with, is dropped after the settlement: with the
-///   future, or in a task on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, if the
-///   sentinel has one. A destructor that blocks delays its own settlement in neither case.
-/// - *Events*: one for each job that has not completed, with what its error prints, the verdict and
-///   the count of deliveries, see [`ProcessSpan`](crate::settle::ProcessSpan#events); a `warn!` for each try
-///   that failed, with its verdict. None for a success.
-/// - *Runtime*: a settlement may move to another tokio runtime, also as its own ends: its limits and
-///   pauses end when they would have. Polled outside of any, or in one without timers, its tries have
-///   no limit but the sentinel's, and no pause between them.
+/// - *Calls*: the tag is settled with one verdict, at once and in `call`. It is not settled at all if
+///   there is no verdict ([`SettleError::Undecided`]) or the broker can't carry the verdict out
+///   ([`SettleError::Unsupported`]); no other verdict takes its place. The tag carries out
+///   [`Verdict::Abandon`] like any other verdict.
+/// - *Cancellation*: the policy ignores the job's [`Cancellation`](crate::cancel::Cancellation) and any
+///   shutdown. A settlement goes on during a drain.
+/// - *Panics*: the sentinel catches panics in the decision and in the tag. The delivery is settled even if
+///   the destructor of the job's value or error panics, or the error panics when it is printed.
+/// - *Destructors*: the job's value, error or panic payload is dropped after the settlement. That happens
+///   with the future, or in a task on the [`runtime`](crate::SentinelLayer::runtime) of the jobs if the
+///   sentinel has one. In both cases a destructor that blocks does not delay its own settlement.
+/// - *Events*: one for each job that has not completed, with the text of its error, the verdict and the
+///   count of deliveries (see [`ProcessSpan`](crate::settle::ProcessSpan#events)), and a `warn!` for each
+///   try that failed, with its verdict. None for a success.
+/// - *Runtime*: a settlement may move to another tokio runtime, also when its own runtime ends. Its limits
+///   and pauses keep their deadlines. Outside of any runtime, or in one without timers, a try has no limit
+///   but the sentinel's, and there is no pause between tries.
 ///
-/// A settlement that is ready when it is first polled makes no timer and no allocation, apart
-/// from the message of a [`Reason`]; a completed job has none.
+/// A settlement that is ready at its first poll makes no timer and no allocation, apart from the message
+/// of a [`Reason`]. A completed job has no message.
 ///
 /// # Examples
 ///
@@ -81,7 +81,7 @@ use crate::{
 ///     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 /// };
 ///
-/// /// What a broker's client hands out with a delivery.
+/// /// Handle that a broker's client hands out with a delivery.
 /// #[derive(Clone, Debug)]
 /// struct Acker { deliveries: u32 }
 ///
@@ -134,7 +134,7 @@ pub struct SettlePolicy<D = AckOnSuccess> {
 }
 
 impl<D> SettlePolicy<D> {
-    /// Creates a policy that settles as `decision` says.
+    /// Creates a policy that settles with the verdicts of `decision`.
     pub fn new(decision: D) -> Self {
         let ms = Duration::from_millis;
         Self {
@@ -148,16 +148,16 @@ impl<D> SettlePolicy<D> {
         }
     }
 
-    /// Sets how long one try to settle may take; 5 s by default.
+    /// Sets the time limit of one try to settle; 5 s by default.
     ///
-    /// It counts from the first poll of the try that is not ready. `Duration::MAX` is no limit but
-    /// the sentinel's.
+    /// The time counts from the first poll of the try that is not ready. With `Duration::MAX` only the
+    /// sentinel's limit applies.
     pub fn try_timeout(mut self, limit: Duration) -> Self {
         self.patience.limit = limit;
         self
     }
 
-    /// Sets how often a settlement that failed is tried again; 3 times by default.
+    /// Sets how often a failed settlement is tried again; 3 times by default.
     ///
     /// Only a tag that [comes back](crate::settle::Unsettled::tag) from a try can be settled again.
     pub fn retries(mut self, retries: u32) -> Self {
@@ -165,25 +165,24 @@ impl<D> SettlePolicy<D> {
         self
     }
 
-    /// Sets the pauses before a try is made again: the first is the lower bound, each one is twice
-    /// the last, and none is longer than the upper bound; from 100 ms to 1 s by default.
+    /// Sets the pauses between two tries; from 100 ms to 1 s by default.
     ///
-    /// They have no jitter: jobs end at times of their own, and the concurrency limit bounds how
-    /// many settle at once.
+    /// The first pause is the lower bound, each further one is twice as long, and none is longer than the
+    /// upper bound. They have no jitter: jobs end at different times anyway, and the concurrency limit
+    /// bounds how many settle at once.
     ///
     /// # Panics
     ///
-    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    /// Panics if the lower bound is zero, since a pause of zero never grows, or above the upper bound.
     #[track_caller]
     pub fn retry_backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
         self.patience.pauses = Delays::new(pauses);
         self
     }
 
-    /// Returns the longest that a settlement can take: all of its tries and pauses.
+    /// Returns the longest time that a settlement can take: all of its tries and pauses.
     ///
-    /// For the sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout), which should
-    /// not be shorter.
+    /// The sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout) should not be shorter.
     ///
     /// ```
     /// use std::time::Duration;
@@ -210,7 +209,7 @@ impl<D> SettlePolicy<D> {
 }
 
 impl<D> SettlePolicy<D> {
-    /// Returns what the broker is to be told, and can be.
+    /// Returns the verdict of the decision, if the broker can carry it out.
     fn verdict<Tag, T, E>(
         &self,
         tag: &Tag,
@@ -231,7 +230,7 @@ impl<D> SettlePolicy<D> {
 
 #[cfg(feature = "metrics")]
 impl<D> SettlePolicy<D> {
-    /// Sets the labels of what this policy counts; none by default.
+    /// Sets the labels of this policy's metrics; none by default.
     ///
     /// See [`describe_metrics`](crate::telemetry::describe_metrics).
     pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
@@ -308,7 +307,7 @@ impl<D> fmt::Debug for SettlePolicy<D> {
     }
 }
 
-/// Tells of a job that has not completed.
+/// Emits the event of a job that has not completed.
 fn tell<Tag, T, E>(
     tag: &Tag,
     outcome: &Outcome<T, E>,
@@ -332,7 +331,9 @@ fn tell<Tag, T, E>(
     events::tell(outcome, fate, || Decided::new(tag, message));
 }
 
-/// Returns what a job's error prints, or why a job was not run; none of what an outcome says itself.
+/// Returns the text of a job's error, or the reason why a job was not run.
+///
+/// `None` for all other outcomes: they carry their own message, or have none.
 fn explain<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>) -> Option<String>
 where
     Tag: Settle,
@@ -341,7 +342,7 @@ where
     match outcome {
         Outcome::Failed(error) => Some(print("error", error)),
         Outcome::Cancelled(cancelled) if cancelled.reason() == CancelReason::DeliveryLimit => {
-            // Invariant: the limit is that of a count which is known.
+            // Invariant: a job passes the delivery limit only if its count is known.
             let deliveries = tag.deliveries().unwrap_or_default();
             Some(format!("delivered {deliveries} times without an outcome"))
         }

@@ -1,4 +1,4 @@
-//! [`Reason`] of a verdict, and [`Settled`]: the answer of a policy.
+//! [`Reason`] of a verdict, and [`Settled`], the response of a policy.
 
 use std::{fmt, time::Duration};
 
@@ -7,13 +7,13 @@ use crate::{
     settle::verdict::Verdict,
 };
 
-/// Why a verdict was given: what a broker can keep with a dead letter.
+/// Reason for a verdict, which a broker can keep with a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reason {
-    /// Which outcome the job had.
+    /// The kind of the job's outcome.
     pub kind: OutcomeKind,
-    /// The error, the panic's message or what stopped the job; none for a completed job.
+    /// The error, the panic's message, or the reason why the job was stopped; `None` for a completed job.
     pub message: Option<String>,
     /// The time from the sentinel's `call` to the outcome.
     pub elapsed: Duration,
@@ -29,7 +29,7 @@ impl Reason {
         }
     }
 
-    /// Returns the reason that `outcome` gives.
+    /// Returns the reason that belongs to `outcome`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -56,19 +56,19 @@ impl Reason {
     }
 }
 
-/// What a [`SettlePolicy`](crate::SettlePolicy) answers: how a job was settled.
+/// Response of a [`SettlePolicy`](crate::SettlePolicy): a job that was settled, and its verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settled {
-    /// Which outcome the job had.
+    /// The kind of the job's outcome.
     pub kind: OutcomeKind,
-    /// What the broker was told.
+    /// The verdict that the delivery was settled with.
     pub verdict: Verdict,
-    /// Whether the broker counts this as an attempt: a `Retry`, or a `Release` that is not free.
+    /// `true` if the broker counts this as an attempt: a `Retry`, or a `Release` that is not free.
     pub charged: bool,
-    /// Whether the job was gone when it was settled.
+    /// `true` if the job had stopped running when it was settled.
     pub stopped: bool,
-    /// The tag, as its `Debug` prints it, of a job that was not gone.
+    /// The tag, as its `Debug` prints it, of a job that was still running.
     pub tag: Option<Box<str>>,
     /// The time from the sentinel's `call` to the outcome.
     pub elapsed: Duration,

@@ -1,8 +1,8 @@
-//! What a job's traces say: its span, that of its settlement, and an event for a bad end.
+//! Spans of a job and of its settlement.
 //!
-//! Spans and fields are named as the
+//! Names of spans and fields follow the
 //! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/)
-//! (status: development) have it. See [`ProcessSpan`].
+//! (status: development). See [`ProcessSpan`].
 
 use tracing::{Span, field};
 
@@ -11,9 +11,10 @@ use crate::{
     telemetry::{GuardedSpan, consumer_name},
 };
 
-// === impl Messaging ===
+// === ProcessSpan ===
 
-/// The [`MakeSpan`](crate::sentinel::MakeSpan) of [`SentinelLayer::process_span`](crate::SentinelLayer::process_span).
+/// The [`MakeSpan`](crate::sentinel::MakeSpan) of
+/// [`SentinelLayer::process_span`](crate::SentinelLayer::process_span): one `process` span for each job.
 ///
 /// # The spans of a job
 ///
@@ -28,58 +29,58 @@ use crate::{
 /// | `otel.kind` | `consumer` | `client` |
 /// | `messaging.operation.type` | `process` | `settle` |
 /// | `messaging.operation.name` | `process` | the verdict, such as `ack` |
-/// | `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | as the tag's [`Settle::messaging`] says | the same |
+/// | `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | from the tag's [`Settle::messaging`] | the same |
 /// | `consumer.name` | the name of the [`Consumer`](crate::Consumer::name), if it has one | |
-/// | `error.type` | `panic`, `timeout`, the type of the job's error, or why it was cancelled, but for a shutdown | the type of the last error, or `timeout` |
-/// | `error.message` | what the job's error prints, from a `SettlePolicy` | |
+/// | `error.type` | `panic`, `timeout`, the type of the job's error, or the reason of a cancellation other than a shutdown | the type of the last error, or `timeout` |
+/// | `error.message` | the text of the job's error, from a `SettlePolicy` | |
 /// | `otel.status_code` | `ERROR` if the job failed, panicked or timed out | `ERROR` if it failed |
 ///
-/// The `otel.*` fields are those that `tracing-opentelemetry` reads.
+/// `tracing-opentelemetry` reads the `otel.*` fields.
 ///
 /// # Events
 ///
-/// In the job's span, whichever it is, there is one event for each job that has not completed. Its
-/// level is `ERROR` for a job that panicked or is rejected, `INFO` for one that was shut down or whose
+/// In the job's span there is one event for each job that has not completed. Its level is `ERROR` for a
+/// job that panicked or is rejected, `INFO` for a job that was cancelled by a shutdown or because its
 /// caller dropped it, and `WARN` for all others.
 ///
-/// | field | of which jobs |
+/// | field | jobs that have it |
 /// | --- | --- |
 /// | `error.type` | those that failed: the type of the error |
 /// | `exception.message`, and with the [panic hook](crate::panic_hook) `code.file.path`, `code.line.number`, `exception.stacktrace` | those that panicked, also on their way down |
 /// | `limit` | those that passed their time limit |
-/// | `reason` | those that were cancelled, as [`CancelReason::as_str`](crate::outcome::CancelReason::as_str) says |
-/// | `started` | those that never did |
+/// | `reason` | those that were cancelled: the name from [`CancelReason::as_str`](crate::outcome::CancelReason::as_str) |
+/// | `started` | those that never started |
 /// | `stopped` | those that passed their time limit or were cancelled |
 ///
-/// A [`SettlePolicy`](crate::SettlePolicy) knows more, so where the sentinel has one the event is the
-/// policy's, with these fields besides:
+/// A [`SettlePolicy`](crate::SettlePolicy) knows more. If the sentinel has one, the policy emits the event
+/// instead, with these additional fields:
 ///
-/// | field | |
+/// | field | content |
 /// | --- | --- |
-/// | `error.message` | what the job's error prints; why a job was not run |
+/// | `error.message` | the text of the job's error, or the reason why a job was not run |
 /// | `verdict` | such as `retry after 5s`; none if the policy has no verdict, or none that the broker can carry out |
-/// | `deliveries` | as the tag's [`Settle::deliveries`] says |
-/// | `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | as the tag's [`Settle::messaging`] says; `tag`, as its `Debug` prints it, if that says nothing |
+/// | `deliveries` | from the tag's [`Settle::deliveries`] |
+/// | `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | from the tag's [`Settle::messaging`]; if that is `None`, the field `tag` with the tag's `Debug` instead |
 ///
-/// A job that is rejected where [no dead letter](crate::settle::Capabilities::has_dead_letter) is kept is said
-/// to be dropped. What an error prints is its author's: it should have no secret and no payload in it.
+/// If a rejected job is [not kept as a dead letter](crate::settle::Capabilities::has_dead_letter), the event
+/// says that it is dropped. The text of an error comes from its author: it should contain no secret and no
+/// payload.
 ///
-/// The sentinel knows its `SettlePolicy` by the response, [`Settled`](crate::settle::Settled): behind a
-/// `map_response`, both tell.
+/// The sentinel recognises a `SettlePolicy` by its response, [`Settled`](crate::settle::Settled). Behind a
+/// `map_response` both emit an event.
 ///
-/// # Where the trace comes from
+/// # Trace context of a message
 ///
-/// The caller's span is the parent. A message that brings a trace context of its own, in its
-/// headers, is to be *linked* to: conventions have it that a consumer's trace is not that of the
-/// producer. Links are OpenTelemetry's and not `tracing`'s, so they take its crates; see
-/// [`process_span`].
+/// The caller's span is the parent. If a message brings its own trace context in its headers, the span
+/// should be *linked* to it: by convention the traces of consumer and producer are separate. Links belong
+/// to OpenTelemetry and not to `tracing`, so they need OpenTelemetry's crates; see [`process_span`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessSpan;
 
-/// Makes the span `process` of a job, to be added to; see [`ProcessSpan`] for what is in it.
+/// Creates the span `process` of a job, to be extended; see [`ProcessSpan`] for its fields.
 ///
-/// For [`SentinelLayer::make_span`](crate::SentinelLayer::make_span), to link the span to the
-/// trace of the message's sender, as the example `otlp` does:
+/// Use it in [`SentinelLayer::make_span`](crate::SentinelLayer::make_span) to link the span to the trace of
+/// the message's sender, as the example `otlp` does:
 ///
 /// ```ignore
 /// use opentelemetry::{propagation::TextMapPropagator, trace::TraceContextExt};
@@ -92,7 +93,7 @@ pub struct ProcessSpan;
 /// fn linked_span<Tag: Settle>(tag: &Tag) -> Span {
 ///     let span = process_span(tag);
 ///     if span.is_disabled() {
-///         return span; // what the tag says may have to be made, and nobody would read it
+///         return span; // nobody would read it, and the description may have to be built
 ///     }
 ///     if let Some(traceparent) = tag.messaging().and_then(|it| it.traceparent) {
 ///         let headers = HashMap::from([("traceparent".to_owned(), traceparent.into_owned())]);
@@ -134,7 +135,7 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
     span
 }
 
-/// Makes the span of a settlement, within the job's; none if the subscriber panics.
+/// Creates the span of a settlement, a child of the job's span; a disabled one if the subscriber panics.
 pub(crate) fn settle_span<Tag: Settle>(tag: &Tag, verdict: Verdict) -> GuardedSpan {
     let span = GuardedSpan::make(|| new_settle_span(verdict));
     span.record(|span| describe(span, tag, verdict.as_str()));
@@ -157,9 +158,9 @@ fn new_settle_span(verdict: Verdict) -> Span {
     )
 }
 
-/// Records in `span` what the tag says of its delivery.
+/// Records the tag's description of its delivery in `span`.
 fn describe<Tag: Settle>(span: &Span, tag: &Tag, operation: &str) {
-    // What the tag has to say may have to be made, so nobody asks in vain.
+    // The description may have to be built, so it is only asked for if somebody reads it.
     if span.is_disabled() {
         return;
     }

@@ -2,18 +2,18 @@
 
 use std::{fmt, time::Duration};
 
-/// What to tell the broker of a delivery.
+/// One of the five ways to settle a delivery.
 ///
-/// The enum is exhaustive on purpose: an implementation of [`Settle`](crate::settle::Settle) that forgets one of the five
-/// does not compile.
+/// The enum is exhaustive on purpose: an implementation of [`Settle`](crate::settle::Settle) that forgets
+/// one of the five does not compile.
 ///
-/// `Retry` and `Release` both give the job back. They differ in whether a failed attempt is
-/// charged: RabbitMQ's quorum queues count a `basic.reject` toward the delivery limit and (from
-/// 4.3 on) not a `basic.nack`, and Redis 8.8's `XNACK` has FAIL and SILENT.
+/// `Retry` and `Release` both give the job back. The difference is the attempt: `Retry` counts it,
+/// `Release` does not. RabbitMQ's quorum queues count a `basic.reject` toward the delivery limit and (from
+/// 4.3 on) do not count a `basic.nack`; Redis 8.8's `XNACK` has FAIL and SILENT.
 ///
-/// Without a delay either may be delivered again at once. A worker that releases each job while a
-/// dependency is down goes round with its broker as fast as they can: release with a delay, or let
-/// an [`IntensityLayer`](crate::IntensityLayer) pause the worker.
+/// Without a delay both may be delivered again at once. A worker that releases each job while a
+/// dependency is down gets the same jobs back at full speed. Release with a delay, or let an
+/// [`IntensityLayer`](crate::IntensityLayer) pause the worker.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,19 +31,19 @@ pub enum Verdict {
     Ack,
     /// Gives the job back after a failed attempt, which counts.
     Retry {
-        /// How long the broker keeps the job from being delivered again; at once for `None`.
+        /// Delay before the broker delivers the job again; `None` is at once.
         after: Option<Duration>,
     },
-    /// Gives the job back unprocessed, so that no attempt is counted: for a drain, a shutdown, a
+    /// Gives the job back unprocessed, so that no attempt is counted: for a drain, a shutdown, or a
     /// dependency that is down.
     Release {
-        /// How long the broker keeps the job from being delivered again; at once for `None`.
+        /// Delay before the broker delivers the job again; `None` is at once.
         after: Option<Duration>,
     },
-    /// Dead-letters the job, or drops it, as the queue is set up.
+    /// Dead-letters the job, or drops it, depending on the setup of the queue.
     #[doc(alias = "dead letter")]
     Reject,
-    /// Sends nothing: the job is somebody else's now, as after a lost lease.
+    /// Sends nothing: the job belongs to another worker now, as after a lost lease.
     Abandon,
 }
 
@@ -68,7 +68,7 @@ impl Verdict {
         Verdict::Release { after: Some(delay) }
     }
 
-    /// Returns the delay of a `Retry` or a `Release`, if it has one: zero is none.
+    /// Returns the delay of a `Retry` or a `Release`, if it has one; a delay of zero is none.
     pub(crate) fn delay(self) -> Option<Duration> {
         match self {
             Verdict::Retry { after } | Verdict::Release { after } => {
@@ -89,7 +89,7 @@ impl Verdict {
         }
     }
 
-    /// Returns the name in snake case, as for a log field; without the delay.
+    /// Returns the name in snake case, as for a log field, without the delay.
     pub const fn as_str(self) -> &'static str {
         self.kind().as_str()
     }

@@ -494,7 +494,7 @@ async fn the_log_of_an_outage_tells_what_became_of_each_session() {
         .drain_timeout(MS(1_000))
         .with_graceful_shutdown(sleep(MS(60_000)));
     ends(consumer).await.unwrap();
-    let lost = "a job may have no answer: the policy failed: the broker was not told \\\"ack\\\" in 1 try: \
+    let lost = "a job may have no answer: the policy failed: the delivery was not settled with \\\"ack\\\" in 1 try: \
         refused";
     let lines = log.lines();
     let of_the_consumer: Vec<_> = lines

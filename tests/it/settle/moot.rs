@@ -93,7 +93,7 @@ async fn neither_is_tried_again() {
     assert_eq!(moot.escalation(), Escalation::Moot);
     assert_eq!(
         moot.to_string(),
-        "the broker waits for no \"ack\" any more: refused"
+        "the broker does not wait for \"ack\" any more: refused"
     );
     assert!(moot.source().unwrap().is::<Refused>());
     assert!(matches!(

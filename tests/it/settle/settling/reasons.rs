@@ -148,17 +148,17 @@ async fn each_try_that_fails_is_warned_of_with_its_verdict() {
         (
             &[Try::Again, Try::AgainAtOnce, Try::Ok],
             &[
-                "a settlement failed verdict=retry tries=1 again=true error=refused",
-                "a settlement failed verdict=retry tries=2 again=true error=refused",
+                "settlement failed verdict=retry tries=1 again=true error=refused",
+                "settlement failed verdict=retry tries=2 again=true error=refused",
             ],
         ),
         (
             &[Try::Last],
-            &["a settlement failed verdict=retry tries=1 again=false error=refused"],
+            &["settlement failed verdict=retry tries=1 again=false error=refused"],
         ),
         (
             &[Try::Hang],
-            &["a settlement took too long verdict=retry tries=1 limit=5s"],
+            &["settlement timed out verdict=retry tries=1 limit=5s"],
         ),
     ] {
         let (log, guard) = Log::start();

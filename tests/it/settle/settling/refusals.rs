@@ -74,11 +74,11 @@ async fn an_error_of_the_tag_is_the_source() {
     for (script, printed) in [
         (
             &[Try::LastAtOnce],
-            "the broker was not told \"ack\" in 1 try: refused",
+            "the delivery was not settled with \"ack\" in 1 try: refused",
         ),
         (
             &[Try::Again],
-            "the broker was not told \"ack\" in 4 tries: refused",
+            "the delivery was not settled with \"ack\" in 4 tries: refused",
         ),
     ] {
         let tag = scripted(script);
@@ -90,7 +90,7 @@ async fn an_error_of_the_tag_is_the_source() {
     let error = settle(policy, &hung, failed()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the broker was not told \"ack\" within 5s"
+        "the delivery was not settled with \"ack\" within 5s"
     );
     assert!(error.source().is_none());
 }
