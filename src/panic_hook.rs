@@ -1,9 +1,9 @@
-//! Where a job panicked: a panic hook to opt in to.
+//! Optional panic hook that records the location and the backtrace of a job's panic.
 //!
-//! A caught panic is a payload and no more; where it was raised is known to the panic hook alone,
-//! while it happens. With the hook of this module, [`Panic::location`](crate::Panic::location)
-//! and, if asked for, [`Panic::backtrace`](crate::Panic::backtrace) tell. It silences nothing: the
-//! hook that was there before is called for each panic, as without it.
+//! A caught panic is only a payload. Only the panic hook knows where it was raised, and only while it
+//! happens. The hook of this module keeps that for [`Panic::location`](crate::Panic::location) and, if you
+//! enable it, [`Panic::backtrace`](crate::Panic::backtrace). It silences nothing: it calls the previous
+//! hook for each panic.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -32,15 +32,15 @@
 //!
 //! # Limits
 //!
-//! The hook runs on the thread that panics, and leaves what it saw for the sentinel there. So
+//! The hook runs on the thread that panics, and leaves its record on that thread for the sentinel. So
 //! there is no location
 //!
-//! - for a panic of a child task, that the job resumes with
+//! - for a panic of a child task that the job resumes with
 //!   [`JoinError::into_panic`](tokio::task::JoinError::into_panic);
-//! - for one in the destructor of a job that is aborted;
-//! - where a hook that was installed later does not call this one;
-//! - where a panic was caught, by the job itself or by a destructor of it, and then another one
-//!   raised by [`resume_unwind`](std::panic::resume_unwind), which calls no hook.
+//! - for a panic in the destructor of a job that is aborted;
+//! - if a hook that was installed later does not call this one;
+//! - if the job or one of its destructors catches a panic, and then raises another one with
+//!   [`resume_unwind`](std::panic::resume_unwind), which calls no hook.
 
 use std::{
     any::Any,
@@ -54,10 +54,10 @@ use std::{
     },
 };
 
-/// Installs the hook, in front of the one that is there.
+/// Installs the hook in front of the present one.
 ///
-/// A second call does nothing. What it costs is paid by a panic, beside one load for each poll of
-/// a job.
+/// A second call does nothing. The cost is one atomic load for each poll of a job, and some work for each
+/// panic.
 ///
 /// # Panics
 ///
@@ -74,10 +74,9 @@ pub fn install() {
     });
 }
 
-/// Installs the hook and has it capture a backtrace for each panic, whatever `RUST_BACKTRACE`
-/// says.
+/// Installs the hook, and makes it capture a backtrace for each panic, regardless of `RUST_BACKTRACE`.
 ///
-/// To walk the stack takes microseconds; its symbols are looked up when it is printed.
+/// Walking the stack takes microseconds. The symbols are looked up when the backtrace is printed.
 ///
 /// # Panics
 ///
@@ -91,13 +90,13 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 static BACKTRACES: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The last panic of this thread that nobody has asked for.
+    /// The last panic of this thread that nobody has taken yet.
     static LAST: RefCell<Option<Origin>> = const { RefCell::new(None) };
 }
 
 /// The place in the source where a panic was raised.
 ///
-/// As [`std::panic::Location`], which lives no longer than the panic hook runs.
+/// An owned [`std::panic::Location`], since that one lives only as long as the panic hook runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
     file: Box<str>,
@@ -106,7 +105,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// Returns the path of the source file, as the compiler was given it.
+    /// Returns the path of the source file, as it was passed to the compiler.
     pub fn file(&self) -> &str {
         &self.file
     }
@@ -128,13 +127,13 @@ impl fmt::Display for Location {
     }
 }
 
-/// What the hook saw of a panic.
+/// The hook's record of a panic.
 pub(crate) struct Origin {
     pub(crate) location: Location,
     pub(crate) backtrace: Option<Backtrace>,
     /// Whether a destructor asked for the stop of its job as this panic unwound.
     pub(crate) has_asked: bool,
-    /// Tells one panic from another that called no hook.
+    /// Distinguishes this panic from another one that called no hook.
     message: Option<Box<str>>,
 }
 
@@ -163,7 +162,7 @@ pub(crate) fn message(payload: &(dyn Any + Send)) -> Option<&str> {
     literal.copied().or_else(string)
 }
 
-/// Leaves `origin` for whoever catches the panic, and returns what nobody asked for.
+/// Leaves `origin` for the code that catches the panic, and returns the previous record if nobody took it.
 fn leave(origin: Option<Origin>) -> Option<Origin> {
     // Fails in a thread that is about to end.
     LAST.try_with(|last| last.replace(origin)).ok().flatten()
@@ -184,14 +183,14 @@ pub(crate) fn has_asked() -> Option<bool> {
     asked.ok().flatten()
 }
 
-/// A stretch of code whose panic is going to be caught.
+/// A section of code whose panic will be caught.
 pub(crate) struct Watch {
     installed: bool,
 }
 
 impl Watch {
-    /// Begins; a panic that came before is not taken for one of this stretch.
-    // In the path of each poll of a job.
+    /// Begins the section, and forgets the panics before it.
+    // On the path of each poll of a job.
     #[inline]
     pub(crate) fn begin() -> Self {
         let installed = INSTALLED.load(Ordering::Relaxed);
@@ -201,7 +200,7 @@ impl Watch {
         Self { installed }
     }
 
-    /// Returns what the hook saw of the panic that was caught with `payload`.
+    /// Returns the hook's record of the panic that was caught with `payload`.
     pub(crate) fn origin_of(self, payload: &(dyn Any + Send)) -> Option<Origin> {
         if !self.installed {
             return None;

@@ -1,4 +1,4 @@
-//! What became of a job: [`Outcome`] and the three ways in which it can fail to return.
+//! [`Outcome`] of a job, and the three ways in which a job can fail to return.
 
 use std::{any::Any, error::Error, fmt, mem::needs_drop};
 
@@ -16,7 +16,7 @@ pub(crate) use self::{
     stop::Stop,
 };
 
-/// What became of a job.
+/// One of the five ways in which a job ends.
 ///
 /// The enum is exhaustive on purpose: a policy that forgets one of the five does not compile.
 ///
@@ -47,12 +47,12 @@ pub enum Outcome<T, E> {
     Panicked(Panic),
     /// The job passed its time limit.
     TimedOut(TimedOut),
-    /// The job was told to stop, for another reason than its time limit.
+    /// The job was stopped for a reason other than its time limit.
     Cancelled(Cancelled),
 }
 
 impl<T, E> Outcome<T, E> {
-    /// Returns which of the five outcomes this is.
+    /// Returns the kind of this outcome.
     pub fn kind(&self) -> OutcomeKind {
         match self {
             Outcome::Completed(_) => OutcomeKind::Completed,
@@ -88,9 +88,9 @@ impl<T, E> Outcome<T, E> {
         matches!(self, Outcome::Cancelled(_))
     }
 
-    /// Returns whether the job was gone when the policy was called.
+    /// Returns whether the job had stopped running when the policy was called.
     ///
-    /// `false` for a job that was timed out or cancelled and still blocks its thread.
+    /// `false` for a job that timed out or was cancelled, and still blocks its thread.
     pub fn is_stopped(&self) -> bool {
         match self {
             Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => true,
@@ -99,7 +99,7 @@ impl<T, E> Outcome<T, E> {
         }
     }
 
-    /// Returns whether a destructor of the job's runs when this is dropped.
+    /// Returns whether dropping this runs a destructor of the job.
     pub(crate) fn has_destructor(&self) -> bool {
         match self {
             Outcome::Completed(_) => needs_drop::<T>(),
@@ -110,7 +110,7 @@ impl<T, E> Outcome<T, E> {
         }
     }
 
-    /// Turns the outcome into a `Result`, for `?` and for code that wants an [`Error`].
+    /// Converts the outcome into a `Result`, for `?` and for code that wants an [`Error`].
     ///
     /// ```
     /// use tower_sentinel::{Outcome, Panic};
@@ -142,7 +142,7 @@ impl<T, E> From<Result<T, E>> for Outcome<T, E> {
     }
 }
 
-/// The name of an [`Outcome`], without its content: for counters and log fields.
+/// Kind of an [`Outcome`], without its content, for counters and log fields.
 ///
 /// ```
 /// use tower_sentinel::{Outcome, outcome::OutcomeKind};
@@ -219,10 +219,10 @@ impl<E: fmt::Debug + fmt::Display + 'static> Error for Failure<E> {
     }
 }
 
-/// Returns what a `BoxError` holds, and nothing for any other error.
+/// Returns the error inside a `BoxError`, and `None` for any other error.
 ///
-/// `E: Error` cannot be asked for, since `BoxError` is not `Error` itself; the inner error is
-/// always part of the `Display` of what wraps it.
+/// `E: Error` is not required, since `BoxError` does not implement `Error` itself. The inner error is
+/// always part of the `Display` of its wrapper.
 pub(crate) fn boxed_source<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let error: &dyn Any = error;
     let boxed = error.downcast_ref::<Box<dyn Error + Send + Sync>>()?;

@@ -1,4 +1,4 @@
-//! [`Panic`]: a panic that was caught, and the one way to catch and to drop what may panic.
+//! [`Panic`], and the only functions that catch panics and drop values whose destructors may panic.
 
 use std::{
     any::Any,
@@ -14,8 +14,8 @@ use crate::panic_hook::{Location, Origin, Watch, message};
 
 /// A caught panic.
 ///
-/// Unlike the bare payload, which is `Send` only, it is `Sync` too, and dropping it is safe when
-/// the destructor of the payload panics in its turn.
+/// The bare payload is `Send` only; this type is `Sync` too. Dropping it is safe even if the destructor
+/// of the payload panics.
 ///
 /// ```
 /// use tower_sentinel::Panic;
@@ -26,25 +26,25 @@ use crate::panic_hook::{Location, Origin, Watch, message};
 /// assert_eq!(panic.message(), "no such user: 7");
 /// assert_eq!(*panic.into_payload().downcast::<String>().unwrap(), "no such user: 7");
 /// ```
-// Boxed, so that the rarest of outcomes does not set the size of all others.
+// Boxed, so that the rarest outcome does not set the size of all others.
 pub struct Panic(Box<Caught>);
 
 struct Caught {
     message: Cow<'static, str>,
-    /// Empty only while it is moved out. The lock is never taken: it lends its `Sync`.
+    /// `None` only while it is moved out. The lock is never taken: it is here because a `Mutex` is `Sync`.
     payload: Mutex<Option<Box<dyn Any + Send>>>,
     origin: Option<Origin>,
 }
 
 impl Panic {
-    /// Creates a panic with `payload`, as [`std::panic::panic_any`] would raise it.
+    /// Creates a panic with `payload`, as if raised by [`std::panic::panic_any`].
     ///
     /// For tests of a policy.
     pub fn new(payload: impl Any + Send) -> Self {
         Self::from_payload(Box::new(payload))
     }
 
-    /// Creates a panic from what [`std::panic::catch_unwind`] or a `JoinError` gives.
+    /// Creates a panic from the payload of [`std::panic::catch_unwind`] or of a `JoinError`.
     pub fn from_payload(payload: Box<dyn Any + Send>) -> Self {
         Self::with_origin(payload, None)
     }
@@ -70,8 +70,8 @@ impl Panic {
         &self.0.message
     }
 
-    /// Returns where the panic was raised, if the [panic hook](crate::panic_hook) was installed and
-    /// saw it.
+    /// Returns the place where the panic was raised, if the [panic hook](crate::panic_hook) was installed
+    /// and saw it.
     pub fn location(&self) -> Option<&Location> {
         Some(&self.0.origin.as_ref()?.location)
     }
@@ -82,13 +82,13 @@ impl Panic {
         self.0.origin.as_ref()?.backtrace.as_ref()
     }
 
-    /// Returns the payload that the panic was raised with.
+    /// Returns the payload of the panic.
     pub fn into_payload(mut self) -> Box<dyn Any + Send> {
         // Invariant: only this method empties the slot, and it consumes the panic.
         self.take().expect("the payload is taken once")
     }
 
-    /// Lets the panic go on in the current thread, without calling the panic hook again.
+    /// Resumes the panic in the current thread, without calling the panic hook again.
     pub fn resume(self) -> ! {
         panic::resume_unwind(self.into_payload())
     }
@@ -133,8 +133,8 @@ impl Error for Panic {}
 
 /// Runs `f` and catches its panic.
 ///
-/// `AssertUnwindSafe` holds because callers drop whatever `f` touched, unused, once it panicked,
-/// but for a service that panics in `poll_ready`: its owner is told to discard it.
+/// `AssertUnwindSafe` holds because callers drop everything that `f` touched, unused, once it panicked.
+/// The exception is a service that panics in `poll_ready`: the error tells its owner to discard it.
 pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     let watch = Watch::begin();
     panic::catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
@@ -143,10 +143,10 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     })
 }
 
-/// Runs code of others that is told of something and asked for nothing: a subscriber, a recorder, a
-/// waker, a destructor. Its panic ends here.
+/// Runs foreign code that returns nothing, such as a subscriber, a recorder, a waker or a destructor,
+/// and swallows its panic.
 ///
-/// The panic hook has told of that panic. Its payload is leaked: to drop it could panic again,
+/// The panic hook has reported that panic. Its payload is leaked, since dropping it could panic again,
 /// without end.
 pub(crate) fn guard(foreign: impl FnOnce()) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(foreign)) {
@@ -154,17 +154,19 @@ pub(crate) fn guard(foreign: impl FnOnce()) {
     }
 }
 
-/// Drops a value of the user's where an unwinding destructor would take the sentinel with it.
+/// Drops a value of the user, and swallows a panic of its destructor, which would end the sentinel too.
 pub(crate) fn drop_quietly<T>(value: T) {
     if mem::needs_drop::<T>() {
         guard(|| drop(value));
     }
 }
 
-/// A value of the user's that is dropped quietly wherever it is dropped: by tokio, where nobody waits
-/// for a task any more, which meets a panic whose payload panics too with an abort.
+/// A value of the user whose drop never panics, wherever it is dropped.
+///
+/// tokio drops the output of a task that nobody waits for. If that panics, and the payload of the panic
+/// panics too, the process aborts.
 pub(crate) struct Quiet<T>(
-    // `None` once it is taken.
+    // `None` once taken.
     Option<T>,
 );
 
@@ -174,7 +176,7 @@ impl<T> Quiet<T> {
     }
 
     pub(crate) fn into_inner(mut self) -> T {
-        // Invariant: only this method, which consumes it, and the destructor empty it.
+        // Invariant: only this method, which consumes `self`, and the destructor empty it.
         self.0.take().expect("a value is taken once")
     }
 }
@@ -187,8 +189,8 @@ impl<T> Drop for Quiet<T> {
     }
 }
 
-/// Prints a value of the user's, also one that panics then; an error with its causes, if it has a form with
-/// them (`{:#}`).
+/// Returns a value of the user as text, also if its `Display` panics; an error with its causes, if it has a
+/// form with them (`{:#}`).
 pub(crate) fn print(what: &str, value: &dyn fmt::Display) -> String {
     catch(|| format!("{value:#}"))
         .unwrap_or_else(|panic| format!("the {what} cannot be printed: {}", panic.message()))

@@ -1,4 +1,5 @@
-//! What a job leaves behind, a value, an error or the payload of a panic: when it is dropped, and where.
+//! [`Remains`] of a job: its value, its error or the payload of its panic, and when and where that is
+//! dropped.
 
 use tokio::runtime::Handle;
 
@@ -6,10 +7,9 @@ use crate::outcome::{Outcome, Quiet, drop_quietly, guard};
 
 /// An outcome that is kept until its delivery is settled.
 ///
-/// A destructor in it may block, which is not to delay the settlement, or panic, which is not to
-/// cost it.
+/// A destructor in it may block, which must not delay the settlement, or panic, which must not prevent it.
 pub(crate) struct Remains<O> {
-    // `None` if it has no destructor, and once it is dropped.
+    // `None` if it has no destructor, and once dropped.
     outcome: Option<O>,
     elsewhere: Option<Box<Elsewhere<O>>>,
 }
@@ -40,10 +40,10 @@ impl<O> Drop for Remains<O> {
     }
 }
 
-/// The runtime that jobs have of their own, where a destructor delays no supervision.
+/// The jobs' own runtime, where a destructor does not delay any supervision.
 pub(crate) struct Elsewhere<O> {
     runtime: Handle,
-    // The bounds of a spawn hold where this is made.
+    // A function pointer, since the bounds of a spawn hold only where this is created.
     drop_on: fn(&Handle, O),
 }
 
@@ -53,7 +53,7 @@ impl<O: Send + 'static> Elsewhere<O> {
             runtime,
             drop_on: |runtime, outcome| {
                 let outcome = Quiet::new(outcome);
-                // A runtime that has ended drops it here.
+                // If the runtime has ended, it is dropped here.
                 drop(runtime.spawn(async move { drop(outcome) }));
             },
         }

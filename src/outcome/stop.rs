@@ -1,12 +1,12 @@
-//! Why a job was stopped, and how it went down.
+//! [`TimedOut`] and [`Cancelled`]: jobs that were stopped.
 
 use std::{error::Error, fmt, time::Duration};
 
 use super::Panic;
 
-/// A job passed its time limit.
+/// Outcome of a job that passed its time limit.
 ///
-/// "Timed out" is not "stopped": see [`stopped`](TimedOut::stopped).
+/// The job may still be running: see [`stopped`](TimedOut::stopped).
 #[derive(Debug)]
 pub struct TimedOut {
     limit: Duration,
@@ -14,35 +14,34 @@ pub struct TimedOut {
 }
 
 impl TimedOut {
-    /// Creates the outcome of a job that passed `limit`, and of which `stopped` says whether it
-    /// was gone when the policy was called.
+    /// Creates the outcome of a job that passed `limit`, for tests of a policy.
     ///
-    /// For tests of a policy.
+    /// `stopped` is `true` if the job had stopped running when the policy was called.
     pub fn new(limit: Duration, stopped: bool) -> Self {
         let stop = Stop::new(stopped);
         Self { limit, stop }
     }
 
-    /// Returns the limit that was passed, counted from the sentinel's `call`.
+    /// Returns the limit that the job passed, counted from the sentinel's `call`.
     pub fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// Returns whether the job was really gone when the policy was called.
+    /// Returns whether the job had really stopped running when the policy was called.
     ///
     /// `false` means that it was still running after the layer's
-    /// [`stop_wait`](crate::SentinelLayer::stop_wait), because it blocks its thread, as an abort acts
-    /// at an `.await` only, or that of a [`spawn_blocking`](crate::spawn_blocking). Whatever it does
-    /// from now on happens beside the next delivery of the same job.
+    /// [`stop_wait`](crate::SentinelLayer::stop_wait). Either it blocks its thread, since an abort acts only
+    /// at an `.await`, or it blocks the thread of a [`spawn_blocking`](crate::spawn_blocking). From then on
+    /// it may run at the same time as the next delivery of the same job.
     pub fn stopped(&self) -> bool {
         self.stop.stopped
     }
 
     /// Returns whether the service was called.
     ///
-    /// `false` means that no thread of the runtime was free for the job within its limit. It was not
-    /// called since, and never will be: [`stopped`](Self::stopped) is `true`, and the job can be given
-    /// back without an attempt that counts.
+    /// `false` means that no thread of the runtime was free for the job within its limit. The service was
+    /// not called, and never will be for this delivery. [`stopped`](Self::stopped) is `true`, and the job
+    /// can be released, so that no attempt counts.
     ///
     /// ```
     /// use std::time::Duration;
@@ -56,16 +55,14 @@ impl TimedOut {
         self.stop.started
     }
 
-    /// Makes it the outcome of a job that never started.
-    ///
-    /// For tests of a policy.
+    /// Turns this into the outcome of a job that never started, for tests of a policy.
     pub fn never_started(mut self) -> Self {
         self.stop.started = false;
         self
     }
 
-    /// Returns the panic with which the job went down, if it panicked after it was told to stop:
-    /// in its grace or in a destructor.
+    /// Returns the panic of the job, if it panicked after the request to stop: in its grace or in a
+    /// destructor.
     pub fn panic(&self) -> Option<&Panic> {
         self.stop.panic.as_ref()
     }
@@ -84,7 +81,7 @@ impl Error for TimedOut {
     }
 }
 
-/// A job was stopped for another reason than its time limit.
+/// Outcome of a job that was stopped for a reason other than its time limit.
 #[derive(Debug)]
 pub struct Cancelled {
     reason: CancelReason,
@@ -92,21 +89,20 @@ pub struct Cancelled {
 }
 
 impl Cancelled {
-    /// Creates the outcome of a job that was cancelled for `reason`, and of which `stopped` says
-    /// whether it was gone when the policy was called.
+    /// Creates the outcome of a job that was cancelled for `reason`, for tests of a policy.
     ///
-    /// For tests of a policy.
+    /// `stopped` is `true` if the job had stopped running when the policy was called.
     pub fn new(reason: CancelReason, stopped: bool) -> Self {
         let stop = Stop::new(stopped);
         Self { reason, stop }
     }
 
-    /// Returns why the job was cancelled.
+    /// Returns the reason of the cancellation.
     pub fn reason(&self) -> CancelReason {
         self.reason
     }
 
-    /// Returns whether the job was really gone when the policy was called; see
+    /// Returns whether the job had really stopped running when the policy was called; see
     /// [`TimedOut::stopped`].
     pub fn stopped(&self) -> bool {
         self.stop.stopped
@@ -117,16 +113,14 @@ impl Cancelled {
         self.stop.started
     }
 
-    /// Makes it the outcome of a job that never started.
-    ///
-    /// For tests of a policy.
+    /// Turns this into the outcome of a job that never started, for tests of a policy.
     pub fn never_started(mut self) -> Self {
         self.stop.started = false;
         self
     }
 
-    /// Returns the panic with which the job went down, if it panicked after it was told to stop:
-    /// in its grace or in a destructor.
+    /// Returns the panic of the job, if it panicked after the request to stop: in its grace or in a
+    /// destructor.
     pub fn panic(&self) -> Option<&Panic> {
         self.stop.panic.as_ref()
     }
@@ -145,7 +139,7 @@ impl Error for Cancelled {
     }
 }
 
-/// How a job that was told to stop went down.
+/// End of a job that was requested to stop.
 #[derive(Debug)]
 pub(crate) struct Stop {
     pub(crate) started: bool,
@@ -185,7 +179,7 @@ impl fmt::Display for Stop {
     }
 }
 
-/// Why a job was [`Cancelled`](crate::outcome::Cancelled).
+/// Reason for which a job was [`Cancelled`](crate::outcome::Cancelled).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CancelReason {
@@ -194,15 +188,15 @@ pub enum CancelReason {
     /// The token given to [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown) was
     /// cancelled.
     Shutdown,
-    /// The broker gave the job to somebody else.
+    /// The broker gave the job to another worker.
     LeaseLost,
     /// The runtime that the job ran on, or was to run on, has ended.
     RuntimeGone,
     /// The job was delivered more often than
     /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) allows, and was not
-    /// run. Reject it: given back, it is not run the next time either.
+    /// run. Reject it: a retry or a release does not help, since it will not be run the next time either.
     DeliveryLimit,
-    /// [`Cancellation::cancel`](crate::cancel::Cancellation::cancel) was called for no other reason.
+    /// [`Cancellation::cancel`](crate::cancel::Cancellation::cancel) was called, and no other reason applies.
     Requested,
 }
 
