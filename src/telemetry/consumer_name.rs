@@ -1,4 +1,4 @@
-//! The name of the consumer that a task belongs to, for its events, spans and metrics.
+//! Name of the consumer that a task belongs to, for its events, spans and metrics.
 
 use std::{
     future::{Future, poll_fn},
@@ -10,7 +10,7 @@ use tracing::{Span, span::Id};
 
 use crate::telemetry::span::GuardedSpan;
 
-/// The field and the label of the name.
+/// The name of the field and of the label.
 #[cfg(feature = "metrics")]
 pub(crate) const LABEL: &str = "consumer.name";
 
@@ -21,27 +21,27 @@ tokio::task_local! {
 #[derive(Clone)]
 struct Named {
     name: Arc<str>,
-    /// The consumer's own span; none where no subscriber has it.
+    /// The consumer's own span; `None` if no subscriber records it.
     span: Option<Id>,
-    /// The span in which it was awaited, which lives as long as its child.
+    /// The span in which the consumer was awaited. It lives as long as its child.
     outer: Option<Id>,
 }
 
-/// Returns the name of the consumer that this is called by, if it has one.
+/// Returns the name of the consumer that calls this, if it has one.
 pub(crate) fn current() -> Option<Arc<str>> {
     CONSUMER.try_with(|it| Arc::clone(&it.name)).ok()
 }
 
-/// Returns the parent of a job's span where the current span is the consumer's own: that would make one
-/// trace of all jobs, for as long as the consumer lasts.
+/// Returns the parent for a job's span if the current span is the consumer's own, and `None` otherwise.
+///
+/// With the consumer's own span as the parent, all jobs would be one trace, as long as the consumer lives.
 pub(crate) fn parent_of_jobs() -> Option<Option<Id>> {
     let named = CONSUMER.try_with(Named::clone).ok()?;
     let is_in_own = named.span.is_some() && named.span == Span::current().id();
     is_in_own.then_some(named.outer)
 }
 
-/// Returns the consumer of that name, to be run in a span that bears it; in the current span if it has
-/// none.
+/// Returns `consumer` to be run in a span with its name, or in the current span if it has no name.
 pub(crate) fn named<F: Future>(
     name: Option<Arc<str>>,
     consumer: F,
@@ -59,7 +59,7 @@ pub(crate) fn named<F: Future>(
     scoped(span, named, consumer)
 }
 
-/// Returns a part of the consumer that is to run on a task of its own.
+/// Returns a part of the consumer for its own task, with the consumer's name and the current span.
 pub(crate) fn carried<F: Future>(part: F) -> impl Future<Output = F::Output> {
     let named = CONSUMER.try_with(Named::clone).ok();
     scoped(GuardedSpan::make(Span::current), named, part)

@@ -1,4 +1,4 @@
-//! Spans, names and metrics that a worker is watched by.
+//! Spans, names and metrics for watching a worker.
 
 pub(crate) mod consumer_name;
 pub(crate) mod metrics;

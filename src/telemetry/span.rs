@@ -1,4 +1,4 @@
-//! A span whose subscriber may panic.
+//! [`GuardedSpan`]: a span whose subscriber may panic.
 
 use std::mem;
 
@@ -6,7 +6,7 @@ use tracing::{Span, span::Id};
 
 use crate::outcome::{drop_quietly, guard};
 
-/// A span of the user's subscriber, which may panic: no panic gets out of it but that of `new`.
+/// A span of the user's subscriber that swallows the subscriber's panics.
 #[derive(Clone, Debug)]
 pub(crate) struct GuardedSpan(Span);
 
@@ -16,7 +16,7 @@ impl GuardedSpan {
         Self(span)
     }
 
-    /// Makes a span, or none if the subscriber panics.
+    /// Creates a span, or a disabled one if the subscriber panics.
     pub(crate) fn make(make: impl FnOnce() -> Span) -> Self {
         let mut span = Self(Span::none());
         guard(|| span = Self(make()));
@@ -27,23 +27,23 @@ impl GuardedSpan {
         self.0.id()
     }
 
-    /// Enters the span until the guard is dropped.
+    /// Enters the span until the returned guard is dropped.
     #[inline]
     pub(crate) fn enter(&self) -> Entered<'_> {
         let mut entered = None;
-        // Without a subscriber this is all.
+        // Without a subscriber there is nothing to enter.
         if !self.0.is_disabled() {
             guard(|| entered = Some(self.0.enter()));
         }
         Entered(entered)
     }
 
-    /// Has `describe` record what it knows in the span; a panic ends there.
+    /// Calls `describe` to record fields in the span, and swallows its panic.
     pub(crate) fn record(&self, describe: impl FnOnce(&Span)) {
         guard(|| describe(&self.0));
     }
 
-    /// Marks it as that of something that went wrong.
+    /// Marks the span as failed.
     pub(crate) fn record_error(&self, error_type: &str) {
         self.record(|span| {
             span.record("error.type", error_type);
@@ -61,7 +61,7 @@ impl Drop for GuardedSpan {
     }
 }
 
-/// Leaves its span when it is dropped.
+/// Guard that leaves its span when it is dropped.
 pub(crate) struct Entered<'a>(Option<tracing::span::Entered<'a>>);
 
 impl Drop for Entered<'_> {

@@ -1,4 +1,4 @@
-//! Counts and measures for the `metrics` facade, or nothing in their place.
+//! Metrics of this crate for the `metrics` facade, or empty stand-ins if the feature is off.
 
 #[cfg(not(feature = "metrics"))]
 mod off;

@@ -1,4 +1,4 @@
-//! Counts nothing: stands in for `on.rs` where the feature `metrics` is off.
+//! Empty stand-ins for the types of `on.rs`, if the feature `metrics` is off.
 
 use std::time::Duration;
 

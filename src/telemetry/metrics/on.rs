@@ -1,10 +1,10 @@
-//! What a sentinel counts and measures, for the `metrics` facade.
+//! Counters, gauges and histograms of this crate, for the `metrics` facade.
 //!
-//! Metrics are named as the
+//! A metric has its name from the
 //! [messaging conventions of OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/)
-//! (status: development) have it, where they have a name. See [`describe_metrics`].
+//! (status: development), if they have one for it. See [`describe_metrics`].
 //!
-//! `off.rs` stands in for this file where the feature is off.
+//! `off.rs` replaces this file if the feature is off.
 
 use std::{
     fmt,
@@ -37,28 +37,32 @@ const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 const OUTCOME: &str = "outcome";
 const VERDICT: &str = "messaging.operation.name";
 
-/// Tells the recorder what the metrics of this crate mean, and their units.
+/// Describes the metrics of this crate and their units to the recorder.
 ///
-/// Call it once, after the recorder is installed. The metrics are there without it.
+/// Call it once, after the recorder is installed. The metrics are recorded without it too.
 ///
-/// | metric | kind | labels | what it is |
+/// | metric | kind | labels | meaning |
 /// | --- | --- | --- | --- |
-/// | `messaging.process.duration` | histogram, seconds | `outcome` | from the sentinel's `call` to the outcome |
+/// | `messaging.process.duration` | histogram, seconds | `outcome` | time from the sentinel's `call` to the outcome |
 /// | `messaging.client.consumed.messages` | counter | | jobs that were called, one for each delivery |
 /// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`] |
 /// | `tower_sentinel.running` | gauge | | jobs without an outcome |
-/// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not answered |
-/// | `tower_sentinel.abandoned` | gauge | | jobs that still run though their outcome is given |
-/// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | what the broker was told by a [`SettlePolicy`](crate::SettlePolicy), such as `ack` |
-/// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker waited for none any more |
-/// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | how long that took, all tries included |
+/// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not returned yet |
+/// | `tower_sentinel.abandoned` | gauge | | jobs that still run after their outcome |
+/// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | deliveries settled by a [`SettlePolicy`](crate::SettlePolicy), by their verdict, such as `ack` |
+/// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker did not wait for them any more |
+/// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name` | time of a settlement, all tries included |
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
 ///
-/// To these come the labels of [`SentinelLayer::metric_labels`](crate::SentinelLayer::metric_labels), [`SettlePolicy::metric_labels`](crate::SettlePolicy::metric_labels) and
-/// [`IntensityLayer::metric_labels`](crate::IntensityLayer::metric_labels), and `consumer.name` in a [`Consumer`](crate::Consumer::name) that
-/// has a name; that of an [`IntensityLayer`](crate::IntensityLayer) in one that makes its services. Metrics are looked up once,
-/// for the first job of a sentinel, the first settlement of a policy and the first service of an
-/// intensity, so the recorder has to be installed before; with no recorder, nothing is recorded.
+/// Further labels are those of [`SentinelLayer::metric_labels`](crate::SentinelLayer::metric_labels),
+/// [`SettlePolicy::metric_labels`](crate::SettlePolicy::metric_labels) and
+/// [`IntensityLayer::metric_labels`](crate::IntensityLayer::metric_labels), and `consumer.name` in a
+/// [`Consumer`](crate::Consumer::name) that has a name. The metric of an
+/// [`IntensityLayer`](crate::IntensityLayer) has that label only if the consumer makes its services.
+///
+/// Metrics are looked up once: for the first job of a sentinel, the first settlement of a policy and the
+/// first service of an intensity layer. So install the recorder before. Without a recorder, nothing is
+/// recorded.
 ///
 /// ```
 /// use metrics::NoopRecorder; // stands for an exporter's
@@ -79,14 +83,14 @@ pub fn describe_metrics() {
     describe_gauge!(
         UNSETTLED,
         Unit::Count,
-        "jobs with an outcome that are not settled"
+        "jobs with an outcome that are not settled yet"
     );
     describe_gauge!(
         ABANDONED,
         Unit::Count,
-        "jobs that still run though their outcome is given"
+        "jobs that still run after their outcome"
     );
-    describe_counter!(VERDICTS, Unit::Count, "what the broker was told");
+    describe_counter!(VERDICTS, Unit::Count, "settled deliveries by verdict");
     describe_counter!(
         MOOT,
         Unit::Count,
@@ -104,7 +108,7 @@ pub fn describe_metrics() {
     );
 }
 
-/// The labels that a user gave.
+/// Labels set by the user.
 pub(crate) type Labels = Vec<Label>;
 
 pub(crate) fn labels<K, V>(labels: impl IntoIterator<Item = (K, V)>) -> Labels
@@ -116,7 +120,7 @@ where
     labels.into_iter().map(label).collect()
 }
 
-/// Adds the name of the consumer that this is called by, if it has one.
+/// Adds the name of the consumer that calls this, if it has one.
 fn of_consumer(labels: &Labels) -> Labels {
     let mut labels = labels.clone();
     let name = consumer_name::current();
@@ -132,10 +136,10 @@ fn with(labels: &Labels, key: &'static str, value: &'static str) -> Labels {
 
 // === of a sentinel ===
 
-/// What one sentinel counts.
+/// Metrics of one sentinel.
 pub(crate) struct Instruments {
     labels: Labels,
-    /// Looked up for the first job, by the consumer that calls it.
+    /// Looked up for the first job, inside the consumer that calls it.
     metrics: OnceLock<Metrics>,
 }
 
@@ -149,7 +153,7 @@ struct Metrics {
 }
 
 impl Instruments {
-    /// The bound on abandoned jobs where there is none: they are counted all the same.
+    /// The bound on abandoned jobs if none is set: they are counted anyway.
     pub(crate) const UNBOUNDED: Option<usize> = Some(usize::MAX);
 
     pub(crate) fn new(labels: &Labels) -> Self {
@@ -159,7 +163,7 @@ impl Instruments {
         }
     }
 
-    /// Returns the metrics; none if the recorder panics.
+    /// Returns the metrics, or `None` if the recorder panics.
     fn metrics(&self) -> Option<&Metrics> {
         let mut metrics = self.metrics.get();
         if metrics.is_none() {
@@ -182,7 +186,7 @@ impl Instruments {
     pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
         let metrics = self.metrics();
         if let Some(metrics) = metrics {
-            // The enum's order, as in `new`.
+            // In the order of the enum, as in `new`.
             let (outcomes, duration) = &metrics.outcomes[kind as usize];
             guard(|| outcomes.increment(1));
             guard(|| duration.record(elapsed));
@@ -219,7 +223,7 @@ impl Metrics {
     }
 }
 
-/// One in a gauge, if there is one, until it is dropped.
+/// Guard that adds one to a gauge, if there is one, until it is dropped.
 pub(crate) struct InFlight(Option<Gauge>);
 
 impl InFlight {
@@ -241,18 +245,18 @@ impl Drop for InFlight {
 
 // === of a settle policy ===
 
-/// What one policy counts; cloned with it for each job.
+/// Metrics of one policy, cloned with it for each job.
 #[derive(Clone)]
 pub(crate) struct SettleInstruments(Arc<Settlements>);
 
 struct Settlements {
     labels: Labels,
-    /// In the order of [`NAMES`]. Looked up for the first settlement: a policy whose labels are set
-    /// has others before, which are not to be seen.
+    /// In the order of [`NAMES`]. Looked up for the first settlement: before its labels are set, a policy
+    /// has other labels, which must not be seen.
     verdicts: OnceLock<[(Counter, Histogram); 5]>,
 }
 
-/// The names of the verdicts.
+/// Names of the verdicts.
 const NAMES: [&str; 5] = ["ack", "retry", "release", "reject", "abandon"];
 
 impl SettleInstruments {
@@ -284,14 +288,14 @@ impl SettleInstruments {
     }
 }
 
-/// Measures one settlement.
+/// Stopwatch of one settlement.
 pub(crate) struct Stopwatch {
     instruments: SettleInstruments,
     started: Instant,
 }
 
 impl Stopwatch {
-    /// Counts that the broker was told `verdict`.
+    /// Counts a settlement with `verdict`.
     pub(crate) fn settled(&self, verdict: &'static str) {
         guard(|| {
             if let Some((verdicts, duration)) = self.instruments.of(verdict) {
@@ -301,10 +305,10 @@ impl Stopwatch {
         });
     }
 
-    /// Counts that the broker did not wait for `verdict` any more.
+    /// Counts a settlement with `verdict` that the broker did not wait for any more.
     pub(crate) fn moot(&self, verdict: &'static str) {
         let Settlements { labels, .. } = &*self.instruments.0;
-        // Seldom, so it is looked up each time.
+        // Rare, so it is looked up each time.
         let labels = &of_consumer(labels);
         guard(|| counter!(MOOT, with(labels, VERDICT, verdict)).increment(1));
     }
@@ -318,15 +322,15 @@ impl fmt::Debug for SettleInstruments {
 
 // === of an intensity layer ===
 
-/// What the services of one layer tell.
+/// Metrics of the services of one layer.
 #[derive(Default)]
 pub(crate) struct IntensityInstruments {
-    /// Looked up for the first service, since each setting makes a layer that is not used.
+    /// Looked up for the first service, since each setting makes a new layer and the former is not used.
     state: OnceLock<Gauge>,
 }
 
 impl IntensityInstruments {
-    /// Begins to tell the state, for a service that runs.
+    /// Begins to report the state, with a service that runs.
     pub(crate) fn begin(&self, labels: &Labels) {
         guard(|| {
             self.state.get_or_init(|| {
@@ -337,7 +341,7 @@ impl IntensityInstruments {
         });
     }
 
-    /// Tells the state that the services have come to.
+    /// Reports the new state of the services.
     pub(crate) fn change(&self, state: f64) {
         if let Some(gauge) = self.state.get() {
             guard(|| gauge.set(state));
