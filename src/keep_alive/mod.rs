@@ -31,67 +31,63 @@ mod ticker;
 
 // === impl KeepAliveLayer ===
 
-/// Asks the broker for more time, again and again, while a job runs.
+/// Layer that asks the broker for more time, again and again, while a job runs.
 ///
-/// A broker with an ack wait (JetStream), a visibility timeout (SQS) or a claim by idle time (Redis
-/// streams) gives a job to somebody else when it has had no sign of life for that long. This layer
-/// sends one every [`interval`](Self::new), by [`Settle::keep_alive`], from a task of its own: a
-/// job need not be polled to be kept alive.
+/// Some brokers give a job to another worker after a time without a sign of life: the ack wait of
+/// JetStream, the visibility timeout of SQS, the claim by idle time of Redis streams. This layer sends a
+/// sign of life every [`interval`](Self::new), with [`Settle::keep_alive`]. It does so from its own task, so
+/// a job is kept alive even if it is not polled.
 ///
 /// It belongs *directly inside* a [`SentinelLayer`](crate::SentinelLayer), around everything else.
 ///
-/// # Which interval
+/// # Choosing the interval
 ///
-/// A third of the broker's ack wait. A keep-alive that fails is tried again after an eighth of the
-/// interval, then a quarter, then every half; so there are at least three tries before the ack wait
-/// is over, and six if the broker answers at once that it can't.
+/// Use a third of the broker's ack wait. A keep-alive that fails is tried again after an eighth of the
+/// interval, then after a quarter, then after every half. So there are at least three tries before the ack
+/// wait is over, and six if the broker returns its errors at once.
 ///
-/// The interval counts from `call`, the ack wait from the delivery: where jobs wait in between, as
-/// in a `buffer` or a client's own queue, that time is to be taken off. A job that is done within
-/// the first interval costs a task and no request.
+/// The interval counts from `call`, the ack wait from the delivery. If jobs wait in between, as in a
+/// `buffer` or in the client's queue, subtract that time. A job that is done within the first interval costs
+/// a task and no request.
 ///
 /// # Contract
 ///
 /// - *Readiness* is the inner service's.
-/// - *End*: the ticker is stopped before the policy is called, whatever became of the job, and also
-///   if the job [was not](crate::outcome::TimedOut::stopped) stopped. It stops when the inner future returns
-///   or is dropped, if that is sooner. A keep-alive that is in flight then is dropped, and is not
-///   polled again: what it has not sent yet it never sends. What it *has* sent, or left in the
-///   client's queue, may reach the broker at any time; on the same connection, before the
-///   settlement.
-/// - *Waiting for that*: if a keep-alive is being polled on another thread at this moment, the stop
-///   waits for that one poll. An implementation of `keep_alive` that blocks its thread blocks its
-///   job's settlement.
-/// - *A lost lease*: if the broker answers [`Lease::Lost`](crate::settle::Lease::Lost) the job is cancelled
-///   with [`CancelReason::LeaseLost`](crate::outcome::CancelReason::LeaseLost), to which
-///   [`ack_on_success`](crate::ack_on_success) says [`Abandon`](crate::Verdict::Abandon). A job that
-///   completes within its grace is acked; the broker says what it makes of that.
-/// - *The default time limit* of the sentinel is the whole [30 s](crate::SentinelLayer::timeout) for a job
-///   that is kept alive, however short its [lease](crate::Job::lease).
-/// - *A failed keep-alive* costs the job nothing: nobody knows whether the lease is lost. It is an
-///   event, and is tried again for as long as the job runs, never more often than said above. An
-///   error and a [timeout](Self::try_timeout) are a `warn!`, a panic is an `error!`.
-/// - *A runtime that ends*, or has no timers, ends its tickers: each is an `error!`, and its job runs
-///   on without.
-/// - *A broker without keep-alive* ([`Capabilities::has_keep_alive`]): there is no ticker, and the
-///   job runs as it would without this layer. That is one `warn!` for a layer and all that was made
-///   of it, since a worker is set up for the broker that it has.
-/// - *Outside of a sentinel* (in no job, such as in a task that a job spawned) the ticker lives as
-///   long as the inner future, and a lost lease ends the ticker only: there is nobody to stop the
-///   inner future.
-/// - *The tag* is taken once more from the job, before the inner `call`; a panic in
-///   [`Job::tag`] is a panic of the job.
+/// - *End*: the ticker is stopped before the policy is called, for every outcome, and also if the job
+///   [was not](crate::outcome::TimedOut::stopped) stopped. If the inner future returns or is dropped
+///   earlier, the ticker stops then. A keep-alive in flight is dropped and not polled again, so it sends
+///   nothing more. Data that it *has* sent, or left in the client's queue, may reach the broker at any time;
+///   on the same connection it arrives before the settlement.
+/// - *Blocking*: if another thread is polling a keep-alive at this moment, the stop waits for that one poll.
+///   An implementation of `keep_alive` that blocks its thread blocks the settlement of its job.
+/// - *A lost lease*: if the keep-alive returns [`Lease::Lost`](crate::settle::Lease::Lost), the job is
+///   cancelled with [`CancelReason::LeaseLost`](crate::outcome::CancelReason::LeaseLost). The verdict of
+///   [`ack_on_success`](crate::ack_on_success) for that is [`Abandon`](crate::Verdict::Abandon). A job that
+///   completes within its grace is acked; the effect of that ack depends on the broker.
+/// - *The default time limit* of the sentinel is the full [30 s](crate::SentinelLayer::timeout) for a job
+///   that is kept alive, even if its [lease](crate::Job::lease) is shorter.
+/// - *A failed keep-alive* does not stop the job, since the lease may still be held. It is an event, and is
+///   tried again as long as the job runs, never more often than described above. An error and a
+///   [timeout](Self::try_timeout) are a `warn!`, a panic is an `error!`.
+/// - *A runtime that ends*, or has no timers, ends its tickers. Each of them is an `error!`, and its job runs
+///   on without keep-alive.
+/// - *A broker without keep-alive* ([`Capabilities::has_keep_alive`]): there is no ticker, and the job runs
+///   as it would without this layer. That is one `warn!` for a layer and everything that is made from it,
+///   since a worker is set up for one broker.
+/// - *Outside of a sentinel* (in no job, such as in a task that a job spawned) the ticker lives as long as
+///   the inner future. A lost lease then ends only the ticker, since nothing can stop the inner future.
+/// - *The tag* is taken from the job once more, before the inner `call`. A panic in [`Job::tag`] is a panic
+///   of the job.
 ///
 /// [`Capabilities::has_keep_alive`]: crate::settle::Capabilities::has_keep_alive
 ///
 /// # Jobs that block
 ///
-/// The ticker runs on the runtime of the job. If that is a current-thread one, a job that blocks is
-/// not kept alive. On a multi-thread one it often is, and it is not to be relied upon: what a
-/// worker has spawned last can't be taken over by others, and the worker that blocks may be the one
-/// that drives the timers. A [`runtime`](Self::runtime) that no job runs on keeps time for sure:
-/// give the layer the consumer's, and the jobs one of their own by
-/// [`SentinelLayer::runtime`](crate::SentinelLayer::runtime).
+/// The ticker runs on the runtime of the job. On a current-thread runtime, a job that blocks is not kept
+/// alive. On a multi-thread runtime it often is, but do not rely on it: other threads can't take over the
+/// task that a thread spawned last, and the thread that blocks may be the one that drives the timers. Only a
+/// [`runtime`](Self::runtime) without jobs is always on time. Give the layer the consumer's runtime, and
+/// give the jobs their own with [`SentinelLayer::runtime`](crate::SentinelLayer::runtime).
 ///
 /// # Examples
 ///
@@ -104,7 +100,7 @@ mod ticker;
 ///     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 /// };
 ///
-/// /// What a broker's client hands out with a delivery.
+/// /// Handle that a broker's client hands out with a delivery.
 /// #[derive(Clone, Debug, Default)]
 /// struct Acker { kept_alive: Arc<AtomicU32> }
 ///
@@ -114,7 +110,7 @@ mod ticker;
 ///
 ///     fn settle(self, _: Verdict, _: Reason) -> Self::Future { ready(Ok(())) }
 ///     async fn keep_alive(&self) -> Result<Lease, Infallible> {
-///         // The third time, the broker has given the job to somebody else.
+///         // The third time, the broker has given the job to another worker.
 ///         match self.kept_alive.fetch_add(1, Ordering::Relaxed) {
 ///             0..2 => Ok(Lease::Held),
 ///             _ => Ok(Lease::Lost),
@@ -166,19 +162,19 @@ pub struct KeepAliveLayer {
 struct Settings {
     rhythm: Rhythm,
     runtime: Option<Handle>,
-    /// Whether it was said that the broker has no keep-alive; shared by all clones.
+    /// `true` once the warning of a broker without keep-alive is out; shared by all clones.
     told: Arc<AtomicBool>,
 }
 
 impl KeepAliveLayer {
-    /// Creates a layer that keeps each job alive every `interval`, which is a third of the broker's
+    /// Creates a layer that keeps each job alive every `interval`, which should be a third of the broker's
     /// ack wait.
     ///
-    /// An interval too long for the clock, such as `Duration::MAX`, is none: there is no keep-alive.
+    /// If the interval is too long for the clock, such as `Duration::MAX`, there is no keep-alive.
     ///
     /// # Panics
     ///
-    /// Panics if `interval` is zero, which would ask the broker without a pause.
+    /// Panics if `interval` is zero, since that would ask the broker without a pause.
     #[track_caller]
     pub fn new(interval: Duration) -> Self {
         assert!(!interval.is_zero(), "a keep-alive needs an interval");
@@ -194,16 +190,16 @@ impl KeepAliveLayer {
         }
     }
 
-    /// Sets how long one keep-alive may take before it has failed; half of the interval by default.
+    /// Sets the time limit of one keep-alive; half of the interval by default.
     pub fn try_timeout(mut self, limit: Duration) -> Self {
         self.settings.rhythm.try_timeout = limit;
         self
     }
 
-    /// Sets on which runtime the tickers run; by default on that of the job.
+    /// Sets the runtime of the tickers; that of the job by default.
     ///
-    /// With a runtime that no job runs on, a job that blocks its thread is kept alive.
-    /// [`Settle::keep_alive`] is then called there, so its client must not be bound to another.
+    /// On a runtime without jobs, a job that blocks its thread is kept alive too. [`Settle::keep_alive`] is
+    /// then called on that runtime, so its client must not be bound to another one.
     ///
     /// # Panics
     ///
@@ -232,7 +228,7 @@ impl<S> Layer<S> for KeepAliveLayer {
 
 // === impl KeepAlive ===
 
-/// Keeps the deliveries of its inner service alive; see [`KeepAliveLayer`].
+/// Service that keeps the deliveries of its inner service alive; see [`KeepAliveLayer`].
 #[derive(Clone)]
 pub struct KeepAlive<S> {
     inner: S,
@@ -250,7 +246,7 @@ impl<S> KeepAlive<S> {
         &mut self.inner
     }
 
-    /// Returns the inner service, without its keep-alive.
+    /// Returns the inner service, without the keep-alive.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -266,7 +262,7 @@ impl<S: fmt::Debug> fmt::Debug for KeepAlive<S> {
 }
 
 impl Settings {
-    /// Starts the ticker of `tag`'s job, if its broker can do that.
+    /// Starts the ticker of `tag`'s job, if its broker has a keep-alive.
     #[track_caller]
     fn start<Tag>(&self, tag: Tag) -> Option<Stopping>
     where
@@ -274,7 +270,7 @@ impl Settings {
     {
         if !tag.capabilities().has_keep_alive() {
             if !self.told.swap(true, Ordering::Relaxed) {
-                guard(|| tracing::warn!("the broker has no keep-alive: jobs run without it"));
+                guard(|| tracing::warn!("jobs running without keep-alive: the broker has none"));
             }
             return None;
         }
@@ -286,7 +282,7 @@ impl Settings {
             context.accompany(Arc::clone(&ticker) as Arc<dyn Companion>);
         }
         let task = ticker.run(job);
-        // Its handle is of no use: a stopped ticker ends its task.
+        // The handle is not needed: a stopped ticker ends its task.
         match &self.runtime {
             Some(runtime) => drop(runtime.spawn(task)),
             None => drop(tokio::spawn(task)),
@@ -311,8 +307,8 @@ where
 
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime, unless the layer was given one. Inside a sentinel there
-    /// always is one.
+    /// Panics outside of a tokio runtime, unless the layer has one. Inside a sentinel there is always a
+    /// runtime.
     #[track_caller]
     fn call(&mut self, job: J) -> Self::Future {
         // First, so that a `call` that blocks is kept alive too.
@@ -332,7 +328,7 @@ pin_project! {
     pub struct KeepAliveFuture<F> {
         #[pin]
         inner: F,
-        // `None` once the inner future has returned, or without a keep-alive.
+        // `None` once the inner future has returned, or if there is no keep-alive.
         ticker: Option<Stopping>,
     }
 }

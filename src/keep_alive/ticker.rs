@@ -1,4 +1,4 @@
-//! The ticker of one job: asks the broker for more time until it is stopped.
+//! [`Ticker`] of one job, which asks the broker for more time until it is stopped.
 
 use std::{
     future::{Future, poll_fn},
@@ -23,41 +23,41 @@ use crate::{
     time::deadline,
 };
 
-/// When a ticker asks.
+/// Schedule of a ticker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rhythm {
-    /// From one keep-alive to the next.
+    /// Time from one keep-alive to the next.
     pub(crate) interval: Duration,
-    /// How long one may take.
+    /// Time limit of one keep-alive.
     pub(crate) try_timeout: Duration,
 }
 
 impl Rhythm {
-    /// The pauses after keep-alives that failed.
+    /// Returns the pauses after keep-alives that failed.
     fn pauses(self) -> Delays {
         let least = |part: u32| (self.interval / part).max(Duration::from_nanos(1));
         Delays::new(least(8)..=least(2))
     }
 }
 
-/// A ticker, as its task, its job's future and its job's supervisor share it.
+/// A ticker, shared by its task, the job's future and the job's supervisor.
 ///
-/// Whoever polls it holds the lock, and whoever stops it takes its future away under that lock. So
-/// once `stop` returns no keep-alive is being polled, and none ever will.
+/// It is polled under the lock, and `stop` takes its future away under the same lock. So once `stop`
+/// returns, no keep-alive is being polled, and none ever will be.
 pub(crate) struct Ticker {
-    /// Set before the lock is asked for: a task that is woken at once would otherwise take it
-    /// again, and again, before whoever waits for it.
+    /// Set before the stop waits for the lock. Otherwise a task that is woken at once could take the lock
+    /// again and again, before the stop gets it.
     stopped: AtomicBool,
-    // `None` once it is stopped, or has ended.
+    // `None` once stopped or ended.
     beat: Mutex<Option<Beat>>,
 }
 
 struct Beat {
     /// Ends when the lease is lost.
     future: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// The job's; let go with the ticker, so that it closes with the job.
+    /// The job's span. It is dropped with the ticker, so that it closes with the job.
     span: GuardedSpan,
-    /// That of the task, which is to end.
+    /// The waker of the task, to end it.
     waker: Waker,
 }
 
@@ -77,21 +77,21 @@ impl Ticker {
         })
     }
 
-    /// Returns the task of this ticker; a lost lease stops `job`.
+    /// Returns the task of this ticker, which cancels `job` if the lease is lost.
     pub(crate) fn run(self: Arc<Self>, job: Cancellation) -> impl Future<Output = ()> + Send {
-        // Made before the first poll, which a runtime that has ended never comes to.
+        // Made before the first poll, since a runtime that has ended never polls.
         let task = Task(self);
         async move {
             if let Some(span) = poll_fn(|cx| task.0.poll(cx)).await {
-                // Without the lock: it wakes the supervisor, who may want to stop this ticker.
+                // Without the lock: this wakes the supervisor, which may stop this ticker.
                 job.cancel(CancelReason::LeaseLost);
                 let _entered = span.enter();
-                guard(|| tracing::warn!("the broker gave a job to somebody else"));
+                guard(|| tracing::warn!("lease lost: the broker gave the job to another worker"));
             }
         }
     }
 
-    /// Ready with the span of the job if the lease is lost, and without if the ticker is stopped.
+    /// Polls the ticker: ready with the job's span if the lease is lost, and with `None` if it is stopped.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<GuardedSpan>> {
         if self.stopped.load(Ordering::Relaxed) {
             return Poll::Ready(None);
@@ -112,16 +112,16 @@ impl Ticker {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Beat>> {
-        // What is left behind by a panic is only ever dropped.
+        // After a panic the content is only dropped.
         self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The hold of a task on its ticker.
+/// Guard that the ticker's task holds.
 struct Task(Arc<Ticker>);
 
 impl Drop for Task {
-    /// Tells of a ticker that goes no further though nobody has stopped it.
+    /// Reports a ticker that ends although nobody has stopped it.
     fn drop(&mut self) {
         if self.0.stopped.load(Ordering::Relaxed) {
             return;
@@ -133,9 +133,7 @@ impl Drop for Task {
         let _entered = span.enter();
         drop_quietly(future);
         guard(|| {
-            tracing::error!(
-                "a job is not kept alive any more: the runtime of the keep-alive has no timers, or has ended"
-            );
+            tracing::error!("keep-alive ended: its runtime has ended, or has no timers");
         });
     }
 }
@@ -143,7 +141,7 @@ impl Drop for Task {
 impl Companion for Ticker {
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
-        // In a statement of its own: the lock is not held while the future is dropped.
+        // In a separate statement, so that the lock is not held while the future is dropped.
         let beat = self.lock().take();
         let Some(beat) = beat else {
             return;
@@ -161,7 +159,7 @@ impl Companion for Ticker {
     }
 }
 
-/// Stops its ticker when it is dropped.
+/// Guard that stops its ticker when it is dropped.
 pub(crate) struct Stopping(pub(crate) Arc<Ticker>);
 
 impl Drop for Stopping {
@@ -175,7 +173,7 @@ async fn tick<Tag: Settle>(tag: Tag, rhythm: Rhythm, mut last: Instant) {
     let mut failures = 0;
     loop {
         match failures {
-            // From the start of the last one: how long it took is not added to the interval.
+            // From the start of the last one, so that its duration is not added to the interval.
             0 => wait_until(deadline(last, rhythm.interval)).await,
             _ => wait_until(deadline(Instant::now(), rhythm.pauses().nth(failures))).await,
         }
@@ -183,7 +181,7 @@ async fn tick<Tag: Settle>(tag: Tag, rhythm: Rhythm, mut last: Instant) {
         match keep_alive(&tag, rhythm.try_timeout).await {
             Some(Lease::Held) => failures = 0,
             Some(Lease::Lost) => {
-                // Its destructor must not keep the loss from the job.
+                // A panic of its destructor must not hide the loss from the job.
                 drop_quietly(tag);
                 return;
             }
@@ -199,7 +197,7 @@ async fn wait_until(due: Option<Instant>) {
     }
 }
 
-/// Asks once; says in an event why there is no answer.
+/// Asks the broker once; `None` if that failed, which is an event.
 async fn keep_alive<Tag: Settle>(tag: &Tag, limit: Duration) -> Option<Lease> {
     let asked = match catch(|| Box::pin(tag.keep_alive())) {
         Err(panic) => Err(panic),
@@ -221,11 +219,11 @@ async fn keep_alive<Tag: Settle>(tag: &Tag, limit: Duration) -> Option<Lease> {
         Ok(Some(Err(error))) => {
             let printed = print("error", &error);
             drop_quietly(error);
-            guard(|| tracing::warn!(error = printed, "a keep-alive failed"));
+            guard(|| tracing::warn!(error = printed, "keep-alive failed"));
         }
-        Ok(None) => guard(|| tracing::warn!(?limit, "a keep-alive got no answer in time")),
+        Ok(None) => guard(|| tracing::warn!(?limit, "keep-alive timed out")),
         Err(panic) => {
-            guard(|| tracing::error!(panic = panic.message(), "a keep-alive panicked"));
+            guard(|| tracing::error!(panic = panic.message(), "keep-alive panicked"));
         }
     }
     None

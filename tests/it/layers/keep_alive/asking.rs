@@ -66,7 +66,10 @@ async fn a_lost_lease_cancels_the_job_which_is_abandoned_and_no_longer_kept_aliv
     assert_eq!(tag.seen(), [Seen::Asked, Seen::Asked, abandoned]);
     let lines = log.lines();
     assert_eq!(lines.len(), 2, "{lines:#?}");
-    assert_eq!(lines[0], "WARN the broker gave a job to somebody else");
+    assert_eq!(
+        lines[0],
+        "WARN lease lost: the broker gave the job to another worker"
+    );
     assert!(lines[1].starts_with("WARN the job was cancelled verdict=abandon"));
     assert!(lines[1].contains("reason=\"lease_lost\" stopped=true"));
 }
@@ -108,7 +111,7 @@ async fn a_keep_alive_that_fails_is_tried_again_sooner_and_then_as_before() {
         [8.0, 9.0, 11.0, 15.0, 19.0, 27.0, 35.0, 36.0, 44.0]
     );
     assert_eq!(tag.verdicts(), [Verdict::Ack]);
-    let failed = "WARN a keep-alive failed error=\"connection reset\"";
+    let failed = "WARN keep-alive failed error=\"connection reset\"";
     assert_eq!(log.lines(), [failed; 5]);
 }
 
@@ -129,7 +132,7 @@ async fn a_keep_alive_that_hangs_has_a_limit_and_is_tried_again() {
         assert_eq!(tag.asked(), [8.0, 13.0, 19.0]);
         assert_eq!(tag.verdicts(), [Verdict::Ack]);
     }
-    let late = "WARN a keep-alive got no answer in time limit=4s";
+    let late = "WARN keep-alive timed out limit=4s";
     assert_eq!(log.lines(), [late; 6]);
 
     let layer = KeepAliveLayer::new(INTERVAL).try_timeout(SECOND);
@@ -150,7 +153,7 @@ async fn a_keep_alive_that_panics_is_an_error_event_and_is_tried_again() {
         let tag = run(script, 3 * INTERVAL).await;
         assert_eq!(tag.asked(), [8.0, 9.0, 17.0]);
         assert_eq!(tag.verdicts(), [Verdict::Ack]);
-        let event = format!("ERROR a keep-alive panicked panic=\"{message}\"");
+        let event = format!("ERROR keep-alive panicked panic=\"{message}\"");
         assert_eq!(log.lines(), [event]);
     }
 }
@@ -161,7 +164,7 @@ async fn an_error_that_panics_when_it_is_printed_does_not_end_the_ticker() {
     let tag = run(&[Ask::BadError, Ask::Held], 3 * INTERVAL).await;
     assert_eq!(tag.asked(), [8.0, 9.0, 17.0]);
     let message = "the error cannot be printed: in Display";
-    let event = format!("WARN a keep-alive failed error=\"{message}\"");
+    let event = format!("WARN keep-alive failed error=\"{message}\"");
     assert_eq!(log.lines(), [event]);
 }
 
@@ -182,6 +185,6 @@ async fn a_broker_without_keep_alive_is_not_asked_which_is_said_once_for_a_layer
             assert_eq!(tag.seen(), [Seen::Told(Verdict::Ack)]);
         }
     }
-    let once = "WARN the broker has no keep-alive: jobs run without it";
+    let once = "WARN jobs running without keep-alive: the broker has none";
     assert_eq!(log.lines(), [once]);
 }

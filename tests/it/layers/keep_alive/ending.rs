@@ -158,8 +158,7 @@ async fn a_job_that_blocks_a_worker_is_kept_alive_until_it_is_settled_though_it_
 
 #[test]
 fn a_keep_alive_whose_runtime_fails_it_is_told_of() {
-    const TOLD: &str = "ERROR a job is not kept alive any more: \
-        the runtime of the keep-alive has no timers, or has ended";
+    const TOLD: &str = "ERROR keep-alive ended: its runtime has ended, or has no timers";
 
     let without_timers = || Builder::new_current_thread().build().unwrap();
     let run = |keep_alive: KeepAliveLayer, runs_on: Runtime, ends: Option<Runtime>| {
