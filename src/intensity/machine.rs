@@ -1,4 +1,4 @@
-//! When to pause, when to probe, when to resume: without wakers, timers and locks.
+//! State machine that pauses, probes and resumes, without wakers, timers and locks.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -6,25 +6,25 @@ use tokio::time::Instant;
 
 use crate::{backoff::Delays, time::deadline};
 
-/// What a layer was told.
+/// Settings of a layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// How many jobs are looked back on; at least 1.
+    /// Number of last jobs in the window; at least 1.
     pub(super) window: usize,
-    /// Which part of them must have failed; above 0, and at most 1.
+    /// Failed part of the window that causes a pause; above 0, and at most 1.
     pub(super) threshold: f64,
-    /// How many jobs must have ended before any pause.
+    /// Number of jobs that must have ended before any pause.
     pub(super) sample: usize,
     pub(super) pauses: Delays,
 }
 
 impl Limits {
     fn is_exceeded(&self, failures: usize, jobs: usize) -> bool {
-        // A division, since a product of 0.55 and 100 is above 55.
+        // A division, since the product of 0.55 and 100 is above 55.
         jobs >= self.sample.min(self.window) && failures as f64 / jobs as f64 >= self.threshold
     }
 
-    /// Returns how many failures in a row lead to a pause, whatever came before.
+    /// Returns the number of failures in a row that always lead to a pause, regardless of earlier results.
     pub(super) fn longest_run(&self) -> usize {
         // After a window full of successes, or after nothing.
         let enough = |failures: usize| failures as f64 / self.window as f64 >= self.threshold;
@@ -39,7 +39,7 @@ impl Limits {
         least.max(self.sample.min(self.window))
     }
 
-    /// Returns how many pauses can end within `time`, if each begins as soon as it can.
+    /// Returns the largest number of pauses that can end within `time`.
     pub(super) fn most_probes(&self, time: Duration) -> u64 {
         let (mut left, mut probes) = (time, 0_u32);
         loop {
@@ -58,7 +58,7 @@ impl Limits {
     }
 }
 
-/// The results of the last jobs.
+/// Results of the last jobs.
 #[derive(Debug, Default)]
 struct Window {
     failed: VecDeque<bool>,
@@ -86,27 +86,27 @@ pub(super) enum Phase {
     Running,
     Paused {
         pause: Duration,
-        /// `None`: so far that no timer reaches it.
+        /// `None`: too far for a timer.
         until: Option<Instant>,
     },
-    /// The pause is over. `None`: nobody has the probe.
+    /// The pause is over. The holder is `None` while no instance has the probe.
     Probing {
         holder: Option<u64>,
     },
 }
 
-/// The answer to a service that would like to be ready.
+/// Result for a service that is polled for readiness.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pass {
     /// Any number of jobs may be called.
     Open,
     /// One job may be called, by the holder of this number.
     Probe(u64),
-    /// Ask again at this time, or after the next change.
+    /// No job may be called: ask again at this time, or after the next change.
     Wait(Option<Instant>),
 }
 
-/// A change of state, as its event tells it.
+/// Change of state, with the fields of its event.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     Paused {
@@ -124,9 +124,9 @@ pub(super) struct Machine {
     limits: Limits,
     window: Window,
     phase: Phase,
-    /// How often it resumed: what was called before is not counted after.
+    /// Number of times that it resumed. A job called in an earlier epoch is not counted.
     epoch: u64,
-    /// Pauses since it last ran, each but the first after a probe that failed.
+    /// Pauses since it last ran. Each but the first follows a failed probe.
     pauses: u32,
     probes: u64,
 }
@@ -157,7 +157,7 @@ impl Machine {
         matches!(self.phase, Phase::Running) && *failures == 0 && failed.len() == self.limits.window
     }
 
-    /// Answers a service that would like to be ready.
+    /// Decides on a service that is polled for readiness.
     pub(super) fn ask(&mut self, now: Instant) -> (Pass, Option<Change>) {
         let mut change = None;
         match self.phase {
@@ -182,7 +182,7 @@ impl Machine {
         }
         self.window.push(failed, self.limits.window);
         let (failures, jobs) = (self.window.failures, self.window.failed.len());
-        // A success may complete the sample, but is no reason to pause.
+        // A success may complete the sample, but is not a reason to pause.
         let is_exceeded = failed && self.limits.is_exceeded(failures, jobs);
         is_exceeded.then(|| self.pause(now))
     }
@@ -202,7 +202,7 @@ impl Machine {
         Some(Change::Resumed)
     }
 
-    /// Takes a probe back that has no result; returns whether there was one to take.
+    /// Takes back a probe without a result, and returns whether it was still held.
     pub(super) fn give_back(&mut self, probe: u64) -> bool {
         let holds = self.holds(probe);
         if holds {

@@ -30,104 +30,102 @@ pub use self::shared::IntensityState;
 
 // === impl IntensityLayer ===
 
-/// Pauses a worker while most of its jobs fail.
+/// Layer that pauses a worker while most of its jobs fail.
 ///
-/// A worker whose database is down fails each job of the backlog in turn and gives it back: it
-/// drains the queue into delays and dead letters, at full speed. Behind this layer the service
-/// becomes unready instead, and the jobs stay where they are. It is the counterpart of a
-/// supervisor's restart intensity, without the dying.
+/// A worker whose database is down fails each job of the backlog and retries it. At full speed it moves the
+/// queue into delays and dead letters. Behind this layer the service becomes unready instead, and the jobs
+/// stay in the queue. It is like the restart intensity of a supervisor, but the worker pauses and does not
+/// end.
 ///
-/// It belongs *directly inside* the sentinel, where a failure still looks like one. Outside, a job
-/// that failed and was answered for is a success.
+/// It belongs *directly inside* the sentinel, where a failure is still an error. Outside, a job that failed
+/// and was settled is a success.
 ///
-/// # When it pauses
+/// # States
 ///
-/// 1. *Running*: all jobs are let through. Once at least the [`threshold`](Self::threshold) of
-///    the last [`window`](Self::window) jobs has failed, of at least
-///    [`minimum_sample`](Self::minimum_sample), it pauses.
-/// 2. *Paused*: `poll_ready` is pending. Jobs that are on their way go on, and what they come to
-///    changes nothing any more.
-/// 3. *Probing*: after the [`pause`](Self::pause) one instance becomes ready, for one job. If that
-///    succeeds, everything is let through at once and the window is empty; if it fails, the next
-///    pause is twice as long.
+/// 1. *Running*: all jobs are let through. The layer pauses once the failed part of the last
+///    [`window`](Self::window) jobs reaches the [`threshold`](Self::threshold), if at least
+///    [`minimum_sample`](Self::minimum_sample) jobs have ended.
+/// 2. *Paused*: `poll_ready` is pending. Running jobs go on, and their outcomes change nothing any more.
+/// 3. *Probing*: after the [`pause`](Self::pause) one instance becomes ready, for one job, the probe. If the
+///    job succeeds, all jobs are let through at once and the window is empty. If it fails, the next pause is
+///    twice as long.
 ///
-/// The probe belongs to the instance that became ready, and is not cloned with it. It comes back
-/// when that instance is dropped, and when its job ends in a way that does not count. While an
-/// instance is ready and is not called, nobody else has the probe.
+/// The probe belongs to the instance that became ready, and is not cloned with it. Another instance can get
+/// it when that instance is dropped, or when its job ends in a way that does not count. As long as the
+/// instance is ready and is not called, no other instance gets the probe.
 ///
-/// All services that a layer makes, their clones and the layer's clones share one state: a layer
-/// that is made once goes on pausing while a consumer reconnects and makes its service anew.
+/// All services of a layer, their clones and the clones of the layer share one state. So a layer that is
+/// made once stays paused while a consumer reconnects and makes its service anew.
 ///
 /// # What counts
 ///
-/// What the job's [`Outcome`](crate::Outcome) will be:
+/// Each job counts by its later [`Outcome`](crate::Outcome):
 ///
 /// | outcome | counts as |
 /// | --- | --- |
-/// | `Completed`, also on the way down | success |
-/// | `Failed`, also on the way down | failure |
+/// | `Completed`, also after a request to stop | success |
+/// | `Failed`, also after a request to stop | failure |
 /// | `Panicked` | failure |
 /// | `TimedOut` | failure |
 /// | `Cancelled`: shutdown, dropped caller, lost lease, on request, runtime gone | neither |
 ///
-/// A future that is dropped outside of a sentinel, or by a middleware between the two, counts as
-/// neither too, unless a panic unwinds: put no `timeout` between. A job that blocks its thread is
-/// counted when it is really gone; the probe, when it has its outcome.
+/// A future that is dropped outside of a sentinel, or by a middleware between the sentinel and this layer,
+/// also counts as neither, unless a panic unwinds. So put no `timeout` between the two. A job that blocks its
+/// thread is counted when it has really stopped; the probe is counted when it has its outcome.
 ///
 /// # How much an outage wastes
 ///
-/// If every job fails at once, behind a `concurrency_limit(n)` outside the sentinel, these
-/// deliveries are spent on it at most:
+/// Suppose that every job fails at once, behind a `concurrency_limit(n)` outside the sentinel. Then the
+/// outage wastes at most these deliveries:
 ///
-/// - `max(sample, ⌈threshold × window⌉)` jobs until it pauses: the minimum sample after a start,
-///   the other after a window full of successes. With the defaults both are 10. (A minimum sample
-///   above the window counts as the window.)
-/// - `n - 1` jobs that were let through before, since the last one to be counted holds a permit
-///   as well;
-/// - one job for each pause that ends during the outage: with the defaults 6 in 10 s, and one in
-///   each 30 s later on.
+/// - `max(sample, ⌈threshold × window⌉)` jobs until the pause: the minimum sample after a start, the other
+///   term after a window full of successes. With the defaults both are 10. (A minimum sample above the
+///   window counts as the window.)
+/// - `n - 1` jobs that were let through before the pause; not `n`, since the last job to be counted held a
+///   permit as well.
+/// - One job for each pause that ends during the outage: with the defaults 6 in the first 10 s, and later
+///   one every 30 s.
 ///
-/// [`most_wasted`](Self::most_wasted) computes it. After the outage the first probe brings the
-/// full throughput back, which is one pause later at most. A dependency that comes and goes costs
-/// the first two again each time. The window is a number of jobs for this reason: with a span of
-/// time the first part would grow with the throughput.
+/// [`most_wasted`](Self::most_wasted) computes the sum. After the outage the first probe restores the full
+/// throughput, at most one pause later. A dependency that fails repeatedly costs the first two terms each
+/// time. The window is a number of jobs, since with a span of time the first term would grow with the
+/// throughput.
 ///
 /// # Why not a circuit breaker
 ///
-/// The circuit breakers of the ecosystem answer an *error* when they are open, from `call` or from
-/// `poll_ready`. As the answer of a call it is the failure of a job: the backlog is taken and given
-/// back, faster than before, which is what a breaker is to prevent. As an error of readiness it
-/// tells the consumer that the service is dead, and to make a new one. A client wants an answer
-/// now, but a queue can wait. So this layer answers nothing, and is not ready.
+/// The circuit breakers of the ecosystem return an *error* while they are open, from `call` or from
+/// `poll_ready`. An error of `call` is the failure of a job: the backlog is taken and retried, faster than
+/// before, and a breaker should prevent exactly that. An error of `poll_ready` means that the service is
+/// dead, so the consumer makes a new one. A client needs a response now, but a queue can wait. So this layer
+/// returns no error, and is not ready.
 ///
 /// # Single bad jobs
 ///
-/// This layer is for a dependency of all jobs. A job that fails every time is for the decision:
+/// This layer is for a dependency of all jobs. A job that fails every time is a matter of the decision.
 /// [`delivery_limit`](crate::DecisionExt::delivery_limit),
-/// [`poison_on_panic`](crate::DecisionExt::poison_on_panic), and
-/// [`on_error`](crate::DecisionExt::on_error) to reject what can't succeed;
-/// [`backoff`](crate::DecisionExt::backoff) keeps it from coming back at once. Where such jobs are
-/// expected and are most of the traffic, let the handler answer `Ok` for them, or raise the
-/// threshold. The jobs wasted are given back by the same decision, so a delivery limit of 1 would
-/// dead-letter them: a job can meet an outage more than once.
+/// [`poison_on_panic`](crate::DecisionExt::poison_on_panic) and [`on_error`](crate::DecisionExt::on_error)
+/// reject jobs that can't succeed; [`backoff`](crate::DecisionExt::backoff) delays their next delivery. If
+/// such jobs are expected and are most of the traffic, let the handler return `Ok` for them, or raise the
+/// threshold. The same decision settles the wasted jobs, so a delivery limit of 1 would dead-letter them.
+/// Note that a job can meet an outage more than once.
 ///
 /// # Beside other middleware
 ///
-/// tower's `ConcurrencyLimit` takes its permit before it asks the inner service, so the instance
-/// that waits in a pause holds one. That is in order: it has no job yet, and others would wait too.
-/// With several consumers on one limit each that waits holds a permit, the jobs on their way have
-/// theirs, and all wait for the same.
+/// tower's `ConcurrencyLimit` takes its permit before it polls the inner service, so the instance that waits
+/// in a pause holds a permit. That is fine: it has no job yet, and the others would wait too. With several
+/// consumers on one limit, each waiting instance holds a permit, each running job holds one, and all wait
+/// for the same probe.
 ///
-/// A consumer that asks for readiness before it pulls takes nothing from its stream in a pause. So
-/// it must watch the stream in another way meanwhile, or it learns of a lost connection only after
-/// the pause: [`Subscription::poll_closed`](crate::consumer::Subscription::poll_closed) is for that. Errors of the
-/// inner service's own readiness pass through unchanged, in a pause too.
+/// A consumer that polls readiness before it pulls takes nothing from its stream in a pause. It must watch
+/// the stream in another way then, or it notices a lost connection only after the pause. Use
+/// [`Subscription::poll_closed`](crate::consumer::Subscription::poll_closed) for that. Readiness errors of
+/// the inner service pass through unchanged, also in a pause.
 ///
 /// # Cost
 ///
-/// While no job of the window has failed, a job reads one atomic three times and clones an `Arc`
-/// twice, once for the clone that the sentinel makes. A short lock is taken for each result while
-/// there are failures in the window, and for `poll_ready` in a pause.
+/// While no job of the window has failed, a job reads one atomic three times and clones an `Arc` twice, one
+/// of them for the clone that the sentinel makes. A short lock is taken for each result while there are
+/// failures in the window, and for `poll_ready` in a pause.
 ///
 /// # Examples
 ///
@@ -174,7 +172,7 @@ pub struct IntensityLayer {
 }
 
 impl IntensityLayer {
-    /// Creates a layer with every default.
+    /// Creates a layer with the default settings.
     pub fn new() -> Self {
         let limits = Limits {
             window: 20,
@@ -195,16 +193,16 @@ impl IntensityLayer {
         }
     }
 
-    /// Sets how many of the last jobs are looked back on; 20 by default.
+    /// Sets the number of last jobs in the window; 20 by default.
     ///
-    /// It is a number and not a time, since only so the jobs wasted are bounded.
+    /// It is a number and not a time, since only a number bounds the wasted jobs.
     ///
     /// # Panics
     ///
     /// Panics if `jobs` is 0.
     #[track_caller]
     pub fn window(self, jobs: usize) -> Self {
-        assert!(jobs > 0, "a window of 0 jobs would never tell anything");
+        assert!(jobs > 0, "a window of 0 jobs would never pause");
         let limits = Limits {
             window: jobs,
             ..self.shared.limits
@@ -212,7 +210,7 @@ impl IntensityLayer {
         self.with_limits(limits)
     }
 
-    /// Sets which part of the window must have failed for a pause, from 0 to 1; 0.5 by default.
+    /// Sets the failed part of the window, from 0 to 1, that causes a pause; 0.5 by default.
     ///
     /// # Panics
     ///
@@ -230,10 +228,10 @@ impl IntensityLayer {
         self.with_limits(limits)
     }
 
-    /// Sets how many jobs must have ended before any pause, since the start or since it last
-    /// resumed; 10 by default.
+    /// Sets the number of jobs that must have ended before any pause; 10 by default.
     ///
-    /// Above the [`window`](Self::window) it is the window.
+    /// They count from the start, or from the last time that the layer resumed. A number above the
+    /// [`window`](Self::window) counts as the window.
     pub fn minimum_sample(self, jobs: usize) -> Self {
         let limits = Limits {
             sample: jobs,
@@ -242,12 +240,14 @@ impl IntensityLayer {
         self.with_limits(limits)
     }
 
-    /// Sets the pauses: the first is the lower bound, each one is twice the last, and none is
-    /// longer than the upper bound; from 100 ms to 30 s by default.
+    /// Sets the pauses; from 100 ms to 30 s by default.
+    ///
+    /// The first pause is the lower bound, each further one is twice as long, and none is longer than the
+    /// upper bound.
     ///
     /// # Panics
     ///
-    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    /// Panics if the lower bound is zero, since a pause of zero never grows, or above the upper bound.
     #[track_caller]
     pub fn pause(self, pauses: RangeInclusive<Duration>) -> Self {
         let limits = Limits {
@@ -257,15 +257,17 @@ impl IntensityLayer {
         self.with_limits(limits)
     }
 
-    /// Returns how many deliveries an outage can waste, in which every job fails, behind a limit
-    /// of `concurrency`; see [How much an outage wastes](Self#how-much-an-outage-wastes).
+    /// Returns the largest number of deliveries that an outage can waste.
+    ///
+    /// It is for an outage in which every job fails, behind a limit of `concurrency`; see
+    /// [How much an outage wastes](Self#how-much-an-outage-wastes).
     ///
     /// ```
     /// use std::time::Duration;
     /// use tower_sentinel::IntensityLayer;
     ///
     /// let layer = IntensityLayer::new();
-    /// // 10 to notice, 63 that were on their way, and 6 probes: after 0.1, 0.3, 0.7, … 6.3 s.
+    /// // 10 until the pause, 63 that were running, and 6 probes: after 0.1, 0.3, 0.7, … 6.3 s.
     /// assert_eq!(layer.most_wasted(64, Duration::from_secs(10)), 10 + 63 + 6);
     /// ```
     pub fn most_wasted(&self, concurrency: usize, outage: Duration) -> u64 {
@@ -275,11 +277,11 @@ impl IntensityLayer {
         before.saturating_add(limits.most_probes(outage))
     }
 
-    /// Returns a receiver of the state, which is that of all services of this layer.
+    /// Returns a receiver of the state that all services of this layer share.
     ///
-    /// Each change is an event too: `warn` for a pause, with its counts, and `info` for a probe and
-    /// for the end. Each setting makes another layer, so take the receiver after the last of them;
-    /// one that was taken before is closed.
+    /// Each change is an event too: `warn` for a pause, with its counts, and `info` for a probe and for the
+    /// end. Each setting makes a new layer, so call this after the last setting; an earlier receiver is
+    /// closed.
     ///
     /// ```
     /// use tower_layer::Layer;
@@ -323,10 +325,10 @@ impl fmt::Debug for IntensityLayer {
 
 #[cfg(feature = "metrics")]
 impl IntensityLayer {
-    /// Sets the labels of the gauge that tells the state; none by default.
+    /// Sets the labels of the gauge of the state; none by default.
     ///
-    /// Two layers with the same labels set the same gauge, so each should have its own, such as
-    /// `messaging.destination.name`. Clones share one state and one gauge, that of the first
+    /// Two layers with the same labels set the same gauge, so each layer should have its own labels, such as
+    /// `messaging.destination.name`. Clones share one state and one gauge, which is made for the first
     /// service. See [`describe_metrics`](crate::telemetry::describe_metrics).
     pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
     where
@@ -354,26 +356,26 @@ impl<S> Layer<S> for IntensityLayer {
 
 // === impl Intensity ===
 
-/// The service of an [`IntensityLayer`]: pending while most jobs fail.
+/// Service of an [`IntensityLayer`], not ready while most jobs fail.
 ///
 /// # Contract
 ///
-/// - *Readiness*: that of the inner service comes first, and its errors pass through unchanged.
-///   In a pause `poll_ready` is pending, and wakes its task at the end of the pause and when the
-///   state changes. An instance that is ready and is asked again in a pause may be pending again;
-///   if it is called instead, its job is let through.
-/// - *Calls* go to the inner service as they are.
-/// - *Cancellation*: to drop an instance or a future is safe at any point, and gives a probe back.
-/// - *Panics* of the inner service unwind through, in `call` and in the future, and are counted.
+/// - *Readiness*: the inner service is polled first, and its errors pass through unchanged. In a pause
+///   `poll_ready` is pending, and wakes its task at the end of the pause and when the state changes. An
+///   instance that is ready and is polled again in a pause may be pending again; if it is called instead, its
+///   job is let through.
+/// - *Calls* go to the inner service unchanged.
+/// - *Cancellation*: dropping an instance or a future is safe at any point, and gives a probe back.
+/// - *Panics* of the inner service unwind through `call` and the future, and are counted.
 ///
 /// # Panics
 ///
-/// `poll_ready` panics in a pause, outside of a tokio runtime with timers. It may be asked in another
-/// runtime than before, also as that one has ended.
+/// In a pause, `poll_ready` panics outside of a tokio runtime with timers. Each poll may happen in another
+/// runtime, also after the former one has ended.
 pub struct Intensity<S> {
     service: S,
     shared: Arc<Shared>,
-    // Made when this clone first waits.
+    // Created when this clone first waits.
     wait: Option<Wait>,
     // Held while this clone is ready for the one job of the probe.
     probe: Option<Probe>,
@@ -385,12 +387,12 @@ impl<S> Intensity<S> {
         &self.service
     }
 
-    /// Returns the inner service.
+    /// Returns the inner service, mutably.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.service
     }
 
-    /// Returns the inner service.
+    /// Returns the inner service, without the pauses.
     pub fn into_inner(self) -> S {
         self.service
     }
@@ -448,17 +450,17 @@ impl<S: fmt::Debug> fmt::Debug for Intensity<S> {
 // === impl IntensityFuture ===
 
 pin_project! {
-    /// The future of an [`Intensity`]: resolves as the inner one does.
+    /// The future of an [`Intensity`], with the output of the inner future.
     ///
     /// # Cancel safety
     ///
-    /// As the inner future. Whether a drop counts as a failure is told by the job; see
+    /// As the inner future. A drop may count as a failure, depending on the job; see
     /// [What counts](IntensityLayer#what-counts).
     #[must_use = "futures do nothing unless they are polled"]
     pub struct IntensityFuture<F> {
         #[pin]
         future: F,
-        // After the future, so that a probe is over when its job is really gone.
+        // After the future, so that a probe ends when its job has really stopped.
         trial: Trial,
     }
 }

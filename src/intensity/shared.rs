@@ -1,4 +1,4 @@
-//! What all services of a layer share: the machine, who waits for it and who watches it.
+//! [`Shared`] state of all services of a layer: the machine, its waiting services and its watchers.
 
 use std::{
     mem,
@@ -22,26 +22,26 @@ use crate::{
     time::Timer,
 };
 
-/// Whether an [`Intensity`](crate::intensity::Intensity) lets jobs through.
+/// State of an [`Intensity`](crate::intensity::Intensity): letting jobs through, paused or probing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IntensityState {
     /// Every job is let through.
     Running,
-    /// No job is let through, because most of the last ones failed, or the last probe did.
+    /// No job is let through, because most of the last jobs failed, or the last probe failed.
     #[non_exhaustive]
     Paused {
-        /// How long the pause is in all.
+        /// The full length of the pause.
         pause: Duration,
     },
     /// The pause is over, and one job at a time is let through.
     ///
-    /// It begins when a service first asks to be ready after the pause.
+    /// This state begins when a service is first polled for readiness after the pause.
     Probing,
 }
 
 impl IntensityState {
-    /// Returns the value of the gauge that tells the state.
+    /// Returns the value of the state's gauge.
     fn level(self) -> f64 {
         match self {
             IntensityState::Running => 0.0,
@@ -69,8 +69,8 @@ const EPOCH: u32 = 2;
 pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) instruments: IntensityInstruments,
-    /// What the path of a job that succeeds reads instead of the lock: the epoch and two flags.
-    /// Written under the lock only.
+    /// The epoch and two flags, which a job that succeeds reads without the lock. Written only under the
+    /// lock.
     status: AtomicU64,
     inner: Mutex<Inner>,
     state: watch::Sender<IntensityState>,
@@ -79,7 +79,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Inner {
     machine: Machine,
-    /// One waker for each clone that waits, and none for a clone that is dropped.
+    /// One waker for each waiting clone; dead for a clone that was dropped.
     waiting: Vec<Weak<AtomicWaker>>,
 }
 
@@ -111,7 +111,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held: no foreign code runs then.
+        // Nothing panics while it is held, since no foreign code runs then.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,8 +136,7 @@ impl Shared {
         self.after(inner, None, is_free);
     }
 
-    /// Lets everybody know what changed, with the lock released: wakers, watchers and subscribers
-    /// are foreign code.
+    /// Publishes a change with the lock released, since wakers, watchers and subscribers are foreign code.
     fn after(&self, mut inner: MutexGuard<'_, Inner>, change: Option<Change>, is_free: bool) {
         let machine = &inner.machine;
         let mut status = machine.epoch() << EPOCH;
@@ -156,11 +155,11 @@ impl Shared {
         }
         drop(inner);
         if let Some(change) = change {
-            // Reads the phase anew, so that the last of two changes wins.
+            // Reads the phase again, so that the later of two changes wins.
             let send = || {
                 self.state.send_if_modified(|state| {
                     let now = IntensityState::from(self.lock().machine.phase());
-                    // Here, where one change waits for the other.
+                    // Inside the closure, where one change waits for the other.
                     self.instruments.change(now.level());
                     mem::replace(state, now) != now
                 })
@@ -187,14 +186,14 @@ fn tell(change: Change) {
             jobs,
             failed_probes,
             ?pause,
-            "most jobs fail: pausing"
+            "pausing: most jobs fail"
         ),
-        Change::Probing => tracing::info!("letting one job through"),
-        Change::Resumed => tracing::info!("the job succeeded: resuming"),
+        Change::Probing => tracing::info!("probing with one job"),
+        Change::Resumed => tracing::info!("resuming: the probe succeeded"),
     }
 }
 
-/// Where a clone of a service waits.
+/// Wait of one clone of a service, for a pause to end or the state to change.
 #[derive(Debug, Default)]
 pub(super) struct Wait {
     waiter: Arc<AtomicWaker>,
@@ -202,22 +201,22 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// Waits until jobs may be called: any number, or the one of the probe.
+    /// Waits until jobs may be called: any number (`None`), or one with the probe.
     pub(super) fn poll(
         &mut self,
         shared: &Arc<Shared>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Probe>> {
         loop {
-            // Before the lock, for it clones and drops wakers, and before the answer, so that no
-            // change is missed.
+            // Before the lock, since it clones and drops wakers; and before the machine is asked, so that
+            // no change is missed.
             self.waiter.register(cx.waker());
             let mut inner = shared.lock();
             let (pass, change) = inner.machine.ask(Instant::now());
             let until = match pass {
                 Pass::Open => return Poll::Ready(None),
                 Pass::Probe(number) => {
-                    // Before anything that may panic, so that it comes back.
+                    // Before anything that may panic, so that the probe is given back.
                     let shared = Arc::clone(shared);
                     let probe = Probe { shared, number };
                     probe.shared.after(inner, change, false);
@@ -245,7 +244,7 @@ impl Wait {
 
 /// The right to call one job while all others wait.
 ///
-/// Comes back when it is dropped without a result.
+/// It is given back when it is dropped without a result.
 #[derive(Debug)]
 pub(super) struct Probe {
     shared: Arc<Shared>,
@@ -254,12 +253,13 @@ pub(super) struct Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Without effect if it had a result.
+        // No effect if it had a result.
         self.shared.give_back(self.number);
     }
 }
 
-/// Ends a probe whose job has its outcome but blocks its thread, and so will not be dropped soon.
+/// Companion that ends a probe whose job has its outcome but blocks its thread, so that its future is not
+/// dropped soon.
 struct Outlived {
     shared: Arc<Shared>,
     probe: u64,
@@ -268,7 +268,7 @@ struct Outlived {
 
 impl Companion for Outlived {
     fn stop(&self) {
-        // Without effect if the job is gone, for then the probe had its end.
+        // No effect if the job has stopped, since then the probe has ended.
         match self.job.stopping() {
             Some(Stopping::TimeLimit) => self.shared.conclude(self.probe, true),
             _ => self.shared.give_back(self.probe),
@@ -276,13 +276,13 @@ impl Companion for Outlived {
     }
 }
 
-/// Follows one job from its call to its end, and counts how it ended.
+/// One job from its call to its end, which it counts.
 #[derive(Debug)]
 pub(super) struct Trial {
     shared: Arc<Shared>,
     epoch: u64,
     probe: Option<Probe>,
-    /// Whether the service's code is running; if it is when this is dropped, it panicked.
+    /// `true` while the service's code runs; if it is `true` on drop, that code panicked.
     entered: bool,
     ended: bool,
 }
@@ -307,7 +307,7 @@ impl Trial {
         }
     }
 
-    /// Runs code of the service's.
+    /// Runs code of the service.
     pub(super) fn run<R>(&mut self, f: impl FnOnce() -> R) -> R {
         self.entered = true;
         let result = f();
@@ -332,7 +332,7 @@ impl Drop for Trial {
             return;
         }
         let has_panicked = self.entered || thread::panicking();
-        // As the sentinel will call it.
+        // By the outcome that the sentinel will give it.
         let job = Cancellation::current();
         let failed = job.job().map(|job| job.fails(has_panicked));
         if failed.unwrap_or(has_panicked) {

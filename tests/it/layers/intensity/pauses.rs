@@ -221,11 +221,11 @@ async fn each_change_of_state_is_one_event() {
     assert_eq!(
         *events.0.lock().unwrap(),
         [
-            "WARN most jobs fail: pausing failures=2 jobs=2 failed_probes=0 pause=100ms",
-            "INFO letting one job through",
-            "WARN most jobs fail: pausing failures=2 jobs=2 failed_probes=1 pause=200ms",
-            "INFO letting one job through",
-            "INFO the job succeeded: resuming",
+            "WARN pausing: most jobs fail failures=2 jobs=2 failed_probes=0 pause=100ms",
+            "INFO probing with one job",
+            "WARN pausing: most jobs fail failures=2 jobs=2 failed_probes=1 pause=200ms",
+            "INFO probing with one job",
+            "INFO resuming: the probe succeeded",
         ]
     );
 }
