@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-/// From here on the sequence stays where it is, whatever its bounds: 1 ns doubled this often is
+/// Number of doublings after which the sequence no longer grows, for any bounds: 1 ns doubled this often is
 /// more than a `Duration` can hold.
 const LAST: u32 = 96;
 
@@ -22,7 +22,7 @@ impl Delays {
         Self { min, max }
     }
 
-    /// Returns the delay after the `n`-th try, the first of which is 1.
+    /// Returns the delay after the `n`-th try, counted from 1.
     pub(crate) fn nth(self, n: u32) -> Duration {
         let doubled = 1_u128 << n.saturating_sub(1).min(LAST);
         let nanos = self.min.as_nanos().saturating_mul(doubled);
@@ -30,7 +30,7 @@ impl Delays {
             return self.max;
         }
         let second = Duration::from_secs(1).as_nanos();
-        // Invariant: it is less than `max`, so neither part is cut.
+        // Invariant: it is less than `max`, so neither cast truncates.
         Duration::new((nanos / second) as u64, (nanos % second) as u32)
     }
 
@@ -39,7 +39,7 @@ impl Delays {
         n > LAST || self.nth(n) == self.max
     }
 
-    /// Returns the first `n` delays together.
+    /// Returns the sum of the first `n` delays.
     pub(crate) fn sum(self, n: u32) -> Duration {
         let growing = (1..=n.min(LAST))
             .map(|n| self.nth(n))
@@ -48,7 +48,7 @@ impl Delays {
     }
 }
 
-/// Returns the part `draw`, from 0 to 1, of `ceiling`: "full jitter".
+/// Returns `ceiling` times `draw`, which is from 0 to 1: "full jitter".
 pub(crate) fn full_jitter(ceiling: Duration, draw: f64) -> Duration {
     let seconds = ceiling.as_secs_f64() * draw.clamp(0.0, 1.0);
     // An error is an overflow by rounding, or a NaN.

@@ -1,4 +1,4 @@
-//! Middleware that decodes a job's bytes, so that its handler gets a value.
+//! Middleware that decodes the bytes of a job, so that the handler gets a value.
 //!
 //! See [`DecodeLayer`].
 
@@ -24,33 +24,33 @@ use crate::{
 
 // === impl DecodeLayer ===
 
-/// Decodes the bytes of each job with `F`, and hands the value to the inner service.
+/// Layer that decodes the bytes of each job with `F`, and hands the value to the inner service.
 ///
-/// A job is whatever is `AsRef<[u8]>`, as the deliveries of all brokers are. `F` is a
-/// `Fn(&[u8]) -> Result<T, C>`, and the inner service a `Service<T>`: a handler stays
-/// `async fn process(order: Order)`. A handler that wants the delivery's headers or ids too gets
-/// both, by [`with_job`](Self::with_job).
+/// A job is any `AsRef<[u8]>`, such as the deliveries of all brokers. `F` is a
+/// `Fn(&[u8]) -> Result<T, C>`, and the inner service is a `Service<T>`. So a handler stays
+/// `async fn process(order: Order)`. A handler that also needs the headers or ids of the delivery gets
+/// both with [`with_job`](Self::with_job).
 ///
-/// It belongs *inside* a [`SentinelLayer`](crate::SentinelLayer). There a job that can't be decoded
-/// is a failure of that job, whose tag is still answered; in the stream it would be an error of
-/// the stream, without a tag.
+/// It belongs *inside* a [`SentinelLayer`](crate::SentinelLayer). There a job that can't be decoded is a
+/// failure of that job, and its delivery is still settled. If the stream did the decoding, it would be an
+/// error of the stream, without a tag to settle.
 ///
-/// # What becomes of a job that can't be decoded
+/// # Jobs that can't be decoded
 ///
-/// It has [`Failed`](crate::Outcome::Failed) with [`DecodeError::Undecodable`]. Say
-/// [`reject_undecodable`](crate::DecisionExt::reject_undecodable) in the decision: it is
-/// dead-lettered then. [`ack_on_success`](crate::ack_on_success) alone knows nothing of decoding
-/// and gives it back at once, for ever.
+/// Their outcome is [`Failed`](crate::Outcome::Failed), with [`DecodeError::Undecodable`]. Add
+/// [`reject_undecodable`](crate::DecisionExt::reject_undecodable) to the decision to dead-letter them.
+/// [`ack_on_success`](crate::ack_on_success) alone does not know about decoding: it retries them at once,
+/// for ever.
 ///
 /// # Contract
 ///
-/// - *Readiness* is the inner service's. If a job can't be decoded the inner service was made ready
-///   and is not called; a sentinel drops that instance.
-/// - *Calls*: the codec runs in `call`, which inside a sentinel is on the job's own task and counts
-///   toward its time limit. It does not yield: it should be short.
-/// - *The job* is dropped when it is decoded, before the inner `call`, unless it is
+/// - *Readiness* is the inner service's. If a job can't be decoded, the inner service was made ready and is
+///   not called; a sentinel drops that instance.
+/// - *Calls*: the codec runs in `call`. Inside a sentinel that is on the job's own task, and counts toward
+///   its time limit. The codec does not yield, so it should be short.
+/// - *The job* is dropped after decoding, before the inner `call`, unless it is
 ///   [handed on](Self::with_job).
-/// - *Panics* in the codec are not caught: inside a sentinel they are the job's, and its outcome is
+/// - *Panics* in the codec are not caught here. Inside a sentinel the outcome of the job is
 ///   [`Panicked`](crate::Outcome::Panicked).
 ///
 /// # Examples
@@ -114,7 +114,7 @@ impl<F> DecodeLayer<F> {
         Self { codec, passing }
     }
 
-    /// Hands the inner service the job as well: it is a `Service<Decoded<J, T>>` then.
+    /// Hands the job to the inner service as well, which is then a `Service<Decoded<J, T>>`.
     ///
     /// ```
     /// use std::{convert::Infallible, num::ParseIntError, str};
@@ -150,7 +150,7 @@ impl<F> DecodeLayer<F> {
     }
 }
 
-/// What [`DecodeLayer::json`] decodes with.
+/// The codec of [`DecodeLayer::json`].
 #[cfg(feature = "json")]
 type Json<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
@@ -158,8 +158,8 @@ type Json<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 impl DecodeLayer<()> {
     /// Creates a layer that decodes JSON, with `serde_json`.
     ///
-    /// `T` is what the handler takes, and mostly need not be named. Bytes after the value, other
-    /// than white space, are an error.
+    /// `T` is the request of the handler, and can mostly be inferred. Bytes after the value, other than
+    /// white space, are an error.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -225,14 +225,14 @@ impl<S, F: Clone, M> Layer<S> for DecodeLayer<F, M> {
 
 // === Passing ===
 
-/// A job, and the value that its bytes hold.
+/// A job, and the value decoded from its bytes.
 ///
 /// It is a [`Job`] if `J` is one, with the same tag and time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<J, T> {
-    /// The job as it was delivered: its headers and ids, and still its bytes.
+    /// The job as it was delivered, with its headers, ids and bytes.
     pub job: J,
-    /// What was decoded.
+    /// The decoded value.
     pub value: T,
 }
 
@@ -252,10 +252,10 @@ impl<J: Job, T> Job for Decoded<J, T> {
     }
 }
 
-/// What a [`Decode`] hands to its inner service.
+/// Choice of the request that a [`Decode`] hands to its inner service.
 ///
-/// Implemented for [`ValueOnly`] and [`WithJob`]; a name to read in error messages, not one to
-/// implement.
+/// Implemented for [`ValueOnly`] and [`WithJob`]. The name appears in error messages; it is not meant to be
+/// implemented.
 pub trait Passing<J, T> {
     /// The request of the inner service.
     type Request;
@@ -276,7 +276,7 @@ impl<J, T> Passing<J, T> for ValueOnly {
     }
 }
 
-/// The [`Passing`] of [`DecodeLayer::with_job`]: both, as a [`Decoded`].
+/// The [`Passing`] of [`DecodeLayer::with_job`]: the job and the value, as a [`Decoded`].
 #[derive(Clone, Copy, Debug)]
 pub enum WithJob {}
 
@@ -290,7 +290,7 @@ impl<J, T> Passing<J, T> for WithJob {
 
 // === impl Decode ===
 
-/// Decodes the jobs of its inner service; see [`DecodeLayer`].
+/// Service that decodes jobs for its inner service; see [`DecodeLayer`].
 pub struct Decode<S, F, M = ValueOnly> {
     inner: S,
     layer: DecodeLayer<F, M>,
@@ -307,7 +307,7 @@ impl<S, F, M> Decode<S, F, M> {
         &mut self.inner
     }
 
-    /// Returns the inner service, without its decoding.
+    /// Returns the inner service, without the decoding.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -405,11 +405,11 @@ impl<F, C> fmt::Debug for DecodeFuture<F, C> {
 
 // === DecodeError ===
 
-/// The error of a [`Decode`]: of its codec, or of its inner service.
+/// Error of a [`Decode`]: that of its codec, or that of its inner service.
 ///
-/// `Display` prints the inner error alone. It implements [`Error`] for every `C` and `E` that can
-/// be printed, `tower::BoxError` included; `source()` is what a `BoxError` of the codec holds, and
-/// the source of one of the inner service.
+/// For an error of the inner service, `Display` prints that error alone. The type implements [`Error`] for
+/// every `C` and `E` that can be printed, including `tower::BoxError`. If the error is a `BoxError`,
+/// `source()` is the boxed error of the codec, or the source of the boxed error of the inner service.
 ///
 /// ```
 /// use std::io;

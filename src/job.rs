@@ -1,18 +1,17 @@
-//! [`Job`]: what a sentinel must know of a request before it lets it run.
+//! [`Job`]: the tag, the time limit and the lease of a request, which a sentinel reads before it runs it.
 
 use std::{sync::Arc, time::Duration};
 
-/// A unit of work that carries the tag its broker wants answered.
+/// A unit of work, with the tag that its delivery is settled by.
 ///
-/// The sentinel reads the tag and the time limit *before* it hands the job to the inner service,
-/// so that both outlive whatever the job does to itself.
+/// The sentinel reads the tag and the time limit *before* it hands the job to the inner service. So it has
+/// both, even if the job panics or hangs.
 ///
-/// `Arc<T>` is a `Job` whose tag is the `Arc` itself: the policy then sees the whole job, as the
-/// `handle_result` callback of GenTask (Elixir) does. Its time limit is the layer's, also where `T`
-/// is a `Job` with a limit of its own. For foreign types, such as an
-/// `http::Request`, see [`SentinelLayer::with_tag`](crate::SentinelLayer::with_tag).
+/// `Arc<T>` is a `Job` whose tag is the `Arc` itself: the policy then sees the whole job. Its time limit is
+/// the layer's, even if `T` is a `Job` with its own limit. For foreign types, such as an `http::Request`,
+/// see [`SentinelLayer::with_tag`](crate::SentinelLayer::with_tag).
 ///
-/// A panic in [`tag`](Job::tag) or [`time_limit`](Job::time_limit) is the caller's: it happens in
+/// A panic in [`tag`](Job::tag) or [`time_limit`](Job::time_limit) reaches the caller: it happens in
 /// [`Sentinel::call`](crate::sentinel::Sentinel), before anything is spawned.
 ///
 /// # Examples
@@ -33,7 +32,7 @@ use std::{sync::Arc, time::Duration};
 ///         self.delivery_tag
 ///     }
 ///
-///     // A large body gets a minute, all others what the layer says.
+///     // A large body gets a minute, all others get the limit of the layer.
 ///     fn time_limit(&self) -> TimeLimit {
 ///         match self.body.len() {
 ///             0..1_000_000 => TimeLimit::Inherit,
@@ -52,10 +51,10 @@ use std::{sync::Arc, time::Duration};
     note = "implement `tower_sentinel::Job` for `{Self}`, send it as an `Arc<{Self}>`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
 )]
 pub trait Job {
-    /// What the broker needs to recognise the job: a delivery tag, an acker, a message id.
+    /// Handle by which the broker recognises the job: a delivery tag, an acker, a message id.
     type Tag;
 
-    /// Returns the tag that the policy answers for.
+    /// Returns the tag that the policy settles.
     fn tag(&self) -> Self::Tag;
 
     /// Returns this job's own time limit; [`TimeLimit::Inherit`] by default.
@@ -63,12 +62,11 @@ pub trait Job {
         TimeLimit::Inherit
     }
 
-    /// Returns how long the broker waits for this job's settlement, from the delivery on, before it
-    /// gives the job to somebody else; `None` by default: for ever, or nobody knows.
+    /// Returns the time from the delivery on after which the broker gives an unsettled job to another worker.
     ///
-    /// It is that of a job that is not [kept alive](crate::KeepAliveLayer). Jobs of this crate's brokers
-    /// tell it where they know it. What it does to a time limit is at
-    /// [`SentinelLayer::timeout`](crate::SentinelLayer::timeout).
+    /// `None` by default: the broker waits for ever, or the time is unknown. It is the time for a job that is
+    /// not [kept alive](crate::KeepAliveLayer). Jobs of this crate's brokers return it if they know it. For
+    /// its effect on time limits see [`SentinelLayer::timeout`](crate::SentinelLayer::timeout).
     ///
     /// ```
     /// use std::time::Duration;
@@ -97,17 +95,17 @@ impl<T: ?Sized> Job for Arc<T> {
     }
 }
 
-/// How long a job may run, counted from the sentinel's `call`.
+/// Time limit of a job, counted from the sentinel's `call`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TimeLimit {
     /// The limit of the layer applies.
     #[default]
     Inherit,
-    /// No limit, whatever the layer says.
+    /// No limit, regardless of the layer's.
     Never,
-    /// This limit, whatever the layer says.
+    /// This limit, regardless of the layer's.
     ///
-    /// `Duration::ZERO` stops the job at once, unless it is found completed in its first poll. A
-    /// limit too far in the future for the clock, such as `Duration::MAX`, is none.
+    /// `Duration::ZERO` stops the job at once, unless it completes in its first poll. A limit too far in the
+    /// future for the clock, such as `Duration::MAX`, is no limit.
     After(Duration),
 }

@@ -1,4 +1,4 @@
-//! [`AckPolicy`]: the service that answers the broker, and the [`Report`] it answers for.
+//! [`AckPolicy`], the service that settles jobs, and its request, the [`Report`].
 
 use std::{fmt, time::Duration};
 
@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use crate::outcome::{Elsewhere, Outcome};
 
-/// What a policy receives: the tag of a job and what became of it.
+/// Request of a policy: the tag of a job, and its outcome.
 ///
 /// ```
 /// use std::time::Duration;
@@ -19,13 +19,13 @@ use crate::outcome::{Elsewhere, Outcome};
 /// ```
 #[non_exhaustive]
 pub struct Report<Tag, T, E> {
-    /// The tag to answer for.
+    /// The tag to settle.
     pub tag: Tag,
-    /// What became of the job.
+    /// The outcome of the job.
     pub outcome: Outcome<T, E>,
-    /// The time from the sentinel's `call` to the outcome, stopping included.
+    /// The time from the sentinel's `call` to the outcome, including the time to stop the job.
     pub elapsed: Duration,
-    /// Where to drop the outcome, if it has a destructor and the jobs a runtime of their own.
+    /// The runtime to drop the outcome on, if it has a destructor and the jobs have their own runtime.
     pub(crate) elsewhere: Option<Box<Elsewhere<Outcome<T, E>>>>,
 }
 
@@ -51,23 +51,21 @@ impl<Tag: fmt::Debug, T: fmt::Debug, E: fmt::Debug> fmt::Debug for Report<Tag, T
     }
 }
 
-/// A name for `Service<Report<Tag, T, E>> + Clone`: the service that answers the broker.
+/// Service that settles jobs: a name for `Service<Report<Tag, T, E>> + Clone`.
 ///
-/// It is implemented for all of them, so `tower::service_fn`, `tower::timeout` and
-/// `tower::buffer` stack on a policy like on any service. `tower::retry` must clone its request,
-/// which a report is not: let it retry an `Arc<Report<…>>`, made by `map_request(Arc::new)`
-/// around it.
+/// It is implemented for every such service. So `tower::service_fn` makes a policy, and `tower::timeout` and
+/// `tower::buffer` stack on one as on any service. `tower::retry` must clone its request, and a report is
+/// not `Clone`: let it retry an `Arc<Report<…>>`, made by `map_request(Arc::new)` around it.
 ///
 /// # Contract
 ///
-/// - *Readiness*: each job settles through a clone of the policy of its own, which is driven to
-///   readiness when the outcome is known and right before its `call`. No readiness is held while
-///   a job runs.
+/// - *Readiness*: each job is settled through its own clone of the policy. The clone is driven to readiness
+///   when the outcome is known, right before its `call`. No readiness is held while a job runs.
 /// - *Calls*: `call` happens once for each job, or never if the policy cannot become ready.
-/// - *Cancellation*: a settlement goes on though the caller drops the response future, the job
-///   was cancelled, or a shutdown is under way. It has the layer's
+/// - *Cancellation*: a settlement goes on even if the caller drops the response future, the job was
+///   cancelled, or a shutdown is in progress. Its limit is the layer's
 ///   [`settle_timeout`](crate::SentinelLayer::settle_timeout).
-/// - *Panics* are caught and belong to that one settlement, as
+/// - *Panics* are caught. They fail that one settlement, with
 ///   [`SentinelError::PolicyPanicked`](crate::SentinelError::PolicyPanicked).
 ///
 /// # Examples
@@ -88,14 +86,14 @@ impl<Tag: fmt::Debug, T: fmt::Debug, E: fmt::Debug> fmt::Debug for Report<Tag, T
 ///     })
 /// }));
 ///
-/// // A policy is a service: it is tested without a sentinel.
+/// // A policy is a service, so it can be tested without a sentinel.
 /// let report = Report::new(7, Outcome::Completed(()), Duration::ZERO);
 /// assert_eq!(policy.ready().await.unwrap().call(report).await.unwrap(), "ack 7");
 /// # }
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an `AckPolicy` for `Report<{Tag}, {T}, {E}>`",
-    label = "this policy cannot answer for these jobs",
+    label = "this policy cannot settle these jobs",
     note = "an `AckPolicy<Tag, T, E>` is a `Service<Report<Tag, T, E>>` that is `Clone`, where `Tag` is the job's tag and `T` and `E` are the response and the error of the wrapped service"
 )]
 pub trait AckPolicy<Tag, T, E>: Service<Report<Tag, T, E>> + Clone {}

@@ -1,4 +1,4 @@
-//! Deadlines, and a timer that outlives its runtime.
+//! Deadlines, and a [`Timer`] that outlives its runtime.
 
 use std::{
     iter,
@@ -16,23 +16,24 @@ use tokio::{
 
 use crate::outcome::catch;
 
-/// Returns when `time` from `start` on is over, or nothing if no timer reaches as far.
+/// Returns the instant `time` after `start`, or `None` if it is too far for a timer.
 #[inline]
 pub(crate) fn deadline(start: Instant, time: Duration) -> Option<Instant> {
-    // A timer rounds up to a whole millisecond, and panics where that overflows.
+    // A timer rounds up to a whole millisecond, and panics if that overflows.
     let due = start.checked_add(time)?;
     due.checked_add(Duration::from_millis(1)).map(|_| due)
 }
 
-/// The timer of a future that may be polled on one runtime after another. Boxed, since a future that
-/// is ready at once has none.
+/// Timer of a future that may move from one runtime to another.
+///
+/// Boxed, since a future that is ready at once has none.
 #[derive(Debug)]
 pub(crate) struct Timer(Pin<Box<Timing>>);
 
 pin_project! {
     #[derive(Debug)]
     struct Timing {
-        // `None`: so far that no timer reaches it.
+        // `None`: too far for a timer.
         due: Option<Instant>,
         #[pin]
         sleep: Option<Sleep>,
@@ -53,8 +54,9 @@ impl Timer {
         *self.0.as_mut().project().due = Some(due);
     }
 
-    /// Waits until it is due; nothing if no runtime measures the time: outside of any, and in one
-    /// without timers.
+    /// Waits until it is due.
+    ///
+    /// `None` if no runtime measures the time: outside of any runtime, and in one without timers.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Option<Poll<()>> {
         let timing = self.0.as_mut().project();
         match *timing.due {
@@ -67,11 +69,10 @@ impl Timer {
     }
 }
 
-/// Polls the timer in `slot` for `due`, made anew on the first of `runtimes` that has timers if the
-/// one that is there has none any more.
+/// Polls the timer in `slot` for `due`.
 ///
-/// A timer panics once its runtime is gone. Whoever waits is not to die of it, and no time has
-/// passed by it: another runtime measures it.
+/// If its runtime has ended, it is made anew on the first of `runtimes` that has timers. A timer panics
+/// once its runtime is gone; this must not end the future that waits, and its deadline stays the same.
 pub(crate) fn poll_timer(
     mut slot: Pin<&mut Option<Sleep>>,
     due: Instant,
@@ -103,8 +104,8 @@ pub(crate) fn poll_timer(
     None
 }
 
-/// Polls a timer though the task has used up its budget: what uses it up may be the very policy
-/// that is to be limited.
+/// Polls a timer, also if the task has used up its budget: the policy that the timer limits may be the one
+/// that uses it up.
 fn poll_anyway(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     pin!(unconstrained(sleep)).poll(cx)
 }
