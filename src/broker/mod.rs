@@ -1,17 +1,17 @@
-//! Brokers whose deliveries are jobs, and whose tags can settle them.
+//! Adapters for brokers: their deliveries are jobs, and their tags settle them.
 //!
-//! # Verdicts, and the servers they were tested on
+//! # Verdicts, and the tested servers
 //!
-//! The effect of each [`Verdict`](crate::Verdict) on a job, with the versions of the server that it was
-//! tested on.
+//! The table shows the effect of each [`Verdict`](crate::Verdict) on a job, and the tested versions of the
+//! server.
 //!
 //! - *Charged*: the next delivery counts one more.
-//! - *Comes back*: when the job is delivered again, beside others that wait in the queue.
-//! - *If the server is killed then*: by SIGKILL, right after the settlement was `Ok`. Redis and Valkey have
-//!   `appendfsync always`.
+//! - *Comes back*: the time at which the job is delivered again, relative to others that wait in the queue.
+//! - *If the server is killed then*: the fate of the job after a SIGKILL, right after the settlement was
+//!   `Ok`. Redis and Valkey have `appendfsync always`.
 //!
-//! NATS is without message schedules (`Pull::schedules`) here. With them (2.12 or later, tested on 2.15)
-//! a `Release` after a delay is not charged, and a job that was delayed comes back behind those that wait.
+//! NATS has no message schedules (`Pull::schedules`) here. With them (2.12 or later, tested on 2.15) a
+//! `Release` after a delay is not charged, and a delayed job comes back behind those that wait.
 //!
 //! | server | verdict | charged | comes back | if the server is killed then |
 //! | --- | --- | --- | --- | --- |

@@ -1,4 +1,4 @@
-//! Connections and channels: how they open and end.
+//! Opening and closing of connections and channels.
 
 use std::task::Waker;
 
@@ -19,7 +19,7 @@ impl<P> State<P> {
         }
     }
 
-    /// Returns whether `connection` was lost with all others.
+    /// Returns whether `connection` was lost together with all others.
     pub(super) fn is_severed(&self, connection: u64) -> bool {
         connection <= self.severed
     }
@@ -39,7 +39,7 @@ impl<P> State<P> {
         })
     }
 
-    /// Closes the channels of one connection, or of all, as lost.
+    /// Closes the channels of one connection, or of all connections (`None`), as lost.
     pub(super) fn sever(&mut self, connection: Option<u64>) -> Step<(), P> {
         if connection.is_none() {
             self.severed = self.last_number;

@@ -1,4 +1,4 @@
-//! [`Connection`]: what channels are opened over.
+//! [`Connection`], over which channels are opened.
 
 use std::{
     fmt,
@@ -14,9 +14,10 @@ use super::{
     state::{Declared, Server},
 };
 
-/// A connection to a [`Broker`](super::Broker), for any number of subscriptions; clones are the same connection.
+/// Handle to a connection to a [`Broker`](super::Broker), for any number of subscriptions.
 ///
-/// It is a handle: dropping it does not end the connection, and its subscriptions live on.
+/// Clones are handles to the same connection. Dropping a handle does not end the connection, and its
+/// subscriptions live on.
 pub struct Connection<P> {
     server: Arc<Server<P>>,
     number: u64,
@@ -33,7 +34,7 @@ impl<P> Connection<P> {
         })
     }
 
-    /// Subscribes over a channel of its own.
+    /// Subscribes over a new channel.
     #[track_caller]
     pub(super) fn open_channel(
         &self,
@@ -53,9 +54,9 @@ impl<P> Connection<P> {
 
     /// Drops the connection now, as if its socket broke.
     ///
-    /// What was delivered over it and not answered goes to the front of its queue, in the order of
-    /// delivery, with a delivery charged and the redelivered flag set. Tags of it are stale, and
-    /// its subscriptions end with [`ConnectError::Disconnected`].
+    /// Its unsettled jobs go to the front of their queues, in the order of delivery, with a delivery charged
+    /// and the redelivered flag set. Its tags are stale, and its subscriptions end with
+    /// [`SubscriptionError::Disconnected`](super::SubscriptionError::Disconnected).
     pub fn drop_now(&self) {
         let mut state = self.server.lock();
         self.is_lost.store(true, Ordering::Relaxed);

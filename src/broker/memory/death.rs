@@ -4,25 +4,25 @@ use std::sync::Arc;
 
 use crate::settle::Reason;
 
-/// What lies in a dead-letter queue.
+/// A job in a dead-letter queue.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeadLetter<P> {
-    /// The job.
+    /// The payload of the job.
     pub payload: P,
-    /// How it came here.
+    /// The reason and the origin of the dead letter.
     pub death: Arc<Death>,
 }
 
-/// How a job came into a dead-letter queue: AMQP's `x-death` header.
+/// Reason and origin of a dead letter, like the `x-death` header of RabbitMQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Death {
-    /// The queue that it was in.
+    /// The queue that rejected the job.
     pub queue: Arc<str>,
-    /// The outcome that it was rejected for.
+    /// The reason for the rejection.
     pub reason: Reason,
-    /// How often it was delivered there, without what was given back for free.
+    /// The number of deliveries in that queue, without those that were released.
     pub deliveries: u32,
     pub(super) number: u64,
 }

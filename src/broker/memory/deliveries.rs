@@ -18,26 +18,26 @@ use super::{
 };
 use crate::{consumer::Subscription, time::Timer};
 
-/// The deliveries of one consumer, over a channel of its own: a [`Subscription`].
+/// The [`Subscription`] of one consumer: a stream of its deliveries, over its own channel.
 ///
-/// A job is delivered when the stream is polled, and at most [`prefetch`](Self::prefetch) are
-/// unanswered at a time. After that many the stream waits for an answer.
+/// A job is delivered when the stream is polled. At most [`prefetch`](Self::prefetch) jobs are unsettled at a
+/// time; after that many, the stream waits for a settlement.
 ///
-/// Dropping it closes the channel, as the end of a process does: what was not answered goes back
-/// to the queue, and its tags are stale.
+/// Dropping it closes the channel, like the end of a process: unsettled jobs go back to the queue, and their
+/// tags are stale.
 ///
 /// # Panics
 ///
-/// While a job of the queue is delayed or has a lease, a stream that has to wait must be polled
-/// within a tokio runtime with time enabled.
+/// While a job of the queue is delayed or has a lease, a stream that has to wait panics if it is polled
+/// outside of a tokio runtime with time enabled.
 #[must_use = "nothing is delivered unless the stream is polled"]
 pub struct Deliveries<P> {
     queue: Arc<Declared<P>>,
     channel: usize,
     prefetch: usize,
-    /// Until the next job is due. Kept while it may serve again.
+    /// Timer until the next job is due. Kept for reuse.
     timer: Option<Timer>,
-    /// Whether the stream has told its last item, or was stopped.
+    /// `true` once the stream has returned its last item, or was stopped.
     is_over: bool,
 }
 
@@ -52,20 +52,20 @@ impl<P> Deliveries<P> {
         }
     }
 
-    /// Returns how many jobs may be unanswered at a time.
+    /// Returns the number of jobs that may be unsettled at a time.
     pub fn prefetch(&self) -> usize {
         self.prefetch
     }
 
-    /// Returns tower's concurrency limit of the same number, for the outside of the sentinel.
+    /// Returns tower's concurrency limit with the number of the prefetch, to be put outside of the sentinel.
     ///
-    /// So the two can't disagree: a lower limit would let jobs wait unprocessed while they count
-    /// as delivered, and a higher one would never be reached.
+    /// So the two numbers can't differ. With a lower limit, delivered jobs would wait unprocessed. A higher
+    /// limit would never be reached.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
 
-    /// Waits until the timer reads `at`.
+    /// Waits until `at`.
     fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Timer::until(Some(at)));
         timer.reset(at);
@@ -123,7 +123,7 @@ impl<P: Clone> Subscription for Deliveries<P> {
 
     /// Ends the stream; ready at once.
     fn poll_stop(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        // Nothing was received that was not taken: a job is delivered when the stream is polled.
+        // No job is buffered: a job is delivered when the stream is polled.
         self.is_over = true;
         Poll::Ready(())
     }
@@ -143,7 +143,7 @@ impl<P: Clone> Subscription for Deliveries<P> {
     }
 }
 
-// The timer is behind a box of its own.
+// The timer is boxed.
 impl<P> Unpin for Deliveries<P> {}
 
 impl<P> Drop for Deliveries<P> {

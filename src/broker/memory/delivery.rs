@@ -1,4 +1,4 @@
-//! [`Delivery`] and [`DeliveryTag`]: a job that was handed out, and what answers for it.
+//! [`Delivery`], a job that was handed out, and [`DeliveryTag`], the handle that settles it.
 
 use std::{
     borrow::Cow,
@@ -25,7 +25,7 @@ use crate::{
     time::Timer,
 };
 
-/// A job that was delivered.
+/// A delivered job.
 pub struct Delivery<P> {
     payload: P,
     tag: DeliveryTag<P>,
@@ -48,22 +48,22 @@ impl<P> Delivery<P> {
         }
     }
 
-    /// Returns what was published.
+    /// Returns the published payload.
     pub fn payload(&self) -> &P {
         &self.payload
     }
 
-    /// Returns what was published; the job stays to be settled by its tag.
+    /// Returns the published payload; the job is still to be settled by its tag.
     pub fn into_payload(self) -> P {
         self.payload
     }
 
-    /// Returns the first header of this name, in whichever case.
+    /// Returns the first header with this name. Case does not matter.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.tag.properties.header(name)
     }
 
-    /// Returns how the job came into the dead-letter queue, if that is where it is from.
+    /// Returns the reason and the origin of the dead letter, if the job comes from a dead-letter queue.
     pub fn death(&self) -> Option<&Death> {
         self.death.as_deref()
     }
@@ -98,7 +98,7 @@ impl<P> Job for Delivery<P> {
         self.tag.clone()
     }
 
-    /// The [`lease`](super::QueueBuilder::lease) of the queue, if it has one.
+    /// Returns the [`lease`](super::QueueBuilder::lease) of the queue, if it has one.
     fn lease(&self) -> Option<Duration> {
         self.tag.queue.config.lease
     }
@@ -120,19 +120,19 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
     }
 }
 
-/// What answers for a [`Delivery`].
+/// Handle that settles a [`Delivery`].
 ///
-/// It is valid on the channel of its [`Deliveries`](super::Deliveries) only, and once:
-/// whichever clone of it settles first. A job that nobody settles is held until its channel is
-/// closed or its [lease](super::QueueBuilder::lease) ends.
+/// It is valid only on the channel of its [`Deliveries`](super::Deliveries), and only once: the first clone
+/// that settles wins. An unsettled job is held until its channel is closed or its
+/// [lease](super::QueueBuilder::lease) ends.
 ///
-/// | verdict | what becomes of the job |
+/// | verdict | effect on the job |
 /// | --- | --- |
-/// | `Ack` | it is gone |
+/// | `Ack` | it is removed |
 /// | `Retry` | it comes back with a delivery charged: before the jobs that were never delivered, or when the delay is over |
 /// | `Release` | the same, with no delivery charged |
 /// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
-/// | `Abandon` | nothing: it is held as before, and the tag is used up |
+/// | `Abandon` | none: it is held as before, and the tag is used up |
 pub struct DeliveryTag<P> {
     queue: Arc<Declared<P>>,
     address: Address,
@@ -164,10 +164,10 @@ impl<P> fmt::Debug for DeliveryTag<P> {
 
 /// # Errors
 ///
-/// [`DeliveryError::Stale`], [`DeliveryError::LeaseLost`] and [`DeliveryError::AlreadySettled`] use the tag up, as
-/// nothing can be said with it. [`DeliveryError::Injected`] does or does not, as the
-/// [test asked for](super::Queue::fail_settlements). [`DeliveryError::NoLease`] is that of `keep_alive`
-/// where the capability is missing.
+/// [`DeliveryError::Stale`], [`DeliveryError::LeaseLost`] and [`DeliveryError::AlreadySettled`] use the tag
+/// up, since it can't settle anything any more. [`DeliveryError::Injected`] uses it up or not, depending on
+/// the fault of [`fail_settlements`](super::Queue::fail_settlements). [`DeliveryError::NoLease`] comes from
+/// `keep_alive`, if the queue has no lease.
 impl<P: Send> Settle for DeliveryTag<P> {
     type Error = DeliveryError;
     type Future = Settlement<P>;
@@ -179,9 +179,9 @@ impl<P: Send> Settle for DeliveryTag<P> {
         }
     }
 
-    /// Lets the lease of the job start anew.
+    /// Restarts the lease of the job.
     ///
-    /// It is [`Lost`](Lease::Lost) if the job was taken back: its lease ended, or its channel is
+    /// Returns [`Lost`](Lease::Lost) if the job was taken back, since its lease ended or its channel is
     /// closed.
     async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
         let step = self.queue.server.lock().keep_alive(self.address);
@@ -200,8 +200,9 @@ impl<P: Send> Settle for DeliveryTag<P> {
         self.queue.capabilities()
     }
 
-    /// The system is `memory`, the destination the queue, and the message's id a number that it keeps
-    /// when it comes back, and as a dead letter.
+    /// Returns `memory` as the system, the queue as the destination, and a number as the message's id.
+    ///
+    /// A job keeps its number when it comes back, and as a dead letter.
     fn messaging(&self) -> Option<Messaging<'_>> {
         let messaging = Messaging::new("memory", &*self.queue.config.name)
             .message_id(self.properties.message_id.to_string())
@@ -215,12 +216,13 @@ impl<P: Send> Settle for DeliveryTag<P> {
 ///
 /// # Cancel safety
 ///
-/// The answer is given in the poll that is ready; if the future is dropped before, it is not.
+/// The delivery is settled in the poll that returns `Ready`. If the future is dropped before, it is not
+/// settled.
 #[must_use = "a delivery is not settled unless this is polled"]
 pub struct Settlement<P> {
-    /// `None` once it is given.
+    /// `None` once settled.
     answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
-    /// Made at the first poll, if settlements are delayed, with the number under which its waker is kept.
+    /// Created at the first poll if settlements are delayed, with the number under which the waker is kept.
     delay: Option<(u64, Timer)>,
 }
 
@@ -238,7 +240,7 @@ impl<P> Future for Settlement<P> {
         let mut state = tag.queue.server.lock();
         let delay = state.settle_delay(tag.address.queue);
         if this.delay.is_some() || !delay.is_zero() {
-            // What can't be sent any more is refused at once.
+            // A settlement whose channel is closed is refused at once.
             let new = || (state.next_number(), Timer::after(delay));
             let (number, timer) = this.delay.get_or_insert_with(new);
             let is_open = state.watch(tag.address, *number, cx.waker()).is_ok();

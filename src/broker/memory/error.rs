@@ -1,15 +1,15 @@
-//! Why there is no subscription, why it ended, and why a delivery is not settled.
+//! Errors of connections, subscriptions and settlements.
 
 use std::{error::Error, fmt};
 
-/// Why there is no subscription.
+/// Error of a connection or a subscription that could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The connection was refused, as
-    /// [`Broker::refuse_connections`](super::Broker::refuse_connections) asked for.
+    /// The connection was refused on demand of
+    /// [`Broker::refuse_connections`](super::Broker::refuse_connections).
     Refused,
-    /// The connection that was to be used is lost.
+    /// The connection to subscribe over is lost.
     Disconnected,
 }
 
@@ -24,11 +24,11 @@ impl fmt::Display for ConnectError {
 
 impl Error for ConnectError {}
 
-/// Why a subscription ended though nobody closed it.
+/// Error of a subscription that ended although nobody closed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// Its connection is lost.
+    /// The connection of the subscription is lost.
     Disconnected,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for SubscriptionError {
 
 impl Error for SubscriptionError {}
 
-/// Why a delivery is not settled, or not kept.
+/// Error of a settlement or a keep-alive.
 ///
 /// ```
 /// use tower_sentinel::broker::memory::DeliveryError;
@@ -54,15 +54,14 @@ impl Error for SubscriptionError {}
 pub enum DeliveryError {
     /// The delivery was settled before, by this tag or a clone of it.
     AlreadySettled,
-    /// The channel that the delivery came from is closed or lost; the job went back to its queue.
+    /// The channel of the delivery is closed or lost; the job went back to its queue.
     Stale,
     /// The [lease](super::QueueBuilder::lease) of the delivery is over; the job went back to its
     /// queue.
     LeaseLost,
-    /// The queue has no [lease](super::QueueBuilder::lease) that could be prolonged.
+    /// The queue has no [lease](super::QueueBuilder::lease) to prolong.
     NoLease,
-    /// The settlement failed, as [`Queue::fail_settlements`](super::Queue::fail_settlements) asked
-    /// for.
+    /// The settlement failed on demand of [`Queue::fail_settlements`](super::Queue::fail_settlements).
     Injected,
 }
 

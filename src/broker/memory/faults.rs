@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// How a settlement fails on demand; see [`Queue::fail_settlements`](super::Queue::fail_settlements).
+/// Kind of failure of a settlement; see [`Queue::fail_settlements`](super::Queue::fail_settlements).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SettleFault {
     /// The tag comes back and may be settled again.
     Again,
-    /// The tag is used up, as RabbitMQ's acker is: only the end of its channel frees the job.
+    /// The tag is used up, like RabbitMQ's acker: only the end of its channel frees the job.
     Last,
 }
 
-/// What is to go wrong.
+/// Faults to inject: how many settlements fail in each way, and the delay of all.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) again: u32,

@@ -1,4 +1,4 @@
-//! The jobs of one queue: which are ready, delayed, and held by a consumer.
+//! [`Jobs`] of one queue: those that are ready, delayed, or held by a consumer.
 
 use std::{
     cmp::Reverse,
@@ -15,30 +15,30 @@ use super::{
     properties::Properties,
 };
 
-/// How many jobs of a queue are where; what was published is the sum of all.
+/// Counts of a queue's jobs by their state; the number of published jobs is the sum of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Waits for a consumer.
+    /// Jobs that wait for a consumer.
     pub ready: usize,
-    /// Given back with a delay that is not over.
+    /// Jobs that were given back with a delay that is not over.
     pub delayed: usize,
-    /// Delivered, and not answered.
+    /// Jobs that are delivered and not settled.
     pub unacked: usize,
-    /// Acked, ever.
+    /// Jobs acked so far.
     pub acked: u64,
-    /// Rejected into the dead-letter queue, ever.
+    /// Jobs rejected into the dead-letter queue so far.
     pub dead: u64,
-    /// Rejected where there is no dead-letter queue, ever.
+    /// Jobs rejected without a dead-letter queue so far.
     pub dropped: u64,
 }
 
-/// A job, wherever in its queue it is.
+/// A job in its queue, in any state.
 #[derive(Debug)]
 pub(super) struct Entry<P> {
     payload: P,
     properties: Properties,
-    /// How many attempts are charged.
+    /// Number of charged attempts.
     attempts: u32,
     redelivered: bool,
     death: Option<Arc<Death>>,
@@ -46,19 +46,19 @@ pub(super) struct Entry<P> {
     held: Option<Held>,
 }
 
-/// Who has a job.
+/// Holder of a job.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) channel: usize,
-    /// The number of the delivery: of no other, in this broker.
+    /// The number of the delivery, unique in this broker.
     pub(super) number: u64,
-    /// When its lease ends.
+    /// End of its lease.
     until: Option<Instant>,
-    /// Whether its consumer said that it answers nothing.
+    /// `true` once its consumer has settled it with `Abandon`.
     pub(super) abandoned: bool,
 }
 
-/// The end of a lease, unless it was prolonged or is settled by then.
+/// End of a lease, unless it is prolonged or the job is settled before.
 #[derive(Clone, Copy, Debug)]
 struct LeaseEnd {
     at: Instant,
@@ -66,7 +66,7 @@ struct LeaseEnd {
     number: u64,
 }
 
-/// What a consumer is given.
+/// A job that is handed to a consumer.
 #[derive(Debug)]
 pub(super) struct Taken<P> {
     pub(super) payload: P,
@@ -80,13 +80,13 @@ pub(super) struct Taken<P> {
 #[derive(Debug)]
 pub(super) struct Jobs<P> {
     slab: Slab<Entry<P>>,
-    /// What came back: delivered before what is ready for the first time.
+    /// Jobs that came back. They are delivered before those in `ready`.
     returned: VecDeque<usize>,
     ready: VecDeque<usize>,
-    /// With a number that keeps the order of what is due at the same time.
+    /// With a number that keeps the order of jobs that are due at the same time.
     delayed: BinaryHeap<Reverse<(Instant, u64, usize)>>,
-    /// In the order of time, as every lease of a queue is as long. Those that are settled or
-    /// prolonged are left out when they are met.
+    /// In the order of time, since all leases of a queue have the same length. Entries of settled jobs and
+    /// prolonged leases are removed when they come to the front.
     leases: VecDeque<LeaseEnd>,
     lease: Option<Duration>,
     unacked: usize,
@@ -122,7 +122,7 @@ impl<P> Jobs<P> {
         }
     }
 
-    /// Returns whether nothing is left to be settled.
+    /// Returns whether no job is left to be settled.
     pub(super) fn is_empty(&self) -> bool {
         self.slab.is_empty()
     }
@@ -151,7 +151,7 @@ impl<P> Jobs<P> {
         let next = self.returned.front().or_else(|| self.ready.front());
         let key = *next?;
         let entry = &mut self.slab[key];
-        // The caller's code, which may panic: nothing is changed before it.
+        // Foreign code, which may panic: nothing is changed before it.
         let payload = entry.payload.clone();
         let until = self.lease.map(end_after);
         entry.held = Some(Held {
@@ -178,7 +178,7 @@ impl<P> Jobs<P> {
         Some(taken)
     }
 
-    /// Returns who holds the job, if it still is for the delivery with this number.
+    /// Returns the holder of the job, if it still is the delivery with this number.
     pub(super) fn held(&mut self, key: usize, number: u64) -> Option<&mut Held> {
         let held = self.slab.get_mut(key)?.held.as_mut()?;
         (held.number == number).then_some(held)
@@ -206,13 +206,13 @@ impl<P> Jobs<P> {
         self.slab.remove(key)
     }
 
-    /// Puts a job that is held behind what came back before.
+    /// Puts a job that is held behind the jobs that came back before.
     pub(super) fn give_back(&mut self, key: usize, charge: bool) {
         self.let_go(key, charge);
         self.returned.push_back(key);
     }
 
-    /// Puts a job that is held aside for `delay`, and returns whether it is the next one due.
+    /// Puts a job that is held aside for `delay`, and returns whether it is the next to be due.
     pub(super) fn delay(&mut self, key: usize, delay: Duration, number: u64, charge: bool) -> bool {
         let before = self.deadline();
         self.let_go(key, charge);
@@ -221,7 +221,7 @@ impl<P> Jobs<P> {
         before.is_none_or(|before| at < before)
     }
 
-    /// Puts what `channel` holds to the front, in the order of delivery, and returns how much.
+    /// Puts the jobs that `channel` holds to the front, in the order of delivery, and returns their number.
     pub(super) fn give_back_all(&mut self, channel: usize) -> usize {
         let held = self.slab.iter().filter_map(|(key, entry)| {
             let held = entry.held.filter(|held| held.channel == channel)?;
@@ -244,7 +244,7 @@ impl<P> Jobs<P> {
         self.unacked -= 1;
     }
 
-    /// Prolongs the lease of a job that is held; there must be one.
+    /// Prolongs the lease of a job that is held, and returns whether there is one.
     pub(super) fn prolong(&mut self, key: usize) -> bool {
         let Some(lease) = self.lease else {
             return false;
@@ -260,7 +260,7 @@ impl<P> Jobs<P> {
     }
 
     fn push_lease(&mut self, lease: LeaseEnd) {
-        // Keeps the queue as long as the jobs that are held, though the first of them lives long.
+        // Bounds the queue by the number of held jobs, also if the first of them lives long.
         if self.leases.len() > 2 * self.unacked + 32 {
             let slab = &self.slab;
             self.leases.retain(|lease| is_current(slab, lease));
@@ -273,7 +273,7 @@ impl<P> Jobs<P> {
         !(self.delayed.is_empty() && self.leases.is_empty())
     }
 
-    /// Returns when the next job is due, or the next lease ends.
+    /// Returns the time at which the next job is due or the next lease ends.
     pub(super) fn deadline(&mut self) -> Option<Instant> {
         while let Some(lease) = self.leases.front() {
             if is_current(&self.slab, lease) {
@@ -302,7 +302,7 @@ impl<P> Jobs<P> {
         self.returned.len() > before
     }
 
-    /// Takes a job back whose lease is over, and returns who held it.
+    /// Takes a job back whose lease is over, and returns its holder.
     pub(super) fn take_lapsed(&mut self, now: Instant) -> Option<Held> {
         self.deadline();
         let lease = *self.leases.front().filter(|lease| lease.at <= now)?;
@@ -312,7 +312,7 @@ impl<P> Jobs<P> {
         held
     }
 
-    /// Adds what came here from the queue with this name.
+    /// Returns the dead letters that came from the queue with this name.
     pub(super) fn dead_letters(&self, name: &str) -> Vec<DeadLetter<P>>
     where
         P: Clone,
@@ -329,13 +329,13 @@ impl<P> Jobs<P> {
     }
 }
 
-/// Returns whether this is how the lease of a delivery ends, as far as is known.
+/// Returns whether `lease` is still the end of its delivery's lease.
 fn is_current<P>(slab: &Slab<Entry<P>>, lease: &LeaseEnd) -> bool {
     let held = slab.get(lease.key).and_then(|entry| entry.held);
     held.is_some_and(|held| held.number == lease.number && held.until == Some(lease.at))
 }
 
-/// Returns the time after `delay`: 30 years from now where the clock has no such time.
+/// Returns the time after `delay`, or 30 years from now if the clock has no such time.
 fn end_after(delay: Duration) -> Instant {
     let now = Instant::now();
     let far = Duration::from_secs(86_400 * 365 * 30);

@@ -1,8 +1,8 @@
-//! An embedded broker with the semantics of RabbitMQ: for tests, and to try things out.
+//! Embedded broker with the semantics of RabbitMQ, for tests and experiments.
 //!
-//! It is meant for the tests of a worker: the whole stack runs in memory and on paused time, and what
-//! a real broker does rarely is done on demand. It has no task and no thread of its own, and no timer
-//! unless a job is delayed or has a lease. Nothing is stored.
+//! It is meant for the tests of a worker. The whole stack runs in memory and on paused time, and rare events
+//! of a real broker happen on demand. It has no task and no thread, and a timer only if a job is delayed or
+//! has a lease. Nothing is stored.
 //!
 //! # A test of a worker
 //!
@@ -15,7 +15,7 @@
 //! };
 //! use tower_sentinel::broker::memory::{Broker, Delivery, Queue};
 //!
-//! /// The worker to be tested: it doubles numbers, one at a time, and waits 1 s before it retries.
+//! /// The worker to be tested. It doubles numbers, one at a time, and waits 1 s before a retry.
 //! async fn work(queue: Queue<&'static str>) {
 //!     let mut jobs = queue.subscribe(1).unwrap();
 //!     let second = Duration::from_secs(1);
@@ -49,7 +49,7 @@
 //! assert_eq!(letters[0].death.reason.kind, OutcomeKind::Failed);
 //! assert_eq!(letters[0].death.deliveries, 3);
 //!
-//! // What does the worker do when it loses its broker? It ends, and its caller starts it anew.
+//! // The worker loses its broker, and ends. Its caller would start it again.
 //! broker.drop_connections();
 //! worker.await.unwrap();
 //! # }
@@ -57,35 +57,36 @@
 //!
 //! # Semantics
 //!
-//! They are those of a quorum queue of RabbitMQ 4.3, but for what it can't do or does not promise:
+//! The semantics are those of a quorum queue of RabbitMQ 4.3, except where that can't do something or does
+//! not promise it:
 //!
-//! - *Order*: first in, first out. What comes back comes before what was never delivered, and what a
-//!   lost channel held comes first of all, in the order of its delivery.
-//! - *Deliveries*: [`Settle::deliveries`](crate::settle::Settle::deliveries) is one more than the deliveries
-//!   that were charged. A `Retry` charges one (`basic.reject`), a `Release` none (`basic.nack`), and
-//!   the end of a channel charges one for each job that it held, however it ended: RabbitMQ returns
-//!   what a consumer that is down held as failed (`rabbit_fifo`, `return_all`). There is no delivery
-//!   limit but that of a [decision](crate::DecisionExt::delivery_limit).
-//! - *The redelivered flag* is set after each return, also one for free.
-//! - *Prefetch* counts for each consumer, as `basic.qos` with `global` unset. A job is delivered when
-//!   the stream is polled, so none waits in a buffer of the client.
-//! - *Channels*: each subscription has one, and a tag is valid on its own only. A second answer is a
-//!   typed error for this delivery; RabbitMQ closes the channel.
-//! - *Delays* (of a `Retry` or a `Release`) are exact, and are the answer's own.
-//! - *Dead letters* keep the [`Reason`](crate::settle::Reason), the headers and the message's id. Publishing to a dead-letter queue and removing the
-//!   job are one step.
-//! - *Leases* ([`QueueBuilder::lease`]) are not RabbitMQ's but those of JetStream, Redis and SQS: a
-//!   job that is held for longer is taken back, with a delivery charged.
+//! - *Order*: first in, first out. Jobs that come back are delivered before jobs that were never delivered.
+//!   Jobs that a lost channel held come first of all, in the order of their delivery.
+//! - *Deliveries*: [`Settle::deliveries`](crate::settle::Settle::deliveries) is one more than the number of
+//!   charged deliveries. A `Retry` charges one (`basic.reject`), a `Release` none (`basic.nack`). Every end
+//!   of a channel charges one for each job that it held: RabbitMQ returns the jobs of a consumer that is down
+//!   as failed (`rabbit_fifo`, `return_all`). The only delivery limit is that of a
+//!   [decision](crate::DecisionExt::delivery_limit).
+//! - *The redelivered flag* is set after each return, also after one that is not charged.
+//! - *Prefetch* counts for each consumer, like `basic.qos` with `global` unset. A job is delivered when the
+//!   stream is polled, so no job waits in a buffer of the client.
+//! - *Channels*: each subscription has one, and a tag is valid only on its own channel. A second settlement
+//!   is a typed error for this delivery; RabbitMQ would close the channel.
+//! - *Delays* (of a `Retry` or a `Release`) are exact, and each settlement has its own.
+//! - *Dead letters* keep the [`Reason`](crate::settle::Reason), the headers and the id of the message. A job
+//!   is published to the dead-letter queue and removed from its queue in one step.
+//! - *Leases* ([`QueueBuilder::lease`]) come from JetStream, Redis and SQS, not from RabbitMQ. A job that is
+//!   held for longer is taken back, with a delivery charged.
 //!
 //! # Faults
 //!
-//! | switch | what it stands for |
+//! | switch | simulated event |
 //! | --- | --- |
-//! | [`Connection::drop_now`] | a socket that breaks: the unanswered go back, the stream ends with an error |
-//! | [`Broker::drop_connections`] | the broker's restart |
+//! | [`Connection::drop_now`] | a socket that breaks: unsettled jobs go back, and the stream ends with an error |
+//! | [`Broker::drop_connections`] | a restart of the broker |
 //! | [`Broker::refuse_connections`] | a broker that is down when a worker starts or reconnects |
 //! | dropping a [`Deliveries`] | the end of the worker's process |
-//! | [`Queue::fail_settlements`] | an answer that can be repeated, or one that used its tag up |
+//! | [`Queue::fail_settlements`] | a settlement that fails: it can be repeated, or it used its tag up |
 //! | [`Queue::delay_settlements`] | a slow broker: settlements time out, or the connection is lost meanwhile |
 
 mod channel;
@@ -116,10 +117,10 @@ pub use self::{
     queue::{Queue, QueueBuilder},
 };
 
-/// An embedded broker; clones are handles of the same broker.
+/// Handle to an embedded broker; clones are handles to the same broker.
 ///
-/// `P` is what is published: anything that is cheap to clone, since it is cloned for each
-/// delivery, under the broker's lock. `Bytes`, an `Arc`, a `&'static str` and a number are.
+/// `P` is the type of the published payloads. It should be cheap to clone, such as `Bytes`, an `Arc`, a
+/// `&'static str` or a number: it is cloned for each delivery, under the broker's lock.
 pub struct Broker<P> {
     server: Arc<Server<P>>,
 }
@@ -131,27 +132,27 @@ impl<P> Broker<P> {
         Self { server }
     }
 
-    /// Starts to declare a queue.
+    /// Returns a builder that declares a queue.
     pub fn queue<'a>(&'a self, name: &'a str) -> QueueBuilder<'a, P> {
         QueueBuilder::new(&self.server, name)
     }
 
-    /// Connects.
+    /// Opens a connection.
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Refused`] if the test [asked for it](Self::refuse_connections).
+    /// [`ConnectError::Refused`] after [`refuse_connections`](Self::refuse_connections).
     pub fn connect(&self) -> Result<Connection<P>, ConnectError> {
         Connection::open(&self.server)
     }
 
-    /// Drops every connection now, as a broker that is killed and restarted at once.
+    /// Drops every connection now, like a broker that is killed and restarted at once.
     pub fn drop_connections(&self) {
         let step = self.server.lock().sever(None);
         step.finish();
     }
 
-    /// Makes the next `n` connections fail, instead of those that were to fail before.
+    /// Makes the next `n` connections fail; replaces the number of an earlier call.
     pub fn refuse_connections(&self, n: u32) {
         self.server.lock().refusals = n;
     }

@@ -1,4 +1,4 @@
-//! [`Queue`]: where jobs are published, counted and found dead.
+//! [`Queue`], to publish jobs, to count them and to read the dead letters.
 
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
@@ -13,13 +13,13 @@ use super::{
     state::{Config, Declared, Server},
 };
 
-/// A queue of a [`Broker`](super::Broker); clones are handles of the same queue.
+/// Handle to a queue of a [`Broker`](super::Broker); clones are handles to the same queue.
 pub struct Queue<P> {
     pub(super) inner: Arc<Declared<P>>,
 }
 
 impl<P> Queue<P> {
-    /// Returns the name.
+    /// Returns the name of the queue.
     pub fn name(&self) -> &str {
         &self.inner.config.name
     }
@@ -31,8 +31,8 @@ impl<P> Queue<P> {
 
     /// Puts a job with headers at the end of the queue.
     ///
-    /// Of those called `traceparent` and `tracestate` its [spans](crate::settle::ProcessSpan) can be linked
-    /// to the trace of the sender.
+    /// With the headers `traceparent` and `tracestate`, the [spans](crate::settle::ProcessSpan) of the job
+    /// can be linked to the trace of the sender.
     ///
     /// ```
     /// use futures_util::StreamExt;
@@ -66,11 +66,11 @@ impl<P> Queue<P> {
         step.finish();
     }
 
-    /// Subscribes over a new connection of its own.
+    /// Subscribes over a new connection.
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Refused`] if the test [asked for it](super::Broker::refuse_connections).
+    /// [`ConnectError::Refused`] after [`refuse_connections`](super::Broker::refuse_connections).
     ///
     /// # Panics
     ///
@@ -81,7 +81,7 @@ impl<P> Queue<P> {
         connection.subscribe(self, prefetch)
     }
 
-    /// Counts the jobs, by where they are now.
+    /// Returns the counts of the jobs by their state.
     pub fn counts(&self) -> Counts {
         let Declared { server, index, .. } = &*self.inner;
         let mut state = server.lock();
@@ -92,8 +92,8 @@ impl<P> Queue<P> {
         counts
     }
 
-    /// Returns what was dead-lettered from this queue and still lies in its dead-letter queue, in
-    /// the order in which it was rejected.
+    /// Returns the jobs of this queue that are in its dead-letter queue now, in the order of their
+    /// rejection.
     pub fn dead_letters(&self) -> Vec<DeadLetter<P>>
     where
         P: Clone,
@@ -145,11 +145,10 @@ impl<P> Queue<P> {
         .await;
     }
 
-    /// Makes the next `n` settlements fail, instead of those that were to fail so before.
+    /// Makes the next `n` settlements fail with `fault`; replaces the number of an earlier call.
     ///
-    /// They are not carried out: the broker still waits for an answer. An
-    /// [`Abandon`](crate::Verdict::Abandon) sends nothing, and does not count. Those with
-    /// [`SettleFault::Again`] come first.
+    /// They are not carried out: the job stays unsettled. An [`Abandon`](crate::Verdict::Abandon) sends
+    /// nothing, and does not count. Failures with [`SettleFault::Again`] come first.
     pub fn fail_settlements(&self, n: u32, fault: SettleFault) {
         let Declared { server, index, .. } = &*self.inner;
         let faults = &mut server.lock().queues[*index].faults;
@@ -159,11 +158,10 @@ impl<P> Queue<P> {
         }
     }
 
-    /// Makes every settlement from now on wait for `delay` before it is carried out; zero by
-    /// default.
+    /// Makes every later settlement wait for `delay` before it is carried out; zero by default.
     ///
-    /// A settlement that is dropped meanwhile is not carried out, and one whose channel is closed
-    /// meanwhile fails at once.
+    /// A settlement that is dropped during the delay is not carried out. If its channel is closed during the
+    /// delay, it fails at once.
     pub fn delay_settlements(&self, delay: Duration) {
         let Declared { server, index, .. } = &*self.inner;
         server.lock().queues[*index].faults.delay = delay;
@@ -171,7 +169,7 @@ impl<P> Queue<P> {
 }
 
 impl<P> Connection<P> {
-    /// Subscribes to `queue`, over a channel of its own.
+    /// Subscribes to `queue` over a new channel.
     ///
     /// # Errors
     ///
@@ -179,7 +177,7 @@ impl<P> Connection<P> {
     ///
     /// # Panics
     ///
-    /// Panics if `prefetch` is 0, or if `queue` is of another broker.
+    /// Panics if `prefetch` is 0, or if `queue` belongs to another broker.
     #[track_caller]
     pub fn subscribe(
         &self,
@@ -206,8 +204,8 @@ impl<P> fmt::Debug for Queue<P> {
     }
 }
 
-/// How a queue is to be; made by [`Broker::queue`](super::Broker::queue).
-#[must_use = "a queue is there once it is declared"]
+/// Builder of a [`Queue`]; see [`Broker::queue`](super::Broker::queue).
+#[must_use = "a queue exists only after `declare`"]
 pub struct QueueBuilder<'a, P> {
     server: &'a Arc<Server<P>>,
     name: &'a str,
@@ -225,28 +223,28 @@ impl<'a, P> QueueBuilder<'a, P> {
         }
     }
 
-    /// Sets the queue that takes what is rejected, which is declared if it isn't yet; by default
-    /// what is rejected is dropped.
+    /// Sets the queue for rejected jobs; by default they are dropped.
+    ///
+    /// The queue is declared if it does not exist yet.
     pub fn dead_letter(mut self, name: &'a str) -> Self {
         self.dead_letter = Some(name);
         self
     }
 
-    /// Sets how long a consumer may hold a job before the queue takes it back; for ever by default.
+    /// Sets the time that a consumer may hold a job before the queue takes it back; for ever by default.
     ///
-    /// This is JetStream's ack wait and SQS's visibility timeout, and as with these the delivery
-    /// is charged. [`Settle::keep_alive`](crate::settle::Settle::keep_alive) lets the time start anew.
+    /// It is like JetStream's ack wait and SQS's visibility timeout: the delivery is charged.
+    /// [`Settle::keep_alive`](crate::settle::Settle::keep_alive) restarts the time.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
         self
     }
 
-    /// Declares the queue, and returns it; the one that is there if it was declared before.
+    /// Declares the queue, and returns a handle to it; to the existing queue if it was declared before.
     ///
     /// # Panics
     ///
-    /// Panics if it was declared with other settings, which AMQP answers with
-    /// `PRECONDITION_FAILED`.
+    /// Panics if it was declared before with other settings, which is `PRECONDITION_FAILED` in AMQP.
     #[track_caller]
     pub fn declare(self) -> Queue<P> {
         let server = self.server;

@@ -1,4 +1,4 @@
-//! Verdicts: how they are carried out, and which are refused.
+//! Settlement of deliveries: verdicts are carried out or refused.
 
 use std::{sync::Arc, task::Waker, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::settle::{Lease, Reason, Verdict};
 
-/// Why a settlement failed, and whether it can be made again.
+/// A settlement that failed: its error, and whether it can be repeated (`again`).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refusal {
     pub(super) error: DeliveryError,
@@ -19,12 +19,12 @@ pub(super) struct Refusal {
 }
 
 impl<P> State<P> {
-    /// Returns what a settlement is to wait for before it is made.
+    /// Returns the delay of settlements of this queue.
     pub(super) fn settle_delay(&self, queue: usize) -> Duration {
         self.queues[queue].faults.delay
     }
 
-    /// Sees to it that `waker` is woken when the delivery's channel is closed.
+    /// Registers `waker` to be woken when the channel of the delivery is closed.
     pub(super) fn watch(
         &mut self,
         address: Address,
@@ -32,7 +32,7 @@ impl<P> State<P> {
         waker: &Waker,
     ) -> Result<(), DeliveryError> {
         self.check(address)?;
-        // Invariant: a delivery that can be answered has its channel.
+        // Invariant: a delivery that can be settled has its channel.
         let settling = &mut self.channels[address.channel].settling;
         match settling.iter_mut().find(|(it, _)| *it == settlement) {
             Some((_, it)) => it.clone_from(waker),
@@ -41,7 +41,7 @@ impl<P> State<P> {
         Ok(())
     }
 
-    /// Undoes [`watch`](Self::watch); returns a waker that is to be dropped.
+    /// Undoes [`watch`](Self::watch), and returns the waker, to be dropped without the lock.
     pub(super) fn unwatch(&mut self, address: Address, settlement: u64) -> Option<Waker> {
         let channel = self.channels.get_mut(address.channel);
         let channel = channel.filter(|it| it.number == address.channel_number)?;
@@ -59,7 +59,7 @@ impl<P> State<P> {
         let mut wakers = self.pass_time(address.queue);
         if let Err(error) = self.check(address) {
             let result = match verdict {
-                // Nothing was to be said, and nothing can be.
+                // It would have sent nothing anyway.
                 Verdict::Abandon if error != DeliveryError::AlreadySettled => Ok(()),
                 _ => Err(Refusal {
                     error,
@@ -86,7 +86,7 @@ impl<P> State<P> {
         }
     }
 
-    /// Carries out a verdict on a job that is held, and returns a payload that is to be dropped.
+    /// Carries out a verdict on a job that is held, and returns its payload if that is to be dropped.
     fn carry_out(
         &mut self,
         address: Address,
@@ -120,7 +120,7 @@ impl<P> State<P> {
                 if let Some(held) = queue.jobs.held(key, address.number) {
                     held.abandoned = true;
                 }
-                // It counts against the prefetch until it is taken back.
+                // It counts toward the prefetch until it is taken back.
                 return None;
             }
         }
@@ -173,7 +173,7 @@ impl<P> State<P> {
         Step::new(lease, wakers)
     }
 
-    /// Returns why a delivery can't be answered any more, if so.
+    /// Returns an error if the delivery can't be settled any more.
     fn check(&mut self, address: Address) -> Result<(), DeliveryError> {
         let jobs = &mut self.queues[address.queue].jobs;
         match jobs.held(address.key, address.number) {

@@ -1,4 +1,4 @@
-//! What a broker knows, behind its one lock.
+//! [`State`] of a broker, behind its one lock.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,7 +18,7 @@ use super::{
 
 use crate::settle::Capabilities;
 
-/// A broker: its state, and the lock that is held for one step of it, never over an await.
+/// The state of a broker behind a lock, which is held for one step and never over an await.
 #[derive(Debug)]
 pub(super) struct Server<P>(Mutex<State<P>>);
 
@@ -35,7 +35,7 @@ impl<P> Server<P> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<P>> {
-        // What panics while it is held, a payload's `clone`, leaves nothing half-done.
+        // Only the `clone` of a payload can panic under the lock, and it leaves nothing half-done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,13 +56,13 @@ pub(super) struct QueueState<P> {
     pub(super) config: Config,
     pub(super) jobs: Jobs<P>,
     pub(super) faults: Faults,
-    /// Channels that wait for a job, for a place, or for a time.
+    /// Channels that wait for a job, for a place in their prefetch, or for a time.
     waiting: Vec<(usize, Waker)>,
-    /// Who waits until the queue is empty.
+    /// Wakers that wait until the queue is empty.
     pub(super) emptied: Vec<Waker>,
 }
 
-/// How a queue was declared.
+/// Settings of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) name: Arc<str>,
@@ -70,7 +70,7 @@ pub(super) struct Config {
     pub(super) lease: Option<Duration>,
 }
 
-/// A queue that was declared, as its handles know it.
+/// A declared queue, shared by its handles.
 pub(super) struct Declared<P> {
     pub(super) index: usize,
     pub(super) config: Config,
@@ -90,7 +90,7 @@ impl<P> Declared<P> {
     }
 }
 
-/// A consumer's share of a connection.
+/// Channel of one consumer over a connection.
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) number: u64,
@@ -100,13 +100,13 @@ pub(super) struct Channel {
     pub(super) unacked: usize,
     pub(super) end: Option<End>,
     pub(super) closed: Option<Waker>,
-    /// Settlements that are delayed, by a number of their own: they fail when the channel is closed.
+    /// Wakers of delayed settlements by their number; the settlements fail when the channel is closed.
     pub(super) settling: Vec<(u64, Waker)>,
     /// The deliveries whose lease was lost.
     pub(super) lapsed: Vec<u64>,
 }
 
-/// Why a channel is closed.
+/// Reason why a channel is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// Its consumer gave it up.
@@ -115,7 +115,7 @@ pub(super) enum End {
     Lost,
 }
 
-/// What a tag answers for.
+/// Address of the delivery that a tag settles.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Address {
     pub(super) queue: usize,
@@ -125,11 +125,11 @@ pub(super) struct Address {
     pub(super) channel_number: u64,
 }
 
-/// What there is for a consumer.
+/// Result of a consumer's poll for the next job.
 #[derive(Debug)]
 pub(super) enum Next<P> {
     Job(Taken<P>, Address),
-    /// Nothing before this time, if there is any, or the consumer's waker is woken.
+    /// No job before this time (if there is one) or before the consumer's waker is woken.
     Wait(Option<Instant>),
     Ended(End),
 }
@@ -148,7 +148,7 @@ impl<P> QueueState<P> {
         }
     }
 
-    /// Wakes every consumer, so that none that is woken and not polled keeps a job from another.
+    /// Wakes every consumer: one that is woken but not polled must not keep a job from the others.
     pub(super) fn wake_all(&mut self, wakers: &mut Wakers) {
         self.waiting
             .drain(..)
@@ -223,7 +223,7 @@ impl<P> State<P> {
         };
         channel.unacked += 1;
         if queue_state.config.lease.is_some() && lapses.is_none() {
-            // Others may wait without a timer, and this lease is now the first to end.
+            // Others may wait without a timer, and this lease is now the first one to end.
             queue_state.wake_all(&mut wakers);
         }
         let address = Address {
@@ -236,7 +236,7 @@ impl<P> State<P> {
         Step::new(Next::Job(taken, address), wakers)
     }
 
-    /// Does what was to be done by now.
+    /// Makes jobs ready whose delay is over, and takes jobs back whose lease is over.
     pub(super) fn pass_time(&mut self, queue: usize) -> Wakers {
         let mut wakers = Wakers::default();
         let queue = &mut self.queues[queue];

@@ -1,14 +1,14 @@
-//! What a step of the broker leaves to be done when its lock is released.
+//! [`Step`]: the result of one step of the broker, and the foreign code to run after its lock.
 
 use std::task::Waker;
 
-/// What is to be done when the lock is released.
+/// Result of one step, with the wakers to wake and the payload to drop once the lock is released.
 #[derive(Debug)]
-#[must_use = "wakers are to be woken"]
+#[must_use = "the wakers must be woken"]
 pub(super) struct Step<T, P> {
     pub(super) output: T,
     pub(super) wakers: Wakers,
-    /// What is no longer needed, and may panic when it is dropped.
+    /// A payload that is no longer needed; its drop may panic.
     pub(super) garbage: Option<P>,
 }
 
@@ -21,7 +21,7 @@ impl<T, P> Step<T, P> {
         }
     }
 
-    /// Wakes who waits; the lock must not be held.
+    /// Wakes the wakers, drops the garbage, and returns the output; the lock must not be held.
     pub(super) fn finish(self) -> T {
         self.wakers.wake();
         drop(self.garbage);
@@ -29,7 +29,7 @@ impl<T, P> Step<T, P> {
     }
 }
 
-/// Wakers, without an allocation for the first.
+/// List of wakers, without an allocation for the first.
 #[derive(Debug, Default)]
 pub(super) struct Wakers {
     first: Option<Waker>,
@@ -44,7 +44,7 @@ impl Wakers {
         }
     }
 
-    /// Wakes them; the lock must not be held.
+    /// Wakes all of them; the lock must not be held.
     pub(super) fn wake(self) {
         let Some(first) = self.first else {
             return;
