@@ -1,18 +1,17 @@
-//! A push endpoint, as Pub/Sub, CloudEvents and webhooks use it: the HTTP status is the
-//! acknowledgement.
+//! A push endpoint, as used by Pub/Sub, CloudEvents and webhooks: the HTTP status is the acknowledgement.
 //!
 //! ```sh
 //! cargo run --example axum -- 127.0.0.1:3000
 //! curl -i -X POST -d 'a job' http://127.0.0.1:3000/jobs
 //! ```
 //!
-//! | what became of the job | status | so that the sender |
+//! | outcome | status | reaction of the sender |
 //! | --- | --- | --- |
-//! | it completed | 204 | forgets it |
-//! | it failed | 503, `Retry-After: 5` | sends it again |
-//! | it panicked | 500 | sends it again, and dead-letters it in the end |
-//! | it passed its time limit | 504 | sends it again |
-//! | it was cancelled | 503 | sends it again |
+//! | completed | 204 | forgets the job |
+//! | failed | 503, `Retry-After: 5` | sends it again |
+//! | panicked | 500 | sends it again, and dead-letters it in the end |
+//! | passed its time limit | 504 | sends it again |
+//! | cancelled | 503 | sends it again |
 
 use std::{convert::Infallible, env, fmt, future::ready, time::Duration};
 
@@ -28,10 +27,10 @@ use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{Outcome, Report, SentinelError, SentinelLayer, sentinel::OnDrop};
 
-/// The longest body that is taken, in bytes.
+/// Limit of a body, in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// Why a job failed.
+/// Error of a job.
 #[derive(Debug)]
 pub struct Refused(String);
 
@@ -41,7 +40,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// The job: what a body asks for, it does.
+/// The job, which does what its body asks for.
 async fn process(request: Request<Body>) -> Result<(), Refused> {
     let body = to_bytes(request.into_body(), LONGEST).await;
     let body = body.map_err(|error| Refused(error.to_string()))?;
@@ -53,10 +52,10 @@ async fn process(request: Request<Body>) -> Result<(), Refused> {
     }
 }
 
-/// The tag: nothing needs to be told apart, since each request has a response of its own.
+/// The tag. It is empty, since each request has its own response.
 fn tag(_: &Request<Body>) {}
 
-/// The policy: the answer to the broker is the response.
+/// The policy, which turns the outcome into the response.
 async fn answer(report: Report<(), (), Refused>) -> Result<Response, Infallible> {
     Ok(match report.outcome {
         Outcome::Completed(()) => StatusCode::NO_CONTENT.into_response(),
@@ -78,8 +77,9 @@ async fn answer(report: Report<(), (), Refused>) -> Result<Response, Infallible>
     })
 }
 
-/// Returns the application. `on_drop` is what happens to the job of a client that disconnects, and
-/// `hear` is told of each outcome.
+/// Returns the application.
+///
+/// `on_drop` decides on the job of a client that disconnects, and `hear` is called with each outcome.
 pub fn app(limit: Duration, on_drop: OnDrop, hear: fn(&Outcome<(), Refused>)) -> Router {
     let policy = service_fn(move |report: Report<(), (), Refused>| {
         hear(&report.outcome);
@@ -89,7 +89,7 @@ pub fn app(limit: Duration, on_drop: OnDrop, hear: fn(&Outcome<(), Refused>)) ->
         .timeout(limit)
         .on_drop(on_drop);
     let jobs = ServiceBuilder::new()
-        // The policy does not fail and the service is ready, so this is for completeness.
+        // Never called: the policy does not fail and the service is always ready. Router needs `Infallible`.
         .layer(HandleErrorLayer::new(
             |error: SentinelError<Refused, Infallible>| {
                 ready((StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))

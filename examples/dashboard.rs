@@ -1,12 +1,11 @@
-//! A worker seen from outside: a page that shows its metrics live, and the text for Prometheus.
+//! A worker with a page that shows its metrics live, and with the text for Prometheus.
 //!
 //! ```sh
 //! cargo run --example dashboard --features metrics -- 127.0.0.1:3000
 //! ```
 //!
-//! The load is that of the quickstart without an end: jobs complete, fail, panic, hang and cancel
-//! themselves. Some block their thread, and every 30 s their database is down for 3 s, so that the
-//! worker pauses.
+//! The load is like that of the quickstart, but endless: jobs complete, fail, panic, hang and cancel
+//! themselves. Some block their thread. Every 30 s their database is down for 3 s, so that the worker pauses.
 //!
 //! - `/` is the page, which polls `/state`.
 //! - `/metrics` is the text for Prometheus; `grafana.json` beside this file is a dashboard for it.
@@ -46,18 +45,18 @@ use tower_sentinel::{
 };
 
 const PREFETCH: usize = 32;
-/// One job in this time.
+/// Time between two published jobs.
 const PACE: Duration = Duration::from_millis(5);
-/// How often the state is taken.
+/// Time between two refreshes of the state.
 const REFRESH: Duration = Duration::from_millis(250);
-/// The throughput is that of so many refreshes: 5 s.
+/// Number of refreshes over which the throughput is measured: 5 s.
 const REFRESHES: usize = 20;
-/// How many panics are shown.
+/// Number of panics shown.
 const PANICS: usize = 5;
 
 // === the worker ===
 
-/// Why a job failed.
+/// Error of a job.
 #[derive(Debug)]
 enum WorkError {
     DiskFull,
@@ -97,14 +96,14 @@ async fn process(delivery: Delivery<u64>, started: Instant) -> Result<(), WorkEr
     Ok(())
 }
 
-/// A runtime of their own for the jobs, so that the limit of one that blocks is punctual.
+/// The jobs' own runtime, so that the limit of a blocking job is punctual.
 static JOBS: LazyLock<Runtime> = LazyLock::new(|| {
     let mut jobs = runtime::Builder::new_multi_thread();
     let jobs = jobs.worker_threads(4).enable_time().build();
     jobs.expect("threads for the jobs")
 });
 
-/// Works for ever. The last panics are put into `panics`.
+/// Works for ever, and puts the last panics into `panics`.
 async fn work(deliveries: Deliveries<u64>, panics: watch::Sender<VecDeque<LastPanic>>) {
     let note = move |report: Report<DeliveryTag<u64>, (), WorkError>| {
         if let Outcome::Panicked(panic) = &report.outcome {
@@ -134,7 +133,7 @@ async fn work(deliveries: Deliveries<u64>, panics: watch::Sender<VecDeque<LastPa
     let worker = ServiceBuilder::new()
         .layer(deliveries.gate())
         .layer(sentinel)
-        // A third of the jobs fails on a good day.
+        // About a third of the jobs fails even if the database is up.
         .layer(IntensityLayer::new().window(100).threshold(0.8))
         .service_fn(move |delivery| process(delivery, started));
     let end = Consumer::new(deliveries, worker)
@@ -155,7 +154,7 @@ async fn publish(queue: Queue<u64>) {
 
 // === its state ===
 
-/// What the page shows.
+/// State shown by the page.
 #[derive(Clone, Debug, Default, Serialize)]
 struct State {
     /// Outcomes per second.
@@ -165,13 +164,13 @@ struct State {
     unsettled: f64,
     abandoned: f64,
     intensity: &'static str,
-    /// Jobs that wait in the queue, and those that wait to be tried again.
+    /// Jobs that wait in the queue; `delayed` has those that wait for a retry.
     ready: usize,
     delayed: usize,
     panics: VecDeque<LastPanic>,
 }
 
-/// What became of jobs, and the time that it took them in the last minute, in seconds.
+/// Number of jobs with one outcome, and their time in the last minute, in seconds.
 #[derive(Clone, Debug, Serialize)]
 struct OutcomeRow {
     outcome: &'static str,
@@ -186,7 +185,7 @@ struct LastPanic {
     location: Option<String>,
 }
 
-/// Returns the value of each line of a text for Prometheus, by all that stands before it.
+/// Returns the value of each line of a text for Prometheus, by the part of the line before it.
 fn samples(text: &str) -> HashMap<&str, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -196,7 +195,7 @@ fn samples(text: &str) -> HashMap<&str, f64> {
 }
 
 impl State {
-    /// Reads a state, but for the throughput.
+    /// Reads a state, without the throughput.
     fn read(text: &str, queue: &Queue<u64>, panics: VecDeque<LastPanic>) -> Self {
         let samples = samples(text);
         let value = |series: &str| samples.get(series).copied().unwrap_or_default();
@@ -243,7 +242,7 @@ impl State {
     }
 }
 
-/// Puts the state into `state`, for ever.
+/// Refreshes `state` for ever.
 async fn refresh(
     prometheus: PrometheusHandle,
     queue: Queue<u64>,
@@ -255,7 +254,7 @@ async fn refresh(
     let mut past = VecDeque::new();
     loop {
         let now = ticks.tick().await;
-        // To render takes the samples of histograms in, which the exporter's own server would do.
+        // Rendering also drains the samples of histograms, as the exporter's own server would do.
         let mut new = State::read(&prometheus.render(), &queue, panics.borrow().clone());
         past.push_back((now, new.jobs()));
         let (then, jobs) = past[0];
@@ -271,9 +270,9 @@ async fn refresh(
 
 // === the page ===
 
-/// Starts the worker and returns its page; the recorder of the process is installed for it.
+/// Installs the recorder of the process, starts the worker, and returns its page.
 pub fn app() -> Result<Router, Box<dyn Error + Send + Sync>> {
-    // Before anything that looks up its metrics.
+    // Before any code that looks up metrics.
     let prometheus = PrometheusBuilder::new().install_recorder()?;
     tower_sentinel::telemetry::describe_metrics();
     panic_hook::install();
@@ -295,7 +294,7 @@ pub fn app() -> Result<Router, Box<dyn Error + Send + Sync>> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    // The page tells of each panic; standard error need not.
+    // The page shows each panic, so it need not go to standard error.
     std::panic::set_hook(Box::new(|_| ()));
 
     let address = env::args().nth(1);
@@ -330,7 +329,7 @@ const PAGE: &str = r#"<!doctype html>
   [data-state=probing] { color: var(--busy) }
   [data-state=paused], #lost { color: var(--bad) }
 </style>
-<h1>tower-sentinel <small id="lost" hidden>no answer</small></h1>
+<h1>tower-sentinel <small id="lost" hidden>no response</small></h1>
 <dl>
   <div><dt>jobs / s<dd id="throughput">–</div>
   <div><dt>intensity<dd id="intensity">–</div>

@@ -1,12 +1,11 @@
-//! Jobs from a JetStream consumer that complete, fail, panic and hang, and what the broker says of
-//! them.
+//! Jobs from a JetStream consumer that complete, fail, panic and hang, and their counts on the broker.
 //!
 //! ```sh
 //! NATS_ADDR=nats://127.0.0.1:4222 cargo run --features nats --example nats
 //! ```
 //!
-//! What is JetStream's own is in this file; the program is in `mixed_jobs`. The streams are this
-//! run's own; a run that is killed leaves them behind. `PREFETCH` sets how many jobs are in flight.
+//! This file has the code for JetStream; the program is in `mixed_jobs`. Each run makes its own streams; a
+//! run that is killed leaves them behind. `PREFETCH` sets the number of jobs in flight.
 
 mod mixed_jobs;
 
@@ -23,7 +22,7 @@ use tower_sentinel::broker::nats::{
 
 use self::mixed_jobs::BoxError;
 
-/// The variable of the broker's address, and its default.
+/// Environment variable of the broker's address, and its default.
 const ADDRESS: (&str, &str) = ("NATS_ADDR", "nats://127.0.0.1:4222");
 
 #[tokio::main]
@@ -31,7 +30,7 @@ async fn main() -> ExitCode {
     mixed_jobs::main().await
 }
 
-/// A stream for the jobs, one for the dead letters, and a consumer of the first.
+/// A stream for the jobs, a stream for the dead letters, and a consumer of the first one.
 struct Broker {
     context: Context,
     consumer: PullConsumer,

@@ -1,11 +1,11 @@
-//! A worker whose traces go to an OpenTelemetry collector, over OTLP and gRPC.
+//! A worker that exports its traces to an OpenTelemetry collector, over OTLP and gRPC.
 //!
 //! ```sh
 //! OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317 cargo run --example otlp
 //! ```
 //!
-//! Each job has a span `process orders`, which is linked to the span `send orders` of its sender, and
-//! within it one for the answer, such as `ack orders`. Jobs that fail are delivered twice.
+//! Each job has a span `process orders`, which is linked to the span `send orders` of its sender. Within it
+//! is a span for the settlement, such as `ack orders`. Jobs that fail are delivered twice.
 
 use std::{collections::HashMap, error::Error, fmt, future::pending, time::Duration};
 
@@ -26,10 +26,10 @@ use tracing::{Span, Subscriber, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt};
 
-/// What becomes of the jobs, one each.
+/// The jobs, each with a different outcome.
 pub const JOBS: [&str; 4] = ["a job", "fail", "panic", "hang"];
 
-/// Why a job failed.
+/// Error of a job.
 #[derive(Debug)]
 pub struct Refused;
 
@@ -39,7 +39,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// The job: what it is called, it does.
+/// The job, which does what its payload says.
 async fn process(delivery: Delivery<&'static str>) -> Result<(), Refused> {
     match *delivery.payload() {
         "fail" => Err(Refused),
@@ -49,7 +49,7 @@ async fn process(delivery: Delivery<&'static str>) -> Result<(), Refused> {
     }
 }
 
-/// Publishes a job, with the trace that it is sent from.
+/// Publishes a job, with the trace context of its sender.
 fn send(queue: &Queue<&'static str>, job: &'static str) {
     let name = format!("send {}", queue.name());
     let span = info_span!("send", otel.name = name, otel.kind = "producer");
@@ -58,7 +58,7 @@ fn send(queue: &Queue<&'static str>, job: &'static str) {
     queue.publish_with_headers(job, headers);
 }
 
-/// Makes the span of a job. A consumer's trace is not that of the sender, but is linked to it.
+/// Creates the span of a job, in its own trace and linked to the trace of the sender.
 fn linked_span<Tag: Settle>(tag: &Tag) -> Span {
     let span = process_span(tag);
     if span.is_disabled() {
@@ -79,7 +79,7 @@ fn linked_span<Tag: Settle>(tag: &Tag) -> Span {
     span
 }
 
-/// Sends the jobs, works on them until the queue is empty, and returns what became of them.
+/// Sends the jobs, works on them until the queue is empty, and returns their counts.
 pub async fn run() -> Result<Counts, Box<dyn Error>> {
     let broker = Broker::new();
     let queue = broker.queue("orders").dead_letter("orders.dead").declare();
@@ -104,10 +104,10 @@ pub async fn run() -> Result<Counts, Box<dyn Error>> {
     Ok(queue.counts())
 }
 
-/// Makes what exports spans to `endpoint`: by default to that of `OTEL_EXPORTER_OTLP_ENDPOINT`, and
-/// else to port 4317 of this machine.
+/// Creates a provider that exports spans to `endpoint`.
 ///
-/// It exports in the tokio runtime that it is made in.
+/// The default is `OTEL_EXPORTER_OTLP_ENDPOINT`, or else port 4317 of this machine. The provider exports in
+/// the tokio runtime that it is created in.
 pub fn exporting(endpoint: Option<String>) -> Result<SdkTracerProvider, ExporterBuildError> {
     let mut exporter = SpanExporter::builder().with_tonic();
     if let Some(endpoint) = endpoint {
@@ -119,7 +119,7 @@ pub fn exporting(endpoint: Option<String>) -> Result<SdkTracerProvider, Exporter
         .build())
 }
 
-/// Makes the subscriber whose spans `provider` exports. The exporter's own are below its level.
+/// Creates a subscriber whose spans `provider` exports. The spans of the exporter are below its level.
 pub fn subscriber(provider: &SdkTracerProvider) -> impl Subscriber + Send + Sync + use<> {
     let tracer = provider.tracer("worker");
     tracing_subscriber::registry()
@@ -127,10 +127,10 @@ pub fn subscriber(provider: &SdkTracerProvider) -> impl Subscriber + Send + Sync
         .with(tracing_opentelemetry::layer().with_tracer(tracer))
 }
 
-/// Exports what is left, on a thread of its own: it blocks, and the exporter's connection is a task.
+/// Exports the remaining spans, on a separate thread: it blocks, and the exporter's connection is a task.
 pub async fn flush(provider: SdkTracerProvider) -> Result<(), Box<dyn Error>> {
     let flushing = tokio::task::spawn_blocking(move || {
-        // A shutdown exports too, but does not say whether that worked.
+        // A shutdown exports too, but does not report whether that worked.
         let flushed = provider.force_flush();
         provider.shutdown()?;
         flushed

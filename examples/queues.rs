@@ -1,10 +1,10 @@
-//! Two queues in one process, one of them with a handler for each type of message.
+//! Two queues in one process; one of them has a handler for each type of message.
 //!
 //! ```sh
 //! cargo run --example queues
 //! ```
 //!
-//! It runs over a broker within the process. Over RabbitMQ, NATS or Redis the lines that subscribe differ.
+//! It uses a broker within the process. With RabbitMQ, NATS or Redis only the lines that subscribe differ.
 
 use std::{convert::Infallible, error::Error};
 
@@ -21,7 +21,7 @@ use tower_sentinel::{
 type Mail = Delivery<&'static str>;
 type Handler = BoxCloneService<Mail, (), Infallible>;
 
-/// What all jobs share, such as a pool of connections: each handler has a clone.
+/// State shared by all jobs, such as a pool of connections; each handler has a clone.
 #[derive(Clone)]
 struct App {
     sender: &'static str,
@@ -47,9 +47,9 @@ fn pick(mail: &Mail, _: &[Handler]) -> usize {
     usize::from(Envelope::header(mail, "type") == Some("refund"))
 }
 
-/// Waits until `ended` says so; in a service this is a signal, and both consumers hear it.
+/// Waits until `ended` is true. In a service this is a signal, which both consumers get.
 async fn end(mut ended: watch::Receiver<bool>) {
-    // An error says that the sender is gone.
+    // An error means that the sender is gone.
     drop(ended.wait_for(|ended| *ended).await);
 }
 

@@ -1,4 +1,4 @@
-//! A worker for a queue of jobs that complete, fail, panic and hang: none is lost.
+//! A worker for a queue of jobs that complete, fail, panic and hang. No job is lost.
 //!
 //! ```sh
 //! cargo run --example quickstart
@@ -31,26 +31,26 @@ async fn process(delivery: Delivery<u64>) -> io::Result<()> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    // The decision hears of each panic; standard error need not.
+    // The decision gets each panic, so it need not go to standard error.
     panic::set_hook(Box::new(|_| ()));
 
-    // An embedded broker stands for RabbitMQ, JetStream or Redis.
+    // An embedded broker takes the place of RabbitMQ, JetStream or Redis.
     let queue = Broker::new().queue("jobs").dead_letter("dead").declare();
     (0..JOBS).for_each(|job| queue.publish(job));
 
-    // What the broker is told: ack, or retry after a growing pause; the third time is the last, and
-    // for a job that panics the first.
+    // Verdicts: ack, or retry after a growing pause. The third delivery is the last one; for a job that
+    // panics, the first.
     let pauses = Duration::from_millis(10)..=Duration::from_millis(100);
     let decision = ack_on_success()
         .poison_on_panic()
         .backoff(pauses)
         .delivery_limit(3);
 
-    // No more jobs are taken from the broker than may be unanswered at a time.
+    // The prefetch is the number of jobs that may be unsettled at a time.
     let jobs = queue.subscribe(PREFETCH)?;
     let layer = SentinelLayer::new(SettlePolicy::new(decision)).timeout(Duration::from_millis(50));
 
-    // It runs until it is asked to end: here when nothing is left, elsewhere by `ctrl_c`.
+    // It runs until a shutdown is requested: here when the queue is empty, in a service by `ctrl_c`.
     let emptied = queue.clone();
     let summary = Consumer::new(jobs, service_fn(process))
         .sentinel(layer)
@@ -58,7 +58,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .run()
         .await?;
 
-    // A job is settled when it is acked or a dead letter, and lost when it is neither.
+    // A job counts as settled if it is acked or a dead letter, and as lost if it is neither.
     let letters = queue.dead_letters();
     let died = |kind| {
         letters

@@ -1,11 +1,11 @@
-//! Jobs from a RabbitMQ queue that complete, fail, panic and hang, and what the broker says of them.
+//! Jobs from a RabbitMQ queue that complete, fail, panic and hang, and their counts on the broker.
 //!
 //! ```sh
 //! AMQP_ADDR=amqp://127.0.0.1:5672/%2f cargo run --features rabbitmq --example rabbitmq
 //! ```
 //!
-//! What is RabbitMQ's own is in this file; the program is in `mixed_jobs`. The queues are this run's
-//! own and go with its connection. `PREFETCH` sets how many jobs are in flight.
+//! This file has the code for RabbitMQ; the program is in `mixed_jobs`. Each run makes its own queues, which
+//! are deleted with its connection. `PREFETCH` sets the number of jobs in flight.
 
 mod mixed_jobs;
 
@@ -24,7 +24,7 @@ use tower_sentinel::broker::rabbitmq::{
 
 use self::mixed_jobs::BoxError;
 
-/// The variable of the broker's address, and its default.
+/// Environment variable of the broker's address, and its default.
 const ADDRESS: (&str, &str) = ("AMQP_ADDR", "amqp://127.0.0.1:5672/%2f");
 
 #[tokio::main]
@@ -48,9 +48,9 @@ impl Broker {
         channel.confirm_select(confirms).await?;
 
         let (jobs, dead_letters) = (format!("{name}.jobs"), format!("{name}.dead-letters"));
-        // Exclusive: should this process die, the broker deletes them.
+        // Exclusive, so that the broker deletes them if this process dies.
         let exclusive = QueueDeclareOptions::exclusive();
-        // What the broker itself gives up goes where rejected jobs go.
+        // Jobs that the broker itself dead-letters go to the same queue as rejected ones.
         let mut arguments = FieldTable::default();
         for (key, value) in [
             ("x-dead-letter-exchange", ""),
@@ -99,7 +99,8 @@ impl Broker {
         self.count(&self.jobs).await
     }
 
-    /// The broker tells of ready jobs only; what was unacked turned ready as its channel closed.
+    /// Returns the ready jobs, since the broker counts no others. Unacked jobs became ready when their
+    /// channel closed.
     async fn unsettled(&self) -> Result<u64, BoxError> {
         self.ready().await
     }
@@ -123,7 +124,7 @@ impl Broker {
                 .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await?;
         }
-        // A channel that is dropped closes in the background, and fails the connection's own close.
+        // A dropped channel closes in the background, and then the close of the connection fails.
         self.channel.close(200, "done".into()).await?;
         Ok(self.connection.close(200, "done".into()).await?)
     }

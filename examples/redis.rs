@@ -1,11 +1,11 @@
-//! Jobs from a Redis stream that complete, fail, panic and hang, and what the broker says of them.
+//! Jobs from a Redis stream that complete, fail, panic and hang, and their counts on the broker.
 //!
 //! ```sh
 //! REDIS_ADDR=redis://127.0.0.1:6379 cargo run --features redis --example redis
 //! ```
 //!
-//! What is Redis's own is in this file; the program is in `mixed_jobs`. The keys are this run's own;
-//! those of a run that is killed are left behind. `PREFETCH` sets how many jobs are in flight.
+//! This file has the code for Redis; the program is in `mixed_jobs`. Each run makes its own keys; a run that
+//! is killed leaves them behind. `PREFETCH` sets the number of jobs in flight.
 
 mod mixed_jobs;
 
@@ -22,7 +22,7 @@ use tower_sentinel::broker::redis::{
 
 use self::mixed_jobs::BoxError;
 
-/// The variable of the broker's address, and its default.
+/// Environment variable of the broker's address, and its default.
 const ADDRESS: (&str, &str) = ("REDIS_ADDR", "redis://127.0.0.1:6379");
 
 /// The consumer group.
@@ -44,7 +44,7 @@ struct Broker {
 impl Broker {
     async fn connect(address: &str, jobs: String) -> Result<Self, BoxError> {
         let group = ConsumerGroup::new(&jobs, GROUP);
-        // Makes the group, and its error names the address.
+        // Creates the group. Its error names the address.
         drop(group.connect(address).await?);
         let client = Client::open(address)?;
         Ok(Self {
@@ -70,7 +70,7 @@ impl Broker {
         Ok(group.connect(self.address.as_str()).await?)
     }
 
-    /// What the group has not read yet, and what waits to be delivered again.
+    /// Returns the number of jobs that the group has not read yet, and of those that wait for a redelivery.
     async fn ready(&self) -> Result<u64, BoxError> {
         let mut connection = self.connection.clone();
         let delayed: u64 = connection.zcard(self.group.delayed_key()).await?;

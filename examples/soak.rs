@@ -1,12 +1,12 @@
-//! A worker under faults, on the real clock: at the end its ledger must add up.
+//! Workers under injected faults, on the real clock, whose ledger must add up at the end.
 //!
 //! ```sh
 //! cargo run --release --example soak -- --seconds 30 --faults 20
 //! ```
 //!
-//! Several consumers share a queue. Their jobs complete, fail, panic and hang; connections break
-//! or are refused, and settlements fail or are slow. When the time is over the faults end, the rest
-//! of the queue is worked off, and each job must be acked once or be a dead letter once.
+//! Several consumers share a queue. Their jobs complete, fail, panic and hang. Connections break or are
+//! refused, and settlements fail or are slow. When the time is over, the faults end and the rest of the queue
+//! is processed. Then each job must be acked once or be a dead letter once.
 
 use std::{
     error::Error,
@@ -38,22 +38,22 @@ use tower_sentinel::{
 const CONSUMERS: usize = 4;
 const PREFETCH: usize = 32;
 
-/// How many jobs are kept in the queue.
+/// Number of jobs kept in the queue.
 const BACKLOG: usize = 500;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[derive(Parser)]
 struct Args {
-    /// How long faults are injected.
+    /// Time during which faults are injected.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// How many faults there are per second.
+    /// Number of faults per second.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=1_000))]
     faults: u32,
 }
 
-/// A job, and how often it completed: more than once where its ack was lost.
+/// A job, and the number of times that it completed: more than once if an ack was lost.
 #[derive(Clone)]
 struct Work(Arc<(u64, AtomicU32)>);
 
@@ -123,7 +123,7 @@ async fn publish(queue: Jobs, until: Instant) -> Vec<Work> {
     published
 }
 
-/// Injects faults at this rate, and returns how many.
+/// Injects faults at this rate, and returns their number.
 async fn disturb(broker: Broker<Work>, queue: Jobs, per_second: u32, until: Instant) -> u64 {
     let mut faults = 0;
     if per_second > 0 {
@@ -150,7 +150,7 @@ async fn disturb(broker: Broker<Work>, queue: Jobs, per_second: u32, until: Inst
 async fn show(queue: Jobs, seconds: u64) {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} s  {msg}");
     let bar = ProgressBar::new(seconds).with_style(style.unwrap_or_else(|_| {
-        // The default has no message, and does as well.
+        // The default has no message, and is good enough.
         ProgressStyle::default_bar()
     }));
     for second in 0.. {
@@ -222,7 +222,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         dead[letter.payload.0.0 as usize] += 1;
     }
     let is_dead_once = dead.iter().all(|&times| times <= 1);
-    // Dead, or completed at least once: an ack is for nothing else.
+    // Each job must be dead or have completed at least once, since only completed jobs are acked.
     let missing = published
         .iter()
         .filter(|work| dead[work.0.0 as usize] == 0 && work.0.1.load(Relaxed) == 0);
@@ -235,7 +235,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         && settled == published.len() as u64
         && counts.unacked == 0
         && counts.dropped == 0;
-    println!("{faults} faults, {called} deliveries, {unanswered} answers lost");
+    println!("{faults} faults, {called} deliveries, {unanswered} left unsettled");
     for (kind, n) in outcomes {
         println!("{kind:?}: {n}");
     }

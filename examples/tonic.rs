@@ -1,19 +1,19 @@
-//! A gRPC service whose calls are supervised: each outcome is a status code.
+//! A gRPC service with supervised calls: each outcome has its status code.
 //!
 //! ```sh
 //! cargo run --example tonic -- 127.0.0.1:50051
 //! ```
 //!
-//! | what became of the call | status |
+//! | outcome of the call | status |
 //! | --- | --- |
-//! | it completed | `OK` |
-//! | it failed | its own |
-//! | it panicked | `INTERNAL` |
-//! | it passed its time limit, or the client's `grpc-timeout` if that is shorter | `DEADLINE_EXCEEDED` |
-//! | it was cancelled | `UNAVAILABLE` |
+//! | completed | `OK` |
+//! | failed | the status that the call returned |
+//! | panicked | `INTERNAL` |
+//! | passed its time limit, or the client's `grpc-timeout` if that is shorter | `DEADLINE_EXCEEDED` |
+//! | cancelled | `UNAVAILABLE` |
 //!
-//! The messages and the service are written by hand, so that no `protoc` is needed; with
-//! `tonic-prost-build` they come from this:
+//! The messages and the service are written by hand, so that no `protoc` is needed. `tonic-prost-build` would
+//! generate them from this:
 //!
 //! ```proto
 //! package jobs.v1;
@@ -43,15 +43,15 @@ use tonic_prost::ProstCodec;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_sentinel::{Job, Outcome, Report, SentinelLayer, TimeLimit, sentinel::OnDrop};
 
-/// Asks for one job.
+/// Request of one job.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RunRequest {
-    /// Which job it is.
+    /// The name of the job.
     #[prost(string, tag = "1")]
     pub name: String,
 }
 
-/// Says what a job came to.
+/// Result of a job.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RunReply {
     /// The result, for a person to read.
@@ -59,7 +59,7 @@ pub struct RunReply {
     pub result: String,
 }
 
-/// A call, which may not run longer than the client waits.
+/// A call, whose time limit is at most the time that the client waits.
 pub struct Call {
     request: Request<RunRequest>,
     limit: Duration,
@@ -106,7 +106,7 @@ async fn run(call: Call) -> Result<Response<RunReply>, Status> {
 
 type Answer = Result<Response<RunReply>, Status>;
 
-/// The policy: the answer is the status.
+/// The policy, which turns the outcome into the response or the status.
 fn answer(outcome: Outcome<Response<RunReply>, Status>) -> Answer {
     match outcome {
         Outcome::Completed(reply) => Ok(reply),
@@ -125,7 +125,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Returns the service; `hear` is told of each outcome before the client is.
+    /// Returns the service; `hear` is called with each outcome, before the client gets its response.
     pub fn new(
         limit: Duration,
         on_drop: OnDrop,
@@ -187,7 +187,7 @@ async fn main() -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     println!("call jobs.v1.Jobs/Run at {}", listener.local_addr()?);
     let jobs = Jobs::new(Duration::from_secs(30), OnDrop::Abort, |_| {});
-    // `tonic::transport::Server` has a timer of its own for `grpc-timeout`, which drops the call.
-    // Here the sentinel is the only one who counts.
+    // Not `tonic::transport::Server`: it has its own timer for `grpc-timeout`, which drops the call. Here
+    // only the sentinel has a timer.
     axum::serve(listener, Routes::new(jobs).into_axum_router()).await
 }

@@ -1,14 +1,14 @@
-//! A worker to start from: JSON jobs from RabbitMQ, supervised, on a connection that is made anew.
+//! A worker to start from: supervised JSON jobs from RabbitMQ, on a connection that is renewed if it is lost.
 //!
 //! ```sh
 //! cargo run --features json,rabbitmq --example worker -- --queue orders
 //! ```
 //!
-//! It declares a quorum queue `orders` and its dead letters `orders.dead`. Publish orders such as
-//! `{"article": "tea", "quantity": 2}`. SIGTERM or Ctrl-C: no more jobs are taken and those that
-//! run may finish; a second one stops them. Either way the broker has an answer for each of them.
+//! It declares a quorum queue `orders`, and `orders.dead` for its dead letters. Publish orders such as
+//! `{"article": "tea", "quantity": 2}`. After SIGTERM or Ctrl-C it takes no more jobs, and running jobs may
+//! finish. A second signal stops them. In both cases each of them is settled.
 //!
-//! Yours are `Order`, `OrderError` and `process`.
+//! Replace `Order`, `OrderError` and `process` by your own.
 
 use std::{
     error::Error,
@@ -47,7 +47,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 
 // === the configuration ===
 
-/// Processes orders from a RabbitMQ queue. `RUST_LOG` says what is logged.
+/// Processes orders from a RabbitMQ queue. `RUST_LOG` sets the log filter.
 #[derive(Clone, Debug, Parser)]
 struct Options {
     /// Address of the broker
@@ -59,11 +59,11 @@ struct Options {
     )]
     amqp_addr: String,
 
-    /// Queue of the jobs; what is rejected goes to a queue of this name and `.dead`
+    /// Queue of the jobs; rejected jobs go to the queue of this name with `.dead` appended
     #[arg(long, env, default_value = "orders")]
     queue: String,
 
-    /// How many jobs are in flight at once
+    /// Number of jobs in flight at once
     #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
 
@@ -71,7 +71,7 @@ struct Options {
     #[arg(long, env, default_value_t = 30)]
     time_limit: u64,
 
-    /// How often a job is delivered before it is a dead letter
+    /// Number of deliveries after which a job is a dead letter
     #[arg(long, env, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     delivery_limit: u32,
 
@@ -85,7 +85,7 @@ impl Options {
         format!("{}.dead", self.queue)
     }
 
-    /// Returns how the queue is read.
+    /// Returns the queue to subscribe to.
     fn jobs(&self) -> Queue {
         Queue::quorum(&self.queue)
             .prefetch(self.prefetch.into())
@@ -104,9 +104,9 @@ struct Order {
 
 #[derive(Debug)]
 enum OrderError {
-    /// No retry will change it.
+    /// A retry does not help.
     Empty,
-    /// It is no fault of the job.
+    /// Not the fault of the job.
     #[allow(dead_code)] // until `process` calls something that can be down
     WarehouseDown(BoxError),
 }
@@ -120,7 +120,7 @@ impl fmt::Display for OrderError {
     }
 }
 
-/// Stands for the work. A job may run more than once, so let it be idempotent.
+/// Placeholder for the work. A job may run more than once, so it should be idempotent.
 async fn process(order: Order) -> Result<(), OrderError> {
     if order.quantity == 0 {
         return Err(OrderError::Empty);
@@ -132,12 +132,12 @@ async fn process(order: Order) -> Result<(), OrderError> {
 
 // === the worker ===
 
-/// Connects, declares the queues, and subscribes: once at the start and after each lost connection.
+/// Connects, declares the queues and subscribes; called at the start and after each lost connection.
 async fn subscribe(options: Options) -> Result<Deliveries, BoxError> {
     let connection = rabbitmq::connect(&options.amqp_addr).await?;
     let dead_letters = options.dead_letters();
     let channel = connection.create_channel().await?;
-    // What the broker itself gives up goes where rejected jobs go.
+    // Jobs that the broker itself dead-letters go to the same queue as rejected ones.
     let arguments = [
         ("x-dead-letter-exchange", ""),
         ("x-dead-letter-routing-key", &dead_letters),
@@ -176,13 +176,13 @@ async fn run(options: Options) -> Result<(), BoxError> {
         .reject_undecodable()
         .backoff(seconds(1)..=seconds(60))
         .delivery_limit(delivery_limit);
-    // Made once: it goes on pausing while the consumer reconnects.
+    // Made once, so that it stays paused while the consumer reconnects.
     let intensity = IntensityLayer::new();
 
     let (first_signal, second_signal) = signals()?;
     let layer = SentinelLayer::new(SettlePolicy::new(decision))
         .timeout(time_limit)
-        // A job that takes the process down has no outcome to decide on.
+        // For jobs that take the process down: they have no outcome to decide on.
         .delivery_limit(2 * delivery_limit)
         .process_span();
     let summary = Consumer::reconnecting(
@@ -204,16 +204,16 @@ async fn run(options: Options) -> Result<(), BoxError> {
         summary.answered,
         summary.failed,
         summary.abandoned,
-        "the worker ended as it was asked to"
+        "worker ended on request"
     );
     Ok(())
 }
 
 // === the process ===
 
-/// Returns what resolves at the first SIGTERM or SIGINT, and at the second.
+/// Returns two futures, which resolve at the first and at the second SIGTERM or SIGINT.
 ///
-/// From here on a signal does not end the process by itself.
+/// After this call a signal does not end the process by itself.
 fn signals() -> io::Result<(
     impl Future<Output = ()> + Send + 'static,
     impl Future<Output = ()> + Send + 'static,
@@ -250,7 +250,7 @@ async fn main() -> ExitCode {
     match run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "the worker ended");
+            tracing::error!(%error, "worker failed");
             ExitCode::FAILURE
         }
     }

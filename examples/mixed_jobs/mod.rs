@@ -1,8 +1,8 @@
-//! The program that the examples `rabbitmq`, `nats` and `redis` have in common.
+//! Program shared by the examples `rabbitmq`, `nats` and `redis`.
 //!
-//! It publishes jobs that complete, fail, panic, hang or make no sense, consumes them, and then
-//! compares what the broker counts with what must be. A job that goes wrong is retried once; the
-//! second time it becomes a dead letter. `crate` is the example: its `Broker` and `Delivery`.
+//! It publishes jobs that complete, fail, panic, hang or make no sense, and consumes them. At the end it
+//! compares the counts of the broker with the expected ones. A job that goes wrong is retried once; the
+//! second time it becomes a dead letter. `crate` is the example, with its `Broker` and `Delivery`.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ pub(crate) type BoxError = Box<dyn error::Error + Send + Sync>;
 
 // === the jobs ===
 
-/// What the n-th job is to do; `nonsense` is no work that anybody knows.
+/// Returns the payload of the n-th job, which names its work; `nonsense` is unknown work.
 fn payload(n: u32) -> &'static str {
     match n % 10 {
         1 | 6 => "fail once",
@@ -61,7 +61,7 @@ async fn process(delivery: Delivery) -> Result<(), BoxError> {
 
 // === the consumer ===
 
-/// How often a job ended so, and was settled so.
+/// Number of settlements by outcome and verdict.
 type Tally = BTreeMap<(OutcomeKind, &'static str), u32>;
 
 async fn run(broker: Broker, prefetch: u16) -> Result<(), BoxError> {
@@ -79,9 +79,9 @@ async fn run(broker: Broker, prefetch: u16) -> Result<(), BoxError> {
     let (settlements, mut settled) = mpsc::unbounded_channel();
     let decision = ack_on_success().delivery_limit(2);
     let service = ServiceBuilder::new()
-        .layer(deliveries.gate()) // the prefetch, until the broker has its answer
+        .layer(deliveries.gate()) // at most the prefetch, until a job is settled
         .map_response(move |settled: Settled| {
-            // Fails if the end has come: nobody counts any more.
+            // Fails after the end, when nobody counts any more.
             settlements.send((settled.kind, settled.verdict)).ok();
             settled
         })
@@ -100,7 +100,7 @@ async fn run(broker: Broker, prefetch: u16) -> Result<(), BoxError> {
     let mut tally = Tally::new();
     let mut left = JOBS;
     while left > 0 {
-        // None: the consumer ended too early, and says why.
+        // None: the consumer ended too early, and its error is returned below.
         let Some((kind, verdict)) = settled.recv().await else {
             break;
         };
@@ -114,7 +114,7 @@ async fn run(broker: Broker, prefetch: u16) -> Result<(), BoxError> {
         println!("{count:>5} {kind}: {verdict}");
     }
 
-    // What was ready and what the consumer had not settled, as it is gone now.
+    // Jobs that the consumer left unsettled when it ended. `ready` was counted before that.
     let unacked = broker.unsettled().await? - ready;
     let dead_lettered = broker.dead_lettered().await?;
     broker.delete().await?;
@@ -126,13 +126,13 @@ async fn run(broker: Broker, prefetch: u16) -> Result<(), BoxError> {
     );
     match (ready, unacked, dead_lettered == poison as u64) {
         (0, 0, true) => Ok(()),
-        _ => Err("the broker's counts are not as they must be".into()),
+        _ => Err("the broker's counts are not the expected ones".into()),
     }
 }
 
 // === the start ===
 
-/// Returns a name that no other run has.
+/// Returns a name that is unique to this run.
 fn unique_name() -> Result<String, BoxError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     Ok(format!("tower-sentinel-example-{}-{now}", process::id()))
@@ -145,7 +145,7 @@ async fn connect(address: &str) -> Result<Broker, BoxError> {
         // Without its user and password.
         let place = address.rsplit(['@', '/']).find(|part| part.contains(':'));
         let place = place.unwrap_or("its address");
-        return Err(format!("no answer from the broker at {place} within 10 s").into());
+        return Err(format!("no connection to the broker at {place} within 10 s").into());
     };
     connected.map_err(|error| one_line(&error).into())
 }
@@ -168,9 +168,9 @@ async fn start() -> Result<(), BoxError> {
     run(connect(address).await?, prefetch).await
 }
 
-/// Runs it against the broker at the example's `ADDRESS`.
+/// Runs the program against the broker at the example's `ADDRESS`.
 pub(crate) async fn main() -> ExitCode {
-    // The settlement tells of each panic; standard error need not.
+    // Each panic is counted by its settlement, so it need not go to standard error.
     panic::set_hook(Box::new(|_| ()));
 
     match start().await {
