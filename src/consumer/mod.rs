@@ -321,7 +321,7 @@ impl<B, S, C> Consumer<B, S, C> {
     /// - *The tasks* are one for each worker thread of the runtime, four at most, with an equal part of the
     ///   limit and a clone of the handler each. [`parallel`](Self::parallel) sets another number.
     ///
-    /// What is outside of the sentinel, as in the [table](crate#which-side-of-what), takes the stack by
+    /// What is outside of the sentinel, as in the [table](crate::_guide::layer_order), takes the stack by
     /// hand.
     ///
     /// ```

@@ -6,90 +6,36 @@
 use std::{
     any::Any,
     future::Future,
-    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
 use tokio::{
-    task::{JoinError, JoinHandle, futures::TaskLocalFuture},
+    task::{JoinError, JoinHandle},
     time::Instant,
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tower_service::Service;
 
 use crate::{
-    cancel::{JobContext, Request, Stopping},
-    outcome::{CancelReason, Outcome, Panic, Quiet, Stop, catch, drop_quietly},
+    cancel::{JobContext, Stopping},
+    outcome::{CancelReason, Outcome, Panic, Stop},
     sentinel::{
+        cause::{Cause, Ladder},
         lease::DEFAULT_TIMEOUT,
         runtimes::{Clock, Home},
+        settings::Settings,
         shutdown::Shutdown,
-        supervision::Settings,
+        task::{Output, Task},
     },
     telemetry::GuardedSpan,
     time::deadline,
 };
 
-/// How a job ends, unless it is aborted.
-type Exit<T, E> = Result<Result<T, E>, Panic>;
-
-/// What the task of a job ends with. The context comes back with the exit, since to release it
-/// where the job ran would cost a trip of its cache line between two cores.
-type Output<T, E> = Quiet<(Exit<T, E>, Option<Arc<JobContext>>)>;
-
 /// How late a job may return that does not block its thread.
 const LATE: Duration = Duration::from_secs(1);
-
-/// The durations of the ladder by which a job is stopped.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ladder {
-    /// From telling the job to aborting it.
-    pub(crate) grace: Duration,
-    /// From aborting the job to giving up on its end.
-    pub(crate) stop_wait: Duration,
-}
-
-/// Why a job is being stopped.
-#[derive(Clone, Copy)]
-enum Cause {
-    TimeLimit(Duration),
-    Cancelled(CancelReason),
-    /// Cancelled by a guard that is dropped as a panic unwinds. If that panic ends the job, it
-    /// came first.
-    Unwinding(CancelReason),
-}
-
-impl From<Request> for Cause {
-    fn from(request: Request) -> Self {
-        match request.unwinding {
-            true => Cause::Unwinding(request.reason),
-            false => Cause::Cancelled(request.reason),
-        }
-    }
-}
-
-impl Cause {
-    fn stopping(self) -> Stopping {
-        match self {
-            Cause::TimeLimit(_) => Stopping::TimeLimit,
-            Cause::Cancelled(_) => Stopping::Cancelled,
-            Cause::Unwinding(_) => Stopping::Unwinding,
-        }
-    }
-
-    fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
-        match self {
-            Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
-            Cause::Cancelled(reason) | Cause::Unwinding(reason) => {
-                Outcome::Cancelled(stop.into_cancelled(reason))
-            }
-        }
-    }
-}
 
 /// How far down the ladder a job is.
 #[derive(Clone, Copy)]
@@ -134,9 +80,7 @@ impl<T, E> Isolated<T, E> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let call = Some((service, job));
-        let call = Some(Arc::clone(context).scope(Call::Calling { call }));
-        let task = Task { call, span };
+        let task = Task::new(Arc::clone(context), (service, job), span);
         Self {
             join: Some(home.spawn(task)),
             shutdown: None,
@@ -399,109 +343,5 @@ fn panic_of(payload: Box<dyn Any + Send>) -> Panic {
     match payload.downcast::<Panic>() {
         Ok(panic) => *panic,
         Err(payload) => Panic::from_payload(payload),
-    }
-}
-
-pin_project! {
-    /// The task of a job.
-    struct Task<S, J, F> {
-        // `None` once it is over.
-        #[pin]
-        call: Option<TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>>,
-        span: GuardedSpan,
-    }
-
-    impl<S, J, F> PinnedDrop for Task<S, J, F> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            if this.call.is_none() {
-                return;
-            }
-            let _entered = this.span.enter();
-            // The panic goes on to tokio as a payload that drops itself quietly: it is told to the
-            // supervisor, or dropped where nobody waits any more.
-            if let Err(panic) = JobContext::dropping(|| catch(|| this.call.set(None))) {
-                resume_unwind(Box::new(panic));
-            }
-        }
-    }
-}
-
-impl<S, J> Future for Task<S, J, S::Future>
-where
-    S: Service<J>,
-{
-    type Output = Output<S::Response, S::Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let _entered = this.span.enter();
-        // Invariant: a task is not polled again once it is over.
-        let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
-        let exit = ready!(call.as_mut().poll(cx));
-        let context = call.take_value();
-        // Nothing of the job's is left in it.
-        this.call.set(None);
-        Poll::Ready(Quiet::new((exit, context)))
-    }
-}
-
-pin_project! {
-    /// The call, then its future, with every panic caught where it happens.
-    ///
-    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
-    /// panics in `Drop` as well, the process aborts.
-    #[project = CallProj]
-    enum Call<S, J, F> {
-        Calling { call: Option<(S, J)> },
-        Running { #[pin] future: F },
-    }
-}
-
-impl<S, J> Future for Call<S, J, S::Future>
-where
-    S: Service<J>,
-{
-    type Output = Exit<S::Response, S::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        JobContext::begin_poll();
-        if let CallProj::Calling { call } = self.as_mut().project() {
-            // It has its outcome, of a job that never started, and was aborted before.
-            if !JobContext::start_current() {
-                return Poll::Pending;
-            }
-            // Invariant: a task is not polled again once `call` has panicked.
-            let (mut service, job) = call.take().expect("the service is called once");
-            let future = catch(|| service.call(job));
-            drop_quietly(service);
-            match future {
-                Ok(future) => self.set(Call::Running { future }),
-                Err(panic) => {
-                    JobContext::close_current(&panic);
-                    return Poll::Ready(Err(panic));
-                }
-            }
-        }
-        let mut returned = None;
-        let polled = catch(|| {
-            if let CallProj::Running { future } = self.as_mut().project() {
-                returned = Some(ready!(future.poll(cx)));
-            }
-            self.set(Call::Calling { call: None });
-            Poll::Ready(())
-        });
-        match (polled, returned) {
-            (Ok(Poll::Pending), _) => Poll::Pending,
-            // A destructor that panics cannot take back what the job returned.
-            (_, Some(result)) => Poll::Ready(Ok(result)),
-            (Err(panic), None) => {
-                JobContext::close_current(&panic);
-                // `set` writes the new value though the drop of the old one unwinds.
-                drop(catch(|| self.set(Call::Calling { call: None })));
-                Poll::Ready(Err(panic))
-            }
-            (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),
-        }
     }
 }

@@ -5,6 +5,7 @@
 mod abandoned;
 mod arrival;
 mod builder;
+mod cause;
 mod error;
 mod future;
 mod hooks;
@@ -14,9 +15,11 @@ mod lease;
 pub(crate) mod listening;
 mod runtimes;
 mod service;
+mod settings;
 mod settlement;
 mod shutdown;
 mod supervision;
+mod task;
 
 pub use self::{
     arrival::LimitedDeliveries,
@@ -26,5 +29,5 @@ pub use self::{
     hooks::{ByJob, CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled, Tagging},
     layer::SentinelLayer,
     service::Sentinel,
-    supervision::OnDrop,
+    settings::OnDrop,
 };

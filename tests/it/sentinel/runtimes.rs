@@ -36,7 +36,7 @@ use tower_sentinel::{
 
 use crate::support::{
     Fate, Plan, Recorder, Refused, Seen, Unit, Work, Worker, block_on, call, current_thread, idle,
-    log::Log, raise,
+    log::Log, raise, turn,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -231,11 +231,11 @@ fn a_drop_outside_of_any_runtime_is_told_where_the_first_runtime_has_ended() {
         .unwrap();
     drop(first);
     let second = current_thread();
-    let response = second.block_on(async {
-        let response = Box::pin(sentinel.call(Work::new(Fate::Hang)));
-        yield_now().await;
-        response
-    });
+    let response = {
+        let _context = second.enter();
+        Box::pin(sentinel.call(Work::new(Fate::Hang)))
+    };
+    turn(&second);
     assert_eq!(second.metrics().num_alive_tasks(), 1);
     let (log, guard) = Log::start();
     drop(response);

@@ -1,0 +1,365 @@
+//! [`JobContext`]: the part of a job that its supervisor shares.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    },
+    task::{Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::{sync::Notify, task::futures::TaskLocalFuture, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    outcome::{CancelReason, Panic, guard},
+    panic_hook,
+};
+
+tokio::task_local! {
+    pub(super) static CURRENT: Arc<JobContext>;
+}
+
+/// The first `cancel` of a job.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) reason: CancelReason,
+    pub(crate) at: Instant,
+    /// Whether a destructor of the job made it, in a panic that unwinds.
+    pub(crate) unwinding: bool,
+}
+
+/// What it means for a job that does not return by itself that it is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopping {
+    /// It will have timed out.
+    TimeLimit,
+    /// It will have been cancelled.
+    Cancelled,
+    /// It will have been cancelled, unless it ends by the panic that made the request.
+    Unwinding,
+}
+
+impl From<Request> for Stopping {
+    fn from(request: Request) -> Self {
+        match request.unwinding {
+            true => Stopping::Unwinding,
+            false => Stopping::Cancelled,
+        }
+    }
+}
+
+/// What a job and its supervisor share. One is allocated for every job, so it stays small.
+#[derive(Default)]
+pub(crate) struct JobContext {
+    /// The first `cancel`; later ones are ignored. `None` in it: a panic came before any.
+    request: OnceLock<Option<Request>>,
+    /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
+    /// beside it that could disagree: told *is* a cancelled token.
+    token: OnceLock<CancellationToken>,
+    /// Set before the job is told.
+    stopping: OnceLock<Stopping>,
+    /// Whether the service is called: decided once, by the job or by its supervisor. Then, whether
+    /// the job ended by the panic that made the request.
+    start: AtomicU8,
+    pub(super) supervisor: AtomicWaker,
+    pub(super) limit: Limit,
+    /// Made for the first of them.
+    beside: OnceLock<Box<Beside>>,
+}
+
+/// When the time of a job is over; `None` for one without a limit.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Limit {
+    pub(crate) due: Option<Instant>,
+    /// The same once it is kept alive.
+    pub(crate) kept_alive: Option<Instant>,
+}
+
+const UNDECIDED: u8 = 0;
+const STARTED: u8 = 1;
+const REFUSED: u8 = 2;
+const UNWOUND: u8 = 3;
+
+/// What a thread does with a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It polls the job. A panic that the job caught in an earlier poll is not the one that ends it.
+    Polled,
+    /// It polls the job, and a destructor has asked for the stop in a panic that unwinds.
+    Unwinding,
+    /// It drops the job before its end. A panic is one on the way down.
+    Dropped,
+}
+
+thread_local! {
+    static PHASE: Cell<Phase> = const { Cell::new(Phase::Polled) };
+}
+
+/// What runs beside a job.
+#[derive(Default)]
+struct Beside {
+    /// Whether the broker is asked for more time.
+    kept_alive: AtomicBool,
+    companions: Mutex<Companioned>,
+    /// How many closures block a thread for the job.
+    blocking: AtomicUsize,
+    /// Told when there is none any more.
+    unblocked: Notify,
+}
+
+/// `None`: the job has its outcome.
+struct Companioned(Option<Companions>);
+
+impl Default for Companioned {
+    fn default() -> Self {
+        Self(Some(Vec::new()))
+    }
+}
+
+type Companions = Vec<Arc<dyn Companion>>;
+
+/// What runs beside a job and must be over before the job is settled.
+pub(crate) trait Companion: Send + Sync {
+    /// Ends it: once this returns it does nothing any more. Never waits for the job.
+    fn stop(&self);
+}
+
+impl JobContext {
+    /// Makes this the current job of `work`.
+    pub(crate) fn run<R>(self: Arc<Self>, work: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, work)
+    }
+
+    /// Makes this the current job of `future`, in each poll and in its destructor.
+    pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
+        CURRENT.scope(self, future)
+    }
+
+    /// Has no request count any more in the current job, for it has ended by `panic`.
+    pub(crate) fn close_current(panic: &Panic) {
+        // Fails outside of a job.
+        let _closed = CURRENT.try_with(|job| {
+            // Fails where a request came first.
+            let _closed = job.request.set(None);
+            if PHASE.get() == Phase::Unwinding && panic.has_asked() != Some(false) {
+                job.start.store(UNWOUND, Ordering::Release);
+            }
+        });
+    }
+
+    /// Forgets the panics that a job caught in earlier polls.
+    pub(crate) fn begin_poll() {
+        PHASE.set(Phase::Polled);
+    }
+
+    /// Runs `drop`, which drops a job before its end, and does not panic.
+    pub(crate) fn dropping<R>(drop: impl FnOnce() -> R) -> R {
+        // A job may be dropped within another one.
+        let outer = PHASE.replace(Phase::Dropped);
+        let result = drop();
+        PHASE.set(outer);
+        result
+    }
+
+    /// Returns whether the job ended by the panic in which the first request was made.
+    pub(crate) fn has_unwound(&self) -> bool {
+        self.start.load(Ordering::Acquire) == UNWOUND
+    }
+
+    /// Returns whether this job, which is dropped here, will have failed: timed out, or panicked,
+    /// if it `has_panicked`.
+    pub(crate) fn fails(&self, has_panicked: bool) -> bool {
+        match (self.stopping(), PHASE.get()) {
+            (Some(Stopping::TimeLimit), _) => true,
+            (Some(Stopping::Cancelled), _) | (_, Phase::Dropped) => false,
+            (Some(Stopping::Unwinding), phase) => {
+                let unwinds = thread::panicking() && phase == Phase::Unwinding;
+                self.has_unwound() || unwinds && panic_hook::has_asked() != Some(false)
+            }
+            (None, _) => has_panicked,
+        }
+    }
+
+    /// Returns the first `cancel`; wakes `supervisor` when it comes later.
+    #[inline]
+    pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<Request> {
+        self.supervisor.register(supervisor);
+        self.request()
+    }
+
+    #[inline]
+    pub(crate) fn request(&self) -> Option<Request> {
+        self.request.get().copied().flatten()
+    }
+
+    /// Tells the job to stop. The first `stopping` counts.
+    pub(crate) fn tell(&self, stopping: Stopping) {
+        let _first = self.stopping.set(stopping);
+        // It is cancelled before it wakes those who wait: wakers of the job's own.
+        guard(|| self.token().cancel());
+    }
+
+    /// Returns why the job is being stopped, if it is, or is about to be.
+    pub(crate) fn stopping(&self) -> Option<Stopping> {
+        let decided = self.stopping.get().copied();
+        decided.or_else(|| self.request().map(Stopping::from))
+    }
+
+    /// Notes that the broker is asked for more time while the job runs.
+    pub(crate) fn keep_alive(&self) {
+        self.beside().kept_alive.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the broker was asked for more time.
+    pub(crate) fn is_kept_alive(&self) -> bool {
+        let beside = self.beside.get();
+        beside.is_some_and(|beside| beside.kept_alive.load(Ordering::Relaxed))
+    }
+
+    /// Stops `companion` when this job has its outcome, or at once if it has.
+    ///
+    /// One that nobody else holds any more is over, and is let go: a job may have many, each in its
+    /// turn.
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+        if let Some(companions) = &mut self.companions().0 {
+            companions.retain(|it| Arc::strong_count(it) > 1);
+            companions.push(companion);
+            return;
+        }
+        companion.stop();
+    }
+
+    /// Makes the request to stop, at this time, unless one came first.
+    pub(super) fn ask(self: &Arc<Self>, reason: CancelReason, at: Instant) {
+        let is_current = || {
+            CURRENT
+                .try_with(|it| Arc::ptr_eq(it, self))
+                .is_ok_and(|it| it)
+        };
+        let request = Request {
+            reason,
+            at,
+            unwinding: thread::panicking() && is_current(),
+        };
+        if self.request.set(Some(request)).is_ok() {
+            if request.unwinding && PHASE.get() == Phase::Polled {
+                PHASE.set(Phase::Unwinding);
+                panic_hook::ask();
+            }
+            guard(|| self.supervisor.wake());
+        }
+    }
+
+    /// Returns how much of the job's time is left.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        let Limit { due, kept_alive } = self.limit;
+        let due = match self.is_kept_alive() {
+            true => kept_alive,
+            false => due,
+        };
+        Some(due?.saturating_duration_since(Instant::now()))
+    }
+
+    /// Stops all companions, because the job has its outcome.
+    #[inline]
+    pub(crate) fn dismiss(&self, stopped: bool) {
+        // Only a job that still runs can bring another one.
+        if stopped && self.beside.get().is_none() {
+            return;
+        }
+        let companions = self.companions().0.take();
+        let companions = companions.into_iter().flatten();
+        companions.for_each(|companion| guard(|| companion.stop()));
+    }
+
+    fn companions(&self) -> MutexGuard<'_, Companioned> {
+        let companions = &self.beside().companions;
+        // Nothing panics while the lock is held.
+        companions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beside(&self) -> &Beside {
+        self.beside.get_or_init(Box::default)
+    }
+
+    /// Begins the current job; returns whether it may.
+    #[inline]
+    pub(crate) fn start_current() -> bool {
+        let start = |job: &Arc<Self>| {
+            let order = Ordering::Relaxed;
+            let start = job.start.compare_exchange(UNDECIDED, STARTED, order, order);
+            start.is_ok()
+        };
+        // Invariant: a job is polled in its scope.
+        CURRENT.try_with(start).is_ok_and(|may| may)
+    }
+
+    /// Returns whether the job has started; if it has not, it never will.
+    #[inline]
+    pub(crate) fn has_started(&self) -> bool {
+        let order = Ordering::Relaxed;
+        let refused = self
+            .start
+            .compare_exchange(UNDECIDED, REFUSED, order, order);
+        matches!(refused, Err(STARTED | UNWOUND))
+    }
+
+    /// Counts a closure that blocks a thread for this job.
+    pub(crate) fn block(&self) {
+        self.beside().blocking.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts the end of such a closure.
+    pub(crate) fn unblock(&self) {
+        let beside = self.beside();
+        if beside.blocking.fetch_sub(1, Ordering::AcqRel) == 1 {
+            beside.unblocked.notify_waiters();
+            guard(|| self.supervisor.wake());
+        }
+    }
+
+    /// Returns whether a closure of the job's blocks a thread.
+    #[inline]
+    pub(crate) fn is_blocking(&self) -> bool {
+        let beside = self.beside.get();
+        beside.is_some_and(|beside| beside.blocking.load(Ordering::Acquire) > 0)
+    }
+
+    /// Ready when no closure of the job's blocks a thread; wakes `supervisor` then.
+    pub(crate) fn poll_blocking(&self, supervisor: &Waker) -> Poll<()> {
+        if self.is_blocking() {
+            self.supervisor.register(supervisor);
+        }
+        match self.is_blocking() {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        }
+    }
+
+    /// Waits until no closure of the job's blocks a thread.
+    pub(crate) async fn unblocked(&self) {
+        while self.is_blocking() {
+            let unblocked = self.beside().unblocked.notified();
+            // Begun before it is asked again, so that no end is missed.
+            if self.is_blocking() {
+                unblocked.await;
+            }
+        }
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.token
+            .get()
+            .is_some_and(CancellationToken::is_cancelled)
+    }
+
+    pub(super) fn token(&self) -> &CancellationToken {
+        self.token.get_or_init(CancellationToken::new)
+    }
+}

@@ -1,0 +1,69 @@
+//! [`JobHandle`]: a supervisor's hold on the context of its job, and the contexts that serve again.
+
+use std::{cell::RefCell, ops::Deref, sync::Arc};
+
+use crate::outcome::{drop_quietly, guard};
+
+use super::context::{JobContext, Limit};
+
+/// The supervisor's hold on the context of its job, which serves again afterwards.
+pub(crate) struct JobHandle(
+    // `None` only in the destructor.
+    Option<Arc<JobContext>>,
+);
+
+thread_local! {
+    /// The contexts of jobs that are over: a steady flow of jobs allocates none.
+    static SPARE: RefCell<Vec<Arc<JobContext>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How many contexts a thread keeps: enough for the jobs that end between two calls.
+const MOST_SPARE: usize = 16;
+
+impl JobHandle {
+    /// Takes a context that no other job has, or has had to any effect.
+    #[inline]
+    pub(crate) fn new(limit: Limit) -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        let mut context = spare.ok().flatten().unwrap_or_default();
+        // Invariant: a spare context has no other owner.
+        if let Some(unique) = Arc::get_mut(&mut context) {
+            unique.limit = limit;
+        }
+        Self(Some(context))
+    }
+}
+
+impl Deref for JobHandle {
+    type Target = Arc<JobContext>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<JobContext> {
+        // Invariant: only the destructor empties it.
+        self.0.as_ref().expect("a handle has a context")
+    }
+}
+
+impl Drop for JobHandle {
+    /// Keeps the context, unless the job or a [`Cancellation`] still holds it.
+    fn drop(&mut self) {
+        let Some(mut context) = self.0.take() else {
+            return;
+        };
+        let Some(unique) = Arc::get_mut(&mut context) else {
+            // A handle may live long; the caller's waker is of no use to it.
+            drop_quietly(context.supervisor.take());
+            return;
+        };
+        // Now, and not with the next job, so that the caller's waker is let go. And before the
+        // list is borrowed: a waker is foreign code.
+        guard(|| *unique = JobContext::default());
+        // Without effect in a thread that is about to end.
+        let _ended = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < MOST_SPARE {
+                spare.push(context);
+            }
+        });
+    }
+}

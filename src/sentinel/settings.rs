@@ -1,0 +1,50 @@
+//! Settings of a sentinel.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    job::TimeLimit,
+    sentinel::{cause::Ladder, lease::Outliving},
+    telemetry::metrics::Labels,
+};
+
+/// Fate of a job whose caller drops the response future.
+///
+/// Either way the job still has exactly one outcome, and the policy is called with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnDrop {
+    /// The job is stopped, and is [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`CancelReason::CallerDropped`](crate::outcome::CancelReason::CallerDropped) unless it returns on
+    /// the way down.
+    #[default]
+    Abort,
+    /// The job goes on under its time limit, in the background.
+    Detach,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// `Inherit` where none is set.
+    pub(crate) timeout: TimeLimit,
+    pub(crate) ladder: Ladder,
+    /// Shared by all clones of a layer.
+    pub(crate) outliving: Arc<Outliving>,
+    pub(crate) settle_timeout: Duration,
+    pub(crate) on_drop: OnDrop,
+    pub(crate) shutdown: Option<CancellationToken>,
+    /// Whether the caller polls its calls once `shutdown` is cancelled: then no job waits for that by
+    /// itself, which takes a lock of the token five times and an allocation.
+    pub(crate) is_told_by_polls: bool,
+    pub(crate) max_abandoned: Option<usize>,
+    pub(crate) labels: Labels,
+}
+
+impl Settings {
+    /// Returns whether a caller who tells of it by polls has been told to stop its jobs.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        let shutdown = self.shutdown.as_ref();
+        self.is_told_by_polls && shutdown.is_some_and(CancellationToken::is_cancelled)
+    }
+}
