@@ -1,7 +1,7 @@
 //! The worker of the README; `worker` is the same with all that a process needs.
 
 use serde::Deserialize;
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, process::ExitCode, time::Duration};
 use tokio::signal::ctrl_c;
 use tower::{Layer, service_fn};
 use tower_sentinel::broker::rabbitmq::{self, Deliveries, Queue};
@@ -26,19 +26,19 @@ async fn connect() -> Result<Deliveries, Box<dyn Error + Send + Sync>> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> ExitCode {
     tracing_subscriber::fmt().init(); // from level INFO on: each connect, and why an order failed
     let decision = ack_on_success()
         .reject_undecodable() // to `orders.dead`, with the reason
         .backoff(Duration::from_secs(1)..=Duration::from_secs(60)) // failures come back later
         .delivery_limit(5); // and are rejected in the end
-    let layer = SentinelLayer::new(SettlePolicy::new(decision));
     let interrupted = || async { ctrl_c().await.expect("ctrl-c can be waited for") };
     Consumer::reconnecting(connect, |_| DecodeLayer::json().layer(service_fn(process)))
-        .sentinel(layer) // supervises each order, for 30 s by default
+        .sentinel(SentinelLayer::new(SettlePolicy::new(decision))) // for 30 s each by default
         .with_graceful_shutdown(interrupted()) // lets what runs end
         .with_forced_shutdown(interrupted()) // at the second time: stops it, and gives it back
         .run()
-        .await?;
-    Ok(())
+        .await
+        .inspect_err(|error| eprintln!("error: {error:#}"))
+        .map_or(ExitCode::FAILURE, |_| ExitCode::SUCCESS)
 }

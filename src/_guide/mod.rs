@@ -38,6 +38,7 @@ pub mod time_limits {
     #![doc = include_str!("time_limits.md")]
 }
 
+#[cfg(feature = "conformance")]
 pub mod own_broker {
     #![doc = include_str!("own_broker.md")]
 }

@@ -24,230 +24,50 @@
 //!
 //! # Examples
 //!
-//! An adapter for a queue in memory, and its test:
+//! A complete adapter, and its test with all scenarios, is a page of the guide:
+//! [Bring your own broker](crate::_guide::own_broker). A broker of this crate passes them, too:
 //!
 //! ```
-//! use std::{
-//!     collections::{BTreeMap, VecDeque},
-//!     convert::Infallible,
-//!     future::{Ready, ready},
-//!     io, mem,
-//!     pin::Pin,
-//!     sync::{Arc, Mutex},
-//!     task::{Context, Poll, Waker},
-//! };
-//!
-//! use futures_util::Stream;
+//! use std::convert::Infallible;
 //! use tower_sentinel::{
-//!     Job, Verdict,
-//!     conformance::{self, Backlog, DeadLetter, Fixture},
-//!     consumer::Subscription,
-//!     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
+//!     broker::memory::{Broker, Deliveries, Queue},
+//!     conformance::{Backlog, DeadLetter, Fixture, an_ack_removes_the_job},
+//!     settle::Capabilities,
 //! };
 //!
-//! // === the broker ===
+//! struct Jobs(Queue<String>);
 //!
-//! #[derive(Clone, Debug, Default)]
-//! struct Queue(Arc<Mutex<State>>);
-//!
-//! #[derive(Debug, Default)]
-//! struct State {
-//!     waiting: VecDeque<Message>,
-//!     /// By number of the delivery.
-//!     unacked: BTreeMap<u64, Message>,
-//!     dead: Vec<DeadLetter>,
-//!     last_delivery: u64,
-//!     wakers: Vec<Waker>,
-//! }
-//!
-//! #[derive(Debug)]
-//! struct Message {
-//!     body: String,
-//!     attempts: u32,
-//! }
-//!
-//! impl Queue {
-//!     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-//!         let mut state = self.0.lock().unwrap();
-//!         let changed = change(&mut state);
-//!         let wakers = mem::take(&mut state.wakers);
-//!         drop(state);
-//!         wakers.into_iter().for_each(Waker::wake);
-//!         changed
-//!     }
-//! }
-//!
-//! // === its adapter ===
-//!
-//! struct Deliveries {
-//!     queue: Queue,
-//!     prefetch: usize,
-//!     /// Numbers of the deliveries on this channel.
-//!     delivered: Vec<u64>,
-//!     is_closed: bool,
-//! }
-//!
-//! #[derive(Debug)]
-//! struct Delivery {
-//!     body: String,
-//!     tag: Tag,
-//! }
-//!
-//! #[derive(Clone, Debug)]
-//! struct Tag {
-//!     queue: Queue,
-//!     number: u64,
-//!     deliveries: u32,
-//! }
-//!
-//! impl Stream for Deliveries {
-//!     type Item = Result<Delivery, Infallible>;
-//!
-//!     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-//!         let this = self.get_mut();
-//!         if this.is_closed {
-//!             return Poll::Ready(None);
-//!         }
-//!         let mut state = this.queue.0.lock().unwrap();
-//!         this.delivered.retain(|number| state.unacked.contains_key(number));
-//!         let is_full = this.delivered.len() >= this.prefetch;
-//!         let message = if is_full { None } else { state.waiting.pop_front() };
-//!         let Some(message) = message else {
-//!             state.wakers.push(cx.waker().clone());
-//!             return Poll::Pending;
-//!         };
-//!         state.last_delivery += 1;
-//!         let number = state.last_delivery;
-//!         let (queue, deliveries) = (this.queue.clone(), message.attempts + 1);
-//!         let body = message.body.clone();
-//!         state.unacked.insert(number, message);
-//!         this.delivered.push(number);
-//!         let tag = Tag { queue, number, deliveries };
-//!         Poll::Ready(Some(Ok(Delivery { body, tag })))
-//!     }
-//! }
-//!
-//! impl Subscription for Deliveries {
-//!     type Job = Delivery;
-//!     type Error = Infallible;
-//!
-//!     fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-//!         // No connection can be lost: it ends by `poll_close` alone.
-//!         if self.is_closed { Poll::Ready(Ok(())) } else { Poll::Pending }
-//!     }
-//!
-//!     fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-//!         self.is_closed = true;
-//!         let delivered = mem::take(&mut self.delivered);
-//!         self.queue.change(|state| {
-//!             for number in delivered.into_iter().rev() {
-//!                 if let Some(mut message) = state.unacked.remove(&number) {
-//!                     message.attempts += 1;
-//!                     state.waiting.push_front(message);
-//!                 }
-//!             }
-//!         });
-//!         Poll::Ready(())
-//!     }
-//! }
-//!
-//! impl Job for Delivery {
-//!     type Tag = Tag;
-//!
-//!     fn tag(&self) -> Tag {
-//!         self.tag.clone()
-//!     }
-//! }
-//!
-//! impl AsRef<[u8]> for Delivery {
-//!     fn as_ref(&self) -> &[u8] {
-//!         self.body.as_bytes()
-//!     }
-//! }
-//!
-//! impl Settle for Tag {
-//!     type Error = io::Error;
-//!     type Future = Ready<Result<(), Unsettled<Self, io::Error>>>;
-//!
-//!     fn settle(self, verdict: Verdict, reason: Reason) -> Self::Future {
-//!         if let Verdict::Retry { after: Some(_) } | Verdict::Release { after: Some(_) } = verdict {
-//!             let error = io::Error::other("the queue has no delays");
-//!             return ready(Err(Unsettled::last(error)));
-//!         }
-//!         ready(self.queue.change(|state| {
-//!             let Some(mut message) = state.unacked.remove(&self.number) else {
-//!                 let error = io::Error::other("the delivery is not unacked any more");
-//!                 return Err(Unsettled::last(error));
-//!             };
-//!             match verdict {
-//!                 Verdict::Ack => {}
-//!                 Verdict::Retry { .. } => {
-//!                     message.attempts += 1;
-//!                     state.waiting.push_front(message);
-//!                 }
-//!                 Verdict::Release { .. } => state.waiting.push_front(message),
-//!                 Verdict::Reject => state.dead.push(DeadLetter {
-//!                     body: message.body,
-//!                     kind: reason.kind,
-//!                     message: reason.message,
-//!                 }),
-//!                 Verdict::Abandon => {
-//!                     state.unacked.insert(self.number, message);
-//!                 }
-//!             }
-//!             Ok(())
-//!         }))
-//!     }
-//!
-//!     async fn keep_alive(&self) -> Result<Lease, io::Error> {
-//!         Err(io::Error::other("the queue has no leases"))
-//!     }
-//!
-//!     fn deliveries(&self) -> Option<u32> {
-//!         Some(self.deliveries)
-//!     }
-//!
-//!     fn capabilities(&self) -> Capabilities {
-//!         Capabilities::none().free_release().dead_letter()
-//!     }
-//! }
-//!
-//! // === its test ===
-//!
-//! impl Fixture for Queue {
-//!     type Subscription = Deliveries;
+//! impl Fixture for Jobs {
+//!     type Subscription = Deliveries<String>;
 //!     type Error = Infallible;
 //!
 //!     async fn publish(&self, body: &str) -> Result<(), Infallible> {
-//!         let (body, attempts) = (body.to_owned(), 0);
-//!         self.change(|state| state.waiting.push_back(Message { body, attempts }));
-//!         Ok(())
+//!         Ok(self.0.publish(body.to_owned()))
 //!     }
 //!
-//!     async fn subscribe(&self, prefetch: usize) -> Result<Deliveries, Infallible> {
-//!         let (queue, delivered) = (self.clone(), Vec::new());
-//!         Ok(Deliveries { queue, prefetch, delivered, is_closed: false })
+//!     async fn subscribe(&self, prefetch: usize) -> Result<Deliveries<String>, Infallible> {
+//!         Ok(self.0.subscribe(prefetch).expect("a broker in memory is not down"))
 //!     }
 //!
 //!     async fn backlog(&self) -> Result<Backlog, Infallible> {
-//!         let state = self.0.lock().unwrap();
-//!         let unacked = state.unacked.len();
-//!         Ok(Backlog { unacked, total: state.waiting.len() + unacked })
+//!         let counts = self.0.counts();
+//!         let (ready, unacked) = (counts.ready + counts.delayed, counts.unacked);
+//!         Ok(Backlog { unacked, total: ready + unacked })
 //!     }
 //!
 //!     async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Infallible> {
-//!         Ok(self.0.lock().unwrap().dead.clone())
+//!         Ok(Vec::new()) // it keeps none
 //!     }
 //!
 //!     fn capabilities(&self) -> Capabilities {
-//!         Capabilities::none().free_release().dead_letter()
+//!         Capabilities::none().free_release().delay()
 //!     }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
-//! let conforms = conformance::all(async || Queue::default()).await;
-//! conforms.unwrap_or_else(|error| panic!("{error}"));
+//! let jobs = Jobs(Broker::new().queue("jobs").declare());
+//! an_ack_removes_the_job(&jobs).await.unwrap();
 //! # }
 //! ```
 
