@@ -98,11 +98,12 @@ mod tests {
     async fn what_is_ready_at_once_is_sent_together() {
         let gathering = Arc::new(Gathering::new());
         let (sent, mut batches) = mpsc::unbounded_channel();
-        for item in 0..3 {
-            let (gathering, sent) = (Arc::clone(&gathering), sent.clone());
-            tokio::spawn(async move {
-                gathering.add(item, move |items| async move { sent.send(items).unwrap() });
-            });
+        let first = sent.clone();
+        gathering.add(0, move |items| async move { first.send(items).unwrap() });
+        // They come after the task of the first.
+        for item in 1..3 {
+            let gathering = Arc::clone(&gathering);
+            tokio::spawn(async move { gathering.add(item, |_| async { unreachable!() }) });
         }
         assert_eq!(batches.recv().await, Some(vec![0, 1, 2]));
         gathering.add(3, move |items| async move { sent.send(items).unwrap() });
