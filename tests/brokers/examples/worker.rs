@@ -121,8 +121,9 @@ async fn ready(channel: &Channel, queue: &str) -> u64 {
 async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
     let (queue, dead_letters) = ("example-worker", "example-worker.dead");
     let mut worker = Worker::start(queue);
+    // It has declared its queue then, without which the broker drops what is published.
     worker
-        .until(|worker| worker.log().contains(" connected"))
+        .until(|worker| worker.log().contains("subscribed to a queue"))
         .await;
 
     let connection = connect(&shared().address()).await.unwrap();
