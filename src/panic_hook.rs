@@ -26,9 +26,9 @@
 //! # }
 //! ```
 //!
-//! The hook tells one panic from another, too: where a job catches a panic in which a guard asks for the
-//! [stop](crate::cancel::Cancellation::cancel), and panics again in the same poll, its outcome is
-//! `Cancelled` with the hook, and `Panicked` without.
+//! The hook also distinguishes two panics in one poll. If a job catches a panic during which a guard asks for
+//! its [stop](crate::cancel::Cancellation::cancel), and then panics again in the same poll, its outcome is
+//! `Cancelled` with the hook, and `Panicked` without it.
 //!
 //! # Limits
 //!
@@ -131,7 +131,7 @@ impl fmt::Display for Location {
 pub(crate) struct Origin {
     pub(crate) location: Location,
     pub(crate) backtrace: Option<Backtrace>,
-    /// Whether a destructor asked for the stop of its job as this panic unwound.
+    /// `true` if a destructor asked for the stop of its job while this panic unwound.
     pub(crate) has_asked: bool,
     /// Distinguishes this panic from another one that called no hook.
     message: Option<Box<str>>,
@@ -168,7 +168,7 @@ fn leave(origin: Option<Origin>) -> Option<Origin> {
     LAST.try_with(|last| last.replace(origin)).ok().flatten()
 }
 
-/// Marks the last panic of this thread, which unwinds, as the one that asked for the stop of its job.
+/// Records that a destructor asked for the stop of its job while the last panic of this thread unwinds.
 pub(crate) fn ask() {
     let _ended = LAST.try_with(|last| {
         if let Some(origin) = &mut *last.borrow_mut() {
@@ -177,7 +177,7 @@ pub(crate) fn ask() {
     });
 }
 
-/// Returns whether the last panic of this thread did so, if the hook saw it.
+/// Returns whether a destructor did so during the last panic of this thread, if the hook saw that panic.
 pub(crate) fn has_asked() -> Option<bool> {
     let asked = LAST.try_with(|last| Some(last.borrow().as_ref()?.has_asked));
     asked.ok().flatten()

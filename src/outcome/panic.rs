@@ -93,7 +93,7 @@ impl Panic {
         panic::resume_unwind(self.into_payload())
     }
 
-    /// Returns whether the job was asked to stop as this panic unwound; only the hook knows.
+    /// Returns whether a stop of the job was requested while this panic unwound; `None` without the hook.
     pub(crate) fn has_asked(&self) -> Option<bool> {
         Some(self.0.origin.as_ref()?.has_asked)
     }
@@ -189,8 +189,9 @@ impl<T> Drop for Quiet<T> {
     }
 }
 
-/// Returns a value of the user as text, also if its `Display` panics; an error with its causes, if it has a
-/// form with them (`{:#}`).
+/// Returns a value of the user as text, also if its `Display` panics.
+///
+/// It uses the form `{:#}`, in which some errors include their causes.
 pub(crate) fn print(what: &str, value: &dyn fmt::Display) -> String {
     catch(|| format!("{value:#}"))
         .unwrap_or_else(|panic| format!("the {what} cannot be printed: {}", panic.message()))

@@ -1,4 +1,4 @@
-//! [`Decision`]: which [`Verdict`] an outcome deserves, and ready decisions that compose.
+//! [`Decision`], which maps an outcome to a [`Verdict`], and ready decisions that compose.
 
 use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -9,13 +9,13 @@ use crate::{
     settle::{Settle, verdict::Verdict},
 };
 
-/// Says which [`Verdict`] the outcome of a job deserves.
+/// Function from the outcome of a job to its [`Verdict`].
 ///
-/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, and by [`ack_on_success`]
-/// and what [`DecisionExt`] makes of it. It is a pure function: it tells the broker nothing, and
-/// what the same tag and outcome get is the same each time, but for the random numbers of a
-/// [`Backoff`], which [can be given](Backoff::random). So a decision is tested as a table, without
-/// a broker and without a clock.
+/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, by [`ack_on_success`], and by the
+/// decisions that [`DecisionExt`] makes from others. A decision is pure: it sends nothing to the broker, and
+/// the same tag and outcome always give the same verdict. The only exception: the random numbers of a
+/// [`Backoff`], which [can be replaced](Backoff::random). So a decision can be tested as a table, without a
+/// broker and without a clock.
 ///
 /// # Examples
 ///
@@ -41,12 +41,12 @@ use crate::{
     note = "`delivery_limit`, `backoff` and `retry_once` ask the tag, which must be `Settle`; `on_error` takes a `Fn(&E) -> Verdict`; `reject_undecodable` needs a `DecodeLayer` directly inside the sentinel, since `E` must be a `DecodeError`"
 )]
 pub trait Decision<Tag, T, E> {
-    /// Returns the verdict on `outcome`, of the job that `tag` answers for.
+    /// Returns the verdict on `outcome`, the outcome of the job with this tag.
     ///
     /// # Errors
     ///
-    /// [`Undecided`] if the decision depends on something that the broker does not tell. A number
-    /// that is not known is never taken for a zero: a delivery limit would then never be reached.
+    /// [`Undecided`] if the decision needs a value that the broker does not report. An unknown count is never
+    /// treated as zero, since then a delivery limit would never be reached.
     fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided>;
 }
 
@@ -68,17 +68,17 @@ where
     }
 }
 
-/// Why there is no verdict: the broker does not tell what the decision depends on.
+/// Error of a decision that needs a value which the broker does not report.
 ///
-/// It shows at the first job that is to be given back, and it is a matter of configuration: this
-/// decision does not go with this broker.
+/// It occurs at the first job that is to be retried. The configuration is wrong: this decision does not work
+/// with this broker.
 ///
 /// ```
 /// use tower_sentinel::settle::decision::Undecided;
 ///
 /// assert_eq!(
 ///     Undecided::DeliveriesUnknown.to_string(),
-///     "the broker does not tell how often the job was delivered"
+///     "the broker does not report how often the job was delivered"
 /// );
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,10 +94,10 @@ impl fmt::Display for Undecided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Undecided::DeliveriesUnknown => {
-                "the broker does not tell how often the job was delivered"
+                "the broker does not report how often the job was delivered"
             }
             Undecided::RedeliveredUnknown => {
-                "the broker does not tell whether the job was delivered before"
+                "the broker does not report whether the job was delivered before"
             }
         })
     }
@@ -107,10 +107,9 @@ impl Error for Undecided {}
 
 // === BoxDecision ===
 
-/// A [`Decision`] whose type is not named: for a field, or for one of several that the configuration
-/// chooses among.
+/// A [`Decision`] with its type erased, for a field or for a choice by configuration.
 ///
-/// It is made by `new`, or by the method `boxed` of a ready decision.
+/// It is created by `new`, or by the method `boxed` of a ready decision.
 ///
 /// ```
 /// use std::{io, time::Duration};
@@ -135,7 +134,7 @@ impl Error for Undecided {}
 pub struct BoxDecision<Tag, T, E>(Arc<dyn Decision<Tag, T, E> + Send + Sync>);
 
 impl<Tag, T, E> BoxDecision<Tag, T, E> {
-    /// Creates a decision that hides the type of `decision`.
+    /// Creates a decision that erases the type of `decision`.
     pub fn new(decision: impl Decision<Tag, T, E> + Send + Sync + 'static) -> Self {
         Self(Arc::new(decision))
     }
@@ -159,12 +158,12 @@ impl<Tag, T, E> fmt::Debug for BoxDecision<Tag, T, E> {
     }
 }
 
-// Inherent, since `DecisionExt` is for every type: beside `tower::ServiceExt` or
-// `futures::FutureExt` no other `boxed` could be called any more.
+// Inherent, since `DecisionExt` is implemented for every type: its `boxed` would make calls of
+// `tower::ServiceExt::boxed` or `futures::FutureExt::boxed` ambiguous.
 macro_rules! boxed {
     ($($decision:ident<$($parameter:ident),*>),*) => {$(
         impl<$($parameter),*> $decision<$($parameter),*> {
-            /// Hides the type of this decision; see [`BoxDecision`].
+            /// Returns this decision with its type erased; see [`BoxDecision`].
             pub fn boxed<Tag, T, E>(self) -> BoxDecision<Tag, T, E>
             where
                 Self: Decision<Tag, T, E> + Send + Sync + 'static,
@@ -182,13 +181,13 @@ boxed!(
 
 // === AckOnSuccess ===
 
-/// Returns the default decision, see [`AckOnSuccess`].
+/// Returns the default decision; see [`AckOnSuccess`].
 #[doc(alias = "ack")]
 pub fn ack_on_success() -> AckOnSuccess {
     AckOnSuccess
 }
 
-/// The default [`Decision`]: acks what completed, and gives everything else back.
+/// The default [`Decision`], which acks completed jobs, and retries or releases most others.
 ///
 /// | outcome | verdict |
 /// | --- | --- |
@@ -199,7 +198,7 @@ pub fn ack_on_success() -> AckOnSuccess {
 /// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) | [`Reject`](Verdict::Reject) |
 /// | `Cancelled` for any other reason | [`Release`](Verdict::Release) |
 ///
-/// On its own it retries for ever and without a pause; [`DecisionExt`] puts bounds to that.
+/// Alone it retries for ever and without a pause. The methods of [`DecisionExt`] add limits.
 ///
 /// ```
 /// use std::io;
@@ -228,27 +227,27 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 
 // === DecisionExt ===
 
-/// Methods that make one [`Decision`] of another; every decision has them.
+/// Methods of every [`Decision`] that return a new one, based on it.
 ///
 /// # Order
 ///
-/// Each method wraps what stands before it, sees its verdict, and has the last word. Methods that
-/// *replace* a verdict without looking at it ([`on_error`](Self::on_error),
-/// [`poison_on_panic`](Self::poison_on_panic), [`reject_undecodable`](Self::reject_undecodable))
-/// belong first, and those that *bound* a `Retry` ([`backoff`](Self::backoff), [`retry_once`](Self::retry_once),
-/// [`delivery_limit`](Self::delivery_limit)) after them.
+/// Each method wraps the decision before it, and its own verdict is the final one. Some methods *replace* a
+/// verdict without looking at it: [`on_error`](Self::on_error), [`poison_on_panic`](Self::poison_on_panic),
+/// [`reject_undecodable`](Self::reject_undecodable). They belong first. Others *bound* a `Retry`:
+/// [`backoff`](Self::backoff), [`retry_once`](Self::retry_once), [`delivery_limit`](Self::delivery_limit).
+/// They belong after those.
 ///
-/// | order | what can be seen |
+/// | order | effect |
 /// | --- | --- |
-/// | `.on_error(f).delivery_limit(5)` | a `Retry` of `f` is rejected at the 5th delivery |
-/// | `.delivery_limit(5).on_error(f)` | a `Retry` of `f` goes on for ever: the limit sees panics and time limits only |
+/// | `.on_error(f).delivery_limit(5)` | a `Retry` of `f` becomes a `Reject` at the 5th delivery |
+/// | `.delivery_limit(5).on_error(f)` | a `Retry` of `f` has no limit: the limit applies only to panics and time limits |
 /// | `.on_error(f).backoff(r)` | a `Retry` of `f` without a delay gets one |
 /// | `.backoff(r).on_error(f)` | a `Retry` of `f` without a delay comes back at once |
-/// | `.on_error(f).poison_on_panic()`, or the other way round | the same: a job fails or panics |
-/// | `.on_error(f).reject_undecodable()` | what can't be decoded is rejected, and `f` decides on what the handler returned |
-/// | `.reject_undecodable().on_error(f)` | `f` decides on what can't be decoded too: a `Retry` of it hot-loops |
-/// | none of `reject_undecodable`, `on_error` and `delivery_limit` | what can't be decoded comes back for ever: at once, or with `backoff` ever later |
-/// | `.backoff(r).delivery_limit(5)`, or the other way round | the same: one says when, the other how often |
+/// | `.on_error(f).poison_on_panic()`, in either order | the same: a job either fails or panics |
+/// | `.on_error(f).reject_undecodable()` | jobs that can't be decoded are rejected, and `f` decides on the errors of the handler |
+/// | `.reject_undecodable().on_error(f)` | `f` decides on jobs that can't be decoded too: a `Retry` of them is a hot loop |
+/// | none of `reject_undecodable`, `on_error` and `delivery_limit` | jobs that can't be decoded come back for ever: at once, or with `backoff` after a growing delay |
+/// | `.backoff(r).delivery_limit(5)`, in either order | the same: one sets the delay, the other the number |
 ///
 /// # Examples
 ///
@@ -273,9 +272,9 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 /// let second = Duration::from_secs(1);
 /// let decision = ack_on_success()
 ///     .on_error(|error: &io::Error| match error.kind() {
-///         // The dependency is down: no fault of the job's, and no attempt of it.
+///         // The dependency is down: not the fault of the job, so no attempt is counted.
 ///         io::ErrorKind::ConnectionRefused => Verdict::release_after(60 * second),
-///         // This job will never do.
+///         // This job can never succeed.
 ///         io::ErrorKind::InvalidData => Verdict::Reject,
 ///         _ => Verdict::retry(),
 ///     })
@@ -302,18 +301,17 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 /// ));
 /// assert_eq!(decide(5, failed(io::ErrorKind::Other)), Verdict::Reject);
 /// ```
-// For every type, as `tracing::Instrument` is: a bound would need `Tag`, `T` and `E`, of which
-// the methods know nothing, and no call of them could be inferred.
+// For every type, like `tracing::Instrument`: a bound would need `Tag`, `T` and `E`. The methods do not
+// know these, so they could not be inferred.
 pub trait DecisionExt: Sized {
-    /// Decides by `classify` on a job that returned an error: tells "the dependency is down" from
-    /// "this job is bad".
+    /// Decides with `classify` on a job that returned an error.
     ///
-    /// What the decision before says of [`Outcome::Failed`] is not asked for. A `classify` that
-    /// answers with a [`Verdict::retry_after`] keeps its delay through a later
-    /// [`backoff`](Self::backoff).
+    /// Use it to distinguish "the dependency is down" from "this job is bad". The decision before is not
+    /// called for [`Outcome::Failed`]. If `classify` returns a [`Verdict::retry_after`], a later
+    /// [`backoff`](Self::backoff) keeps that delay.
     ///
-    /// Give a `Release` a delay ([`Verdict::release_after`]): no `backoff` and no
-    /// [`delivery_limit`](Self::delivery_limit) bounds it, so one at once makes a hot loop while the
+    /// Give a `Release` a delay ([`Verdict::release_after`]), since no `backoff` and no
+    /// [`delivery_limit`](Self::delivery_limit) bounds it. Without a delay it is a hot loop while the
     /// dependency is down, unless an [`IntensityLayer`](crate::IntensityLayer) pauses the worker.
     fn on_error<E, F>(self, classify: F) -> OnError<Self, F>
     where
@@ -325,24 +323,21 @@ pub trait DecisionExt: Sized {
         }
     }
 
-    /// Rejects a job that panicked: it would panic again.
+    /// Rejects a job that panicked, since it would panic again.
     ///
-    /// A job that panicked on its way down, after its time limit or a cancellation, is not meant:
-    /// its outcome is that [`TimedOut`](Outcome::TimedOut) or
-    /// [`Cancelled`](Outcome::Cancelled).
+    /// This does not apply to a job that panicked after its time limit or a cancellation: its outcome is
+    /// [`TimedOut`](Outcome::TimedOut) or [`Cancelled`](Outcome::Cancelled).
     fn poison_on_panic(self) -> PoisonOnPanic<Self> {
         PoisonOnPanic { inner: self }
     }
 
-    /// Rejects a job that [can't be decoded](crate::DecodeLayer): it could not be the next time
-    /// either.
+    /// Rejects a job that [can't be decoded](crate::DecodeLayer), since a retry could not decode it either.
     ///
-    /// Use it wherever there is a [`DecodeLayer`](crate::DecodeLayer). Without it, such a job fails
-    /// like any other; a decision that answers failures with a `Retry` at once, as
-    /// [`ack_on_success`] does, makes it go round between broker and worker as fast as they can.
+    /// Use it together with every [`DecodeLayer`](crate::DecodeLayer). Without it, such a job fails like any
+    /// other. If the decision retries failures at once, as [`ack_on_success`] does, the job goes back and
+    /// forth between broker and worker at full speed.
     ///
-    /// The errors of the jobs are [`DecodeError`]s, also those that an [`on_error`](Self::on_error)
-    /// before it sees:
+    /// The errors of the jobs are [`DecodeError`]s, also for an [`on_error`](Self::on_error) before it:
     ///
     /// ```
     /// use std::{io, string::FromUtf8Error, time::Duration};
@@ -375,21 +370,20 @@ pub trait DecisionExt: Sized {
         RejectUndecodable { inner: self }
     }
 
-    /// Delays each `Retry` that has no delay yet, longer from delivery to delivery, with full
-    /// jitter.
+    /// Delays each `Retry` that has no delay yet, with a growing delay and full jitter.
     ///
-    /// The delay is drawn evenly from zero up to a ceiling. The ceiling is the lower bound at the
-    /// first delivery, doubles with each one, and ends at the upper bound: `full jitter` as in
+    /// The delay is a random part of a ceiling, evenly distributed from zero up to the ceiling. The ceiling
+    /// is the lower bound at the first delivery, doubles with each further one, and ends at the upper bound.
+    /// So a delay can be *shorter* than the lower bound, by any amount. This is the "full jitter" of
     /// [Exponential Backoff And Jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/),
-    /// which finds that it makes for the least work when many jobs fail together. Note that so a
-    /// delay can be *shorter* than the lower bound, by any amount.
+    /// which causes the least work when many jobs fail together.
     ///
     /// It needs a broker that [can delay](crate::settle::Capabilities::has_delay) and counts
     /// [`deliveries`](Settle::deliveries).
     ///
     /// # Panics
     ///
-    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    /// Panics if the lower bound is zero, since a ceiling of zero never grows, or above the upper bound.
     #[track_caller]
     fn backoff(self, ceilings: RangeInclusive<Duration>) -> Backoff<Self> {
         Backoff {
@@ -399,27 +393,26 @@ pub trait DecisionExt: Sized {
         }
     }
 
-    /// Lets a job come back once: a `Retry` of a job that was
-    /// [redelivered](Settle::redelivered) becomes a `Reject`.
+    /// Allows one redelivery: a `Retry` of a job that was [redelivered](Settle::redelivered) becomes a
+    /// `Reject`.
     ///
-    /// Broadway's `reject_and_requeue_once`. For brokers that flag a redelivery and don't count:
-    /// the flag is also set by a `Release` and by a lost connection.
+    /// For brokers that flag a redelivery and don't count deliveries. The flag is also set by a `Release` and
+    /// by a lost connection. It corresponds to Broadway's `reject_and_requeue_once`.
     fn retry_once(self) -> RetryOnce<Self> {
         RetryOnce { inner: self }
     }
 
-    /// Bounds how often a job is delivered: a `Retry` of a job that was
-    /// [delivered](Settle::deliveries) `limit` times or more becomes a `Reject`.
+    /// Limits the deliveries of a job: a `Retry` of a job that was [delivered](Settle::deliveries) `limit`
+    /// times or more becomes a `Reject`.
     ///
-    /// A `Release` goes on for ever, but its deliveries may count: what is counted is the
-    /// broker's to say.
+    /// A `Release` has no limit, but its deliveries may count toward the limit, depending on the broker.
     ///
-    /// It is asked about outcomes, and a job that takes its process down has none: bound that one by
+    /// A decision gets outcomes, and a job that takes its process down has no outcome. Limit such jobs with
     /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit).
     ///
     /// # Panics
     ///
-    /// Panics if `limit` is 0: where others mean "no limit", this would reject at once.
+    /// Panics if `limit` is 0: elsewhere 0 means "no limit", but here it would reject at once.
     #[track_caller]
     fn delivery_limit(self, limit: u32) -> DeliveryLimit<Self> {
         assert!(limit > 0, "no job is delivered less than once");
@@ -431,7 +424,7 @@ impl<D> DecisionExt for D {}
 
 // === OnError ===
 
-/// The [`Decision`] that [`DecisionExt::on_error`] makes.
+/// The [`Decision`] returned by [`DecisionExt::on_error`].
 #[derive(Clone, Copy)]
 pub struct OnError<D, F> {
     inner: D,
@@ -462,7 +455,7 @@ impl<D: fmt::Debug, F> fmt::Debug for OnError<D, F> {
 
 // === PoisonOnPanic ===
 
-/// The [`Decision`] that [`DecisionExt::poison_on_panic`] makes.
+/// The [`Decision`] returned by [`DecisionExt::poison_on_panic`].
 #[derive(Clone, Copy, Debug)]
 pub struct PoisonOnPanic<D> {
     inner: D,
@@ -482,7 +475,7 @@ where
 
 // === RejectUndecodable ===
 
-/// The [`Decision`] that [`DecisionExt::reject_undecodable`] makes.
+/// The [`Decision`] returned by [`DecisionExt::reject_undecodable`].
 #[derive(Clone, Copy, Debug)]
 pub struct RejectUndecodable<D> {
     inner: D,
@@ -506,7 +499,7 @@ where
 
 // === Backoff ===
 
-/// The [`Decision`] that [`DecisionExt::backoff`] makes.
+/// The [`Decision`] returned by [`DecisionExt::backoff`].
 #[derive(Clone, Copy)]
 pub struct Backoff<D, R = fn() -> f64> {
     inner: D,
@@ -515,10 +508,10 @@ pub struct Backoff<D, R = fn() -> f64> {
 }
 
 impl<D, R> Backoff<D, R> {
-    /// Sets where the random numbers come from; by default a generator of each thread.
+    /// Sets the source of the random numbers; a generator for each thread by default.
     ///
-    /// A number is from 0 to 1, and the delay is that part of the ceiling. What is outside is taken
-    /// for the nearest bound, and a NaN for 1.
+    /// A number is from 0 to 1, and the delay is that part of the ceiling. A number outside of this range
+    /// counts as the nearest bound, and a NaN as 1.
     ///
     /// ```
     /// use std::time::Duration;
@@ -567,7 +560,7 @@ impl<D: fmt::Debug, R> fmt::Debug for Backoff<D, R> {
 
 // === RetryOnce ===
 
-/// The [`Decision`] that [`DecisionExt::retry_once`] makes.
+/// The [`Decision`] returned by [`DecisionExt::retry_once`].
 #[derive(Clone, Copy, Debug)]
 pub struct RetryOnce<D> {
     inner: D,
@@ -593,7 +586,7 @@ where
 
 // === DeliveryLimit ===
 
-/// The [`Decision`] that [`DecisionExt::delivery_limit`] makes.
+/// The [`Decision`] returned by [`DecisionExt::delivery_limit`].
 #[derive(Clone, Copy, Debug)]
 pub struct DeliveryLimit<D> {
     inner: D,
@@ -609,7 +602,7 @@ where
         let verdict = self.inner.decide(tag, outcome)?;
         let is_bounded = match verdict {
             Verdict::Retry { .. } => true,
-            // It would go round, and never be run.
+            // It would come back again and again, and never be run.
             Verdict::Release { .. } => is_over_limit(outcome),
             Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
         };
@@ -624,7 +617,7 @@ where
     }
 }
 
-/// Returns whether the job was not run, as it was delivered too often.
+/// Returns whether the job was not run because it was delivered too often.
 fn is_over_limit<T, E>(outcome: &Outcome<T, E>) -> bool {
     match outcome {
         Outcome::Cancelled(cancelled) => cancelled.reason() == CancelReason::DeliveryLimit,
