@@ -19,8 +19,8 @@
 //!
 //! A scenario waits up to 30 s for what is to happen, and half a second for what must not happen. An
 //! adapter without a server runs in paused time, which takes no time at all:
-//! `#[tokio::test(start_paused = true)]`. One with a server runs in real time: all scenarios together take
-//! about 10 s, and three leases more.
+//! `#[tokio::test(start_paused = true)]`. One with a server runs in real time, and takes three leases and some
+//! seconds.
 //!
 //! # Examples
 //!

@@ -87,6 +87,26 @@ impl Server {
     /// Starts the server on the data that it has.
     pub(crate) fn restart(&mut self) {
         assert!(self.guard.is_none(), "the server runs");
+        let dump = self.folder.join("erl_crash.dump");
+        drop(fs::remove_file(&dump));
+        self.spawn();
+        for _ in 0..1200 {
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            // A node that is killed may still have its name when the next one asks for it, and that one
+            // dies of it.
+            if fs::remove_file(&dump).is_ok() {
+                self.kill();
+                self.spawn();
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let output = fs::read_to_string(self.folder.join("stdout")).unwrap_or_default();
+        panic!("rabbitmq-server is not up after 2 min:\n{output}");
+    }
+
+    fn spawn(&mut self) {
         let mut command = Command::new("sh");
         command
             .args(["-c", GUARD])
@@ -94,14 +114,6 @@ impl Server {
             .arg(&self.folder)
             .stdin(Stdio::piped());
         self.guard = Some(self.settle_in(&mut command).spawn().unwrap());
-        for _ in 0..1200 {
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        let output = fs::read_to_string(self.folder.join("stdout")).unwrap_or_default();
-        panic!("rabbitmq-server is not up after 2 min:\n{output}");
     }
 
     /// Waits until the server has written down which queues are declared. "Queues that are new" in
@@ -225,6 +237,7 @@ impl Server {
         let folder = |name: &str| self.folder.join(name);
         command
             .env("HOME", &self.folder)
+            .env("ERL_CRASH_DUMP", folder("erl_crash.dump"))
             .env("RABBITMQ_NODENAME", self.node())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
