@@ -1,4 +1,4 @@
-//! The jobs that still run though their outcome is given.
+//! Jobs that still run although their outcome is known.
 
 use std::{
     mem,
@@ -15,7 +15,7 @@ use crate::{
     telemetry::metrics::{InFlight, Instruments},
 };
 
-/// Counts the jobs that still run though their outcome is given.
+/// Counter of the jobs that still run although their outcome is known.
 pub(crate) struct Abandoned {
     max: usize,
     instruments: Arc<Instruments>,
@@ -28,7 +28,7 @@ struct Jobs {
     waiting: Vec<Weak<AtomicWaker>>,
 }
 
-/// Where a clone of a service waits: one waker for each, and none for a clone that is dropped.
+/// Waker of a clone of a service that waits: one for each clone, and none for a clone that is dropped.
 pub(crate) type Waiter = Arc<AtomicWaker>;
 
 impl Abandoned {
@@ -55,7 +55,7 @@ impl Abandoned {
         Poll::Pending
     }
 
-    /// Counts a job until its `task` ends, and no closure of its blocks a thread any more.
+    /// Counts a job until its `task` has ended and none of its closures blocks a thread.
     pub(crate) fn watch<R: Send + 'static>(
         self: &Arc<Self>,
         home: &Handle,
@@ -77,12 +77,12 @@ impl Abandoned {
     }
 
     fn lock(&self) -> MutexGuard<'_, Jobs> {
-        // What panics while it is held, a waker of the caller's, leaves nothing half-done.
+        // Only a waker of the caller can panic while the lock is held, and it leaves nothing half-done.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One abandoned job. Counted down in `Drop`, as the watching task may die with its runtime.
+/// One abandoned job. It is counted down in `Drop`, since the watching task may end with its runtime.
 struct Place {
     abandoned: Arc<Abandoned>,
     _counted: InFlight,

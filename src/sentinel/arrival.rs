@@ -1,4 +1,4 @@
-//! [`LimitedDeliveries`]: looks at the count of a delivery before its job runs.
+//! [`LimitedDeliveries`]: a check of the delivery count before a job runs.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use crate::{
 pub struct LimitedDeliveries<G> {
     tagging: G,
     limit: u32,
-    /// Whether it was said that the broker does not count; shared by all clones.
+    /// `true` once the warning of a broker that does not count is out; shared by all clones.
     told: Arc<AtomicBool>,
 }
 
@@ -60,7 +60,7 @@ where
                 guard(|| {
                     tracing::warn!(
                         limit = self.limit,
-                        "broker does not tell how often a job was delivered: it runs without a delivery limit"
+                        "job running without a delivery limit: the broker does not count deliveries"
                     );
                 });
             }

@@ -5,9 +5,9 @@ use tower_layer::Stack;
 
 use crate::sentinel::SentinelLayer;
 
-/// Adds [`sentinel`](ServiceBuilderExt::sentinel) to [`tower::ServiceBuilder`].
+/// Extension of [`tower::ServiceBuilder`] with [`sentinel`](ServiceBuilderExt::sentinel).
 pub trait ServiceBuilderExt<L> {
-    /// Supervises each call; see [`SentinelLayer`].
+    /// Adds a [`SentinelLayer`], which supervises each call.
     fn sentinel<P, H>(
         self,
         layer: SentinelLayer<P, H>,

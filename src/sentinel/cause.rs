@@ -1,4 +1,4 @@
-//! [`Cause`] of a stop, and the [`Ladder`] by which a job is stopped.
+//! [`Cause`] of a stop, and the [`Ladder`] of steps that stop a job.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use crate::{
     outcome::{CancelReason, Outcome, Stop},
 };
 
-/// The durations of the ladder by which a job is stopped.
+/// Durations of the ladder of steps that stop a job.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ladder {
-    /// From telling the job to aborting it.
+    /// Time from telling the job to stop until it is aborted.
     pub(crate) grace: Duration,
-    /// From aborting the job to giving up on its end.
+    /// Time from the abort until the sentinel no longer waits for the job to end.
     pub(crate) stop_wait: Duration,
 }
 
-/// The cause of a job's stop.
+/// Cause of a job's stop.
 #[derive(Clone, Copy)]
 pub(super) enum Cause {
     TimeLimit(Duration),
     Cancelled(CancelReason),
-    /// Cancelled by a guard that is dropped as a panic unwinds. If that panic ends the job, it
-    /// came first.
+    /// Cancelled by a guard that is dropped while a panic unwinds. If that panic ends the job, the panic came
+    /// first.
     Unwinding(CancelReason),
 }
 

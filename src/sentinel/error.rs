@@ -1,17 +1,17 @@
-//! [`SentinelError`]: what no outcome can carry.
+//! [`SentinelError`]: the error of a call that is not the outcome of its job.
 
 use std::{error::Error, fmt, time::Duration};
 
 use crate::outcome::{Panic, boxed_source};
 
-/// An error of the sentinel itself: what no [`Outcome`](crate::Outcome) can carry.
+/// Error of the sentinel itself, which no [`Outcome`](crate::Outcome) can carry.
 ///
-/// `E` is the error of the inner service and `P` that of the policy. The error of a *job* is not
-/// here: it went to the policy, as [`Outcome::Failed`](crate::Outcome::Failed).
+/// `E` is the error of the inner service and `P` that of the policy. The error of a *job* is not here: it
+/// went to the policy, as [`Outcome::Failed`](crate::Outcome::Failed).
 ///
-/// It implements [`Error`] for every `E` and `P` that can be printed, `tower::BoxError` included,
-/// so a sentinel goes under `tower::timeout`, `buffer` or `BoxCloneService` as it is. Its
-/// `Display` contains the inner error; its `source()` is the panic, or what a `BoxError` holds.
+/// It implements [`Error`] for every `E` and `P` that can be printed, including `tower::BoxError`. So a
+/// sentinel works under `tower::timeout`, `buffer` or `BoxCloneService`. `Display` contains the inner error.
+/// `source()` is the panic, or the error inside a `BoxError`.
 ///
 /// # Examples
 ///
@@ -30,26 +30,26 @@ use crate::outcome::{Panic, boxed_source};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SentinelError<E, P> {
-    /// The inner service answered `poll_ready` with an error. No job was taken.
+    /// The inner service returned an error from `poll_ready`. No job was taken.
     Unready(E),
     /// The inner service panicked in `poll_ready`. No job was taken; discard the service.
     UnreadyPanicked(Panic),
-    /// The [`runtime`](crate::SentinelLayer::runtime) of the jobs has ended, so none would run. No job
-    /// was taken; discard the service, and make one with a runtime that lives.
+    /// The [`runtime`](crate::SentinelLayer::runtime) of the jobs has ended, so no job would run. No job was
+    /// taken; discard the service, and make a new one with a live runtime.
     RuntimeGone,
-    /// The policy failed, in `poll_ready` or in its future: the broker may have no answer.
+    /// The policy failed, in `poll_ready` or in its future: the delivery may be unsettled.
     Policy(P),
-    /// The policy panicked: the broker may have no answer.
+    /// The policy panicked: the delivery may be unsettled.
     PolicyPanicked(Panic),
-    /// The policy did not settle within this
-    /// [`settle_timeout`](crate::SentinelLayer::settle_timeout): the broker may have no answer.
+    /// The policy did not settle within this [`settle_timeout`](crate::SentinelLayer::settle_timeout): the
+    /// delivery may be unsettled.
     PolicyTimedOut(Duration),
 }
 
 const RUNTIME_GONE: &str = "the runtime of the jobs has ended: give the layer one that lives";
 
 impl<E, P> SentinelError<E, P> {
-    /// Returns what can be said of the error without bounds on `E` and `P`.
+    /// Returns a short text that needs no bounds on `E` and `P`.
     pub(crate) fn brief(&self) -> &str {
         match self {
             SentinelError::Unready(_) => "the service is not ready",

@@ -1,4 +1,4 @@
-//! [`ResponseFuture`]: one supervised call, seen from its caller.
+//! [`ResponseFuture`]: one supervised call, as its caller sees it.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 pin_project! {
-    /// The future of a [`Sentinel`]: resolves to the policy's answer.
+    /// Future of a [`Sentinel`], which resolves to the response of the policy.
     ///
     /// # Errors
     ///
@@ -29,7 +29,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// To drop it is safe at any point: the job is ended as [`OnDrop`] says and still settled.
+    /// It is safe to drop it at any point: the job is ended according to [`OnDrop`], and is still settled.
     #[must_use = "a response future that is never polled has no time limit"]
     pub struct ResponseFuture<P, F, Tag, T, E> {
         #[pin]

@@ -1,4 +1,4 @@
-//! The functions that a layer can be given, and what stands in for those that it was not.
+//! User callbacks of a `SentinelLayer`, and their defaults.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     settle::{ProcessSpan, Settle, process_span},
 };
 
-/// The functions that a layer was given: how to read a tag, make a span, take an unsettled error.
+/// User callbacks of a layer: they read a tag, make a span, and take the error of a settlement.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hooks<G = ByJob, M = CallerSpan, U = EventOnly> {
     pub(crate) tag: G,
@@ -19,10 +19,10 @@ pub struct Hooks<G = ByJob, M = CallerSpan, U = EventOnly> {
     pub(crate) unsettled: U,
 }
 
-/// How a sentinel makes the span of a job.
+/// Constructor of a job's span.
 ///
-/// Implemented for every `Fn(&Tag) -> Span`, [`CallerSpan`] and [`ProcessSpan`]; a name to read in error
-/// messages, not one to implement.
+/// Implemented for every `Fn(&Tag) -> Span`, [`CallerSpan`] and [`ProcessSpan`]. The name appears in error
+/// messages; it is not meant to be implemented.
 pub trait MakeSpan<Tag>: sealed::MakeSpan<Tag> {
     /// Returns the span in which the job runs and is settled.
     fn make_span(&self, tag: &Tag) -> Span;
@@ -44,16 +44,16 @@ impl<Tag, F: Fn(&Tag) -> Span> MakeSpan<Tag> for F {
     }
 }
 
-/// Who takes an error that no caller waits for.
+/// Handler of an error that no caller waits for.
 ///
-/// Implemented for every `Fn(SentinelError<E, P>)` and for [`EventOnly`]; a name to read in error messages,
-/// not one to implement.
+/// Implemented for every `Fn(SentinelError<E, P>)` and for [`EventOnly`]. The name appears in error messages;
+/// it is not meant to be implemented.
 pub trait OnUnsettled<E, P>: sealed::OnUnsettled<E, P> {
     /// Takes the error of a settlement.
     fn unsettled(&self, error: SentinelError<E, P>);
 }
 
-/// The default [`OnUnsettled`]: there is only the `error!` event.
+/// The default [`OnUnsettled`], which leaves the error to the `error!` event.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventOnly;
 
@@ -67,10 +67,10 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
     }
 }
 
-/// How a sentinel reads the tag and the time limit of a `J`.
+/// Reader of the tag and the time limit of a `J`.
 ///
-/// Implemented for [`ByJob`], for every `Fn(&J) -> Tag` and for [`LimitedDeliveries`] of one of them; a
-/// name to read in error messages, not one to implement.
+/// Implemented for [`ByJob`], for every `Fn(&J) -> Tag`, and for [`LimitedDeliveries`] of one of them. The
+/// name appears in error messages; it is not meant to be implemented.
 ///
 /// [`LimitedDeliveries`]: crate::sentinel::LimitedDeliveries
 #[diagnostic::on_unimplemented(
@@ -79,27 +79,27 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
     note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
 )]
 pub trait Tagging<J>: sealed::Tagging<J> {
-    /// The tag that goes to the policy.
+    /// The tag, which is passed to the policy.
     type Tag;
 
-    /// Reads the tag of `job`.
+    /// Returns the tag of `job`.
     fn tag(&self, job: &J) -> Self::Tag;
 
-    /// Reads the time limit of `job`.
+    /// Returns the time limit of `job`.
     fn time_limit(&self, job: &J) -> TimeLimit;
 
-    /// Reads the lease of `job`.
+    /// Returns the lease of `job`.
     fn lease(&self, _job: &J) -> Option<Duration> {
         None
     }
 
-    /// Returns why the job of `tag` is not to run, if so.
+    /// Returns the reason why the job of `tag` must not run, if there is one.
     fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
         None
     }
 }
 
-/// The default [`Tagging`]: asks the [`Job`] itself.
+/// The default [`Tagging`], which reads them from the [`Job`] itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByJob;
 
@@ -137,7 +137,7 @@ impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
     }
 }
 
-/// What keeps the traits above from being implemented elsewhere.
+/// Supertraits that keep the traits above from being implemented elsewhere.
 pub(super) mod sealed {
     use super::*;
 

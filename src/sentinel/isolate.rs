@@ -1,7 +1,7 @@
-//! Runs one call of a service on a task of its own: the only place that stops a job.
+//! Isolation of one call of a service on its own task, and the only place that stops a job.
 //!
-//! Every stop goes down one ladder: the job is told, it has its grace, it is aborted, and for a
-//! while it is waited for. What the sentinel makes of that is an [`Outcome`], exactly one.
+//! Every stop goes through the same ladder: the job is told to stop, it has its grace, it is aborted, and the
+//! sentinel waits for its end for a while. The result is exactly one [`Outcome`].
 
 use std::{
     any::Any,
@@ -34,32 +34,32 @@ use crate::{
     time::deadline,
 };
 
-/// How late a job may return that does not block its thread.
+/// Longest delay after its limit that is normal for a job that does not block its thread.
 const LATE: Duration = Duration::from_secs(1);
 
-/// How far down the ladder a job is.
+/// Step of the ladder that a job has reached.
 #[derive(Clone, Copy)]
 enum Step {
     Running,
-    /// Running under a limit for its lease, which counts until the job is kept alive.
+    /// Running under a limit that is derived from its lease, and that holds until the job is kept alive.
     Leased,
-    /// The job was told to stop.
+    /// The job has been told to stop.
     Grace(Cause),
-    /// The job was told and aborted.
+    /// The job has been told to stop, and aborted.
     Stopping(Cause),
 }
 
-/// A job on a task of its own, seen from its supervisor.
+/// A job on its own task, as its supervisor sees it.
 ///
 /// `Unpin`, so that it can move to another supervisor half-way; the [`Clock`] stays behind.
 pub(crate) struct Isolated<T, E> {
-    // `None` once `take_running` took it, after which nothing is asked of this job.
+    // `None` after `take_running`, from when on this job is no longer polled.
     join: Option<JoinHandle<Output<T, E>>>,
-    /// Boxed, since it is absent where no shutdown token is set.
+    /// Boxed, since it is absent without a shutdown token.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     started: Instant,
     step: Step,
-    /// When the next step is taken, if time alone takes it.
+    /// Time of the next step, if a step is due by time alone.
     due: Option<Instant>,
 }
 
@@ -93,7 +93,7 @@ impl<T, E> Isolated<T, E> {
         }
     }
 
-    /// Gives a job that is kept alive the whole of the default limit.
+    /// Gives a job that is kept alive the full default limit.
     #[inline]
     fn lift_limit(&mut self, context: &JobContext) {
         if matches!(self.step, Step::Leased) && context.is_kept_alive() {
@@ -123,8 +123,8 @@ impl<T, E> Isolated<T, E> {
         if let Step::Stopping(_) = self.step {
             is_blocking = context.poll_blocking(cx.waker()).is_pending();
         }
-        // First of all, and after every wake-up: a job that returned has returned. What it blocks is
-        // waited for as the job is.
+        // Checked first, and after every wake-up: a job that has returned has completed or failed. Its
+        // blocking closures are waited for like the job itself.
         if let Some(join) = self.join.as_mut().filter(|_| !is_blocking) {
             if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
                 return Poll::Ready(self.conclude(context, home, exit));
@@ -164,7 +164,7 @@ impl<T, E> Isolated<T, E> {
                     let started = context.has_started();
                     return Poll::Ready(cause.into_outcome(Stop {
                         started,
-                        // It never will: it was aborted before.
+                        // It never will start: it was aborted before.
                         stopped: !started,
                         panic: None,
                     }));
@@ -200,13 +200,13 @@ impl<T, E> Isolated<T, E> {
         }
     }
 
-    /// Waits for `shutdown` by itself from now on, whoever polls.
+    /// Makes this job wait for `shutdown` itself from now on, independent of who polls it.
     pub(crate) fn listen(&mut self, shutdown: &Shutdown) {
         self.shutdown = Some(Box::pin(shutdown.cancelled()));
     }
 
-    /// Returns the cause that came first, if any has come while the job is running: by its time, and
-    /// not by the poll that sees it.
+    /// Returns the cause that came first, if one came while the job is running. The time of a cause counts,
+    /// not the poll that sees it.
     fn first_cause(
         &self,
         context: &JobContext,
@@ -219,7 +219,7 @@ impl<T, E> Isolated<T, E> {
         let shutdown = shutdown.map(|at| (at, Cause::Cancelled(CancelReason::Shutdown)));
         let cancelled = [request, shutdown].into_iter().flatten();
         let cancelled = cancelled.min_by_key(|&(at, _)| at);
-        // The clock of a request may be ahead of that of the call: no limit passes by it.
+        // The clock of a request may be ahead of the clock of the call. The limit passes by the latter alone.
         let limit = self.due.filter(|&due| is_due || due <= home.now());
         match (limit, cancelled) {
             (Some(due), Some((at, cause))) if at < due => Some(cause),
@@ -228,10 +228,9 @@ impl<T, E> Isolated<T, E> {
         }
     }
 
-    /// Begins to stop the job because its caller is gone, unless it is already being stopped.
+    /// Begins to stop the job because its caller is gone, unless the job is already being stopped.
     ///
-    /// What came first but was not seen yet, for want of a poll, keeps its place: another cause,
-    /// or the end of the job.
+    /// An earlier cause that no poll has seen yet keeps its place; so does the end of the job.
     pub(crate) fn stop_without_caller(
         &mut self,
         context: &JobContext,
@@ -248,8 +247,8 @@ impl<T, E> Isolated<T, E> {
         self.stop(context, cause, ladder);
     }
 
-    /// Returns whether there is an exit to be had, though a poll of the task did not give it:
-    /// because it came since, or the poll was out of budget. Either will wake the supervisor.
+    /// Returns whether the task has ended although its last poll was pending. Either it ended since, or the
+    /// poll was out of budget. In both cases the supervisor is woken.
     fn has_ended(&self) -> bool {
         self.join.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -272,7 +271,7 @@ impl<T, E> Isolated<T, E> {
         self.due = deadline(Instant::now(), ladder.stop_wait);
     }
 
-    /// Stops the job as far as that goes without waiting for it.
+    /// Stops the job as far as possible without waiting for it.
     pub(crate) fn give_up(&mut self, context: &JobContext) {
         context.tell(Stopping::Cancelled);
         if let Some(join) = &self.join {
@@ -305,7 +304,7 @@ impl<T, E> Isolated<T, E> {
             // A destructor that panics makes an aborted task look like one that panicked.
             (Err(error), _) => error.try_into_panic().ok().map(panic_of),
         };
-        // Nobody else holds an abort handle: a task that ends by itself ended with its runtime.
+        // Nobody else holds an abort handle, so a task dropped without an abort ended with its runtime.
         let cause = cause.unwrap_or_else(|| {
             home.lose_jobs();
             Cause::Cancelled(CancelReason::RuntimeGone)
@@ -317,7 +316,8 @@ impl<T, E> Isolated<T, E> {
         })
     }
 
-    /// Returns how long after its limit and `grace` a job was found to have returned, if it was late.
+    /// Returns the time from its limit until a job was found to have returned, if that is too late for its
+    /// `grace`.
     #[inline]
     pub(crate) fn lateness(&self, elapsed: Duration, grace: Duration) -> Option<Duration> {
         if elapsed <= LATE {
@@ -332,13 +332,13 @@ impl<T, E> Isolated<T, E> {
         (late > grace.saturating_add(LATE)).then_some(late)
     }
 
-    /// Takes the task away, if it is still running though the outcome is given.
+    /// Takes the task away, if it still runs although the outcome is known.
     pub(crate) fn take_running(&mut self) -> Option<JoinHandle<Output<T, E>>> {
         self.join.take_if(|join| !join.is_finished())
     }
 }
 
-/// Returns the panic of a task, which is that of a destructor: see [`Task`].
+/// Returns the panic of a task's destructor; see [`Task`].
 fn panic_of(payload: Box<dyn Any + Send>) -> Panic {
     match payload.downcast::<Panic>() {
         Ok(panic) => *panic,

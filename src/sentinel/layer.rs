@@ -1,4 +1,4 @@
-//! [`SentinelLayer`]: the builder of a [`Sentinel`].
+//! [`SentinelLayer`], the builder of a [`Sentinel`].
 
 use std::{
     fmt,
@@ -28,47 +28,47 @@ use crate::{
     telemetry::metrics::{Instruments, Labels},
 };
 
-/// Supervises each call of a service, and settles its outcome with the policy `P`.
+/// Layer that supervises each call of a service, and settles its outcome with the policy `P`.
 ///
-/// `H` holds the functions that the layer was given; see [`make_span`](Self::make_span),
+/// `H` holds the callbacks of the layer; see [`make_span`](Self::make_span),
 /// [`on_unsettled`](Self::on_unsettled) and [`with_tag`](SentinelLayer::with_tag).
 ///
-/// # How a job is stopped
+/// # Stopping a job
 ///
-/// There is one ladder, for a time limit, a dropped caller, a shutdown, a lost lease and a
-/// requested cancellation:
+/// A time limit, a dropped caller, a shutdown, a lost lease and a requested cancellation all go through the
+/// same steps:
 ///
-/// 1. the job is *told*: [`cancelled()`](crate::cancelled) resolves;
+/// 1. the job is *told* to stop: [`cancelled()`](crate::cancelled) resolves;
 /// 2. it has its [`grace`](Self::grace) to finish, none by default;
-/// 3. it is *aborted*, which acts at its next `.await`;
-/// 4. up to [`stop_wait`](Self::stop_wait) is spent waiting for it to be really gone;
-/// 5. the policy is called, and told by [`stopped`](crate::outcome::TimedOut::stopped) whether it is.
+/// 3. it is *aborted*, which takes effect at its next `.await`;
+/// 4. the sentinel waits up to [`stop_wait`](Self::stop_wait) until the job is really gone;
+/// 5. the policy is called, and sees by [`stopped`](crate::outcome::TimedOut::stopped) whether it is.
 ///
 /// The first cause wins, by its time and not by the poll that sees it: a shutdown at 5 s comes before a limit
-/// at 10 s, though the response future is polled next at 11 s. A job that *returns* on the way down has completed (or failed), as
-/// `Task.shutdown` of Elixir answers: to give finished work back would run it twice. A panic on
-/// the way down, in the grace or in a destructor, does not replace the cause; it is attached.
+/// at 10 s, even if the response future is next polled at 11 s. A job that *returns* during these steps has
+/// completed (or failed): if finished work were retried, it would run twice. A panic during these steps, in
+/// the grace or in a destructor, does not replace the cause; it is attached.
 ///
-/// # What a time limit can promise
+/// # Precision of time limits
 ///
-/// An abort acts at an `.await`. And a thread that a job blocks may be the very worker that
-/// drives the timers of its runtime, so with jobs and supervision on one runtime the outcome of a
-/// blocking job may come only when its thread comes back. The limit is punctual for jobs that
-/// block if they run on a [`runtime`](Self::runtime) of their own. Work that blocks or computes
-/// for long belongs in [`spawn_blocking`](crate::spawn_blocking), which the job awaits: then the job
-/// can be stopped, and the work hears of it.
+/// An abort takes effect at an `.await`. And a thread that a job blocks may be the one that drives the timers
+/// of its runtime. So if jobs and supervision share a runtime, the outcome of a blocking job may come only
+/// after the job no longer blocks its thread. If the jobs have their own [`runtime`](Self::runtime), the
+/// limit is punctual also for jobs that block. Work that blocks or computes for long belongs in
+/// [`spawn_blocking`](crate::spawn_blocking), which the job awaits. Then the job can be stopped, and the work
+/// can check for it.
 ///
-/// A job that returns long after its limit has completed. Where that is more than a second a `warn!` asks
-/// whether it blocks its thread; a caller that does not poll the response is late as well.
+/// A job that returns long after its limit has completed. If it is more than a second late, a `warn!` asks
+/// whether it blocks its thread. The cause may also be a caller that polls the response late.
 ///
-/// # Jobs that block, and their number
+/// # Number of blocking jobs
 ///
-/// Where jobs block, a runtime runs as many as it has threads. With a concurrency limit, or prefetch, above
-/// that number the others wait for a thread, and their limits count meanwhile: it counts from `call`. One
-/// whose limit passes before it has [started](crate::outcome::TimedOut::started) never starts.
-/// [`ack_on_success`](crate::ack_on_success) releases it, which charges no attempt. So give a `runtime` for
-/// jobs that block as many threads as the limit lets in, or leave them to `spawn_blocking`, for which tokio
-/// has 512.
+/// If jobs block, a runtime runs as many of them as it has threads. If the concurrency limit, or the
+/// prefetch, is above that number, the other jobs wait for a thread. Their limits run meanwhile, since they
+/// count from `call`. A job whose limit passes before it has [started](crate::outcome::TimedOut::started)
+/// never starts. [`ack_on_success`](crate::ack_on_success) releases it, which charges no attempt. So give a
+/// `runtime` for jobs that block as many threads as the concurrency limit, or use `spawn_blocking`, for which
+/// tokio has 512 threads.
 ///
 /// # Examples
 ///
@@ -121,12 +121,12 @@ pub struct SentinelLayer<P, H = Hooks> {
 }
 
 impl<P> SentinelLayer<P> {
-    /// Creates a layer that answers with `policy` for every [`Job`](crate::Job).
+    /// Creates a layer that settles every [`Job`](crate::Job) with `policy`.
     pub fn new(policy: P) -> Self {
         Self::from_hooks(policy, Hooks::default())
     }
 
-    /// Creates a layer for requests that are no [`Job`](crate::Job): `tag` reads the tag.
+    /// Creates a layer for requests that are not a [`Job`](crate::Job): `tag` reads the tag.
     ///
     /// The time limit of such a job is the layer's.
     ///
@@ -195,99 +195,100 @@ impl<P, H> SentinelLayer<P, H> {
         }
     }
 
-    /// Sets how long a job may run, from `call` on; 30 s by default, or two thirds of the job's
+    /// Sets the time limit of a job, counted from `call`; 30 s by default, or two thirds of the job's
     /// [lease](crate::Job::lease) if that is less.
     ///
-    /// The third that is left is for [`stop_wait`](Self::stop_wait) and the settlement, so that the
-    /// verdict comes in time. A job that a [`KeepAliveLayer`](crate::KeepAliveLayer) keeps alive has its
-    /// 30 s. With a limit that is set the lease is nobody's to keep: where limit and
-    /// [`grace`](Self::grace) together are not shorter, and nothing keeps the job alive, an event at level
-    /// WARN says so, with all three, once for a layer and all that was made of it.
+    /// The remaining third is for [`stop_wait`](Self::stop_wait) and the settlement, so that the verdict
+    /// comes in time. A job that a [`KeepAliveLayer`](crate::KeepAliveLayer) keeps alive has the full 30 s.
     ///
-    /// A job's own [`time_limit`](crate::Job::time_limit) goes before it. `Duration::ZERO` stops
-    /// every job at once that is not found completed in its first poll. A limit too far in the
-    /// future for the clock, such as `Duration::MAX`, is none.
+    /// A limit that you set does not depend on the lease. If limit and [`grace`](Self::grace) together are
+    /// not shorter than the lease, and nothing keeps the job alive, there is an event at level WARN with all
+    /// three. It comes once for a layer and everything that is made from it.
+    ///
+    /// A job's own [`time_limit`](crate::Job::time_limit) takes precedence. `Duration::ZERO` stops every job
+    /// at once, unless it completes in its first poll. A limit too far in the future for the clock, such as
+    /// `Duration::MAX`, is no limit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.settings.timeout = TimeLimit::After(limit);
         self
     }
 
-    /// Lets jobs run without a limit, unless they have [their own](crate::Job::time_limit).
+    /// Removes the time limit of jobs, unless they have [their own](crate::Job::time_limit).
     pub fn no_timeout(mut self) -> Self {
         self.settings.timeout = TimeLimit::Never;
         self
     }
 
-    /// Sets how long a job that was told to stop may go on before it is aborted; 0 by default.
+    /// Sets the time that a job has to finish after it was told to stop and before it is aborted; 0 by
+    /// default.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.ladder.grace = grace;
         self
     }
 
-    /// Sets how long to wait for an aborted job to be really gone before the policy is called
-    /// without it; 5 s by default, as for `Task.shutdown` of Elixir.
+    /// Sets the time to wait until an aborted job is really gone, before the policy is called anyway; 5 s by
+    /// default.
     ///
-    /// It is spent only on jobs that block their thread. With `Duration::ZERO` nobody waits, so
-    /// that any job may be reported as still running which is about to be dropped.
+    /// It is spent only on jobs that block their thread. `Duration::ZERO` does not wait, so any job may be
+    /// reported as still running although it is about to be dropped.
     pub fn stop_wait(mut self, wait: Duration) -> Self {
         self.settings.ladder.stop_wait = wait;
         self
     }
 
-    /// Sets how long the policy may take, its readiness and its call together; 30 s by default.
+    /// Sets the time limit of the policy, for its readiness and its call together; 30 s by default.
     ///
-    /// A policy that takes longer is dropped, and the call answers
-    /// [`SentinelError::PolicyTimedOut`].
+    /// A policy that takes longer is dropped, and the call fails with [`SentinelError::PolicyTimedOut`].
     pub fn settle_timeout(mut self, limit: Duration) -> Self {
         self.settings.settle_timeout = limit;
         self
     }
 
-    /// Sets what happens to a job whose caller drops the response future; [`OnDrop::Abort`] by
-    /// default.
+    /// Sets the fate of a job whose caller drops the response future; [`OnDrop::Abort`] by default.
     pub fn on_drop(mut self, on_drop: OnDrop) -> Self {
         self.settings.on_drop = on_drop;
         self
     }
 
-    /// Runs jobs on a runtime of their own, while their supervision and the policy stay on the
-    /// caller's; by default both run on the caller's.
+    /// Sets a separate runtime for the jobs, while their supervision and the policy stay on the caller's; by
+    /// default both run on the caller's.
     ///
-    /// With it a time limit is punctual for jobs that block their thread; see
-    /// [What a time limit can promise](Self#what-a-time-limit-can-promise). If that runtime is
-    /// gone, its jobs are [`Cancelled`](crate::Outcome::Cancelled) with
-    /// [`RuntimeGone`](crate::outcome::CancelReason::RuntimeGone), and after the first of them the service's
-    /// readiness is an error, [`SentinelError::RuntimeGone`]: no more jobs are taken only to be given back.
+    /// Then a time limit is punctual also for jobs that block their thread; see [Precision of time
+    /// limits](Self#precision-of-time-limits). If that runtime has ended, its jobs are
+    /// [`Cancelled`](crate::Outcome::Cancelled) with
+    /// [`RuntimeGone`](crate::outcome::CancelReason::RuntimeGone). After the first of them the readiness of
+    /// the service is an error, [`SentinelError::RuntimeGone`], so no further jobs are taken that could not
+    /// run.
     ///
-    /// A value or an error that has a destructor costs a second task there, in which a
+    /// A value or an error that has a destructor costs a second task on that runtime, in which a
     /// [`SettlePolicy`](crate::SettlePolicy) drops it.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Stops all jobs once `token` is cancelled, with [`Shutdown`](crate::outcome::CancelReason::Shutdown)
-    /// as the reason; without a token by default.
+    /// Sets a token that stops all jobs when it is cancelled, with the reason
+    /// [`Shutdown`](crate::outcome::CancelReason::Shutdown); no token by default.
     ///
-    /// Jobs that are called later are stopped at once. Settling goes on. It costs each job one
+    /// Jobs that are called later are stopped at once. Settlements continue. It costs each job one
     /// allocation.
     pub fn shutdown(mut self, token: CancellationToken) -> Self {
         self.settings.shutdown = Some(token);
         self
     }
 
-    /// Keeps the service unready while `max` jobs still run whose outcome is given; without a
-    /// bound by default.
+    /// Keeps the service unready while `max` jobs still run although their outcome is known; no bound by
+    /// default.
     ///
-    /// Those are the jobs that blocked their thread, or that of a
+    /// These are jobs that blocked their thread, or the thread of a
     /// [`spawn_blocking`](crate::spawn_blocking), for longer than their limit and
-    /// [`stop_wait`](Self::stop_wait): they hold no permit of a concurrency limit any more, but
-    /// they hold a thread. The bound is on what is let *in*: jobs that run when it is reached may
-    /// be abandoned too. It is common to all clones of a service.
+    /// [`stop_wait`](Self::stop_wait). They no longer hold a permit of a concurrency limit, but they hold a
+    /// thread. The bound applies to new jobs: jobs that are running when it is reached may be abandoned too.
+    /// All clones of a service share it.
     ///
     /// # Panics
     ///
-    /// Panics if `max` is 0, which would never let a job in.
+    /// Panics if `max` is 0, since that would never let a job in.
     #[track_caller]
     pub fn max_abandoned(mut self, max: usize) -> Self {
         assert!(max > 0, "`max_abandoned(0)` would never let a job in");
@@ -306,11 +307,11 @@ impl<P, H> SentinelLayer<P, H> {
 }
 
 impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
-    /// Sets how the span of a job is made; by default it is the caller's own span.
+    /// Sets the function that makes the span of a job; by default it is the caller's own span.
     ///
-    /// The function runs in the caller's span, which is so the parent of what it makes. The span
-    /// is current in the job and in the policy. `span` must be `Clone`, for [`layer`](Layer::layer), and
-    /// `Send + Sync + 'static`.
+    /// The function runs in the caller's span, which is therefore the parent of the new span. The new span is
+    /// current in the job and in the policy. `span` must be `Clone`, for [`layer`](Layer::layer), and `Send +
+    /// Sync + 'static`.
     ///
     /// ```
     /// use tower_sentinel::SentinelLayer;
@@ -332,25 +333,24 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         })
     }
 
-    /// Runs no job that was [delivered](crate::settle::Settle::deliveries) more than `limit` times; without
-    /// a limit by default.
+    /// Refuses to run a job that was [delivered](crate::settle::Settle::deliveries) more than `limit` times;
+    /// no limit by default.
     ///
-    /// A job that takes its process down, by an abort, a stack overflow or all of the memory, has no
-    /// outcome, so that no decision is asked about it, and the broker delivers it to the next worker.
-    /// This looks at the count before the run. A job above the limit is
-    /// [`Cancelled`](crate::Outcome::Cancelled) with
+    /// A job that takes its process down, by an abort, a stack overflow or by using all memory, has no
+    /// outcome. So no decision is made about it, and the broker delivers it to the next worker. This limit
+    /// checks the count before the run. A job above it is [`Cancelled`](crate::Outcome::Cancelled) with
     /// [`DeliveryLimit`](crate::outcome::CancelReason::DeliveryLimit), and the inner service is not called.
-    /// The policy decides as it does on any outcome; [`ack_on_success`](crate::ack_on_success)
-    /// rejects it, with "delivered 6 times without an outcome" as its reason.
+    /// The policy decides as on any outcome. [`ack_on_success`](crate::ack_on_success) rejects the job, with
+    /// a reason such as "delivered 6 times without an outcome".
     ///
-    /// Use it beside [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit), with the
-    /// same number or a higher one: the decision bounds what fails, and this what it is not asked
-    /// about. What a broker counts besides is counted here too, so leave some room where a `Release`
-    /// [is charged](crate::settle::Capabilities::charges), and for the ends of connections.
+    /// Use it together with [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit), with the
+    /// same number or a higher one. The decision limits jobs that fail, and this limits jobs that never reach
+    /// a decision. The count includes everything that the broker counts. So leave some room for connections
+    /// that end, and for releases if a `Release` [is charged](crate::settle::Capabilities::charges).
     ///
-    /// A broker that does not tell the count has no limit, and an event at level WARN says so once.
-    /// A classic queue of RabbitMQ does not count what its consumer took down: no limit reaches such
-    /// a job there, use a quorum queue.
+    /// If a broker does not report the count, there is no limit, and an event at level WARN says so once. A
+    /// classic queue of RabbitMQ does not count the deliveries of a consumer that went down, so no limit
+    /// applies to such a job; use a quorum queue.
     ///
     /// ```
     /// use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};
@@ -362,7 +362,7 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
     ///
     /// # Panics
     ///
-    /// Panics if `limit` is 0: where others mean "no limit", this would run nothing.
+    /// Panics if `limit` is 0. Elsewhere that may mean "no limit"; here it would run nothing.
     #[track_caller]
     pub fn delivery_limit(self, limit: u32) -> SentinelLayer<P, Hooks<LimitedDeliveries<G>, M, U>> {
         assert!(limit > 0, "no job is delivered less than once");
@@ -373,7 +373,7 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         })
     }
 
-    /// Makes for each job a span as OpenTelemetry's messaging conventions have it, for tags that can
+    /// Makes a span for each job that follows the messaging conventions of OpenTelemetry, for tags that can
     /// [`Settle`](crate::settle::Settle); see [`ProcessSpan`].
     ///
     /// ```
@@ -390,13 +390,12 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
         })
     }
 
-    /// Sets who takes a policy's error when no caller waits for it any more.
+    /// Sets the handler of policy errors that no caller waits for any more.
     ///
-    /// It is called after an `error!` event, in the job's span, for a settlement that fails after
-    /// the response future was dropped. The broker may then have no answer: give up the channel,
-    /// so that it takes the job back. A job that is lost because every runtime has ended is an
-    /// event only. `unsettled` must be `Clone`, for [`layer`](Layer::layer), and
-    /// `Send + Sync + 'static`.
+    /// It is called if a settlement fails after the response future was dropped. The call comes after an
+    /// `error!` event, in the job's span. The delivery may then be unsettled: give up the channel, so that
+    /// the broker takes the job back. A job that is lost because every runtime has ended is only an event.
+    /// `unsettled` must be `Clone`, for [`layer`](Layer::layer), and `Send + Sync + 'static`.
     ///
     /// ```
     /// use std::{convert::Infallible, io};
@@ -424,7 +423,7 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
 
 #[cfg(feature = "metrics")]
 impl<P, H> SentinelLayer<P, H> {
-    /// Sets the labels of what this sentinel counts, such as `messaging.system` and
+    /// Sets the labels of this sentinel's metrics, such as `messaging.system` and
     /// `messaging.destination.name`; none by default.
     ///
     /// See [`describe_metrics`](crate::telemetry::describe_metrics).
@@ -458,9 +457,9 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
 }
 
 impl<P: Clone, H: Clone> SentinelLayer<P, H> {
-    /// Puts each of `services` under a sentinel with a child of `shutdown`, whose caller polls its calls
-    /// again once that is cancelled. They have one bound on what
-    /// they abandon, as clones of one sentinel do, and nothing else that their workers would fight for.
+    /// Puts each of `services` under a sentinel with a child of `shutdown`. Their caller polls its calls
+    /// again once that token is cancelled. They share one bound on abandoned jobs, as clones of one sentinel
+    /// do, and nothing else that would cause contention between their threads.
     pub(crate) fn layer_each<S>(
         &self,
         services: Vec<S>,

@@ -1,4 +1,4 @@
-//! Time limits of jobs whose broker waits for so long and no longer.
+//! Time limits of jobs that have a lease.
 
 use std::{
     sync::{
@@ -10,16 +10,16 @@ use std::{
 
 use crate::outcome::{Outcome, guard};
 
-/// The time limit of a job, unless another is set.
+/// Time limit of a job, unless another is set.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the default time limit of a job with `lease`: a third is left to stop it and to settle it.
+/// Returns the default time limit of a job with `lease`. A third is left to stop the job and to settle it.
 pub(crate) fn default_timeout(lease: Option<Duration>) -> Duration {
     lease.map_or(DEFAULT_TIMEOUT, |lease| DEFAULT_TIMEOUT.min(lease / 3 * 2))
 }
 
-/// The first job of a layer that may outlive its lease. It is told of once, and not before a job has
-/// shown that nothing keeps it alive.
+/// First job of a layer that may outlive its lease. There is one warning, and not before a job has shown that
+/// nothing keeps it alive.
 #[derive(Debug, Default)]
 pub(crate) struct Outliving {
     first: OnceLock<Times>,
@@ -34,7 +34,7 @@ struct Times {
 }
 
 impl Outliving {
-    /// Notes a job that may run until its `lease` is over.
+    /// Notes a job that may run until the end of its `lease`.
     pub(crate) fn note(&self, limit: Option<Duration>, grace: Duration, lease: Duration) {
         if limit.is_none_or(|limit| limit.saturating_add(grace) >= lease) {
             self.first.get_or_init(|| Times {
@@ -51,7 +51,7 @@ impl Outliving {
         let Some(times) = self.first.get() else {
             return;
         };
-        // Another outcome may have come before the job's keep-alive could begin.
+        // With another outcome, the job may have ended before its keep-alive could begin.
         let is_telling = matches!(outcome, Outcome::Completed(_) | Outcome::TimedOut(_));
         if !is_telling || self.told.load(Ordering::Relaxed) || is_kept_alive() {
             return;

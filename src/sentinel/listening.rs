@@ -1,11 +1,11 @@
-//! [`observe`]: whether the sentinel that is asked for readiness listens to a shutdown token.
+//! [`observe`], which finds out whether a sentinel that is polled for readiness has a shutdown token.
 //!
-//! A consumer knows its service by the trait alone, with middleware around the sentinel.
+//! A consumer knows its service only by the `Service` trait, with middleware around the sentinel.
 
 use std::cell::Cell;
 
 thread_local! {
-    /// None while nobody asks.
+    /// `None` while nobody observes.
     static SEEN: Cell<Option<Seen>> = const { Cell::new(None) };
 }
 
@@ -16,7 +16,8 @@ enum Seen {
     Listening,
 }
 
-/// Returns besides whether a sentinel that `ask` asked listens to a token; `None` if it asked none.
+/// Returns the result of `ask`, and whether the sentinel that it polled has a token; `None` if it polled
+/// none.
 pub(crate) fn observe<R>(ask: impl FnOnce() -> R) -> (R, Option<bool>) {
     SEEN.set(Some(Seen::NoSentinel));
     let answer = ask();
@@ -28,7 +29,7 @@ pub(crate) fn observe<R>(ask: impl FnOnce() -> R) -> (R, Option<bool>) {
     (answer, listens)
 }
 
-/// Notes that a sentinel is asked.
+/// Notes that a sentinel is polled for readiness.
 pub(super) fn note(listens: bool) {
     match (SEEN.get(), listens) {
         (None | Some(Seen::Listening), _) => {}

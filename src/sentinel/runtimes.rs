@@ -1,4 +1,4 @@
-//! Where jobs and their supervision run, and the one timer of a supervision.
+//! Runtimes of jobs and of their supervision, and the one timer of a supervision.
 
 use std::{
     future::Future,
@@ -19,16 +19,15 @@ use tokio::{
 
 use crate::time::poll_timer;
 
-/// The runtimes of one sentinel: that of its jobs, and that of their supervision.
+/// Runtimes of one sentinel: that of its jobs, and that of their supervision.
 #[derive(Debug)]
 pub(crate) struct Home {
-    /// The runtime of the jobs, if they have one of their own.
+    /// The separate runtime of the jobs, if there is one.
     jobs: Option<Handle>,
-    /// Whether that one was found to have ended.
+    /// `true` once that runtime was found to have ended.
     has_lost_jobs: AtomicBool,
-    /// The runtime of the first call, for a response future that is dropped outside of any. One
-    /// for all calls, since a handle of its own costs each job two counts on a contended cache
-    /// line.
+    /// The runtime of the first call, for a response future that is dropped outside of any runtime. There is
+    /// one for all calls, since a handle for each job would cost it two counts on a contended cache line.
     first: OnceLock<Handle>,
 }
 
@@ -41,20 +40,20 @@ impl Home {
         }
     }
 
-    /// Learns that a job's runtime has ended. Without one of their own, the next job may have
-    /// another.
+    /// Notes that the runtime of a job has ended. Without a separate runtime for jobs, the next job may be on
+    /// another one, so nothing is noted.
     pub(crate) fn lose_jobs(&self) {
         if self.jobs.is_some() {
             self.has_lost_jobs.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether no job will run any more.
+    /// Returns `true` if no job will run any more.
     pub(crate) fn has_lost_jobs(&self) -> bool {
         self.has_lost_jobs.load(Ordering::Relaxed)
     }
 
-    /// Learns of the runtime in which a call is made.
+    /// Notes the runtime in which a call is made.
     #[track_caller]
     #[inline]
     pub(crate) fn arrive(&self) {
@@ -68,14 +67,14 @@ impl Home {
                  layer a `runtime(handle)`"
             )
         };
-        // A supervision needs timers even without a limit. To panic for want of them is for the
-        // first call, which has nothing to lose yet.
+        // A supervision needs timers even without a limit. If there are none, the first call panics, since
+        // nothing can be lost yet.
         let _context = handle.enter();
         drop(sleep_until(Instant::now()));
         drop(self.first.set(handle.clone()));
     }
 
-    /// Returns the time by the clock of the calls: outside of any runtime there may be another.
+    /// Returns the time by the clock of the calls: outside of any runtime the clock may be another one.
     pub(crate) fn now(&self) -> Instant {
         let first = self.first.get().filter(|_| !is_inside_a_runtime());
         let _clock = first.map(Handle::enter);
@@ -84,8 +83,8 @@ impl Home {
 
     /// Returns the clock of a call.
     ///
-    /// Where jobs have a runtime of their own there may be no other, and it is the poll that
-    /// knows: the timer is made then.
+    /// If jobs have a separate runtime, the call may be outside of any other. Then only the poll knows the
+    /// runtime, and the timer is made by the poll.
     #[inline]
     #[track_caller]
     pub(crate) fn clock(&self, due: Option<Instant>) -> Clock {
@@ -107,11 +106,11 @@ impl Home {
         }
     }
 
-    /// How many runtimes there may be to supervise on.
+    /// Number of runtimes that a supervision may try.
     pub(crate) const RUNTIMES: usize = 3;
 
-    /// Returns the runtime to supervise on, if those before `rank` are gone or of no use: a
-    /// future can be polled, or dropped, anywhere.
+    /// Returns a runtime to supervise on, if those before `rank` are gone or unusable: a future can be
+    /// polled, or dropped, anywhere.
     pub(crate) fn runtime(&self, rank: usize) -> Option<Handle> {
         match rank {
             0 => Handle::try_current().ok(),
@@ -120,7 +119,7 @@ impl Home {
         }
     }
 
-    /// Enters a runtime, if this is outside of any: a policy may need timers.
+    /// Enters a runtime if the current thread is outside of any, since a policy may need timers.
     #[inline]
     pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
         if is_inside_a_runtime() {
@@ -130,18 +129,18 @@ impl Home {
         runtime.map(Handle::enter)
     }
 
-    /// Returns the runtime of the jobs, if they have one of their own.
+    /// Returns the separate runtime of the jobs, if there is one.
     #[inline]
     pub(crate) fn jobs(&self) -> Option<&Handle> {
         self.jobs.as_ref()
     }
 
-    /// Returns the runtime that watches a job beyond its outcome: one that lives as long.
+    /// Returns the runtime of the task that watches a job after its outcome, which lives as long as the job.
     pub(crate) fn watch(&self) -> Handle {
         self.jobs.clone().unwrap_or_else(|| self.handle())
     }
 
-    /// Returns the first runtime to supervise on.
+    /// Returns the first known runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
         (0..Self::RUNTIMES)
             .find_map(|rank| self.runtime(rank))
@@ -149,15 +148,14 @@ impl Home {
     }
 }
 
-/// Looks for a task first: a handle of its own would cost each job two counts on a contended
-/// cache line.
+/// Looks for a task first, since a new handle would cost each job two counts on a contended cache line.
 #[inline]
 fn is_inside_a_runtime() -> bool {
     task::try_id().is_some() || Handle::try_current().is_ok()
 }
 
 pin_project! {
-    /// The one timer of a supervisor: it serves the limit, then each step in its turn.
+    /// Timer of a supervisor, which serves the limit and then each step in turn.
     #[derive(Default)]
     pub(crate) struct Clock {
         #[pin]
@@ -179,7 +177,7 @@ impl Clock {
         let runtimes = (0..Home::RUNTIMES).filter_map(|rank| home.runtime(rank));
         let polled = poll_timer(self.project().sleep, due, runtimes, cx);
         polled.unwrap_or_else(|| match due <= Instant::now() {
-            // No runtime is left that has timers: time is told only when somebody asks.
+            // No runtime with timers is left, so the time is checked only by a poll.
             true => Poll::Ready(()),
             false => Poll::Pending,
         })

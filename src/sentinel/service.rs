@@ -1,4 +1,4 @@
-//! [`Sentinel`]: the service that supervises its calls.
+//! [`Sentinel`], the service that supervises its calls.
 
 use std::{
     fmt, mem,
@@ -30,54 +30,55 @@ use crate::{
     time::deadline,
 };
 
-/// The service of a [`SentinelLayer`](crate::SentinelLayer): runs each call of `S` on a task of its own, and answers
-/// with what the policy `P` answers.
+/// Service of a [`SentinelLayer`](crate::SentinelLayer), which runs each call of `S` on its own task and
+/// returns the response of the policy `P`.
 ///
 /// # Contract
 ///
-/// - *Outcome*: for a response future that is polled to its end or dropped, the policy is called
-///   once, or never if it cannot become ready. This holds for a value, an error, a panic in
-///   `call`, in the future and in its destructor, a job that hangs or blocks its thread, and a
-///   caller who drops the future at any point, before its first poll too.
-/// - *Readiness*: `poll_ready` is that of the inner service, and the instance that became ready is
-///   the one that is called; a clone takes its place. An error or a panic in the inner
-///   `poll_ready` comes back as an error of `poll_ready` and never becomes an outcome, so a
-///   service that is down does not drain the queue. After such an error discard the service.
-/// - *Cancellation*: a dropped response future hands its job over to a task in the background,
-///   which ends it as [`OnDrop`](crate::sentinel::OnDrop) says and settles. That task runs on the runtime in which the
-///   future is dropped, or else on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, or that
-///   of the sentinel's first call. When its runtime ends it moves on to the next of these. Where none is
-///   left the job is stopped and not settled, with an event at level ERROR: also if a later call was made
-///   in a runtime that lives, so drop inside of it, or make a sentinel for each runtime.
-/// - *Panics*: those of the job become its outcome, those of the policy an error of this call.
-/// - *What blocks*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs where the response
-///   future is polled. One that blocks its thread delays the limits and settlements of all jobs that are
-///   polled in the same task. The destructor of what a job returned does so too, after the job's own
-///   settlement, unless the jobs have a [`runtime`](crate::SentinelLayer::runtime): then a
-///   [`SettlePolicy`](crate::SettlePolicy) leaves it to a task there. Another policy drops its report
-///   where and when it chooses.
+/// - *Outcome*: for a response future that is polled to its end or dropped, the policy is called once, or
+///   never if it cannot become ready. This holds for a value, an error, a panic in `call`, in the future and
+///   in its destructor, a job that hangs or blocks its thread, and a caller who drops the future at any
+///   point, also before its first poll.
+/// - *Readiness*: `poll_ready` is that of the inner service. The instance that became ready is the one that
+///   is called; a clone takes its place. An error or a panic in the inner `poll_ready` is returned as an
+///   error of `poll_ready` and never becomes an outcome. So a service that is down does not drain the queue.
+///   After such an error, discard the service.
+/// - *Cancellation*: a dropped response future hands its job over to a background task. The task ends the job
+///   according to [`OnDrop`](crate::sentinel::OnDrop), and settles it. It runs on the runtime in which the
+///   future is dropped, or else on the [`runtime`](crate::SentinelLayer::runtime) of the jobs, or on that of
+///   the sentinel's first call. If its runtime ends, it moves on to the next of these. If none is left, the
+///   job is stopped and not settled, with an event at level ERROR. That also happens if a later call was made
+///   in a runtime that is still alive. So drop the future inside of that runtime, or make a sentinel for each
+///   runtime.
+/// - *Panics*: a panic of the job becomes its outcome, a panic of the policy becomes an error of this call.
+/// - *Blocking*: a waker that a job leaves with [`cancelled()`](crate::cancelled) runs on the thread that
+///   polls the response future. If it blocks that thread, it delays the limits and settlements of all jobs
+///   that are polled in the same task. So does the destructor of a value or an error that a job returned,
+///   after the job's own settlement. If the jobs have a [`runtime`](crate::SentinelLayer::runtime), a
+///   [`SettlePolicy`](crate::SettlePolicy) leaves that destructor to a task on it. Other policies choose
+///   themselves where and when they drop their report.
 ///
-/// Out of reach: a future that is forgotten or never polled (no limit fires), `panic = "abort"`,
-/// a panic while another unwinds, the end of the process or of each of these runtimes. The broker
-/// redelivers then.
+/// Not covered: a future that is forgotten or never polled (no limit fires), `panic = "abort"`, a panic while
+/// another one unwinds, the end of the process or of each of these runtimes. In these cases the broker
+/// redelivers.
 ///
 /// # Panics
 ///
 /// `call` panics before anything is spawned
 ///
 /// - outside of a tokio runtime, unless the layer has a [`runtime`](crate::SentinelLayer::runtime);
-/// - in a runtime without timers (a later call without a limit may do without: what it comes to
-///   need is timed by another of the sentinel's runtimes);
-/// - if the tag, the time limit, the span, or the clone of the inner service or of the policy
-///   panics: those are the caller's.
+/// - in a runtime without timers (a later call without a limit may do without: if it needs a timer after all,
+///   another runtime of the sentinel provides it);
+/// - if the tag, the time limit, the span, or the clone of the inner service or of the policy panics: such a
+///   panic reaches the caller.
 ///
-/// `call` without `poll_ready` is the caller's mistake, as everywhere in tower: the inner service
-/// may panic, which then is the job's outcome.
+/// `call` without `poll_ready` is a mistake of the caller, as everywhere in tower. The inner service may
+/// panic, and that panic is then the job's outcome.
 pub struct Sentinel<S, P, H = Hooks> {
     service: S,
     policy: P,
     shared: Arc<Shared<H>>,
-    // Made when this clone first waits for an abandoned job.
+    // Made the first time that this clone waits for an abandoned job.
     waiter: Option<Waiter>,
 }
 
@@ -146,7 +147,7 @@ where
         let Base { settings, home, .. } = base;
         home.arrive();
 
-        // All that is the user's and may panic comes before the spawn.
+        // All user code that may panic comes before the spawn.
         let tag = hooks.tag.tag(&job);
         let limit = match hooks.tag.time_limit(&job) {
             TimeLimit::Inherit => settings.timeout,
@@ -163,7 +164,7 @@ where
             settings.outliving.note(limit, settings.ladder.grace, lease);
         }
         let due = limit.and_then(|limit| deadline(started, limit));
-        // It panics if the runtime has no timers, and then the instance that is ready is kept.
+        // This panics if the runtime has no timers; the ready instance is then still there.
         let clock = home.clock(due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
         let policy = self.policy.clone();
@@ -192,7 +193,7 @@ where
             None => {
                 let job_span = span.clone();
                 let clone = self.service.clone();
-                // The instance that is ready is the one to call.
+                // The ready instance is the one to call.
                 let service = mem::replace(&mut self.service, clone);
                 let call = (service, job);
                 let times = (started, due, is_leased);

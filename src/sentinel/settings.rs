@@ -16,8 +16,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnDrop {
     /// The job is stopped, and is [`Cancelled`](crate::Outcome::Cancelled) with
-    /// [`CancelReason::CallerDropped`](crate::outcome::CancelReason::CallerDropped) unless it returns on
-    /// the way down.
+    /// [`CancelReason::CallerDropped`](crate::outcome::CancelReason::CallerDropped) unless it
+    /// returns while it is being stopped.
     #[default]
     Abort,
     /// The job goes on under its time limit, in the background.
@@ -26,7 +26,7 @@ pub enum OnDrop {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// `Inherit` where none is set.
+    /// `Inherit` if none is set.
     pub(crate) timeout: TimeLimit,
     pub(crate) ladder: Ladder,
     /// Shared by all clones of a layer.
@@ -34,15 +34,15 @@ pub(crate) struct Settings {
     pub(crate) settle_timeout: Duration,
     pub(crate) on_drop: OnDrop,
     pub(crate) shutdown: Option<CancellationToken>,
-    /// Whether the caller polls its calls once `shutdown` is cancelled: then no job waits for that by
-    /// itself, which takes a lock of the token five times and an allocation.
+    /// `true` if the caller polls its calls once `shutdown` is cancelled. Then no job waits for the token
+    /// itself, which would cost five locks of the token and an allocation.
     pub(crate) is_told_by_polls: bool,
     pub(crate) max_abandoned: Option<usize>,
     pub(crate) labels: Labels,
 }
 
 impl Settings {
-    /// Returns whether a caller who tells of it by polls has been told to stop its jobs.
+    /// Returns `true` once `shutdown` is cancelled, if the caller announces that by a poll.
     pub(crate) fn is_shut_down(&self) -> bool {
         let shutdown = self.shutdown.as_ref();
         self.is_told_by_polls && shutdown.is_some_and(CancellationToken::is_cancelled)

@@ -1,4 +1,4 @@
-//! The settlement of one job by its policy.
+//! [`Settlement`] of one job by its policy.
 
 use std::{
     mem,
@@ -13,9 +13,9 @@ use crate::{
     policy::Report,
 };
 
-/// The settlement of one job: drives a policy to readiness, calls it once and awaits it.
+/// Settlement of one job, which drives a policy to readiness, calls it once and awaits it.
 ///
-/// `Unpin`, so that it can move to another task half-way: hence the box around the future.
+/// `Unpin`, so that it can move to another task half-way; therefore the future is boxed.
 pub(crate) enum Settlement<P, F, Tag, T, E> {
     // `None` once the report is with the policy.
     Readying(P, Option<Report<Tag, T, E>>),
@@ -28,10 +28,10 @@ where
     P: Service<Report<Tag, T, E>, Future = F>,
     F: Future<Output = Result<P::Response, P::Error>>,
 {
-    /// Returns what the policy answered, or how it panicked.
+    /// Returns the response of the policy, or its panic.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
         let mut answer = None;
-        // All of it in one `catch`, for each has its price on the path of every job.
+        // One `catch` for everything, since each one costs time on the path of every job.
         let polled = catch(|| {
             answer = Some(ready!(self.poll_answer(cx)));
             *self = Settlement::Ended;
@@ -39,13 +39,13 @@ where
         });
         match (polled, answer) {
             (Ok(Poll::Pending), _) => Poll::Pending,
-            // A destructor that panics cannot take back an answer.
+            // A destructor that panics cannot undo a response.
             (_, Some(answer)) => Poll::Ready(Ok(answer)),
             (Err(panic), None) => {
                 self.end();
                 Poll::Ready(Err(panic))
             }
-            (Ok(Poll::Ready(())), None) => unreachable!("ready with an answer"),
+            (Ok(Poll::Ready(())), None) => unreachable!("ready with a response"),
         }
     }
 
@@ -57,7 +57,7 @@ where
             // Invariant: the call below leaves this state, also by unwinding.
             let report = report.take().expect("the policy is called once");
             let calling = Settlement::Calling(Box::pin(policy.call(report)));
-            // A policy whose destructor panics has been called all the same.
+            // If the destructor of the policy panics, the policy has still been called.
             drop_quietly(mem::replace(self, calling));
         }
         match self {
@@ -66,7 +66,7 @@ where
         }
     }
 
-    /// Drops whatever is left of the policy and the report.
+    /// Drops the policy and the report, if they are still here.
     pub(crate) fn end(&mut self) {
         drop_quietly(mem::replace(self, Settlement::Ended));
     }

@@ -1,4 +1,4 @@
-//! The shutdown of a sentinel's jobs, and when it was asked for.
+//! [`Shutdown`] of a sentinel's jobs, and the time at which it was requested.
 
 use std::{
     future::Future,
@@ -12,17 +12,17 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::outcome::guard;
 
-/// A token, and a watch on it that notes when it was cancelled: which cause of a stop came first is a
-/// matter of time, and not of the next poll.
+/// A token, and the time at which it was cancelled. The order of causes is decided by time, and not by the
+/// next poll.
 pub(crate) struct Shutdown {
     token: CancellationToken,
     alarm: Arc<Alarm>,
-    // Never polled again: it keeps the alarm where the token finds it.
+    // It is not polled again; it keeps the alarm registered with the token.
     _waiting: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Shutdown {
-    /// Begins to watch, by the clock of `runtime`.
+    /// Starts to watch the token, by the clock of `runtime`.
     pub(crate) fn new(token: &CancellationToken, runtime: Handle) -> Self {
         let at = OnceLock::new();
         let alarm = Arc::new(Alarm { at, runtime });
@@ -44,12 +44,12 @@ impl Shutdown {
         self.token.clone().cancelled_owned()
     }
 
-    /// Returns since when the token is cancelled, if it is.
+    /// Returns the time at which the token was cancelled, if it is.
     pub(crate) fn since(&self) -> Option<Instant> {
         if !self.token.is_cancelled() {
             return None;
         }
-        // It may be cancelled on another thread just now.
+        // Another thread may be cancelling it at this moment, before the alarm has noted the time.
         self.alarm.note();
         self.alarm.at.get().copied()
     }

@@ -1,4 +1,4 @@
-//! Follows one job from its call to its settlement, whoever polls.
+//! [`Supervision`] of one job from its call to its settlement, independent of who polls it.
 
 use std::{
     any::TypeId,
@@ -34,7 +34,7 @@ use crate::{
     time::deadline,
 };
 
-/// What all clones of a sentinel and their response futures share.
+/// State shared by all clones of a sentinel and their response futures.
 pub(crate) struct Shared<H> {
     pub(crate) base: Base,
     pub(crate) hooks: H,
@@ -51,7 +51,7 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Returns the shutdown of the jobs, which is watched from the first call on.
+    /// Returns the shutdown of the jobs. It is watched from the first call on.
     pub(crate) fn shutdown(&self) -> Option<&Shutdown> {
         let token = self.settings.shutdown.as_ref()?;
         let watch = || Shutdown::new(token, self.home.handle());
@@ -59,26 +59,26 @@ impl Base {
     }
 }
 
-/// The sentinel that a supervision began in.
+/// Sentinel that a supervision began in.
 ///
-/// Behind a `dyn`, because a `Drop` impl can have no bounds that its struct lacks, and a spawn
-/// needs `Send + 'static`: those bounds hold where the trait object is made.
+/// A trait object, because a `Drop` impl can have no bounds that its struct lacks, and a spawn needs `Send +
+/// 'static`: these bounds are checked where the trait object is made.
 pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     fn base(&self) -> &Base;
 
-    /// Returns whether the policy tells of outcomes itself, as a [`SettlePolicy`] does.
+    /// Returns whether the policy reports outcomes itself, as a [`SettlePolicy`] does.
     ///
     /// [`SettlePolicy`]: crate::SettlePolicy
     fn policy_tells(&self) -> bool;
 
-    /// Returns where to drop what jobs leave behind, if not here.
+    /// Returns the runtime to drop the remains of jobs on, if that is not the current one.
     fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>>;
 
-    /// Counts a job whose outcome is given, though it still runs.
+    /// Counts a job that still runs although its outcome is known.
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
 
-    /// Takes a supervision over from a response future that is dropped, or from a runtime that
-    /// ends: on the first of the runtimes from `rank` on.
+    /// Takes a supervision over from a response future that is dropped, or from a runtime that ends. It goes
+    /// on on the first usable runtime from `rank` on.
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize);
 }
 
@@ -98,7 +98,7 @@ where
     }
 
     fn policy_tells(&self) -> bool {
-        // Nobody else makes one.
+        // No other policy has this response.
         TypeId::of::<P::Response>() == TypeId::of::<Settled>()
     }
 
@@ -122,7 +122,7 @@ where
         let Some((rank, runtime)) = (rank..Home::RUNTIMES).find_map(known) else {
             return supervision.lose();
         };
-        // If that runtime is gone, this drops the orphan at once, which tries the next.
+        // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
         runtime.spawn(Orphan {
             clock: Clock::default(),
             supervision: Some(supervision),
@@ -132,13 +132,13 @@ where
     }
 }
 
-/// The way of one job from its call to its settlement.
+/// Course of one job from its call to its settlement.
 ///
-/// `Unpin`, so that it can move from the response future to a task of its own half-way.
+/// `Unpin`, so that it can move from the response future to a separate task half-way.
 pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
     pub(crate) context: JobHandle,
-    /// Counted as running, then as unsettled.
+    /// Counts the job first as running, then as unsettled.
     pub(crate) in_flight: InFlight,
     /// Current in the job and in the policy.
     pub(crate) span: GuardedSpan,
@@ -153,7 +153,7 @@ pub(crate) enum Stage<P, F, Tag, T, E> {
     },
     Settling {
         settlement: Settlement<P, F, Tag, T, E>,
-        /// Set when the policy first lets us wait.
+        /// Set when the policy is pending for the first time.
         due: Option<Instant>,
     },
 }
@@ -233,9 +233,9 @@ where
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
-    /// Goes on in the background, because the caller is gone.
+    /// Continues in the background, because the caller is gone.
     ///
-    /// The job is stopped if the layer's [`OnDrop`] says so; what is being settled is settled.
+    /// The job is stopped if the layer's [`OnDrop`] says so. A settlement that has begun goes on.
     pub(crate) fn hand_over(mut self) {
         let origin = Arc::clone(&self.origin);
         let Base {
@@ -252,17 +252,17 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         if let (Stage::Running { isolated, .. }, Some(shutdown), true) =
             (&mut self.stage, shutdown.get(), settings.is_told_by_polls)
         {
-            // Its caller polls it no more.
+            // Its caller no longer polls it.
             isolated.listen(shutdown);
         }
         origin.take_over(self, 0);
     }
 
-    /// Gives up, because there is no runtime left to settle on; the broker will redeliver.
+    /// Gives up, because no runtime is left to settle on; the broker will redeliver.
     fn lose(mut self) {
         let _entered = self.span.enter();
-        guard(|| tracing::error!("the runtime ended before a job was settled"));
-        // A job that lives elsewhere is not to go on beside its next delivery.
+        guard(|| tracing::error!("job not settled: its runtimes have ended"));
+        // A job on another runtime must not run on beside its next delivery.
         if let Stage::Running { isolated, .. } = &mut self.stage {
             isolated.give_up(&self.context);
         }
@@ -277,7 +277,7 @@ pin_project! {
         // `None` once it is settled.
         supervision: Option<Supervision<P, F, Tag, T, E>>,
         origin: Arc<Shared<H>>,
-        // Which of the runtimes this is.
+        // Rank of the present runtime.
         rank: usize,
     }
 
@@ -306,17 +306,17 @@ where
             return Poll::Ready(());
         };
         let result = ready!(supervision.poll(this.clock, cx));
-        // Before the hook: what is settled is not to be handed on.
+        // Before the callback, since a settled job must not be handed on.
         let supervision = this.supervision.take();
         if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
             let _entered = span.enter();
             guard(|| {
                 tracing::error!(
                     error = error.brief(),
-                    "nobody waits for a failed settlement"
+                    "settlement failed after the response future was dropped"
                 );
             });
-            // tokio would drop the payload of its panic, whose destructor may panic too.
+            // tokio would drop the payload of its panic, and that destructor may panic too.
             guard(|| this.origin.hooks.unsettled.unsettled(error));
         }
         Poll::Ready(())

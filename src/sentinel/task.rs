@@ -1,4 +1,4 @@
-//! [`Task`]: the task of a job, with every panic caught where it happens.
+//! [`Task`] of a job, which catches every panic where it happens.
 
 use std::{
     future::Future,
@@ -18,15 +18,15 @@ use crate::{
     telemetry::GuardedSpan,
 };
 
-/// The end of a job, unless it is aborted.
+/// Exit of a job that is not aborted.
 type Exit<T, E> = Result<Result<T, E>, Panic>;
 
-/// The result of a job's task. The context comes back with the exit, since to release it
-/// where the job ran would cost a trip of its cache line between two cores.
+/// Result of a job's task. The context is returned with the exit: if it were released where the job ran, its
+/// cache line would have to move between two cores.
 pub(super) type Output<T, E> = Quiet<(Exit<T, E>, Option<Arc<JobContext>>)>;
 
 pin_project! {
-    /// The task of a job.
+    /// Task of a job.
     pub(super) struct Task<S, J, F> {
         // `None` once it is over.
         #[pin]
@@ -41,8 +41,8 @@ pin_project! {
                 return;
             }
             let _entered = this.span.enter();
-            // The panic goes on to tokio as a payload that drops itself quietly: it is told to the
-            // supervisor, or dropped where nobody waits any more.
+            // The panic is passed on to tokio as a payload whose destructor does not panic. It reaches the
+            // supervisor, or is dropped if nobody waits any more.
             if let Err(panic) = JobContext::dropping(|| catch(|| this.call.set(None))) {
                 resume_unwind(Box::new(panic));
             }
@@ -75,7 +75,7 @@ where
         let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
         let exit = ready!(call.as_mut().poll(cx));
         let context = call.take_value();
-        // Nothing of the job's is left in it.
+        // At this point it no longer contains anything of the job.
         this.call.set(None);
         Poll::Ready(Quiet::new((exit, context)))
     }
@@ -84,7 +84,7 @@ where
 pin_project! {
     /// The call, then its future, with every panic caught where it happens.
     ///
-    /// tokio would catch them too, but drops a future while its panic unwinds: if the future
+    /// tokio would catch the panics too, but it drops a future while its panic unwinds. If the future then
     /// panics in `Drop` as well, the process aborts.
     #[project = CallProj]
     enum Call<S, J, F> {
@@ -102,7 +102,7 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         JobContext::begin_poll();
         if let CallProj::Calling { call } = self.as_mut().project() {
-            // It has its outcome, of a job that never started, and was aborted before.
+            // The job has the outcome of a job that never started, and was aborted before that.
             if !JobContext::start_current() {
                 return Poll::Pending;
             }
@@ -128,11 +128,11 @@ where
         });
         match (polled, returned) {
             (Ok(Poll::Pending), _) => Poll::Pending,
-            // A destructor that panics cannot take back what the job returned.
+            // A destructor that panics cannot undo the result of the job.
             (_, Some(result)) => Poll::Ready(Ok(result)),
             (Err(panic), None) => {
                 JobContext::close_current(&panic);
-                // `set` writes the new value though the drop of the old one unwinds.
+                // `set` writes the new value even if the drop of the old one unwinds.
                 drop(catch(|| self.set(Call::Calling { call: None })));
                 Poll::Ready(Err(panic))
             }

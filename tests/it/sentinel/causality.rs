@@ -467,7 +467,9 @@ async fn g7_an_error_that_nobody_waits_for_is_one_event_in_the_jobs_span() {
             ),
         ] {
             let expected = [
-                format!("ERROR nobody waits for a failed settlement: {brief} in job"),
+                format!(
+                    "ERROR settlement failed after the response future was dropped: {brief} in job"
+                ),
                 format!("hook: {error} in job"),
             ];
             assert_eq!(
@@ -519,7 +521,7 @@ fn g7_a_runtime_that_ends_before_a_job_is_settled_is_one_event_in_the_jobs_span(
     let events = log.iter().filter(|line| line.starts_with("ERROR"));
     assert_eq!(
         events.collect::<Vec<_>>(),
-        ["ERROR the runtime ended before a job was settled:  in job"]
+        ["ERROR job not settled: its runtimes have ended:  in job"]
     );
     assert_eq!(log.last().unwrap(), "close job");
 }
@@ -539,6 +541,6 @@ async fn g7_a_hook_that_panics_is_not_taken_for_the_end_of_the_runtime() {
     let events = log.iter().filter(|line| line.starts_with("ERROR"));
     assert_eq!(
         events.collect::<Vec<_>>(),
-        ["ERROR nobody waits for a failed settlement: the policy failed in job"]
+        ["ERROR settlement failed after the response future was dropped: the policy failed in job"]
     );
 }

@@ -242,7 +242,7 @@ fn a_drop_outside_of_any_runtime_is_told_where_the_first_runtime_has_ended() {
     drop(guard);
     // It can't be settled: the runtime of the drop is not known. The broker delivers it again, and it
     // is not to run beside that.
-    let told = "ERROR the runtime ended before a job was settled";
+    let told = "ERROR job not settled: its runtimes have ended";
     assert_eq!(log.lines(), [told]);
     second.block_on(idle(second.handle()));
     assert_eq!(recorder.reports(), [Seen::panicked()]);
