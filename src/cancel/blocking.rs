@@ -1,4 +1,4 @@
-//! [`spawn_blocking`]: work of a job that blocks its thread, on a thread of its own.
+//! [`spawn_blocking`]: a job's work that blocks its thread, on another thread.
 
 use std::{
     future::{self, Future},
@@ -15,28 +15,29 @@ use crate::{
     telemetry::GuardedSpan,
 };
 
-/// Runs `work`, which blocks its thread, on one of tokio's threads for that; the job awaits it.
+/// Runs blocking `work` on one of tokio's threads for blocking work; the job awaits it.
 ///
-/// It is [`tokio::task::spawn_blocking`] for the inside of a job, whose limit it does not outlive
-/// unseen:
+/// It is [`tokio::task::spawn_blocking`] for use inside a job. The sentinel knows if the work outlives the
+/// limit of the job:
 ///
-/// - `work` is given the job's [`Cancellation`], to ask between two steps
-///   [whether it is to stop](Cancellation::is_cancelled). [`Cancellation::current`] is the same one in
-///   there, and the span is that of the caller.
-/// - While it goes on, the job is not [stopped](crate::outcome::TimedOut::stopped): after its abort it is waited
-///   for, up to the layer's [`stop_wait`](crate::SentinelLayer::stop_wait). After that it counts towards
-///   [`max_abandoned`](crate::SentinelLayer::max_abandoned), also if the job returned without awaiting it.
-/// - Work that has not begun when the future is dropped never does.
+/// - `work` gets the job's [`Cancellation`]. Between two steps it can check [whether to
+///   stop](Cancellation::is_cancelled). Inside of `work`, [`Cancellation::current`] is the same one, and the
+///   span is that of the caller.
+/// - While the work goes on, the job is not [stopped](crate::outcome::TimedOut::stopped). After its abort the
+///   sentinel waits for it, up to the layer's [`stop_wait`](crate::SentinelLayer::stop_wait). After that the
+///   job counts towards [`max_abandoned`](crate::SentinelLayer::max_abandoned), also if it returned without
+///   awaiting the work.
+/// - Work that has not begun when the future is dropped never begins.
 ///
-/// Outside of a job nothing stops it, and its cancellation is that of no job.
+/// Outside of a job nothing stops the work, and its cancellation belongs to no job.
 ///
 /// # Panics
 ///
-/// Panics outside of a tokio runtime. A panic of `work` goes on in the future.
+/// Panics outside of a tokio runtime. A panic of `work` continues in the future.
 ///
 /// # Cancel safety
 ///
-/// To drop the future does not stop work that has begun: nothing can.
+/// Dropping the future does not stop work that has begun: nothing can.
 ///
 /// # Examples
 ///
@@ -82,7 +83,7 @@ where
     let slot = Slot(Arc::new(Mutex::new(Some((work, blocked)))));
     let begun = Slot(Arc::clone(&slot.0));
     let task = task::spawn_blocking(move || {
-        // Its place is counted to the end, and what it returns is dropped quietly if it is too late.
+        // The thread counts as blocked until the end. A result that comes too late is dropped quietly.
         let (work, _blocked) = begun.take()?;
         let _entered = span.enter();
         Some(Quiet::new(catch(|| match job.job().cloned() {
@@ -107,12 +108,12 @@ where
     }
 }
 
-/// Work that has not begun, for the thread that begins it; withdrawn by whoever drops it first.
+/// Work that has not begun. The thread takes it to begin it; it is withdrawn if the future is dropped first.
 struct Slot<F>(Arc<Mutex<Option<(F, Option<Blocked>)>>>);
 
 impl<F> Slot<F> {
     fn take(&self) -> Option<(F, Option<Blocked>)> {
-        // In a statement of its own: nothing is dropped while it is locked.
+        // In a separate statement, so that nothing is dropped while the lock is held.
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         slot.take()
     }
@@ -124,7 +125,7 @@ impl<F> Drop for Slot<F> {
     }
 }
 
-/// A thread that is blocked for a job, until it is dropped.
+/// Mark of a thread that is blocked for a job, until it is dropped.
 struct Blocked(Arc<JobContext>);
 
 impl Blocked {

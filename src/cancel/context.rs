@@ -1,4 +1,4 @@
-//! [`JobContext`]: the part of a job that its supervisor shares.
+//! [`JobContext`], the part of a job that it shares with its supervisor.
 
 use std::{
     cell::Cell,
@@ -25,23 +25,23 @@ tokio::task_local! {
     pub(super) static CURRENT: Arc<JobContext>;
 }
 
-/// The first `cancel` of a job.
+/// First `cancel` of a job.
 #[derive(Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) reason: CancelReason,
     pub(crate) at: Instant,
-    /// Whether a destructor of the job made it, in a panic that unwinds.
+    /// `true` if a destructor of the job made it while a panic unwinds.
     pub(crate) unwinding: bool,
 }
 
-/// What it means for a job that does not return by itself that it is being stopped.
+/// Meaning of a stop for a job that does not return by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stopping {
-    /// It will have timed out.
+    /// The job will have timed out.
     TimeLimit,
-    /// It will have been cancelled.
+    /// The job will have been cancelled.
     Cancelled,
-    /// It will have been cancelled, unless it ends by the panic that made the request.
+    /// The job will have been cancelled, unless it ends by the panic that made the request.
     Unwinding,
 }
 
@@ -54,30 +54,30 @@ impl From<Request> for Stopping {
     }
 }
 
-/// What a job and its supervisor share. One is allocated for every job, so it stays small.
+/// State shared by a job and its supervisor. One is allocated for every job, so it stays small.
 #[derive(Default)]
 pub(crate) struct JobContext {
-    /// The first `cancel`; later ones are ignored. `None` in it: a panic came before any.
+    /// The first `cancel`; later ones are ignored. `Some(None)`: a panic came before any.
     request: OnceLock<Option<Request>>,
-    /// Made when the job asks for it or is told, so most jobs never pay for it. There is no flag
-    /// beside it that could disagree: told *is* a cancelled token.
+    /// Made when the job asks for it or is told to stop, so most jobs never pay for it. A cancelled token
+    /// *means* told to stop: no separate flag could disagree with it.
     token: OnceLock<CancellationToken>,
-    /// Set before the job is told.
+    /// Set before the job is told to stop.
     stopping: OnceLock<Stopping>,
-    /// Whether the service is called: decided once, by the job or by its supervisor. Then, whether
-    /// the job ended by the panic that made the request.
+    /// State of the start: whether the service is called is decided once, by the job or by its supervisor.
+    /// Later also whether the job ended by the panic that made the request.
     start: AtomicU8,
     pub(super) supervisor: AtomicWaker,
     pub(super) limit: Limit,
-    /// Made for the first of them.
+    /// Made for the first of the things that run beside the job.
     beside: OnceLock<Box<Beside>>,
 }
 
-/// When the time of a job is over; `None` for one without a limit.
+/// Time at which the limit of a job passes; `None` for a job without a limit.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Limit {
     pub(crate) due: Option<Instant>,
-    /// The same once it is kept alive.
+    /// The same for a job that is kept alive.
     pub(crate) kept_alive: Option<Instant>,
 }
 
@@ -86,14 +86,14 @@ const STARTED: u8 = 1;
 const REFUSED: u8 = 2;
 const UNWOUND: u8 = 3;
 
-/// What a thread does with a job.
+/// Use that a thread makes of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It polls the job. A panic that the job caught in an earlier poll is not the one that ends it.
+    /// The thread polls the job. A panic that the job caught in an earlier poll is not the one that ends it.
     Polled,
-    /// It polls the job, and a destructor has asked for the stop in a panic that unwinds.
+    /// The thread polls the job, and a destructor has requested the stop while a panic unwinds.
     Unwinding,
-    /// It drops the job before its end. A panic is one on the way down.
+    /// The thread drops the job before its end. A panic is one during the stop.
     Dropped,
 }
 
@@ -101,19 +101,19 @@ thread_local! {
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Polled) };
 }
 
-/// What runs beside a job.
+/// State of everything that runs beside a job.
 #[derive(Default)]
 struct Beside {
-    /// Whether the broker is asked for more time.
+    /// `true` once the broker is asked for more time.
     kept_alive: AtomicBool,
     companions: Mutex<Companioned>,
-    /// How many closures block a thread for the job.
+    /// Number of closures that block a thread for the job.
     blocking: AtomicUsize,
-    /// Told when there is none any more.
+    /// Notified when no closure is left.
     unblocked: Notify,
 }
 
-/// `None`: the job has its outcome.
+/// Companions of a job; `None` once the job has its outcome.
 struct Companioned(Option<Companions>);
 
 impl Default for Companioned {
@@ -124,9 +124,9 @@ impl Default for Companioned {
 
 type Companions = Vec<Arc<dyn Companion>>;
 
-/// What runs beside a job and must be over before the job is settled.
+/// Companion of a job: it runs beside the job, and must be over before the job is settled.
 pub(crate) trait Companion: Send + Sync {
-    /// Ends it: once this returns it does nothing any more. Never waits for the job.
+    /// Ends it. Once this returns, the companion does nothing any more. It never waits for the job.
     fn stop(&self);
 }
 
@@ -141,11 +141,11 @@ impl JobContext {
         CURRENT.scope(self, future)
     }
 
-    /// Has no request count any more in the current job, for it has ended by `panic`.
+    /// Ignores all later requests in the current job, which has ended by `panic`.
     pub(crate) fn close_current(panic: &Panic) {
         // Fails outside of a job.
         let _closed = CURRENT.try_with(|job| {
-            // Fails where a request came first.
+            // Fails if a request came first.
             let _closed = job.request.set(None);
             if PHASE.get() == Phase::Unwinding && panic.has_asked() != Some(false) {
                 job.start.store(UNWOUND, Ordering::Release);
@@ -153,14 +153,14 @@ impl JobContext {
         });
     }
 
-    /// Forgets the panics that a job caught in earlier polls.
+    /// Forgets panics that a job caught in earlier polls.
     pub(crate) fn begin_poll() {
         PHASE.set(Phase::Polled);
     }
 
-    /// Runs `drop`, which drops a job before its end, and does not panic.
+    /// Runs `drop`, which drops a job before its end and does not panic.
     pub(crate) fn dropping<R>(drop: impl FnOnce() -> R) -> R {
-        // A job may be dropped within another one.
+        // A job may be dropped inside another one.
         let outer = PHASE.replace(Phase::Dropped);
         let result = drop();
         PHASE.set(outer);
@@ -172,8 +172,8 @@ impl JobContext {
         self.start.load(Ordering::Acquire) == UNWOUND
     }
 
-    /// Returns whether this job, which is dropped here, will have failed: timed out, or panicked,
-    /// if it `has_panicked`.
+    /// Returns whether this job, which is dropped here, will have failed: by a timeout, or by a panic if it
+    /// `has_panicked`.
     pub(crate) fn fails(&self, has_panicked: bool) -> bool {
         match (self.stopping(), PHASE.get()) {
             (Some(Stopping::TimeLimit), _) => true,
@@ -186,7 +186,7 @@ impl JobContext {
         }
     }
 
-    /// Returns the first `cancel`; wakes `supervisor` when it comes later.
+    /// Returns the first `cancel`; wakes `supervisor` if it comes later.
     #[inline]
     pub(crate) fn poll_request(&self, supervisor: &Waker) -> Option<Request> {
         self.supervisor.register(supervisor);
@@ -198,14 +198,14 @@ impl JobContext {
         self.request.get().copied().flatten()
     }
 
-    /// Tells the job to stop. The first `stopping` counts.
+    /// Tells the job to stop. Only the first `stopping` counts.
     pub(crate) fn tell(&self, stopping: Stopping) {
         let _first = self.stopping.set(stopping);
-        // It is cancelled before it wakes those who wait: wakers of the job's own.
+        // The token is cancelled before it wakes its waiters, whose wakers belong to the job.
         guard(|| self.token().cancel());
     }
 
-    /// Returns why the job is being stopped, if it is, or is about to be.
+    /// Returns the meaning of the stop, if the job is being stopped or is about to be.
     pub(crate) fn stopping(&self) -> Option<Stopping> {
         let decided = self.stopping.get().copied();
         decided.or_else(|| self.request().map(Stopping::from))
@@ -222,10 +222,9 @@ impl JobContext {
         beside.is_some_and(|beside| beside.kept_alive.load(Ordering::Relaxed))
     }
 
-    /// Stops `companion` when this job has its outcome, or at once if it has.
+    /// Stops `companion` when this job has its outcome, or at once if it has one already.
     ///
-    /// One that nobody else holds any more is over, and is let go: a job may have many, each in its
-    /// turn.
+    /// A companion that nobody else holds is over, and is released: a job may have many, one after the other.
     pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
         if let Some(companions) = &mut self.companions().0 {
             companions.retain(|it| Arc::strong_count(it) > 1);
@@ -235,7 +234,7 @@ impl JobContext {
         companion.stop();
     }
 
-    /// Makes the request to stop, at this time, unless one came first.
+    /// Requests the stop, at the time `at`, unless another request came first.
     pub(super) fn ask(self: &Arc<Self>, reason: CancelReason, at: Instant) {
         let is_current = || {
             CURRENT
@@ -256,7 +255,7 @@ impl JobContext {
         }
     }
 
-    /// Returns how much of the job's time is left.
+    /// Returns the time that the job has left.
     pub(super) fn time_left(&self) -> Option<Duration> {
         let Limit { due, kept_alive } = self.limit;
         let due = match self.is_kept_alive() {
@@ -269,7 +268,7 @@ impl JobContext {
     /// Stops all companions, because the job has its outcome.
     #[inline]
     pub(crate) fn dismiss(&self, stopped: bool) {
-        // Only a job that still runs can bring another one.
+        // Only a job that still runs can add another one.
         if stopped && self.beside.get().is_none() {
             return;
         }
@@ -288,7 +287,7 @@ impl JobContext {
         self.beside.get_or_init(Box::default)
     }
 
-    /// Begins the current job; returns whether it may.
+    /// Starts the current job; returns whether it may start.
     #[inline]
     pub(crate) fn start_current() -> bool {
         let start = |job: &Arc<Self>| {
@@ -324,14 +323,14 @@ impl JobContext {
         }
     }
 
-    /// Returns whether a closure of the job's blocks a thread.
+    /// Returns whether a closure of the job blocks a thread.
     #[inline]
     pub(crate) fn is_blocking(&self) -> bool {
         let beside = self.beside.get();
         beside.is_some_and(|beside| beside.blocking.load(Ordering::Acquire) > 0)
     }
 
-    /// Ready when no closure of the job's blocks a thread; wakes `supervisor` then.
+    /// Waits until no closure of the job blocks a thread; wakes `supervisor` then.
     pub(crate) fn poll_blocking(&self, supervisor: &Waker) -> Poll<()> {
         if self.is_blocking() {
             self.supervisor.register(supervisor);
@@ -342,11 +341,11 @@ impl JobContext {
         }
     }
 
-    /// Waits until no closure of the job's blocks a thread.
+    /// Waits until no closure of the job blocks a thread.
     pub(crate) async fn unblocked(&self) {
         while self.is_blocking() {
             let unblocked = self.beside().unblocked.notified();
-            // Begun before it is asked again, so that no end is missed.
+            // Created before the second check, so that no end is missed.
             if self.is_blocking() {
                 unblocked.await;
             }

@@ -1,4 +1,4 @@
-//! How a job learns that it is to stop, and how it can ask for it.
+//! Cancellation of a job: how it learns that it must stop, and how it can request that itself.
 
 use std::{
     fmt,
@@ -25,14 +25,12 @@ pub(crate) use self::{
 
 /// Waits until the current job is told to stop.
 ///
-/// Shorthand for [`Cancellation::current()`]`.cancelled()`: the job is looked up when the
-/// function is *called*, so the future may be moved to a child task. Outside a job it is pending
-/// for ever.
+/// Shorthand for [`Cancellation::current()`]`.cancelled()`. The job is looked up when the function is
+/// *called*, so the future may be moved to a child task. Outside of a job it is pending for ever.
 ///
-/// A job is told when its time limit passes, when its caller is gone, at shutdown, and when
-/// [`Cancellation::cancel`] is called. It then has the layer's
-/// [`grace`](crate::SentinelLayer::grace) (none by default) before it is aborted. A job that
-/// returns within its grace has completed.
+/// A job is told to stop when its time limit passes, when its caller is gone, at shutdown, and when
+/// [`Cancellation::cancel`] is called. It then has the layer's [`grace`](crate::SentinelLayer::grace) (none
+/// by default) before it is aborted. A job that returns within its grace has completed.
 ///
 /// # Examples
 ///
@@ -63,15 +61,15 @@ pub(crate) use self::{
 ///
 /// # Cancel safety
 ///
-/// Cancel safe: once told, every later call resolves at once.
+/// Cancel safe: once the job is told to stop, every later call resolves at once.
 pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
     told(CURRENT.try_with(Arc::clone).ok())
 }
 
-/// Returns how much of the current job's time limit is left; `None` without a limit, and outside a job.
+/// Returns the time left until the current job's time limit; `None` without a limit, and outside of a job.
 ///
-/// For a limit of its own that a job gives to what it calls, such as a request. Zero once the limit has
-/// passed: the job is being stopped then, and has its [grace](crate::SentinelLayer::grace) at most.
+/// Use it for the time limit of a call that the job makes, such as a request. It is zero once the limit has
+/// passed: the job is then being stopped, and has at most its [grace](crate::SentinelLayer::grace).
 ///
 /// ```
 /// use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -99,11 +97,11 @@ pub fn time_left() -> Option<Duration> {
     CURRENT.try_with(|job| job.time_left()).ok().flatten()
 }
 
-/// A handle on the stopping of one job, to be cloned and handed to its child tasks.
+/// Handle to the stop of one job, which can be cloned and passed to child tasks.
 ///
-/// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before
-/// `tokio::spawn`. The handle says that the job *is told to stop*, not that it has ended: a job
-/// that simply returns leaves its handles pending.
+/// Child tasks do not inherit the job's context, so take [`Cancellation::current`] before `tokio::spawn`. The
+/// handle says that the job *is told to stop*, not that it has ended. If a job simply returns, its handles
+/// stay pending.
 ///
 /// # Examples
 ///
@@ -135,14 +133,14 @@ pub fn time_left() -> Option<Duration> {
 #[derive(Clone)]
 pub struct Cancellation {
     context: Option<Arc<JobContext>>,
-    /// Whose clock the job's limit is measured by, wherever the handle is used.
+    /// Runtime whose clock measures the job's limit, also if the handle is used elsewhere.
     runtime: Option<Handle>,
 }
 
 impl Cancellation {
-    /// Returns the handle of the job that is running here.
+    /// Returns the handle of the current job.
     ///
-    /// Outside a job the handle is inert: [`cancelled`](Self::cancelled) is pending for ever and
+    /// Outside of a job the handle has no effect: [`cancelled`](Self::cancelled) is pending for ever and
     /// [`cancel`](Self::cancel) does nothing.
     pub fn current() -> Self {
         Self {
@@ -155,7 +153,7 @@ impl Cancellation {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: once told, every later call resolves at once.
+    /// Cancel safe: once the job is told to stop, every later call resolves at once.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
         told(self.context.clone())
     }
@@ -165,14 +163,14 @@ impl Cancellation {
         self.context.as_ref().is_some_and(|job| job.is_told())
     }
 
-    /// Asks the sentinel to stop the job, for `reason`.
+    /// Requests that the sentinel stops the job, with `reason`.
     ///
-    /// The job goes down the same ladder as at its time limit: told, grace, abort. The first
-    /// cause wins: a job that is already being stopped keeps its cause. A job that has ended, or
-    /// returns on the way down, is not affected; nor is one whose panic makes the request, by a
-    /// guard that it drops. A panic that the job catches makes a request like any other; but where
-    /// the job panics once more in the same poll, only the [panic hook](crate::panic_hook) tells the
-    /// two apart, and without it the job has panicked.
+    /// The job goes through the same steps as at its time limit: it is told to stop, has its grace, and is
+    /// aborted. The first cause wins: a job that is already being stopped keeps its cause. A job that has
+    /// ended, or that returns during these steps, is not affected. Nor is a job whose own panic makes the
+    /// request, by a guard that the panic drops. If the job catches that panic, the request counts like any
+    /// other. But if the job then panics once more in the same poll, only the [panic hook](crate::panic_hook)
+    /// can tell the two panics apart; without it the job has panicked.
     pub fn cancel(&self, reason: CancelReason) {
         if let Some(job) = &self.context {
             job.ask(reason, self.now());
@@ -180,7 +178,7 @@ impl Cancellation {
     }
 
     fn now(&self) -> Instant {
-        // Fails in a thread that is about to end, as does any entry of a runtime.
+        // Fails in a thread that is about to end, like any attempt to enter a runtime.
         let can_enter = !Handle::try_current().is_err_and(|it| it.is_thread_local_destroyed());
         let runtime = self.runtime.as_ref().filter(|_| can_enter);
         let _clock = runtime.map(Handle::enter);

@@ -1,4 +1,4 @@
-//! [`JobHandle`]: a supervisor's hold on the context of its job, and the contexts that serve again.
+//! [`JobHandle`], a supervisor's handle to the context of its job, and the reuse of contexts.
 
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
@@ -6,22 +6,22 @@ use crate::outcome::{drop_quietly, guard};
 
 use super::context::{JobContext, Limit};
 
-/// The supervisor's hold on the context of its job, which serves again afterwards.
+/// Handle of a supervisor to the context of its job; the context is reused afterwards.
 pub(crate) struct JobHandle(
     // `None` only in the destructor.
     Option<Arc<JobContext>>,
 );
 
 thread_local! {
-    /// The contexts of jobs that are over: a steady flow of jobs allocates none.
+    /// Contexts of jobs that are over, so that a steady flow of jobs allocates none.
     static SPARE: RefCell<Vec<Arc<JobContext>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How many contexts a thread keeps: enough for the jobs that end between two calls.
+/// Number of contexts that a thread keeps: enough for the jobs that end between two calls.
 const MOST_SPARE: usize = 16;
 
 impl JobHandle {
-    /// Takes a context that no other job has, or has had to any effect.
+    /// Takes a context that no other job uses, and that no earlier job has left a trace in.
     #[inline]
     pub(crate) fn new(limit: Limit) -> Self {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
@@ -39,7 +39,7 @@ impl Deref for JobHandle {
 
     #[inline]
     fn deref(&self) -> &Arc<JobContext> {
-        // Invariant: only the destructor empties it.
+        // Invariant: only the destructor takes it out.
         self.0.as_ref().expect("a handle has a context")
     }
 }
@@ -51,12 +51,12 @@ impl Drop for JobHandle {
             return;
         };
         let Some(unique) = Arc::get_mut(&mut context) else {
-            // A handle may live long; the caller's waker is of no use to it.
+            // A handle may live long, and does not need the caller's waker.
             drop_quietly(context.supervisor.take());
             return;
         };
-        // Now, and not with the next job, so that the caller's waker is let go. And before the
-        // list is borrowed: a waker is foreign code.
+        // Now, and not with the next job, so that the caller's waker is released. And before the list is
+        // borrowed, since a waker is foreign code.
         guard(|| *unique = JobContext::default());
         // Without effect in a thread that is about to end.
         let _ended = SPARE.try_with(|spare| {
