@@ -1,12 +1,11 @@
-//! Tower middleware that supervises queue jobs: a job may do anything it likes, and its broker
-//! still gets exactly one answer.
+//! Tower middleware that supervises queue jobs: a job may do anything it likes, and its delivery is still
+//! settled exactly once.
 //!
-//! A broker hands a worker at most *prefetch* unanswered jobs. Each answer that gets lost, because
-//! a job panics, hangs, or is dropped, takes one of those places for ever; when all are taken the
-//! connection looks alive and the worker gets no work. A [`SentinelLayer`] wraps the service that
-//! does the work, runs each call on a task of its own, turns whatever happens there into one typed
-//! [`Outcome`], and passes it with the job's tag to an [`AckPolicy`]: a service that answers the
-//! broker.
+//! A broker gives a worker at most *prefetch* unsettled jobs. If a settlement gets lost, because a job
+//! panics, hangs, or is dropped, one of those places is taken for ever. Once all are taken, the connection
+//! looks alive and the worker gets no work. A [`SentinelLayer`] wraps the service that does the work, and
+//! runs each call on its own task. It turns everything that happens there into one typed [`Outcome`], and
+//! passes that with the job's tag to an [`AckPolicy`]: a service that settles the delivery.
 //!
 //! ```
 //! use std::{io, time::Duration};
@@ -39,7 +38,7 @@
 //!     }
 //! });
 //! let mut handler = ServiceBuilder::new()
-//!     .concurrency_limit(64) // the prefetch gate: its permit covers the run and the answer
+//!     .concurrency_limit(64) // the prefetch gate: its permit covers the run and the settlement
 //!     .layer(SentinelLayer::new(policy).timeout(Duration::from_secs(30)))
 //!     .service_fn(process);
 //!
@@ -48,8 +47,8 @@
 //! # }
 //! ```
 //!
-//! A [`Consumer`] makes that stack itself, from a handler and a layer, with a limit and a shutdown
-//! token that fit the broker's subscription:
+//! A [`Consumer`] makes that stack itself, from a handler and a layer, with a limit and a shutdown token that
+//! fit the broker's subscription:
 //!
 //! ```
 //! use std::time::Duration;
@@ -80,32 +79,33 @@
 //! # }
 //! ```
 //!
-//! # Where to find what
+//! # Overview
 //!
-//! The [guide](crate::_guide) begins with a first worker, and has a page for each question that comes after it:
-//! [layer order](crate::_guide::layer_order), [retries and dead letters](crate::_guide::retry),
-//! [shutdown](crate::_guide::shutdown), [time limits](crate::_guide::time_limits),
-//! [an adapter of your own](crate::_guide::own_broker), [tests](crate::_guide::testing).
+//! The [guide](crate::_guide) begins with a first worker, and has a page for each further topic: [layer
+//! order](crate::_guide::layer_order), [retries and dead letters](crate::_guide::retry),
+//! [shutdown](crate::_guide::shutdown), [time limits](crate::_guide::time_limits), [your own
+//! adapter](crate::_guide::own_broker), [tests](crate::_guide::testing).
 //!
-//! | module | what it has |
+//! | module | contents |
 //! | --- | --- |
-//! | [`sentinel`] | [`SentinelLayer`], its builder, and the contract of the service that it makes |
+//! | [`sentinel`] | [`SentinelLayer`], its builder, and the contract of its service |
 //! | [`outcome`] | [`Outcome`]: a value, an error, a panic, an elapsed limit or a cancellation |
 //! | [`policy`] | [`AckPolicy`]: the service that settles, and the [`Report`] that it gets |
 //! | [`settle`] | [`SettlePolicy`], a ready policy for tags that can [`Settle`](settle::Settle), and its [decisions](settle::decision) |
-//! | [`consumer`] | [`Consumer`]: drives a [`Subscription`](consumer::Subscription) into a service, drains, connects anew |
+//! | [`consumer`] | [`Consumer`]: drives a [`Subscription`](consumer::Subscription) into a service, drains, reconnects |
 //! | [`broker`] | RabbitMQ, NATS JetStream and Redis Streams behind features, and an embedded broker for tests |
 //! | [`keep_alive`] | [`KeepAliveLayer`]: asks the broker for more time while a job runs |
 //! | [`decode`] | [`DecodeLayer`]: decodes a job's bytes for its handler |
 //! | [`intensity`] | [`IntensityLayer`]: pauses a worker while most of its jobs fail |
 //! | [`cancel`] | [`cancelled`], [`spawn_blocking`], [`time_left`](cancel::time_left): for use inside a job |
-//! | [`telemetry`], [`panic_hook`] | metrics, and where a job panicked; spans are at [`ProcessSpan`](settle::ProcessSpan) |
+//! | [`telemetry`], [`panic_hook`] | metrics, and the place where a job panicked; spans are at [`ProcessSpan`](settle::ProcessSpan) |
 //!
 //! # Features
 //!
 //! None is on by default.
 //!
-//! - `conformance`: `conformance`, the scenarios that each broker adapter must pass, for the test of your own.
+//! - `conformance`: `conformance`, the scenarios that each broker adapter must pass, for a test of your own
+//!   adapter.
 //! - `json`: `DecodeLayer::json`, with `serde` and `serde_json`.
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 //! - `nats`: `broker::nats`, the pull consumers of JetStream, by async-nats.
@@ -114,10 +114,10 @@
 //! - `rustls`, `native-tls`: TLS for each of these brokers; with both it is rustls.
 //! - `nkeys`: credentials files and NKeys for NATS; `websockets`: its addresses `ws://` and `wss://`.
 //!
-//! rustls takes its cryptography from one *provider* for the process. This crate turns on ring. Where
-//! another crate of the program turns on aws-lc-rs too, rustls can't choose: RabbitMQ's client installs
-//! ring if nobody has installed one, and those of NATS and Redis panic as they connect by TLS. So install
-//! one at the start of the program, which all of them use then:
+//! rustls takes its cryptography from one *provider* for the process. This crate turns on ring. If another
+//! crate of the program also turns on aws-lc-rs, rustls can't choose. RabbitMQ's client then installs ring,
+//! if no provider is installed yet; those of NATS and Redis panic when they connect by TLS. So install one
+//! provider at the start of the program, and all of them use it:
 //! `rustls::crypto::ring::default_provider().install_default()`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -158,7 +158,7 @@ pub use self::{
     },
 };
 
-/// The README's code is compiled and run, as the tests that it promises.
+/// The code of the README, compiled and run as the tests that it promises.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
