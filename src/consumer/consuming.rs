@@ -1,4 +1,4 @@
-//! [`Consuming`]: the future of a consumer.
+//! [`Consuming`], the future of a consumer.
 
 use std::{
     fmt,
@@ -15,15 +15,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{ConsumerError, EndCause, Summary, signals::Signals};
 use crate::telemetry::consumer_name::named;
 
-/// The result of a consumer: what it did, or why it ended without being asked to.
+/// Result of a consumer: its summary, or the cause of an end that was not requested.
 type Ended<T, E, C> = Result<Summary, ConsumerError<T, E, C>>;
 
 type BoxFuture<R> = Pin<Box<dyn Future<Output = R> + Send>>;
 
-/// The future of a [`Consumer`](crate::Consumer) and of a
+/// Future of a [`Consumer`](crate::Consumer) or a
 /// [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer).
 ///
-/// The consumer runs on a task of its own from the first poll on.
+/// From the first poll on, the consumer runs on a separate task.
 ///
 /// # Panics
 ///
@@ -31,8 +31,8 @@ type BoxFuture<R> = Pin<Box<dyn Future<Output = R> + Send>>;
 ///
 /// # Cancel safety
 ///
-/// To drop it shuts the consumer down as the graceful signal does; the drain goes on in the
-/// background. Before the first poll nothing was taken from the stream, and nothing happens.
+/// Dropping it shuts the consumer down as the graceful signal does; the drain goes on in the background.
+/// Before the first poll nothing has been taken from the stream, and nothing happens.
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct Consuming<T, E, C = std::convert::Infallible> {
     state: State<Ended<T, E, C>>,
@@ -81,7 +81,7 @@ where
         Poll::Ready(match ready!(Pin::new(task).poll(cx)) {
             Ok(ended) => ended,
             Err(error) => match error.try_into_panic() {
-                // What is the user's is caught where it is called.
+                // Panics of user code are caught where it is called.
                 Ok(payload) => resume_unwind(payload),
                 Err(_) => Err(ConsumerError::new(
                     EndCause::RuntimeGone,
@@ -92,7 +92,7 @@ where
     }
 }
 
-// The boxed future stays where it is.
+// The boxed future does not move.
 impl<T, E, C> Unpin for Consuming<T, E, C> {}
 
 impl<T, E, C> fmt::Debug for Consuming<T, E, C> {

@@ -1,4 +1,4 @@
-//! The end of a session: its drain, and the close of its channel.
+//! End of a session: its drain, and the close of its channel.
 
 use std::{
     fmt,
@@ -25,12 +25,12 @@ use crate::{
     time::deadline,
 };
 
-/// How long to wait for a channel to close: what can be done for the broker is done.
+/// Time limit for a channel to close; at this point everything else is done for the broker.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for what is told to stop where its channel is gone: no answer of it counts.
+/// Time limit for stopped calls to end if the channel is gone: none of their settlements counts.
 ///
-/// Longer than the sentinel's `stop_wait`, so that a job that blocks its thread is still told of.
+/// It is longer than the sentinel's `stop_wait`, so that a job that blocks its thread is still reported.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<B, S, C> Session<B, S, S::Future, C>
@@ -39,7 +39,7 @@ where
     S: Service<B::Job, Response: 'static, Error: fmt::Display>,
     C: Classify<S::Error>,
 {
-    /// Drains, closes the channel and drops what is left; a cancelled `stop` cuts the drain short.
+    /// Drains, closes the channel and drops the rest; a cancelled `stop` cuts the drain short.
     pub(super) async fn end(mut self, stop: CancellationToken) -> Ended<B::Error, S::Error> {
         let cause = self.drain(&stop).await;
         self.close().await;
@@ -51,7 +51,7 @@ where
         }
     }
 
-    /// Lets the calls finish, then stops them, then drops them; returns the gravest error of theirs.
+    /// Lets the calls finish, then stops them, then drops them; returns the gravest of their errors.
     async fn drain(&mut self, stop: &CancellationToken) -> Option<EndCause<B::Error, S::Error>> {
         let Options {
             drain_timeout,
@@ -59,14 +59,14 @@ where
             ..
         } = self.options;
         let mut cause = None;
-        guard(|| tracing::info!(in_flight = self.calls.len(), "a drain begins"));
+        guard(|| tracing::info!(in_flight = self.calls.len(), "drain starting"));
         let in_time = self.finish(drain_timeout, &mut cause, Some(stop)).await;
         if let (false, Some(token)) = (in_time, &self.options.shutdown) {
             guard(|| token.cancel());
             guard(|| {
                 tracing::warn!(
                     in_flight = self.calls.len(),
-                    "a drain stops what still runs"
+                    "drain stopping the calls that still run"
                 );
             });
             let limit = match self.options.gone.is_cancelled() {
@@ -78,13 +78,13 @@ where
         self.summary.abandoned = self.abandon(&mut cause).await;
         let Summary { abandoned, .. } = self.summary;
         match abandoned {
-            0 => guard(|| tracing::info!("a drain ended")),
-            _ => guard(|| tracing::error!(abandoned, "a drain ended with calls that did not")),
+            0 => guard(|| tracing::info!("drain ended")),
+            _ => guard(|| tracing::error!(abandoned, "drain ended with unfinished calls")),
         }
         cause
     }
 
-    /// Waits for all calls, unless the time is over or it is to be cut short.
+    /// Waits for all calls, until the time is over or the drain is cut short.
     async fn finish(
         &mut self,
         time: Duration,
@@ -97,12 +97,12 @@ where
         let shutdown = self.options.shutdown.clone();
         let mut shut_down = pin!(shutdown.as_ref().map(CancellationToken::cancelled));
         poll_fn(|cx| {
-            // First, so that nothing that is answered makes room for another job.
+            // First, so that a job that is settled makes no room for another one.
             self.poll_stop(cx);
             if let Some(token) = shut_down.as_mut().as_pin_mut() {
                 if token.poll(cx).is_ready() {
                     shut_down.set(None);
-                    // A sentinel of the consumer's own learns of it by a poll.
+                    // A sentinel that the consumer made learns of the shutdown by a poll.
                     wake_all(&mut self.calls);
                 }
             }
@@ -116,7 +116,7 @@ where
             while let Err(other) = self.take_answers(cx) {
                 add_cause(cause, other);
             }
-            // Not before: a settlement that failed may be the first to know.
+            // Not before the calls: a settlement that failed may be the first sign.
             self.note_if_gone();
             match self.calls.is_empty() {
                 true => Poll::Ready(true),
@@ -127,10 +127,10 @@ where
         .await
     }
 
-    /// Drops the calls that have not ended, and returns how many they are.
+    /// Drops the calls that have not ended, and returns their number.
     ///
-    /// Whether they have, each is asked: a task may poll 128 things of tokio before it has to yield, and
-    /// there was no time for that.
+    /// Each call is polled once more for that. A task may poll 128 resources of tokio before it must yield,
+    /// so some of the calls may not have been polled yet.
     async fn abandon(&mut self, cause: &mut Option<EndCause<B::Error, S::Error>>) -> u64 {
         let mut calls = pin!(mem::take(&mut self.calls));
         let abandoned = unconstrained(poll_fn(|cx| {
@@ -150,7 +150,7 @@ where
         abandoned.await
     }
 
-    /// Tells whoever waits for it that no tag can be settled any more.
+    /// Cancels the token `gone` once no tag can be settled any more.
     pub(super) fn note_if_gone(&self) {
         let gone = &self.options.gone;
         if !gone.is_cancelled() && catch(|| self.subscription.is_gone()).unwrap_or(false) {
@@ -158,7 +158,8 @@ where
         }
     }
 
-    /// Asks for no more jobs. Nobody waits for it: the close does as well.
+    /// Asks the broker for no more jobs. Nobody waits for the result, since closing the channel does the
+    /// same.
     fn poll_stop(&mut self, cx: &mut Context<'_>) {
         if self.is_stopped {
             return;
@@ -167,12 +168,12 @@ where
             Ok(polled) => self.is_stopped = polled.is_ready(),
             Err(panic) => {
                 self.is_stopped = true;
-                guard(|| tracing::error!(%panic, "stopping a subscription panicked"));
+                guard(|| tracing::error!(%panic, "subscription panicked while stopping"));
             }
         }
     }
 
-    /// Gives up the channel: what has no answer by now will get none from here.
+    /// Gives up the channel: jobs that are unsettled by now are not settled from here any more.
     async fn close(&mut self) {
         let mut timer = pin!(sleep(CLOSE_TIMEOUT));
         let closed = poll_fn(
@@ -185,9 +186,9 @@ where
         match closed.await {
             Ok(true) => {}
             Ok(false) => {
-                guard(|| tracing::warn!(limit = ?CLOSE_TIMEOUT, "a channel did not close in time"));
+                guard(|| tracing::warn!(limit = ?CLOSE_TIMEOUT, "closing the channel timed out"));
             }
-            Err(panic) => guard(|| tracing::error!(%panic, "closing a channel panicked")),
+            Err(panic) => guard(|| tracing::error!(%panic, "subscription panicked while closing")),
         }
         let Summary {
             unanswered,
@@ -195,23 +196,20 @@ where
             ..
         } = self.summary;
         match unanswered + abandoned {
-            0 => guard(|| tracing::info!("a session ended")),
-            _ => guard(|| tracing::error!(unanswered, abandoned, "gave up a channel")),
+            0 => guard(|| tracing::info!("session ended")),
+            _ => guard(|| tracing::error!(unanswered, abandoned, "channel given up")),
         }
     }
 }
 
-/// Adds what a call failed with while a drain is under way.
+/// Adds the error of a call that failed during a drain.
 fn add_cause<T, E>(cause: &mut Option<EndCause<T, E>>, other: EndCause<T, E>)
 where
     T: fmt::Display,
     E: fmt::Display,
 {
     guard(|| {
-        tracing::warn!(
-            cause = other.print(),
-            "a call failed while a drain is under way"
-        );
+        tracing::warn!(cause = other.print(), "call failed during a drain");
     });
     *cause = EndCause::graver(cause.take(), Some(other));
 }

@@ -1,18 +1,18 @@
-//! [`ConsumerError`]: why a consumer ended, and what it had done by then.
+//! [`ConsumerError`]: the cause of a consumer's end, and its summary until then.
 
 use std::{convert::Infallible, error::Error, fmt, time::Duration};
 
 use super::Summary;
 use crate::outcome::{Panic, boxed_source, drop_quietly, print};
 
-/// Why a [`Consumer`](crate::Consumer) ended without being asked to, and what it had done.
+/// Error of a [`Consumer`](crate::Consumer) that ended without a request, with the summary of its work.
 ///
-/// `T` is the error of the stream, `E` that of the service and `C` that of connecting. By the time
-/// it is returned, all that ran has been drained and the channel is closed.
+/// `T` is the error of the stream, `E` that of the service and `C` that of connecting. When it is returned,
+/// all running calls have been drained and the channel is closed.
 #[derive(Debug)]
 pub struct ConsumerError<T, E, C = Infallible> {
     cause: EndCause<T, E, C>,
-    // Boxed: a `Result` with it is moved through a few hands.
+    // Boxed, since a `Result` with it is moved several times.
     summary: Box<Summary>,
 }
 
@@ -22,17 +22,17 @@ impl<T, E, C> ConsumerError<T, E, C> {
         Self { cause, summary }
     }
 
-    /// Returns why the consumer ended.
+    /// Returns the cause of the consumer's end.
     pub fn cause(&self) -> &EndCause<T, E, C> {
         &self.cause
     }
 
-    /// Returns what the consumer did until then.
+    /// Returns the summary of the consumer's work until then.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// Returns both.
+    /// Returns the cause and the summary.
     pub fn into_parts(self) -> (EndCause<T, E, C>, Summary) {
         (self.cause, *self.summary)
     }
@@ -68,7 +68,7 @@ where
     }
 }
 
-/// What ended a consumer that was not asked to end.
+/// Cause of a consumer's end that was not requested.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum EndCause<T, E, C = Infallible> {
@@ -78,28 +78,28 @@ pub enum EndCause<T, E, C = Infallible> {
     Stream(T),
     /// The stream panicked.
     StreamPanicked(Panic),
-    /// The service answered `poll_ready` with an error. No job was taken.
+    /// The service returned an error from `poll_ready`. No job was taken.
     Unready(E),
     /// The service panicked in `poll_ready`. No job was taken.
     UnreadyPanicked(Panic),
-    /// A call failed that concerns no other, and the consumer is to
+    /// A call failed without an effect on other calls, and the consumer is set to
     /// [stop](crate::consumer::AfterError::Stop) then.
     Failed(E),
-    /// A call failed and the broker may have no answer: the channel was given up.
+    /// A call failed and its delivery may be unsettled: the channel was given up.
     Unanswered(E),
-    /// A call failed, the broker may have no answer, and a new channel would not help. The channel
-    /// was given up.
+    /// A call failed, its delivery may be unsettled, and a new channel would not help. The channel was given
+    /// up.
     Misconfigured(E),
     /// The service panicked in a call: the channel was given up.
     CallPanicked(Panic),
-    /// The last try to connect failed.
+    /// The last attempt to connect failed.
     Connect(C),
-    /// The last try to connect took longer than the
+    /// The last attempt to connect took longer than the
     /// [`connect_timeout`](crate::consumer::ReconnectingConsumer::connect_timeout).
     ConnectTimedOut(Duration),
-    /// The last try to connect panicked.
+    /// The last attempt to connect panicked.
     ConnectPanicked(Panic),
-    /// The last try to make a service panicked.
+    /// The last attempt to make a service panicked.
     MakeServicePanicked(Panic),
     /// The runtime ended.
     RuntimeGone,
@@ -111,7 +111,7 @@ impl<T, E, C> EndCause<T, E, C> {
         !matches!(self, EndCause::Misconfigured(_) | EndCause::RuntimeGone)
     }
 
-    /// Returns whether the broker may wait for an answer that nobody can give any more.
+    /// Returns whether a delivery may be unsettled that nobody can settle any more.
     pub fn is_unanswered(&self) -> bool {
         matches!(
             self,
@@ -121,7 +121,8 @@ impl<T, E, C> EndCause<T, E, C> {
 }
 
 impl<T, E, C> EndCause<T, E, C> {
-    /// Returns which of two to report: the first, unless a reconnect would meet only the other again.
+    /// Returns one of two causes to report: the first, unless a reconnect would only meet the other one
+    /// again.
     pub(super) fn or_graver(self, other: Option<Self>) -> Self {
         match other {
             Some(other) if self.is_transient() && !other.is_transient() => {
@@ -135,7 +136,7 @@ impl<T, E, C> EndCause<T, E, C> {
         }
     }
 
-    /// Returns which of two to report, if there are any; see [`or_graver`](Self::or_graver).
+    /// Returns one of two causes to report, if there are any; see [`or_graver`](Self::or_graver).
     pub(super) fn graver(cause: Option<Self>, other: Option<Self>) -> Option<Self> {
         match cause {
             Some(cause) => Some(cause.or_graver(other)),
@@ -153,7 +154,7 @@ impl<T, E, C> EndCause<T, E, C> {
 }
 
 impl<T, E> EndCause<T, E> {
-    /// Returns the same cause, where connecting can fail.
+    /// Returns the same cause, for a consumer whose connecting can fail.
     pub(super) fn widen<C>(self) -> EndCause<T, E, C> {
         match self {
             EndCause::StreamEnded => EndCause::StreamEnded,
@@ -175,7 +176,7 @@ impl<T, E> EndCause<T, E> {
 }
 
 impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
-    /// Returns the text for an event, also of an error that panics when it is printed.
+    /// Returns the text for an event, even if the `Display` of the error panics.
     pub(super) fn print(&self) -> String {
         print("error", self)
     }
@@ -197,10 +198,10 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
             ),
             EndCause::Failed(error) => write!(f, "a call failed: {error:#}"),
             EndCause::Unanswered(error) => {
-                write!(f, "a job may have no answer: {error:#}")
+                write!(f, "a job may be unsettled: {error:#}")
             }
             EndCause::Misconfigured(error) => {
-                write!(f, "a job can't be answered as configured: {error:#}")
+                write!(f, "a job can't be settled as configured: {error:#}")
             }
             EndCause::CallPanicked(panic) => {
                 write!(f, "the service panicked in a call: {}", panic.message())

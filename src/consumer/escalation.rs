@@ -1,4 +1,4 @@
-//! [`Escalation`]: what a failed call means for the channel, and who says so.
+//! [`Escalation`]: the effect of a failed call on the channel, and the traits that decide it.
 
 use std::{convert::Infallible, fmt};
 
@@ -7,33 +7,32 @@ use crate::{
     settle::{SettleError, Unsettled},
 };
 
-/// How far the error of a call reaches.
+/// Effect of a failed call on its channel and its consumer.
 ///
-/// An error of a call is one of the *answer*: that of a job went to the policy. What matters to a
-/// [`Consumer`](crate::Consumer) is whether the broker still waits for an answer that nobody can
-/// give any more.
+/// The error of a call is an error of the *settlement*: the error of a job went to the policy. A
+/// [`Consumer`](crate::Consumer) must know whether the delivery is unsettled and nobody can settle it any
+/// more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Escalation {
-    /// The broker waits for no answer of this job any more, as after the end of its lease.
+    /// The broker no longer waits for this delivery to be settled, as after the end of its lease.
     ///
-    /// The consumer counts it in [`Summary::moot`](crate::consumer::Summary::moot) and goes on, whatever
-    /// [`AfterError`](crate::consumer::AfterError) says.
+    /// The consumer counts it in [`Summary::moot`](crate::consumer::Summary::moot) and goes on, also with
+    /// [`AfterError::Stop`](crate::consumer::AfterError::Stop).
     Moot,
-    /// It concerns this call alone: the broker has its answer, or waits for none.
+    /// It concerns only this call: the delivery is settled, or the broker does not wait for that.
     ///
-    /// [`AfterError`](crate::consumer::AfterError) says whether the consumer goes on.
+    /// [`AfterError`](crate::consumer::AfterError) decides whether the consumer goes on.
     Call,
-    /// The broker may have no answer: the channel must be given up, so that it redelivers.
+    /// The delivery may be unsettled: the channel must be given up, so that the broker redelivers.
     Channel,
-    /// The broker may have no answer, and a new channel would not help: the configuration is
-    /// wrong.
+    /// The delivery may be unsettled, and a new channel would not help: the configuration is wrong.
     Consumer,
 }
 
-/// An error that knows how far it reaches.
+/// Error that knows its [`Escalation`].
 ///
-/// Implement it for the error of your own policy. Where you can't, because the error is a
-/// `BoxError`, give the consumer a closure: [`Consumer::escalation`](crate::Consumer::escalation).
+/// Implement it for the error of your own policy. If you can't, because the error is a `BoxError`, give the
+/// consumer a closure: [`Consumer::escalation`](crate::Consumer::escalation).
 ///
 /// ```
 /// use tower_sentinel::{SentinelError, consumer::{Escalate, Escalation}};
@@ -56,13 +55,13 @@ pub enum Escalation {
 /// assert_eq!(CallError::PolicyTimedOut(Default::default()).escalation(), Escalation::Channel);
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "a `Consumer` can't tell from `{Self}` whether the broker has its answer",
-    label = "this error does not say how far it reaches",
+    message = "a `Consumer` can't tell from `{Self}` whether the delivery is settled",
+    label = "this error does not implement `Escalate`",
     note = "if it is a type of your crate, as the error of a policy may be, implement `tower_sentinel::consumer::Escalate` for it",
-    note = "if it is not, as the `BoxError` of a middleware, tell the consumer: `.escalation(|error: &BoxError| Escalation::Channel)`, with the error of its service"
+    note = "if it is not, as the `BoxError` of a middleware, give the consumer a closure: `.escalation(|error: &BoxError| Escalation::Channel)`, with the error of its service"
 )]
 pub trait Escalate {
-    /// Returns how far the error reaches.
+    /// Returns the effect of the error.
     fn escalation(&self) -> Escalation;
 }
 
@@ -72,8 +71,8 @@ impl Escalate for Infallible {
     }
 }
 
-/// A policy that panicked or took too long may have lost the answer. So has a call that was not
-/// ready: its job was taken from the stream.
+/// A policy that panicked or took too long may have lost the settlement. So may a call that was not ready,
+/// since its job was taken from the stream.
 impl<E, P: Escalate> Escalate for SentinelError<E, P> {
     fn escalation(&self) -> Escalation {
         match self {
@@ -87,7 +86,7 @@ impl<E, P: Escalate> Escalate for SentinelError<E, P> {
     }
 }
 
-/// What is undecided, unsupported or misconfigured comes back to the same configuration.
+/// An undecided, unsupported or misconfigured delivery would come back to the same configuration.
 impl<E> Escalate for SettleError<E> {
     fn escalation(&self) -> Escalation {
         match self {
@@ -101,7 +100,8 @@ impl<E> Escalate for SettleError<E> {
     }
 }
 
-/// A policy that settles by itself passes it on: what may be tried again, and was not, has no answer.
+/// A policy that settles by itself returns this error. A settlement that may be tried again, and was not,
+/// leaves the delivery unsettled.
 impl<Tag, E> Escalate for Unsettled<Tag, E> {
     fn escalation(&self) -> Escalation {
         if self.is_moot() {
@@ -114,16 +114,17 @@ impl<Tag, E> Escalate for Unsettled<Tag, E> {
     }
 }
 
-/// Who says how far an error reaches.
+/// Function or trait that decides the [`Escalation`] of an error.
 ///
-/// Implemented for [`ByError`] and [`ByClosure`]; a name to read in error messages, not one to implement.
+/// Implemented for [`ByError`] and [`ByClosure`]. The name appears in error messages; it is not meant to be
+/// implemented.
 #[diagnostic::on_unimplemented(
-    message = "a `Consumer` can't tell from `{E}` whether the broker has its answer",
-    label = "nobody says how far this error reaches",
-    note = "tell the consumer: `.escalation(|error: &{E}| Escalation::Channel)`"
+    message = "a `Consumer` can't tell from `{E}` whether the delivery is settled",
+    label = "nothing decides the effect of this error",
+    note = "give the consumer a closure: `.escalation(|error: &{E}| Escalation::Channel)`"
 )]
 pub trait Classify<E>: sealed::Sealed {
-    /// Returns how far `error` reaches.
+    /// Returns the effect of `error`.
     fn classify(&self, error: &E) -> Escalation;
 }
 
@@ -135,7 +136,7 @@ mod sealed {
     impl<F> Sealed for super::ByClosure<F> {}
 }
 
-/// The default [`Classify`]: asks the error itself, which is to [`Escalate`].
+/// The default [`Classify`]: the error decides, by [`Escalate`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByError;
 
@@ -145,9 +146,9 @@ impl<E: Escalate> Classify<E> for ByError {
     }
 }
 
-/// The [`Classify`] of [`Consumer::escalation`](crate::Consumer::escalation): asks a closure.
-// Not the closure itself: an implementation for each `Fn` would be one for `ByError` as well, to the
-// compiler, which would then not say which error of an error does not `Escalate`.
+/// The [`Classify`] of [`Consumer::escalation`](crate::Consumer::escalation): a closure decides.
+// Not the closure itself: to the compiler, an implementation for each `Fn` would also be one for `ByError`.
+// Its message would then no longer name the error that does not implement `Escalate`.
 #[derive(Clone, Copy)]
 pub struct ByClosure<F>(pub(super) F);
 

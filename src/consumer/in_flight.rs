@@ -1,4 +1,4 @@
-//! The calls that a session waits for.
+//! Calls that a session waits for.
 
 use std::{
     future::Future,
@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 
 use crate::outcome::{Panic, catch};
 
-/// All calls that have not ended; polled by one task, each only when it was woken.
+/// All calls that have not ended. One task polls them, each only after it was woken.
 pub(super) type InFlight<F> = FuturesUnordered<Call<F>>;
 
 pub(super) fn poll_next<F: Future>(
@@ -21,7 +21,7 @@ pub(super) fn poll_next<F: Future>(
     Pin::new(calls).poll_next(cx)
 }
 
-/// Has each call polled again.
+/// Wakes each call, so that it is polled again.
 pub(super) fn wake_all<F>(calls: &mut InFlight<F>) {
     for call in Pin::new(calls).iter_pin_mut() {
         if let Some(waker) = call.project().waker.take() {
@@ -31,12 +31,12 @@ pub(super) fn wake_all<F>(calls: &mut InFlight<F>) {
 }
 
 pin_project! {
-    /// One call. Its panics are its own, those of its destructor too.
+    /// One call. It catches its own panics, also those of its destructor.
     pub(super) struct Call<F> {
         // `None` once it has ended.
         #[pin]
         future: Option<F>,
-        // That of the first poll, which is that of every poll: a set has one for each call.
+        // The waker of the first poll, which is the same in every poll: a set has one for each call.
         waker: Option<Waker>,
     }
 

@@ -1,4 +1,4 @@
-//! [`Consumer`]: drives a subscription into a service, and drains at the end.
+//! [`Consumer`], which drives a subscription into a service, and drains at the end.
 
 use std::{
     fmt,
@@ -50,44 +50,43 @@ use self::{
     tasks::{Ending, consume, end_last},
 };
 
-/// Drives a [`Subscription`] into a service until either of them ends, or the end is asked for.
+/// Consumer that drives a [`Subscription`] into a service until one of them ends, or the end is requested.
 ///
-/// It is awaited, as `axum::serve` is. The service is usually a stack of a `concurrency_limit`, a
-/// sentinel and a handler. `C` says what an error of the service means for the channel; see
+/// It is awaited, as `axum::serve` is. The service is usually a stack of a `concurrency_limit`, a sentinel
+/// and a handler. `C` decides the effect of a service error on the channel; see
 /// [`escalation`](Self::escalation).
 ///
 /// # Contract
 ///
-/// - *Readiness*: a job is taken from the stream when the service is ready for it, and is then
-///   called. With a `concurrency_limit` of n no more than n jobs are out of the stream and
-///   unanswered. While the service is unready, [`poll_closed`](Subscription::poll_closed) is
-///   watched, so a connection that dies does not go unnoticed.
-/// - *End*: whatever ends it, it stops pulling, drains, closes the channel and only then returns.
-///   It returns a [`Summary`] if the end was asked for and a [`ConsumerError`] otherwise.
-/// - *Lost answers*: after an error that leaves the broker without an answer the channel is given
-///   up ([`poll_close`](Subscription::poll_close)), so that the broker redelivers.
-/// - *Panics* in the stream, in the service and in its response futures end the consumer with an
-///   error. A panic in a call may have lost the answer.
-/// - *Loops*: a `tracing` event warns, every 10 s at most, while more than 100 jobs a second, and most of all, are
-///   retried without a delay or released, since the broker delivers them again at once.
-/// - *Tasks*: the consumer is one task, which asks, pulls, calls and polls the response futures. A
-///   sentinel runs the jobs on tasks of their own, so they use all cores. Where one task is not
-///   enough, there can be [several](Self::parallel).
+/// - *Readiness*: a job is taken from the stream when the service is ready for it, and the service is then
+///   called with it. With a `concurrency_limit` of n, at most n jobs are out of the stream and unsettled.
+///   While the service is unready, [`poll_closed`](Subscription::poll_closed) is watched, so a connection
+///   that dies is noticed.
+/// - *End*: for every cause, the consumer stops pulling, drains, closes the channel and only then returns. It
+///   returns a [`Summary`] if the end was requested, and a [`ConsumerError`] otherwise.
+/// - *Lost settlements*: after an error that may leave a delivery unsettled, the channel is given up
+///   ([`poll_close`](Subscription::poll_close)), so that the broker redelivers.
+/// - *Panics* in the stream, in the service and in its response futures end the consumer with an error. A
+///   panic in a call may have lost the settlement.
+/// - *Loops*: a `tracing` event warns, every 10 s at most, while more than 100 jobs a second, and more than
+///   half of all, are retried or released without a delay. The broker delivers them again at once.
+/// - *Tasks*: the consumer is one task, which polls readiness, pulls, calls and polls the response futures. A
+///   sentinel runs the jobs on separate tasks, so they use all cores. If one task is not enough, there can be
+///   [several](Self::parallel).
 ///
-/// # How a consumer drains
+/// # Draining
 ///
-/// 1. It stops pulling, asks the broker for no more jobs
-///    ([`poll_stop`](Subscription::poll_stop)), and lets what runs finish meanwhile.
-/// 2. After [`drain_timeout`](Self::drain_timeout), or at the
-///    [second signal](Self::with_forced_shutdown), it cancels the [`shutdown`](Self::shutdown)
-///    token. The sentinel stops its jobs, which are `Cancelled` and by default
-///    [released](crate::Verdict::Release): no attempt is charged.
-/// 3. Response futures that have still not ended after [`stop_timeout`](Self::stop_timeout) are
-///    dropped and counted in [`Summary::abandoned`]. Without a token it does not wait: nothing was
-///    told to stop.
-/// 4. It closes the channel, for which it waits 5 s at most.
+/// 1. The consumer stops pulling, and asks the broker for no more jobs
+///    ([`poll_stop`](Subscription::poll_stop)). Meanwhile it lets running calls finish.
+/// 2. After [`drain_timeout`](Self::drain_timeout), or at the [second signal](Self::with_forced_shutdown), it
+///    cancels the [`shutdown`](Self::shutdown) token. The sentinel stops its jobs, which are `Cancelled` and
+///    by default [released](crate::Verdict::Release): no attempt is charged.
+/// 3. Response futures that have still not ended after [`stop_timeout`](Self::stop_timeout) are dropped and
+///    counted in [`Summary::abandoned`]. Without a token there is no such wait, since nothing was told to
+///    stop.
+/// 4. It closes the channel, and waits 5 s at most for that.
 ///
-/// Where the channel [is gone](Subscription::is_gone) no job can be settled any more: step 2 comes at
+/// If the channel [is gone](Subscription::is_gone), no job can be settled any more. Then step 2 comes at
 /// once, and step 3 after 10 s at the latest.
 ///
 /// The token is cancelled at the end of each drain, also of one that ended in time.
@@ -166,7 +165,7 @@ use self::{
 pub struct Consumer<B, S, C = ByError> {
     subscription: B,
     services: Services<S>,
-    /// None for as many as pay.
+    /// `None` for the default number.
     tasks: Option<usize>,
     classify: C,
     options: Options,
@@ -174,7 +173,7 @@ pub struct Consumer<B, S, C = ByError> {
     name: Option<Arc<str>>,
 }
 
-/// The reason why a consumer with two shutdown tokens is refused.
+/// Panic message for a consumer with two shutdown tokens.
 const TWO_TOKENS: &str = "the consumer and the layer have a shutdown token each: only one of them can stop \
      the jobs, so set the layer's alone";
 
@@ -193,18 +192,17 @@ where
         Self::of(subscription, vec![service], None)
     }
 
-    /// Creates a consumer of as many tasks as there are `services`, with one of them each.
+    /// Creates a consumer with one task for each of `services`.
     ///
-    /// For short jobs, hundreds of thousands a second, of which one task can't follow up on all. The
-    /// tasks share the subscription: a job goes to whichever asks first, and a task whose service is
-    /// unready does not ask. They end together, for the same cause, and the channel is closed when the
-    /// last of them has drained.
+    /// It is for short jobs, at rates of hundreds of thousands a second, which are too many for one task. The
+    /// tasks share the subscription. A job goes to the task that asks first, and a task whose service is
+    /// unready does not ask. They end together, for the same cause, and the channel is closed when the last
+    /// of them has drained.
     ///
-    /// The limits of the services add up: with n tasks, an n-th of the prefetch is the concurrency
-    /// limit of each. Clones of one `concurrency_limit` share its permits instead, which is as correct but
-    /// slower, since every answer may wake another core. An
-    /// [intensity](crate::IntensityLayer) sees the outcomes of its own service only, unless a clone is
-    /// what each service is made of.
+    /// The limits of the services add up: with n tasks, the concurrency limit of each should be an n-th of
+    /// the prefetch. Clones of one `concurrency_limit` share its permits instead. That is also correct, but
+    /// slower, since every response may wake another core. An [intensity](crate::IntensityLayer) sees only
+    /// the outcomes of its own service, unless each service is made with a clone of it.
     ///
     /// # Panics
     ///
@@ -263,12 +261,11 @@ where
 }
 
 impl Consumer<(), ()> {
-    /// Creates a consumer that makes a new subscription and a fresh service whenever the last ones
-    /// ended without being asked to.
+    /// Creates a consumer that makes a new subscription and a fresh service each time that the last ones
+    /// ended without a request.
     ///
-    /// `make_service` is given the token for
-    /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): each service has its own,
-    /// because it is cancelled at the end of the service's drain.
+    /// `make_service` gets the token for [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown). Each
+    /// service has its own token, because the token is cancelled at the end of the service's drain.
     pub fn reconnecting<F, M, Fut, B, S, X>(
         connect: F,
         make_service: M,
@@ -293,36 +290,35 @@ impl Consumer<(), ()> {
 impl<B, S, C> Consumer<B, S, C> {
     setters!();
 
-    /// Sets the token that was given to the service's
-    /// [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown): the consumer cancels it when a
-    /// drain is over or cut short.
+    /// Sets the token that the service's [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown) has,
+    /// too: the consumer cancels it when a drain is over or cut short.
     ///
-    /// A consumer with a [sentinel of its own](Self::sentinel) needs none.
+    /// A consumer with [its own sentinel](Self::sentinel) needs none.
     ///
-    /// Where somebody else cancels it, the consumer ends as after the
-    /// [graceful signal](Self::with_graceful_shutdown): its jobs are stopped already.
+    /// If the token is cancelled elsewhere, the consumer ends as after the [graceful
+    /// signal](Self::with_graceful_shutdown): its jobs are already stopped.
     ///
-    /// Without it a drain has no way to stop what runs but to drop it.
+    /// Without a token, a drain can stop running calls only by dropping them.
     pub fn shutdown(mut self, token: CancellationToken) -> Self {
         self.options.shutdown = Some(token);
         self
     }
 
-    /// Puts the service under a sentinel of the consumer's own: what a worker usually wants.
+    /// Puts the service under a sentinel that the consumer makes, which is the usual choice for a worker.
     ///
-    /// The service is the handler alone then, and the consumer is as one of the stack
-    /// `concurrency_limit` → [`SentinelLayer`] → handler, whose parts fit:
+    /// The service is then only the handler. The consumer works like one with the stack `concurrency_limit` →
+    /// [`SentinelLayer`] → handler, whose parts fit together:
     ///
     /// - *The limit* is the [`prefetch`](Subscription::prefetch) of the subscription: no more calls are in
-    ///   flight. A subscription that does not tell has none but its broker's.
-    /// - *The shutdown token* is one for both, so that a drain stops what does not finish, instead of
-    ///   dropping it. Where the layer has a token, that is its parent: whoever cancels it stops the jobs and
-    ///   ends the consumer, which leaves it alone itself.
-    /// - *The tasks* are one for each worker thread of the runtime, four at most, with an equal part of the
-    ///   limit and a clone of the handler each. [`parallel`](Self::parallel) sets another number.
+    ///   flight. If the subscription does not report one, the only limit is the broker's.
+    /// - *The shutdown token* is shared by both, so that a drain stops unfinished jobs instead of dropping
+    ///   them. If the layer has a token, it is the parent of the shared one. Cancelling the parent stops the
+    ///   jobs and ends the consumer; the consumer never cancels the parent.
+    /// - *The tasks* are one for each worker thread of the runtime, but at most four. Each has an equal part
+    ///   of the limit and a clone of the handler. [`parallel`](Self::parallel) sets another number.
     ///
-    /// What is outside of the sentinel, as in the [table](crate::_guide::layer_order), takes the stack by
-    /// hand.
+    /// For middleware outside of the sentinel, as in the [table](crate::_guide::layer_order), build the stack
+    /// by hand.
     ///
     /// ```
     /// use std::{convert::Infallible, time::Duration};
@@ -375,11 +371,11 @@ impl<B, S, C> Consumer<B, S, C> {
         }
     }
 
-    /// Sets who says what an error of the service means for the channel; by default the error
-    /// itself, which is to [`Escalate`].
+    /// Sets the function that decides the effect of a service error on the channel; by default the error
+    /// itself decides, by [`Escalate`].
     ///
-    /// It is for errors that do not, such as the `BoxError` of a tower middleware around the
-    /// sentinel:
+    /// Use it for errors that do not implement `Escalate`, such as the `BoxError` of a tower middleware
+    /// around the sentinel:
     ///
     /// ```
     /// use std::{convert::Infallible, io};
@@ -430,8 +426,8 @@ impl<B, S, C> Consumer<B, S, C> {
 impl<B, S, C> Consumer<B, S, C> {
     /// Returns the future that `.await` would poll.
     ///
-    /// Where nobody says how far an error of the service [reaches](Self::escalation), the compiler names
-    /// that error here, and behind an `.await` says only that a consumer is not a future.
+    /// If the [effect](Self::escalation) of a service error is not defined, the compiler names that error
+    /// here. With an `.await` it only says that a consumer is not a future.
     pub fn run(self) -> Consuming<B::Error, S::Error>
     where
         B: Subscription + Send + 'static,

@@ -1,19 +1,19 @@
-//! [`Options`]: how a session ends, and what it does after an error.
+//! [`Options`] of a session: its end, and its reaction to errors.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// What a [`Consumer`](crate::Consumer) does after an error that concerns
-/// [one call alone](crate::consumer::Escalation::Call).
+/// Reaction of a [`Consumer`](crate::Consumer) to an error that concerns [only one
+/// call](crate::consumer::Escalation::Call).
 ///
-/// After one that reaches further it always stops.
+/// After an error with a wider effect it always stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AfterError {
-    /// It drains, closes and returns the error.
+    /// The consumer drains, closes the channel and returns the error.
     #[default]
     Stop,
-    /// It counts the error in [`Summary::failed`](crate::consumer::Summary::failed) and goes on.
+    /// The consumer counts the error in [`Summary::failed`](crate::consumer::Summary::failed) and goes on.
     Continue,
 }
 
@@ -23,12 +23,11 @@ pub(super) struct Options {
     pub(super) stop_timeout: Duration,
     pub(super) after_error: AfterError,
     pub(super) shutdown: Option<CancellationToken>,
-    /// Whether the consumer bounds its calls by the prefetch of its subscription.
+    /// `true` if the consumer limits its calls to the prefetch of its subscription.
     pub(super) is_bounded: bool,
-    /// How many calls of one task may be in flight.
+    /// Number of calls of one task that may be in flight.
     pub(super) limit: usize,
-    /// Whether to warn of a shutdown token that the consumer has and its service's sentinel has not, or
-    /// the other way round.
+    /// `true` to warn if only one of the consumer and its service's sentinel has a shutdown token.
     pub(super) checks_token: bool,
     /// Cancelled when the channel is known to be gone.
     pub(super) gone: CancellationToken,

@@ -1,4 +1,4 @@
-//! [`Rebound`]: warns of jobs that are given back only to come again.
+//! [`Rebound`], which warns of jobs that are retried or released only to come again at once.
 
 use std::time::Duration;
 
@@ -6,18 +6,19 @@ use tokio::time::Instant;
 
 use crate::{outcome::guard, settle::Verdict};
 
-/// How many jobs may be given back within a second, without a pause, before it is worth a word.
+/// Number of jobs a second that may be retried or released without a delay before there is a warning.
 const LIMIT: u32 = 100;
 
-/// How long to say nothing more.
+/// Time without another warning.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Counts the jobs that are given back to be delivered again at once.
+/// Counter of jobs that are retried or released to be delivered again at once.
 ///
-/// Nobody sees a worker that is busy with one job for ever: each of its settlements succeeds.
+/// Without it a worker that runs one job again and again would go unnoticed, since each of its settlements
+/// succeeds.
 #[derive(Debug, Default)]
 pub(super) struct Rebound {
-    /// The second that is counted; none before the first job is given back.
+    /// The second that is counted; `None` before the first such job.
     window: Option<Window>,
     warned: Option<Instant>,
 }
@@ -48,7 +49,7 @@ impl Rebound {
         if now - window.begun < Duration::from_secs(1) {
             return;
         }
-        // A longer one counts fewer jobs a second than are there, which is the safe side.
+        // A longer window yields a lower rate than the real one, so it never warns too early.
         let elapsed = now - window.begun;
         let Window {
             given_back, others, ..
@@ -63,7 +64,7 @@ impl Rebound {
                     given_back,
                     others,
                     ?elapsed,
-                    "most jobs are given back without a delay, and are delivered again at once: \
+                    "most jobs are retried or released without a delay, and are delivered again at once: \
                      is there a `backoff`, or an `IntensityLayer`?"
                 );
             });

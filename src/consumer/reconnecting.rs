@@ -1,4 +1,4 @@
-//! [`ReconnectingConsumer`]: one session after the other.
+//! [`ReconnectingConsumer`], which runs one session after another.
 
 use std::{
     fmt,
@@ -24,51 +24,52 @@ use crate::{
     sentinel::{Sentinel, SentinelLayer},
 };
 
-/// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service whenever the
-/// last ones ended without being asked to; see
-/// [`Consumer::reconnecting`](crate::Consumer::reconnecting).
+/// A [`Consumer`](crate::Consumer) that makes a new subscription and a fresh service each time that the last
+/// ones ended without a request; see [`Consumer::reconnecting`](crate::Consumer::reconnecting).
 ///
-/// Before each further try there is a pause: a random part of a ceiling that doubles from try to
-/// try ("full jitter"). The ceilings start over after a session that worked: one that answered a
-/// job, or lasted longer than the longest pause, counted from the connection to the cause of its end.
+/// There is a pause before each further attempt: a random part of a ceiling that doubles from attempt to
+/// attempt ("full jitter"). The ceilings start over after a session that worked. That is one in which a call
+/// succeeded, or which lasted longer than the longest pause, counted from the connection to the cause of its
+/// end.
 ///
-/// # A channel that is gone
+/// # Lost channels
 ///
-/// When no tag of a session can be settled any more ([`Subscription::is_gone`]), as when its connection is
-/// lost, nobody waits for its jobs: they drain beside the next session, and their settlements are
-/// refused. So up to twice as many jobs run as one service allows, and one that is redelivered may run
-/// beside its first run, as it may in another process. To have them stopped instead, set a short
+/// If no tag of a session can be settled any more ([`Subscription::is_gone`]), for example after its
+/// connection is lost, the consumer does not wait for its jobs. They drain beside the next session, and their
+/// settlements are refused. So up to twice as many jobs run as one service allows. A redelivered job may run
+/// beside its first run, as it may in another process. To stop such jobs instead, set a short
 /// [`drain_timeout`](Self::drain_timeout).
 ///
-/// A session that was asked to end is the last one: if its channel is gone, what runs is stopped, as by
-/// [a `Consumer`](crate::Consumer#how-a-consumer-drains).
+/// A session whose end was requested is the last one. If its channel is gone, its running jobs are stopped,
+/// as by [a `Consumer`](crate::Consumer#draining).
 ///
-/// No more than one session drains so: when the next one has lost its channel, too, the first is told to
-/// stop, and waited for, before there is a third.
+/// Only one session drains in this way. If the next session has lost its channel too, the first is told to
+/// stop, and the consumer waits for it before it begins a third.
 ///
-/// # How it ends
+/// # Ending
 ///
-/// It gives up
-/// - when it is asked to end, at once during a pause and while it connects: then it returns the
-///   [`Summary`] of all sessions;
-/// - after an error that a new channel would not help, [`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured);
-/// - after [`max_attempts`](Self::max_attempts) tries.
+/// The consumer gives up
+/// - when its end is requested, which takes effect at once during a pause and while it connects: then it
+///   returns the [`Summary`] of all sessions;
+/// - after an error that a new channel would not help,
+///   [`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured);
+/// - after [`max_attempts`](Self::max_attempts) attempts.
 ///
 /// It returns when all sessions have drained.
 ///
-/// A panic in `connect` or `make_service` is a try that failed, as is a `connect` that takes longer
-/// than the [`connect_timeout`](Self::connect_timeout). The token and the services of such a try are
-/// cancelled and dropped.
+/// A panic in `connect` or `make_service` is a failed attempt. So is a `connect` that takes longer than the
+/// [`connect_timeout`](Self::connect_timeout). The token of such an attempt is cancelled, and its services
+/// are dropped.
 ///
-/// # What is retried
+/// # Retried causes
 ///
 /// | cause | | event |
 /// | --- | --- | --- |
-/// | a connection, stream or channel that ends; a service that is unready; a panic | for ever, or [`max_attempts`](Self::max_attempts) times | "will reconnect" at WARN each time, with the cause and the number of tries |
-/// | a `connect` that fails, also by an address that is wrong or a password that is refused | the same: a broker that starts may not know its users yet | the same; the cause names the address |
-/// | an error that a new channel would not help ([`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured)); the end of the consumer's runtime | never | "does not reconnect" at ERROR |
+/// | a connection, stream or channel that ends; a service that is unready; a panic | for ever, or [`max_attempts`](Self::max_attempts) times | "reconnecting after a pause" at WARN each time, with the cause and the number of attempts |
+/// | a `connect` that fails, also because of a wrong address or a refused password | the same: a broker that starts may not know its users yet | the same; the cause names the address |
+/// | an error that a new channel would not help ([`EndCause::Misconfigured`](crate::consumer::EndCause::Misconfigured)); the end of the consumer's runtime | never | "not reconnecting" at ERROR |
 ///
-/// So alert on WARN that goes on, or set `max_attempts`.
+/// So alert on a WARN that repeats, or set `max_attempts`.
 ///
 /// # Examples
 ///
@@ -153,12 +154,12 @@ impl<F, M> ReconnectingConsumer<F, M> {
 impl<F, M, C> ReconnectingConsumer<F, M, C> {
     setters!();
 
-    /// Sets the ceilings of the pauses: the first is the lower bound, each is twice the last, and
-    /// none is above the upper bound; from 500 ms to 30 s by default.
+    /// Sets the ceilings of the pauses; from 500 ms to 30 s by default. The first is the lower bound, each is
+    /// twice the last, and none is above the upper bound.
     ///
     /// # Panics
     ///
-    /// Panics if the lower bound is zero, which would never grow, or above the upper one.
+    /// Panics if the lower bound is zero, since it would never grow, or above the upper bound.
     #[track_caller]
     pub fn backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
         self.retry.longest = *pauses.end();
@@ -166,18 +167,18 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
-    /// Sets where the jitter comes from, a number from 0 to 1; for tests.
+    /// Sets the source of the jitter, a number from 0 to 1; for tests.
     pub fn random(mut self, random: fn() -> f64) -> Self {
         self.retry.random = random;
         self
     }
 
-    /// Sets after how many tries in a row without a session that worked it gives up; never by
-    /// default.
+    /// Sets the number of attempts in a row, without a session that worked, after which the consumer gives
+    /// up; never by default.
     ///
     /// # Panics
     ///
-    /// Panics if `max` is 0, which would never connect.
+    /// Panics if `max` is 0, since that would never connect.
     #[track_caller]
     pub fn max_attempts(mut self, max: u32) -> Self {
         assert!(max > 0, "`max_attempts(0)` would never connect");
@@ -185,23 +186,23 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
-    /// Sets how long one `connect` may take, the subscription included; 30 s by default.
+    /// Sets the time limit of one `connect`, including the subscription; 30 s by default.
     ///
-    /// A `connect` that takes longer is dropped, and is a try that failed.
+    /// A `connect` that takes longer is dropped, and is a failed attempt.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// Sets how many tasks a session has. `make_service` is called for each, with the same token.
+    /// Sets the number of tasks of a session. `make_service` is called for each, with the same token.
     ///
-    /// It is 1 by default, and with a [sentinel of its own](Self::sentinel) as many as pay: the consumer
-    /// divides the limit then. Otherwise their limits add up, see
-    /// [`Consumer::parallel`](crate::Consumer::parallel).
+    /// The default is 1. With [its own sentinel](Self::sentinel) the consumer chooses the number, as
+    /// [`Consumer::sentinel`](crate::Consumer::sentinel) does, and divides the limit. Otherwise the limits of
+    /// the tasks add up, see [`Consumer::parallel`](crate::Consumer::parallel).
     ///
     /// # Panics
     ///
-    /// Panics if `number` is 0, which would consume nothing.
+    /// Panics if `number` is 0, since that would consume nothing.
     #[track_caller]
     pub fn tasks(mut self, number: usize) -> Self {
         assert!(number > 0, "`tasks(0)` would consume nothing");
@@ -209,14 +210,14 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self
     }
 
-    /// Puts the service under a sentinel of the consumer's own, as
-    /// [`Consumer::sentinel`](crate::Consumer::sentinel) does: `make_service` makes the handler alone.
+    /// Puts the service under a sentinel that the consumer makes, as
+    /// [`Consumer::sentinel`](crate::Consumer::sentinel) does: `make_service` then makes only the handler.
     ///
-    /// It makes one for each session, of which each further task has a clone. What is to last longer, such as
-    /// an [`IntensityLayer`](crate::IntensityLayer), is made before and cloned.
+    /// It makes one handler for each session; each further task has a clone of it. Make anything that must
+    /// last longer, such as an [`IntensityLayer`](crate::IntensityLayer), before that, and clone it.
     ///
-    /// Each session has a fresh shutdown token. The layer's own, if it has one, is the parent of all:
-    /// whoever cancels it stops the jobs and ends the consumer, which leaves it alone itself.
+    /// Each session has a fresh shutdown token. If the layer has a token, it is the parent of all of them.
+    /// Cancelling the parent stops the jobs and ends the consumer; the consumer never cancels the parent.
     ///
     /// ```
     /// use std::{convert::Infallible, time::Duration};
@@ -278,7 +279,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         }
     }
 
-    /// Sets who says what an error of the service means for the channel; see
+    /// Sets the function that decides the effect of a service error on the channel; see
     /// [`Consumer::escalation`](crate::Consumer::escalation).
     pub fn escalation<E, K>(self, classify: K) -> ReconnectingConsumer<F, M, ByClosure<K>>
     where

@@ -1,4 +1,4 @@
-//! One subscription and its service, driven to their end.
+//! [`Session`] of one subscription and its service, driven to their end.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ use crate::{
     sentinel::listening::observe,
 };
 
-/// How many jobs are taken before others have their turn on this thread.
+/// Number of jobs that are taken before other tasks have their turn on this thread.
 const BATCH: usize = 128;
 
 pub(super) struct Session<B, S, F, C> {
@@ -37,9 +37,9 @@ pub(super) struct Session<B, S, F, C> {
     pub(super) options: Options,
     pub(super) summary: Summary,
     rebound: Option<Rebound>,
-    /// Whether the subscription brings no more jobs, or can't be asked for it.
+    /// `true` if the subscription brings no more jobs, or can't be asked to stop.
     pub(super) is_stopped: bool,
-    /// Tells the other tasks of the subscription to end with this one, if there are any.
+    /// Ends the other tasks of the subscription with this one, if there are any.
     peers: Option<CancellationToken>,
 }
 
@@ -68,19 +68,19 @@ where
         }
     }
 
-    /// Makes this the part of one task among several, which end when `peers` is cancelled.
+    /// Makes this the session of one task among several, which all end when `peers` is cancelled.
     pub(super) fn among(mut self, peers: CancellationToken) -> Self {
         self.peers = Some(peers);
         self
     }
 
-    /// Consumes until something ends it, and returns what: none if it was asked for.
+    /// Consumes until something ends it, and returns the cause; `None` if the end was requested.
     pub(super) async fn run(
         &mut self,
         signals: &mut Signals,
     ) -> Option<EndCause<B::Error, S::Error>> {
         let cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
-        // What a drain gives back does not come back here.
+        // Jobs that are released during a drain do not come back here.
         self.rebound = None;
         if let Some(peers) = &self.peers {
             peers.cancel();
@@ -88,13 +88,13 @@ where
         self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
         self.note_if_gone();
         match &cause {
-            None => guard(|| tracing::info!("a session ends: it is asked to")),
-            Some(cause) => guard(|| tracing::warn!(cause = cause.print(), "a session ends")),
+            None => guard(|| tracing::info!("session ending on request")),
+            Some(cause) => guard(|| tracing::warn!(cause = cause.print(), "session ending")),
         }
         cause
     }
 
-    /// Returns how many calls succeeded until now.
+    /// Returns the number of calls that have succeeded.
     pub(super) fn answered(&self) -> u64 {
         self.summary.answered
     }
@@ -104,7 +104,7 @@ where
         signals: &mut Signals,
         cx: &mut Context<'_>,
     ) -> Poll<Option<EndCause<B::Error, S::Error>>> {
-        // First of all: nobody is to be kept from it by a stream that is always ready.
+        // Checked first, so that a stream that is always ready can't delay it.
         if signals.poll(cx) != Asked::Nothing {
             return Poll::Ready(None);
         }
@@ -119,8 +119,9 @@ where
                 return Poll::Ready(Some(cause));
             }
             if room == before {
-                // What ends while the others have their turn is taken in one poll then, and not in one for
-                // each. Where the service bounds its calls, its permits wake this task so as they come back.
+                // Calls that end while other tasks have their turn are then taken in one poll, and not in one
+                // each. If the service itself limits its calls, its returned permits wake this task in the
+                // same way.
                 if room < BATCH && self.options.limit < usize::MAX {
                     cx.waker().wake_by_ref();
                 }
@@ -133,7 +134,7 @@ where
         }
     }
 
-    /// Calls the service with each job that it is ready for, and that is there.
+    /// Calls the service with each job that is there, as long as it is ready.
     fn pull(
         &mut self,
         room: &mut usize,
@@ -144,7 +145,7 @@ where
                 Err(panic) => return Err(EndCause::UnreadyPanicked(panic)),
                 Ok(Poll::Ready(Err(error))) => return Err(EndCause::Unready(error)),
                 Ok(Poll::Ready(Ok(()))) => {}
-                // The stream is not polled now, and would not tell.
+                // The stream is not polled now, so it would not report its end.
                 Ok(Poll::Pending) => {
                     return match catch(|| self.subscription.as_mut().poll_closed(cx)) {
                         Err(panic) => Err(EndCause::StreamPanicked(panic)),
@@ -161,17 +162,17 @@ where
                 Ok(Poll::Ready(Some(Ok(job)))) => job,
                 Ok(Poll::Pending) => return Ok(()),
             };
-            // From here on the job is ours: nothing may come before its call.
+            // The job is taken now: nothing may come before its call.
             *room -= 1;
             self.summary.called += 1;
-            // The push is in it, so that the future is moved once.
+            // The push is inside, so that the future is moved only once.
             let called = catch(|| self.calls.push(Call::new(self.service.call(job))));
             called.map_err(|panic| self.call_panicked(panic))?;
         }
         Ok(())
     }
 
-    /// Asks the service, where there is a place for its call.
+    /// Polls the service for readiness, if there is room for its call.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
         if self.calls.len() >= self.options.limit {
             return Ok(Poll::Pending);
@@ -187,15 +188,15 @@ where
                 tracing::warn!(
                     consumer = has_token,
                     sentinel = !has_token,
-                    "only one side has a shutdown token: a drain will drop what does not finish, instead \
-                     of stopping it. Set both `shutdown`s to one token, or use the consumer's `sentinel`"
+                    "only one side has a shutdown token: a drain will drop unfinished jobs instead of \
+                     stopping them. Set both `shutdown`s to one token, or use the consumer's `sentinel`"
                 );
             });
         }
         polled
     }
 
-    /// Counts the calls that have ended, up to the first that ends the session.
+    /// Counts the calls that have ended, up to the first one that ends the session.
     pub(super) fn take_answers(
         &mut self,
         cx: &mut Context<'_>,
@@ -226,7 +227,7 @@ where
 
     fn call_failed(&mut self, error: S::Error) -> Result<(), EndCause<B::Error, S::Error>> {
         self.summary.failed += 1;
-        // Whoever can't say is not to be trusted with the answer of a job.
+        // If the classifier panics, the delivery may be unsettled.
         let escalation = catch(|| self.classify().classify(&error)).unwrap_or(Escalation::Channel);
         let cause = match escalation {
             Escalation::Moot | Escalation::Call => EndCause::Failed(error),
@@ -248,7 +249,7 @@ where
             tracing::warn!(
                 error = cause.print(),
                 moot,
-                "the consumer goes on after an error"
+                "consumer continuing after an error"
             );
         });
         drop_quietly(cause);
@@ -256,7 +257,8 @@ where
     }
 
     fn classify(&self) -> MutexGuard<'_, C> {
-        // One that panicked is asked again: it can't say worse of an error than was assumed.
+        // A classifier that panicked is still used: its result can't be worse than the assumption for a
+        // panic.
         self.classify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! [`Sessions`]: one after the other, with pauses between them.
+//! [`Sessions`] of a consumer: one after another, with pauses between them.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ use crate::{
     telemetry::consumer_name::carried,
 };
 
-/// When to try again, and how often.
+/// Schedule of the attempts, and their number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retry {
     pub(super) pauses: Delays,
@@ -41,7 +41,7 @@ pub(super) struct Retry {
     pub(super) max_attempts: Option<u32>,
 }
 
-/// The sessions of a consumer, and what they did together.
+/// Sessions of a consumer, and the sum of their summaries.
 pub(super) struct Sessions<F, M, C> {
     pub(super) connect: F,
     pub(super) make_services: M,
@@ -54,14 +54,14 @@ pub(super) struct Sessions<F, M, C> {
     pub(super) beside: Option<Beside>,
 }
 
-/// A session whose channel is gone, and that still drains.
+/// Session whose channel is gone, and that still drains.
 pub(super) struct Beside {
     /// Cuts its drain short.
     stop: CancellationToken,
     task: JoinHandle<Summary>,
 }
 
-/// Why a session ended, or could not begin.
+/// Cause for which a session ended, or could not begin.
 struct Failure<T, E, X> {
     cause: EndCause<T, E, X>,
     answered: u64,
@@ -79,7 +79,7 @@ impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
 }
 
 impl<F, M, C> Sessions<F, M, C> {
-    /// Runs one session after the other, and returns why it gave up: nothing if it was asked to end.
+    /// Runs one session after another, and returns the cause to give up; `None` if the end was requested.
     pub(super) async fn run<Fut, B, S, X>(
         &mut self,
         retry: Retry,
@@ -96,7 +96,7 @@ impl<F, M, C> Sessions<F, M, C> {
         S::Future: Send + 'static,
         C: Classify<S::Error> + Send + 'static,
     {
-        // In a row; and which of the pauses comes next.
+        // The failures in a row, and the number of the next pause.
         let (mut failures, mut step) = (0_u32, 0_u32);
         loop {
             guard(|| tracing::info!(attempt = failures + 1, "connecting"));
@@ -113,7 +113,7 @@ impl<F, M, C> Sessions<F, M, C> {
             if !cause.is_transient() || retry.max_attempts.is_some_and(|max| failures >= max) {
                 let attempts = failures;
                 guard(|| {
-                    tracing::error!(attempts, cause = cause.print(), "does not reconnect");
+                    tracing::error!(attempts, cause = cause.print(), "not reconnecting");
                 });
                 return Some(cause);
             }
@@ -124,7 +124,7 @@ impl<F, M, C> Sessions<F, M, C> {
                     attempts = failures,
                     ?pause,
                     cause = cause.print(),
-                    "will reconnect"
+                    "reconnecting after a pause"
                 );
             });
             drop_quietly(cause);
@@ -132,7 +132,7 @@ impl<F, M, C> Sessions<F, M, C> {
         }
     }
 
-    /// Runs one session, and returns why it ended or could not begin: nothing if it was asked to end.
+    /// Runs one session, and returns the cause of its end or failed start; `None` if the end was requested.
     async fn next<Fut, B, S, X>(
         &mut self,
         signals: &mut Signals,
@@ -147,7 +147,7 @@ impl<F, M, C> Sessions<F, M, C> {
         S::Future: Send + 'static,
         C: Classify<S::Error> + Send + 'static,
     {
-        // Before the connection, which has then nothing to be closed for.
+        // Before the connection, so that a failure here leaves no connection to close.
         let shutdown = match self.make_services.shutdown() {
             Some(parent) => parent.child_token(),
             None => CancellationToken::new(),
@@ -160,7 +160,7 @@ impl<F, M, C> Sessions<F, M, C> {
         let subscription = match self.subscribe(signals).await {
             Some(Ok(subscription)) => subscription,
             unconnected => {
-                // Whoever has the token, or the services, waits for their end.
+                // Owners of the token or of the services may wait for their end.
                 guard(|| shutdown.cancel());
                 services.into_iter().for_each(drop_quietly);
                 return unconnected.and_then(Result::err).map(Failure::from);
@@ -189,7 +189,7 @@ impl<F, M, C> Sessions<F, M, C> {
             lasted,
             mut rest,
         } = consuming.await;
-        // A session that was asked to end is the last one, and waited for.
+        // A session whose end was requested is the last one, so it is waited for.
         let is_last = cause.is_none();
         let ended = async {
             if is_last {
@@ -219,7 +219,7 @@ impl<F, M, C> Sessions<F, M, C> {
             return None;
         };
         let cause = cause.or_graver(other);
-        // What is asked for while an error drains is an end too.
+        // A request that comes while an error drains is also a requested end.
         match signals.asked() {
             Asked::Drain | Asked::Stop if cause.is_transient() => None,
             _ => Some(Failure {
@@ -230,7 +230,7 @@ impl<F, M, C> Sessions<F, M, C> {
         }
     }
 
-    /// Lets a session drain while the next ones run, and has the one before it stopped.
+    /// Lets a session drain while the next ones run, and stops the one that drained before it.
     async fn drain_beside<T, E>(
         &mut self,
         rest: Rest<T, E>,
@@ -240,10 +240,10 @@ impl<F, M, C> Sessions<F, M, C> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        guard(|| tracing::info!("the channel is gone: the session drains beside the next one"));
+        guard(|| tracing::info!("channel gone: session draining beside the next one"));
         let rest = async move {
             let ended = rest.await;
-            // A service that can't be used as configured tells the next session, too.
+            // If the service can't be used as configured, the next session finds that out, too.
             drop_quietly(ended.cause);
             ended.summary
         };
@@ -264,14 +264,14 @@ impl<F, M, C> Sessions<F, M, C> {
             Ok(summary) => self.total.add(summary),
             Err(error) => {
                 if let Ok(payload) = error.try_into_panic() {
-                    // What is the user's is caught where it is called.
+                    // Panics of user code are caught where it is called.
                     resume_unwind(payload);
                 }
             }
         }
     }
 
-    /// Connects, unless the end is asked for first.
+    /// Connects, unless the end is requested first.
     async fn subscribe<Fut, B, T, E, X>(
         &mut self,
         signals: &mut Signals,

@@ -1,21 +1,23 @@
-//! The setters that each kind of consumer has.
+//! Setters that each kind of consumer has.
 
 macro_rules! setters {
     () => {
-        /// Sets the name, which is in all that is told of the consumer and its jobs, so that two in one
-        /// process can be told apart; none by default.
+        /// Sets the name of the consumer, by which two consumers in one process can be told apart; none by
+        /// default.
         ///
-        /// - *Events* are in a span `consumer`, of level `INFO`, with the field `consumer.name`: those of the
-        ///   consumer, of its subscription and of its jobs.
-        /// - *Spans*: each [`process`](crate::settle::ProcessSpan) span has the field `consumer.name`. It is no child
-        ///   of the span `consumer`, which would make one trace of all jobs, but of the span in which the
-        ///   consumer is awaited, if there is one. Other spans are, so whoever exports traces without
-        ///   [`process_span`](crate::SentinelLayer::process_span) filters the target
-        ///   `tower_sentinel::consumer_name` out.
+        /// - *Events* are in a span `consumer`, of level `INFO`, with the field `consumer.name`. These are
+        ///   the events of the consumer, of its subscription and of its jobs.
+        /// - *Spans*: each [`process`](crate::settle::ProcessSpan) span has the field `consumer.name`. It is
+        ///   no child of the span `consumer`, since that would make one trace of all jobs. It is a child of
+        ///   the span in which the consumer is awaited, if there is one. Other spans are children of the span
+        ///   `consumer`. So if you export traces without
+        ///   [`process_span`](crate::SentinelLayer::process_span), filter out the target
+        ///   `tower_sentinel::consumer_name`.
         /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel or
-        ///   policy have that of the first consumer that called one of them.
+        ///   policy have the name of the first consumer that called one of them.
         ///
-        /// It should have few values: the name of a queue, and not a number that is drawn at the start.
+        /// The name should have few values: use the name of a queue, and not a number that is drawn at the
+        /// start.
         ///
         /// ```
         /// # use tower_sentinel::{Consumer, broker::memory::Broker};
@@ -43,10 +45,9 @@ macro_rules! setters {
 
         /// Cuts the drain short once `signal` resolves: the second signal.
         ///
-        /// It is not polled before a shutdown is under way, by
-        /// [the first](Self::with_graceful_shutdown) or because the consumer's future was dropped. So
-        /// both may be `async { ctrl_c().await.unwrap() }`: the first key press drains, the second
-        /// stops.
+        /// It is not polled before a shutdown is in progress, by [the first
+        /// signal](Self::with_graceful_shutdown) or because the consumer's future was dropped. So both may be
+        /// `async { ctrl_c().await.unwrap() }`: the first key press drains, the second stops.
         pub fn with_forced_shutdown<G>(mut self, signal: G) -> Self
         where
             G: std::future::Future<Output = ()> + Send + 'static,
@@ -55,16 +56,16 @@ macro_rules! setters {
             self
         }
 
-        /// Sets how long what runs may take to finish once the consumer, or a session of it, ends; 30 s by
-        /// default.
+        /// Sets the time that running calls have to finish once the consumer, or one of its sessions, ends;
+        /// 30 s by default.
         ///
-        /// It is one limit for all of them. `Duration::MAX` is none.
+        /// It is one limit for all of them. `Duration::MAX` is no limit.
         pub fn drain_timeout(mut self, limit: std::time::Duration) -> Self {
             self.options.drain_timeout = limit;
             self
         }
 
-        /// Sets how long what is told to stop may take to be settled; 40 s by default.
+        /// Sets the time limit for jobs that were told to stop to be settled; 40 s by default.
         ///
         /// It should be longer than the sentinel's [`grace`](crate::SentinelLayer::grace),
         /// [`stop_wait`](crate::SentinelLayer::stop_wait) and
@@ -75,7 +76,7 @@ macro_rules! setters {
             self
         }
 
-        /// Sets what happens after an error that concerns [one call alone](crate::consumer::Escalation::Call);
+        /// Sets the reaction to an error that concerns [only one call](crate::consumer::Escalation::Call);
         /// [`AfterError::Stop`](crate::consumer::AfterError::Stop) by default.
         pub fn on_error(mut self, after_error: crate::consumer::AfterError) -> Self {
             self.options.after_error = after_error;

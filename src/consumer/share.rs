@@ -1,4 +1,4 @@
-//! [`Share`]: one subscription, for several tasks.
+//! [`Share`] of one subscription, for one of several tasks.
 
 use std::{
     mem,
@@ -11,11 +11,11 @@ use futures_util::{stream::Stream, task::AtomicWaker};
 
 use crate::consumer::subscription::Subscription;
 
-/// A subscription as one of the tasks has it that take their jobs from it.
+/// Subscription as seen by one of several tasks that take their jobs from it.
 ///
-/// Each job goes to the task that asks. The end is told to one of them, whichever asks first, as to
-/// a stream's only reader; for the others nothing comes any more, nor after one of them has begun to
-/// stop it. The channel is closed when the last of them gives it up, since the tags of the others are of
+/// Each job goes to the task that asks. The end is returned to one of them, the first that asks, like to the
+/// only reader of a stream. For the others nothing more comes, nor after one of them has begun to stop the
+/// subscription. The channel is closed when the last task gives it up, since the tags of all tasks belong to
 /// this channel.
 pub(super) struct Share<B> {
     common: Arc<Common<B>>,
@@ -25,18 +25,18 @@ pub(super) struct Share<B> {
 
 struct Common<B> {
     held: Mutex<Held<B>>,
-    /// Wakes them all: which of them is ready for a job is not known here.
+    /// Wakes all tasks, since it is not known here which of them is ready for a job.
     waker: Waker,
     wakers: Arc<Wakers>,
 }
 
 struct Held<B> {
     subscription: Pin<Box<B>>,
-    /// Whether the end was told, or a poll panicked.
+    /// `true` once the end was returned, or a poll panicked.
     is_over: bool,
-    /// Whether, and how far, it was asked to stop.
+    /// Progress of the stop.
     stop: Stop,
-    /// How many tasks have not given up the channel.
+    /// Number of tasks that have not given up the channel.
     open: usize,
 }
 
@@ -60,7 +60,7 @@ impl Wake for Wakers {
 }
 
 impl<B> Share<B> {
-    /// Shares `subscription` out to `tasks`.
+    /// Splits `subscription` into shares for `tasks`.
     pub(super) fn among(tasks: usize, subscription: Pin<Box<B>>) -> impl Iterator<Item = Self> {
         let wakers = Arc::new(Wakers((0..tasks).map(|_| AtomicWaker::new()).collect()));
         let common = Arc::new(Common {
@@ -80,7 +80,7 @@ impl<B> Share<B> {
         })
     }
 
-    /// Polls until it is over: `is_end` says so of what is ready.
+    /// Polls the subscription until it is over. `is_end` returns whether a ready value is the end.
     fn poll_with<R>(
         &self,
         cx: &mut Context<'_>,
@@ -93,7 +93,7 @@ impl<B> Share<B> {
         if held.is_over || held.stop != Stop::Not {
             return Poll::Pending;
         }
-        // Also if this panics.
+        // Set first, so that it also holds if this panics.
         held.is_over = true;
         let polled = poll(held.subscription.as_mut(), &mut Context::from_waker(waker));
         held.is_over = matches!(&polled, Poll::Ready(ready) if is_end(ready));
@@ -103,7 +103,7 @@ impl<B> Share<B> {
 
 impl<B> Common<B> {
     fn lock(&self) -> MutexGuard<'_, Held<B>> {
-        // A subscription that panicked is over, and is only closed and dropped.
+        // A subscription that panicked is over; it is only closed and dropped.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,7 +124,7 @@ impl<B: Subscription> Subscription for Share<B> {
         self.poll_with(cx, B::poll_closed, |_| true)
     }
 
-    /// Whichever task asks drives it.
+    /// Driven by any task that polls it.
     fn poll_stop(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Common { waker, wakers, .. } = &*self.common;
         wakers.0[self.task].register(cx.waker());
@@ -132,7 +132,7 @@ impl<B: Subscription> Subscription for Share<B> {
         if held.is_over || held.stop == Stop::Stopped {
             return Poll::Ready(());
         }
-        // Also if this panics.
+        // Set first, so that it also holds if this panics.
         held.stop = Stop::Stopped;
         let polled = held
             .subscription

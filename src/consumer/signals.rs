@@ -1,4 +1,4 @@
-//! Who may ask a consumer to end, and how far that went.
+//! [`Signals`] that request the end of a consumer, and their state.
 
 use std::{
     fmt,
@@ -11,24 +11,24 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::outcome::{catch, drop_quietly, guard};
 
-/// What a consumer is asked for.
+/// Request to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Asked {
     Nothing,
-    /// To let what runs finish.
+    /// To let running calls finish.
     Drain,
-    /// To stop what runs.
+    /// To stop running calls.
     Stop,
 }
 
-/// A future of the user's that resolves when something is asked for.
+/// Future of the user that resolves when something is requested.
 pub(super) type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The two signals, and the drop of the consumer's future, which is like the first.
+/// The two signals, and the drop of the consumer's future, which counts as the first.
 #[derive(Default)]
 pub(super) struct Signals {
     pub(super) graceful: Option<Signal>,
-    /// Not polled before the first signal: both may wait for the same key to be pressed.
+    /// Not polled before the first signal, since both may wait for the same key press.
     pub(super) forced: Option<Signal>,
     dropped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// The shutdown token of the present session, while it takes jobs.
@@ -40,18 +40,18 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Returns a token that is cancelled with the second signal, as long as somebody polls for it.
+    /// Returns a token that is cancelled with the second signal, as long as these signals are polled.
     pub(super) fn stop_token(&self) -> CancellationToken {
         self.stopped.child_token()
     }
 
-    /// Takes a cancelled `token` for the first signal.
+    /// Makes the cancellation of `token` count as the first signal.
     pub(super) fn watch(&mut self, token: CancellationToken) {
         self.dropped = Some(Box::pin(token.cancelled_owned()));
     }
 
-    /// Takes the cancellation of a session's shutdown token for the first signal, until there is none to
-    /// watch: a session cancels its token at its end.
+    /// Makes the cancellation of a session's shutdown token count as the first signal. `None` ends that,
+    /// since a session cancels its own token at its end.
     pub(super) fn watch_shutdown(&mut self, token: Option<CancellationToken>) {
         self.shutdown = token.map(|token| Box::pin(token.cancelled_owned()));
     }
@@ -64,16 +64,16 @@ impl Signals {
         }
     }
 
-    /// Returns what is asked for by now, and waits for more.
+    /// Returns the request so far, and registers the waker for more.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Asked {
         if !self.drain {
             let dropped = self.dropped.as_mut();
             self.drain = dropped.is_some_and(|dropped| dropped.as_mut().poll(cx).is_ready());
             self.drain |= poll_signal(&mut self.graceful, cx);
             let shutdown = self.shutdown.as_mut();
-            // A sentinel that is shut down gives every job back at once.
+            // A sentinel that is shut down would release every job at once.
             if shutdown.is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
-                guard(|| tracing::info!("the shutdown token is cancelled"));
+                guard(|| tracing::info!("shutdown token cancelled"));
                 self.shutdown = None;
                 self.drain = true;
             }
@@ -87,7 +87,7 @@ impl Signals {
         self.asked()
     }
 
-    /// Waits for `future`, and for what is asked for meanwhile.
+    /// Waits for `future`, and polls the signals meanwhile.
     pub(super) async fn attend<F: Future>(&mut self, future: F) -> F::Output {
         let mut future = pin!(future);
         poll_fn(|cx| {
@@ -97,7 +97,7 @@ impl Signals {
         .await
     }
 
-    /// Waits for `future`, unless the end is asked for first.
+    /// Waits for `future`, unless the end is requested first.
     pub(super) async fn unless_asked<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let mut future = Box::pin(future);
         let output = poll_fn(|cx| match self.poll(cx) {
@@ -110,7 +110,7 @@ impl Signals {
     }
 }
 
-/// A signal that panics is one: the process has lost its way to ask.
+/// Polls a signal. One that panics counts as given, since the process can no longer request the end by it.
 fn poll_signal(signal: &mut Option<Signal>, cx: &mut Context<'_>) -> bool {
     let Some(future) = signal else {
         return false;

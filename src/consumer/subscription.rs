@@ -1,4 +1,4 @@
-//! [`Subscription`]: a stream of jobs that can be watched and given up.
+//! [`Subscription`], a stream of jobs that can be watched and given up.
 
 use std::{
     pin::Pin,
@@ -7,47 +7,50 @@ use std::{
 
 use futures_util::Stream;
 
-/// A stream of jobs from a broker, together with the channel that their tags belong to.
+/// Stream of jobs from a broker, together with the channel that their tags belong to.
 ///
-/// A [`Consumer`](crate::Consumer) does not poll its stream while its service is unready, so a
-/// connection that dies meanwhile would go unnoticed: hence [`poll_closed`](Self::poll_closed).
-/// And an answer that got lost can only be mended by giving up its channel, upon which the broker
-/// redelivers what was not answered: hence [`poll_close`](Self::poll_close). Before that it lets what
-/// runs finish, and what the broker delivers meanwhile would lie idle: hence
-/// [`poll_stop`](Self::poll_stop).
+/// It has three methods beside those of a stream:
 ///
-/// As a stream it yields an error once, as its last item, when the connection, the channel or the
-/// subscription ends for another reason than `poll_close`. An error is one of transport; a job
-/// that cannot be decoded is a job.
+/// - [`poll_closed`](Self::poll_closed): a [`Consumer`](crate::Consumer) does not poll the stream while its
+///   service is unready, so a connection that dies meanwhile would go unnoticed.
+/// - [`poll_close`](Self::poll_close): a lost settlement can only be repaired by giving up its channel. The
+///   broker then redelivers the unsettled jobs.
+/// - [`poll_stop`](Self::poll_stop): before the close, running jobs finish. Jobs that the broker delivers
+///   meanwhile would lie idle.
+///
+/// The stream yields an error once, as its last item, when the connection, the channel or the subscription
+/// ends for another reason than `poll_close`. An error is one of transport; a job that cannot be decoded is a
+/// job.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `Subscription`",
     label = "not the subscription of a broker",
-    note = "a `Stream` alone does not tell whether its connection lives, and can't be given up: implement `tower_sentinel::consumer::Subscription` for a type around it"
+    note = "a `Stream` alone does not report whether its connection is alive, and can't be given up: implement `tower_sentinel::consumer::Subscription` for a type around it"
 )]
 pub trait Subscription:
     Stream<Item = Result<<Self as Subscription>::Job, <Self as Subscription>::Error>>
 {
-    /// What is delivered.
+    /// The delivered job.
     type Job;
 
-    /// Why the stream ended.
+    /// Error with which the stream ended.
     type Error;
 
-    /// Waits until the channel is closed, by whichever side, and tells why if it was not asked to.
+    /// Waits until the channel is closed, by either side, and returns the error if the close was not
+    /// requested.
     ///
-    /// Jobs that were received and not yet taken from the stream are void then.
+    /// Jobs that were received and not yet taken from the stream are then void.
     fn poll_closed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>>;
 
     /// Asks the broker for no more jobs; ready when none will come, and at once by default.
     ///
-    /// The channel stays open and its tags stay valid: what was taken from the stream can still be
-    /// answered. Jobs that were received and not taken are given back, or are void. The stream yields
-    /// no more jobs, and may end.
+    /// The channel stays open and its tags stay valid: jobs that were taken from the stream can still be
+    /// settled. Jobs that were received and not taken are released, or are void. The stream yields no more
+    /// jobs, and may end.
     ///
-    /// A [`Consumer`](crate::Consumer) polls this while it drains, unless the stream has ended, and
-    /// polls neither the stream nor [`poll_closed`](Self::poll_closed) after that. It does not wait for
-    /// it: when the drain is over it goes on with [`poll_close`](Self::poll_close), ready or not. Once
-    /// it is ready it is not polled again.
+    /// A [`Consumer`](crate::Consumer) polls this while it drains, unless the stream has ended. After that it
+    /// polls neither the stream nor [`poll_closed`](Self::poll_closed). It does not wait until this is ready:
+    /// when the drain is over, it goes on with [`poll_close`](Self::poll_close). Once this is ready, it is
+    /// not polled again.
     ///
     /// ```
     /// # use std::{convert::Infallible, pin::Pin, task::{Context, Poll}};
@@ -97,28 +100,28 @@ pub trait Subscription:
         Poll::Ready(())
     }
 
-    /// Returns how many jobs may be unanswered at a time, if there is a bound; `None` by default.
+    /// Returns the number of jobs that may be unsettled at a time, if there is a limit; `None` by default.
     ///
-    /// So many calls are in flight at once where a consumer has a
-    /// [sentinel of its own](crate::Consumer::sentinel), which asks once, at the begin of a session.
+    /// A consumer with [its own sentinel](crate::Consumer::sentinel) has at most that many calls in flight.
+    /// It asks once, at the beginning of a session.
     fn prefetch(&self) -> Option<usize> {
         None
     }
 
-    /// Returns whether the channel is gone: no tag of it can be settled any more; `false` by default.
+    /// Returns whether the channel is gone, so that no tag of it can be settled any more; `false` by default.
     ///
-    /// A stream may end while its tags can still be settled, as after a cancel by RabbitMQ's server,
-    /// and a channel may go while its stream is not polled. A
-    /// [`Consumer`](crate::Consumer) stops what runs at once where the channel is gone, instead of letting
-    /// it finish, and a [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer) connects anew at once. Both
-    /// ask when a session ends and while it drains.
+    /// A stream may end while its tags can still be settled, for example if RabbitMQ's server cancels it. And
+    /// a channel may be lost while its stream is not polled. If the channel is gone, a
+    /// [`Consumer`](crate::Consumer) stops running jobs at once instead of letting them finish, and a
+    /// [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer) connects again at once. Both ask when
+    /// a session ends and while it drains.
     fn is_gone(&self) -> bool {
         false
     }
 
     /// Gives up the channel; ready when it is closed or lost.
     ///
-    /// The broker takes back every job of this channel that was not answered. Tags of this
-    /// channel are stale from now on, and the stream ends.
+    /// The broker takes back every unsettled job of this channel. The tags of this channel are stale from now
+    /// on, and the stream ends.
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>;
 }

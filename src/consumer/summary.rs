@@ -1,4 +1,4 @@
-//! [`Summary`]: what a consumer did, in numbers.
+//! [`Summary`] of a consumer's work, in numbers.
 
 use std::any::Any;
 
@@ -7,33 +7,33 @@ use crate::{
     settle::{Settled, Verdict, VerdictKind},
 };
 
-/// The most tags that a summary keeps.
+/// Maximum number of tags that a summary keeps.
 const MAX_TAGS: usize = 1_000;
 
-/// What a [`Consumer`](crate::Consumer) did.
+/// Summary of the work of a [`Consumer`](crate::Consumer).
 ///
 /// Each call is counted once: as [`answered`](Self::answered), [`failed`](Self::failed) or
-/// [`abandoned`](Self::abandoned). Outcomes and verdicts are counted where the service answers
-/// with [`Settled`], as a sentinel with a [`SettlePolicy`](crate::SettlePolicy) does.
+/// [`abandoned`](Self::abandoned). Outcomes and verdicts are counted if the response of the service is
+/// [`Settled`], as it is for a sentinel with a [`SettlePolicy`](crate::SettlePolicy).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
-    /// How many jobs were taken from the stream; each of them was called.
+    /// Number of jobs that were taken from the stream; the service was called with each of them.
     pub called: u64,
-    /// How many calls succeeded.
+    /// Number of calls that succeeded.
     pub answered: u64,
-    /// How many calls returned an error, or panicked.
+    /// Number of calls that returned an error, or panicked.
     pub failed: u64,
-    /// How many of the failed calls may have left the broker without an answer.
+    /// Number of failed calls that may have left their delivery unsettled.
     pub unanswered: u64,
-    /// How many of the failed calls had a settlement that is [moot](crate::settle::Unsettled::moot): the
-    /// broker waited for none any more. Their jobs may run once more.
+    /// Number of failed calls whose settlement is [moot](crate::settle::Unsettled::moot): the broker no
+    /// longer waited for it. Their jobs may run once more.
     pub moot: u64,
-    /// How many response futures were dropped, because they did not end in time.
+    /// Number of response futures that were dropped because they did not end in time.
     pub abandoned: u64,
-    /// How many settlements the broker counts as an attempt.
+    /// Number of settlements that the broker counts as an attempt.
     pub charged: u64,
-    /// How many jobs still ran when they were settled.
+    /// Number of jobs that still ran when they were settled.
     pub not_stopped: u64,
     /// The tags of those jobs, as `Debug` prints them; the first 1,000.
     pub not_stopped_tags: Vec<Box<str>>,
@@ -42,19 +42,19 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Returns how many jobs had an outcome of this kind.
+    /// Returns the number of jobs with an outcome of this kind.
     pub fn outcomes(&self, kind: OutcomeKind) -> u64 {
         self.outcomes[kind as usize]
     }
 
-    /// Returns how many jobs were settled with a verdict of this kind, whatever its delay.
+    /// Returns the number of jobs that were settled with a verdict of this kind, with any delay.
     ///
     /// A [`Verdict`] stands for its kind.
     pub fn verdicts(&self, kind: impl Into<VerdictKind>) -> u64 {
         self.verdicts[kind.into() as usize]
     }
 
-    /// Counts a call that succeeded, and returns its verdict where there is one.
+    /// Counts a call that succeeded, and returns its verdict if it has one.
     pub(super) fn answer<R: 'static>(&mut self, response: &mut R) -> Option<Verdict> {
         self.answered += 1;
         let response: &mut dyn Any = response;
@@ -69,7 +69,7 @@ impl Summary {
         Some(settled.verdict)
     }
 
-    /// Adds what another session did.
+    /// Adds the summary of another session.
     pub(super) fn add(&mut self, other: Summary) {
         self.called += other.called;
         self.answered += other.answered;

@@ -1,4 +1,4 @@
-//! [`Supervised`]: handlers under sentinels that the consumer makes itself.
+//! [`Supervised`], handlers under sentinels that the consumer makes.
 
 use std::{fmt, mem};
 
@@ -7,18 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sentinel::{Sentinel, SentinelLayer};
 
-/// The most tasks that a consumer takes by itself: each job that arrives wakes all that are idle.
+/// Maximum number of tasks that a consumer chooses by default. There are few, since each job that arrives
+/// wakes all idle ones.
 const MAX_TASKS: usize = 4;
 
-/// Services for the tasks of a session.
+/// Constructor of the services for the tasks of a session.
 ///
-/// Implemented for `FnMut(CancellationToken) -> S` and for [`Supervised`]; a name to read in error
-/// messages, not one to implement.
+/// Implemented for `FnMut(CancellationToken) -> S` and for [`Supervised`]. The name appears in error
+/// messages; it is not meant to be implemented.
 pub trait MakeServices: sealed::Sealed {
     /// The service of one task.
     type Service;
 
-    /// Returns a service for each of `tasks`, or for as many as pay.
+    /// Returns one service for each of `tasks`, or for the default number.
     #[doc(hidden)]
     fn make_services(
         &mut self,
@@ -26,13 +27,13 @@ pub trait MakeServices: sealed::Sealed {
         shutdown: &CancellationToken,
     ) -> Vec<Self::Service>;
 
-    /// Returns whether the sentinels are the consumer's own.
+    /// Returns whether the consumer makes the sentinels.
     #[doc(hidden)]
     fn is_supervised(&self) -> bool {
         false
     }
 
-    /// Returns the shutdown token that a layer was given by its user.
+    /// Returns the shutdown token that the user gave to the layer.
     #[doc(hidden)]
     fn shutdown(&self) -> Option<&CancellationToken> {
         None
@@ -57,10 +58,10 @@ where
     }
 }
 
-/// The services of a consumer that has one session.
+/// Services of a consumer that has only one session.
 pub(super) enum Services<S> {
     Given(Vec<S>),
-    /// Boxed: the consumer's type names the service, and not how it is made.
+    /// Boxed, since the type of the consumer names the service, and not its constructor.
     Supervised(Box<dyn MakeServices<Service = S> + Send>),
 }
 
@@ -98,8 +99,8 @@ impl<S: fmt::Debug> fmt::Debug for Services<S> {
 }
 
 /// The [`MakeServices`] of
-/// [`ReconnectingConsumer::sentinel`](crate::consumer::ReconnectingConsumer::sentinel): handlers of `M`,
-/// each session's under a sentinel of its own.
+/// [`ReconnectingConsumer::sentinel`](crate::consumer::ReconnectingConsumer::sentinel): handlers from `M`,
+/// under a new sentinel for each session.
 #[derive(Clone)]
 pub struct Supervised<M, P, H> {
     handlers: M,
@@ -152,7 +153,7 @@ impl<M, P: fmt::Debug, H> fmt::Debug for Supervised<M, P, H> {
     }
 }
 
-/// Returns how many tasks a consumer takes by itself: one for each worker of the runtime.
+/// Returns the default number of tasks: one for each worker of the runtime, up to a maximum.
 fn tasks_that_pay() -> usize {
     let workers = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     workers.min(MAX_TASKS)

@@ -1,4 +1,4 @@
-//! One subscription, consumed by one task or by several.
+//! Consumption of one subscription, by one task or by several.
 
 use std::{
     fmt,
@@ -30,13 +30,13 @@ use crate::{
     telemetry::consumer_name::carried,
 };
 
-/// A session that has begun to end: it takes no more jobs.
+/// Session that has begun to end: it takes no more jobs.
 pub(super) struct Ending<T, E> {
-    /// None if it was asked to.
+    /// `None` if the end was requested.
     pub(super) cause: Option<EndCause<T, E>>,
-    /// How many calls have succeeded.
+    /// Number of calls that have succeeded.
     pub(super) answered: u64,
-    /// From its begin to its cause.
+    /// Time from its beginning to the cause of its end.
     pub(super) lasted: Duration,
     /// The drain and the close.
     pub(super) rest: Rest<T, E>,
@@ -44,14 +44,14 @@ pub(super) struct Ending<T, E> {
 
 pub(super) type Rest<T, E> = Pin<Box<dyn Future<Output = Ended<T, E>> + Send>>;
 
-/// The end of a session.
+/// End of a session.
 pub(super) struct Ended<T, E> {
-    /// The gravest error of a call in its drain.
+    /// The gravest error of a call during the drain.
     pub(super) cause: Option<EndCause<T, E>>,
     pub(super) summary: Summary,
 }
 
-/// Consumes until something ends it: on this task, or on one for each service if there are several.
+/// Consumes until something ends it: on this task, or on one task for each service if there are several.
 ///
 /// A cancelled `stop` cuts the drain short.
 pub(super) async fn consume<B, S, C>(
@@ -72,7 +72,7 @@ where
     let started = Instant::now();
     let shutdown = options.shutdown.clone();
     let prefetch = match options.is_bounded {
-        // One of 0 would let nothing in.
+        // A prefetch of 0 would let nothing in.
         true => catch(|| subscription.prefetch())
             .ok()
             .flatten()
@@ -80,14 +80,14 @@ where
         false => None,
     };
     if let Some(prefetch) = prefetch {
-        // Each task has a place at least.
+        // Each task has room for at least one call.
         services.truncate(prefetch);
     }
     let tasks = services.len();
     let limit = |task| prefetch.map_or(usize::MAX, |prefetch| share_of(prefetch, task, tasks));
     signals.watch_shutdown(shutdown.clone());
     let (cause, answered, rest): (_, _, Rest<_, _>) = if tasks == 1 {
-        // Invariant: there is one.
+        // Invariant: there is exactly one.
         let service = services.pop().expect("a vector of one is not empty");
         options.limit = limit(0);
         options.checks_token = !options.is_bounded;
@@ -103,7 +103,7 @@ where
             let limit = limit(task);
             let options = Options {
                 limit,
-                // Once for all.
+                // Once for all tasks.
                 checks_token: task == 0 && !options.is_bounded,
                 ..options.clone()
             };
@@ -123,7 +123,7 @@ where
     let lasted = started.elapsed();
     let rest = async move {
         let ended = rest.await;
-        // What runs was let finish, or stopped already; nothing is to begin.
+        // The running calls have finished, or are stopped already; no new one may begin.
         if let Some(token) = shutdown {
             guard(|| token.cancel());
         }
@@ -137,13 +137,13 @@ where
     }
 }
 
-/// Returns the part of `prefetch` that is for one of the tasks: they differ by one at most.
+/// Returns the part of `prefetch` for one of the tasks; the parts differ by at most one.
 fn share_of(prefetch: usize, task: usize, tasks: usize) -> usize {
     prefetch / tasks + usize::from(task < prefetch % tasks)
 }
 
-/// Waits for the end of the last session, which is cut short by `stop` where its channel is gone:
-/// nothing can be settled any more, and nobody goes on beside it.
+/// Waits for the end of the last session. If its channel is gone, `stop` cuts that short: nothing can be
+/// settled any more, and no session follows it.
 pub(super) async fn end_last<T, E>(
     rest: &mut Rest<T, E>,
     gone: &CancellationToken,
@@ -159,7 +159,7 @@ pub(super) async fn end_last<T, E>(
     .await
 }
 
-/// Waits until no task takes jobs any more, and passes on to them what is asked for.
+/// Waits until no task takes jobs any more, and passes requests on to the tasks.
 async fn begin_to_end<T, E, X>(
     mut running: JoinSet<(Option<EndCause<T, E>>, X)>,
     signals: &mut Signals,
@@ -227,10 +227,10 @@ where
     Ended { cause, summary }
 }
 
-/// Returns the cause where a task was taken down with its runtime.
+/// Returns the cause for a task that ended with its runtime.
 fn gone<T, E>(error: JoinError) -> EndCause<T, E> {
     match error.try_into_panic() {
-        // What is the user's is caught where it is called.
+        // Panics of user code are caught where it is called.
         Ok(payload) => resume_unwind(payload),
         Err(_) => EndCause::RuntimeGone,
     }

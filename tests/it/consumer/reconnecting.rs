@@ -494,7 +494,7 @@ async fn the_log_of_an_outage_tells_what_became_of_each_session() {
         .drain_timeout(MS(1_000))
         .with_graceful_shutdown(sleep(MS(60_000)));
     ends(consumer).await.unwrap();
-    let lost = "a job may have no answer: the policy failed: the delivery was not settled with \\\"ack\\\" in 1 try: \
+    let lost = "a job may be unsettled: the policy failed: the delivery was not settled with \\\"ack\\\" in 1 try: \
         refused";
     let lines = log.lines();
     let of_the_consumer: Vec<_> = lines
@@ -505,21 +505,21 @@ async fn the_log_of_an_outage_tells_what_became_of_each_session() {
         of_the_consumer,
         [
             "INFO connecting attempt=1",
-            "WARN will reconnect attempts=1 pause=100ms cause=\"can't connect: refused\"",
+            "WARN reconnecting after a pause attempts=1 pause=100ms cause=\"can't connect: refused\"",
             "INFO connecting attempt=2",
             "INFO connected",
-            &format!("WARN a session ends cause=\"{lost}\""),
-            "INFO a drain begins in_flight=0",
-            "INFO a drain ended",
-            "ERROR gave up a channel unanswered=1 abandoned=0",
-            &format!("WARN will reconnect attempts=0 pause=100ms cause=\"{lost}\""),
+            &format!("WARN session ending cause=\"{lost}\""),
+            "INFO drain starting in_flight=0",
+            "INFO drain ended",
+            "ERROR channel given up unanswered=1 abandoned=0",
+            &format!("WARN reconnecting after a pause attempts=0 pause=100ms cause=\"{lost}\""),
             "INFO connecting attempt=1",
             "INFO connected",
-            "INFO a session ends: it is asked to",
-            "INFO a drain begins in_flight=1",
-            "WARN a drain stops what still runs in_flight=1",
-            "INFO a drain ended",
-            "INFO a session ended",
+            "INFO session ending on request",
+            "INFO drain starting in_flight=1",
+            "WARN drain stopping the calls that still run in_flight=1",
+            "INFO drain ended",
+            "INFO session ended",
         ]
     );
 }

@@ -319,7 +319,7 @@ fn each_cause_is_printed_as_what_it_is() {
         ),
         (
             EndCause::Unanswered(Refused.into()),
-            "a job may have no answer: refused",
+            "a job may be unsettled: refused",
         ),
         (EndCause::Connect(Refused), "can't connect: refused"),
         (EndCause::ConnectTimedOut(MS(5)), "no connection within 5ms"),

@@ -104,9 +104,9 @@ async fn every_event_of_a_consumer_bears_its_name() {
             "connecting",
             "the handler works",
             "the job failed",
-            "a drain begins",
-            "drains beside the next one",
-            "a session ended",
+            "drain starting",
+            "draining beside the next one",
+            "session ended",
         ] {
             let about = lines.iter().filter(|line| line.contains(said));
             assert!(about.count() > 0, "{said}: {lines:#?}");

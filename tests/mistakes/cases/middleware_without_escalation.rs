@@ -1,4 +1,4 @@
-// error[E0277]: a `Consumer` can't tell from `Box<(dyn std::error::Error + Send + Sync + 'static)>` whether the broker has its answer
+// error[E0277]: a `Consumer` can't tell from `Box<(dyn std::error::Error + Send + Sync + 'static)>` whether the delivery is settled
 use std::{convert::Infallible, future::ready};
 
 use tower::ServiceBuilder;

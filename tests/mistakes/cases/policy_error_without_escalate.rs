@@ -1,4 +1,4 @@
-// error[E0277]: a `Consumer` can't tell from `Lost` whether the broker has its answer
+// error[E0277]: a `Consumer` can't tell from `Lost` whether the delivery is settled
 use std::{convert::Infallible, future::ready};
 
 use tower::{ServiceBuilder, service_fn};

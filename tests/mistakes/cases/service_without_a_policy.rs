@@ -1,4 +1,4 @@
-// error[E0277]: a `Consumer` can't tell from `std::io::Error` whether the broker has its answer
+// error[E0277]: a `Consumer` can't tell from `std::io::Error` whether the delivery is settled
 use std::future::ready;
 
 use tower::service_fn;
