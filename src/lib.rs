@@ -1,5 +1,5 @@
-//! Tower middleware that supervises queue jobs: a job may do anything it likes, and its delivery is still
-//! settled exactly once.
+//! Tower middleware that supervises queue jobs: a job may do anything it likes, and its broker still
+//! gets exactly one answer.
 //!
 //! A broker gives a worker at most *prefetch* unsettled jobs. If a settlement gets lost, because a job
 //! panics, hangs, or is dropped, one of those places is taken for ever. Once all are taken, the connection
