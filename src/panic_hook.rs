@@ -67,7 +67,7 @@ pub fn install() {
     INSTALL.call_once(|| {
         let next = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            leave(Origin::of(info));
+            leave(Raised::of(info));
             next(info);
         }));
         INSTALLED.store(true, Ordering::Relaxed);
@@ -91,7 +91,7 @@ static BACKTRACES: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// The last panic of this thread that nobody has taken yet.
-    static LAST: RefCell<Option<Origin>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<Raised>> = const { RefCell::new(None) };
 }
 
 /// The place in the source where a panic was raised.
@@ -128,7 +128,7 @@ impl fmt::Display for Location {
 }
 
 /// The hook's record of a panic.
-pub(crate) struct Origin {
+pub(crate) struct Raised {
     pub(crate) location: Location,
     pub(crate) backtrace: Option<Backtrace>,
     /// `true` if a destructor asked for the stop of its job while this panic unwound.
@@ -137,7 +137,7 @@ pub(crate) struct Origin {
     message: Option<Box<str>>,
 }
 
-impl Origin {
+impl Raised {
     fn of(info: &PanicHookInfo<'_>) -> Option<Self> {
         let location = info.location()?;
         Some(Self {
@@ -163,7 +163,7 @@ pub(crate) fn message(payload: &(dyn Any + Send)) -> Option<&str> {
 }
 
 /// Leaves `origin` for the code that catches the panic, and returns the previous record if nobody took it.
-fn leave(origin: Option<Origin>) -> Option<Origin> {
+fn leave(origin: Option<Raised>) -> Option<Raised> {
     // Fails in a thread that is about to end.
     LAST.try_with(|last| last.replace(origin)).ok().flatten()
 }
@@ -201,7 +201,7 @@ impl Watch {
     }
 
     /// Returns the hook's record of the panic that was caught with `payload`.
-    pub(crate) fn origin_of(self, payload: &(dyn Any + Send)) -> Option<Origin> {
+    pub(crate) fn origin_of(self, payload: &(dyn Any + Send)) -> Option<Raised> {
         if !self.installed {
             return None;
         }

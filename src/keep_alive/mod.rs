@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::{
     cancel::{Cancellation, Companion},
     job::Job,
-    keep_alive::ticker::{Rhythm, Stopping, Ticker},
+    keep_alive::ticker::{Schedule, Ticker, TickerGuard},
     outcome::guard,
     settle::Settle,
 };
@@ -160,7 +160,7 @@ pub struct KeepAliveLayer {
 
 #[derive(Clone, Debug)]
 struct Settings {
-    rhythm: Rhythm,
+    schedule: Schedule,
     runtime: Option<Handle>,
     /// `true` once the warning of a broker without keep-alive is out; shared by all clones.
     told: Arc<AtomicBool>,
@@ -180,7 +180,7 @@ impl KeepAliveLayer {
         assert!(!interval.is_zero(), "a keep-alive needs an interval");
         Self {
             settings: Settings {
-                rhythm: Rhythm {
+                schedule: Schedule {
                     interval,
                     try_timeout: interval / 2,
                 },
@@ -192,7 +192,7 @@ impl KeepAliveLayer {
 
     /// Sets the time limit of one keep-alive; half of the interval by default.
     pub fn try_timeout(mut self, limit: Duration) -> Self {
-        self.settings.rhythm.try_timeout = limit;
+        self.settings.schedule.try_timeout = limit;
         self
     }
 
@@ -256,7 +256,7 @@ impl<S: fmt::Debug> fmt::Debug for KeepAlive<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeepAlive")
             .field("inner", &self.inner)
-            .field("rhythm", &self.settings.rhythm)
+            .field("schedule", &self.settings.schedule)
             .finish_non_exhaustive()
     }
 }
@@ -264,7 +264,7 @@ impl<S: fmt::Debug> fmt::Debug for KeepAlive<S> {
 impl Settings {
     /// Starts the ticker of `tag`'s job, if its broker has a keep-alive.
     #[track_caller]
-    fn start<Tag>(&self, tag: Tag) -> Option<Stopping>
+    fn start<Tag>(&self, tag: Tag) -> Option<TickerGuard>
     where
         Tag: Settle + Send + Sync + 'static,
     {
@@ -274,8 +274,8 @@ impl Settings {
             }
             return None;
         }
-        let ticker = Ticker::new(tag, self.rhythm);
-        let stopping = Stopping(Arc::clone(&ticker));
+        let ticker = Ticker::new(tag, self.schedule);
+        let stopping = TickerGuard(Arc::clone(&ticker));
         let job = Cancellation::current();
         if let Some(context) = job.job() {
             context.keep_alive();
@@ -329,7 +329,7 @@ pin_project! {
         #[pin]
         inner: F,
         // `None` once the inner future has returned, or if there is no keep-alive.
-        ticker: Option<Stopping>,
+        ticker: Option<TickerGuard>,
     }
 }
 

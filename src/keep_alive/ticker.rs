@@ -25,14 +25,14 @@ use crate::{
 
 /// Schedule of a ticker.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rhythm {
+pub(crate) struct Schedule {
     /// Time from one keep-alive to the next.
     pub(crate) interval: Duration,
     /// Time limit of one keep-alive.
     pub(crate) try_timeout: Duration,
 }
 
-impl Rhythm {
+impl Schedule {
     /// Returns the pauses after keep-alives that failed.
     fn pauses(self) -> Delays {
         let least = |part: u32| (self.interval / part).max(Duration::from_nanos(1));
@@ -49,10 +49,10 @@ pub(crate) struct Ticker {
     /// again and again, before the stop gets it.
     stopped: AtomicBool,
     // `None` once stopped or ended.
-    beat: Mutex<Option<Beat>>,
+    tick: Mutex<Option<Tick>>,
 }
 
-struct Beat {
+struct Tick {
     /// Ends when the lease is lost.
     future: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The job's span. It is dropped with the ticker, so that it closes with the job.
@@ -62,18 +62,18 @@ struct Beat {
 }
 
 impl Ticker {
-    pub(crate) fn new<Tag>(tag: Tag, rhythm: Rhythm) -> Arc<Self>
+    pub(crate) fn new<Tag>(tag: Tag, schedule: Schedule) -> Arc<Self>
     where
         Tag: Settle + Send + Sync + 'static,
     {
-        let beat = Beat {
-            future: Box::pin(tick(tag, rhythm, Instant::now())),
+        let tick = Tick {
+            future: Box::pin(tick(tag, schedule, Instant::now())),
             span: GuardedSpan::new(Span::current()),
             waker: Waker::noop().clone(),
         };
         Arc::new(Self {
             stopped: AtomicBool::new(false),
-            beat: Mutex::new(Some(beat)),
+            tick: Mutex::new(Some(tick)),
         })
     }
 
@@ -97,23 +97,23 @@ impl Ticker {
             return Poll::Ready(None);
         }
         let mut slot = self.lock();
-        let Some(beat) = &mut *slot else {
+        let Some(tick) = &mut *slot else {
             return Poll::Ready(None);
         };
         let polled = {
-            let _entered = beat.span.enter();
-            beat.future.as_mut().poll(cx)
+            let _entered = tick.span.enter();
+            tick.future.as_mut().poll(cx)
         };
         if polled.is_pending() {
-            beat.waker.clone_from(cx.waker());
+            tick.waker.clone_from(cx.waker());
             return Poll::Pending;
         }
-        Poll::Ready(slot.take().map(|beat| beat.span))
+        Poll::Ready(slot.take().map(|tick| tick.span))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Beat>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Tick>> {
         // After a panic the content is only dropped.
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tick.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,8 +126,8 @@ impl Drop for Task {
         if self.0.stopped.load(Ordering::Relaxed) {
             return;
         }
-        let beat = self.0.lock().take();
-        let Some(Beat { future, span, .. }) = beat else {
+        let tick = self.0.lock().take();
+        let Some(Tick { future, span, .. }) = tick else {
             return;
         };
         let _entered = span.enter();
@@ -142,15 +142,15 @@ impl Companion for Ticker {
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         // In a separate statement, so that the lock is not held while the future is dropped.
-        let beat = self.lock().take();
-        let Some(beat) = beat else {
+        let tick = self.lock().take();
+        let Some(tick) = tick else {
             return;
         };
-        let Beat {
+        let Tick {
             future,
             span,
             waker,
-        } = beat;
+        } = tick;
         {
             let _entered = span.enter();
             drop_quietly(future);
@@ -160,25 +160,25 @@ impl Companion for Ticker {
 }
 
 /// Guard that stops its ticker when it is dropped.
-pub(crate) struct Stopping(pub(crate) Arc<Ticker>);
+pub(crate) struct TickerGuard(pub(crate) Arc<Ticker>);
 
-impl Drop for Stopping {
+impl Drop for TickerGuard {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
 /// Keeps a delivery alive until its lease is lost.
-async fn tick<Tag: Settle>(tag: Tag, rhythm: Rhythm, mut last: Instant) {
+async fn tick<Tag: Settle>(tag: Tag, schedule: Schedule, mut last: Instant) {
     let mut failures = 0;
     loop {
         match failures {
             // From the start of the last one, so that its duration is not added to the interval.
-            0 => wait_until(deadline(last, rhythm.interval)).await,
-            _ => wait_until(deadline(Instant::now(), rhythm.pauses().nth(failures))).await,
+            0 => wait_until(deadline(last, schedule.interval)).await,
+            _ => wait_until(deadline(Instant::now(), schedule.pauses().nth(failures))).await,
         }
         last = Instant::now();
-        match keep_alive(&tag, rhythm.try_timeout).await {
+        match keep_alive(&tag, schedule.try_timeout).await {
             Some(Lease::Held) => failures = 0,
             Some(Lease::Lost) => {
                 // A panic of its destructor must not hide the loss from the job.

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::panic_hook::{Location, Origin, Watch, message};
+use crate::panic_hook::{Location, Raised, Watch, message};
 
 /// A caught panic.
 ///
@@ -33,7 +33,7 @@ struct Caught {
     message: Cow<'static, str>,
     /// `None` only while it is moved out. The lock is never taken: it is here because a `Mutex` is `Sync`.
     payload: Mutex<Option<Box<dyn Any + Send>>>,
-    origin: Option<Origin>,
+    origin: Option<Raised>,
 }
 
 impl Panic {
@@ -49,7 +49,7 @@ impl Panic {
         Self::with_origin(payload, None)
     }
 
-    fn with_origin(payload: Box<dyn Any + Send>, origin: Option<Origin>) -> Self {
+    fn with_origin(payload: Box<dyn Any + Send>, origin: Option<Raised>) -> Self {
         let message = match payload.downcast_ref::<&'static str>() {
             Some(message) => Cow::Borrowed(*message),
             None => match message(&*payload) {

@@ -12,7 +12,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use crate::{
     cancel::JobContext,
     outcome::{drop_quietly, guard},
-    telemetry::metrics::{InFlight, Instruments},
+    telemetry::metrics::{InFlightGauge, Instruments},
 };
 
 /// Counter of the jobs that still run although their outcome is known.
@@ -58,16 +58,16 @@ impl Abandoned {
     /// Counts a job until its `task` has ended and none of its closures blocks a thread.
     pub(crate) fn watch<R: Send + 'static>(
         self: &Arc<Self>,
-        home: &Handle,
+        runtime: &Handle,
         task: Option<JoinHandle<R>>,
         job: Arc<JobContext>,
     ) {
         self.lock().running += 1;
-        let place = Place {
+        let place = Seat {
             abandoned: Arc::clone(self),
             _counted: self.instruments.abandon(),
         };
-        home.spawn(async move {
+        runtime.spawn(async move {
             if let Some(task) = task {
                 drop_quietly(task.await);
             }
@@ -83,12 +83,12 @@ impl Abandoned {
 }
 
 /// One abandoned job. It is counted down in `Drop`, since the watching task may end with its runtime.
-struct Place {
+struct Seat {
     abandoned: Arc<Abandoned>,
-    _counted: InFlight,
+    _counted: InFlightGauge,
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut jobs = self.abandoned.lock();
         jobs.running -= 1;

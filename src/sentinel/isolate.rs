@@ -25,7 +25,7 @@ use crate::{
     sentinel::{
         cause::{Cause, Ladder},
         lease::DEFAULT_TIMEOUT,
-        runtimes::{Clock, Home},
+        runtimes::{Clock, Runtimes},
         settings::Settings,
         shutdown::Shutdown,
         task::{Output, Task},
@@ -37,9 +37,9 @@ use crate::{
 /// Longest delay after its limit that is normal for a job that does not block its thread.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Step of the ladder that a job has reached.
+/// Rung of the ladder that a job has reached.
 #[derive(Clone, Copy)]
-enum Step {
+enum Rung {
     Running,
     /// Running under a limit that is derived from its lease, and that holds until the job is kept alive.
     Leased,
@@ -58,7 +58,7 @@ pub(crate) struct Isolated<T, E> {
     /// Boxed, since it is absent without a shutdown token.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     started: Instant,
-    step: Step,
+    step: Rung,
     /// Time of the next step, if a step is due by time alone.
     due: Option<Instant>,
 }
@@ -67,7 +67,7 @@ impl<T, E> Isolated<T, E> {
     /// Calls `service` on a new task, in `span`. The time limit counts from `started`.
     #[track_caller]
     pub(crate) fn spawn<S, J>(
-        home: &Home,
+        runtimes: &Runtimes,
         context: &Arc<JobContext>,
         span: GuardedSpan,
         (service, job): (S, J),
@@ -82,12 +82,12 @@ impl<T, E> Isolated<T, E> {
     {
         let task = Task::new(Arc::clone(context), (service, job), span);
         Self {
-            join: Some(home.spawn(task)),
+            join: Some(runtimes.spawn(task)),
             shutdown: None,
             started,
             step: match is_leased {
-                true => Step::Leased,
-                false => Step::Running,
+                true => Rung::Leased,
+                false => Rung::Running,
             },
             due,
         }
@@ -96,8 +96,8 @@ impl<T, E> Isolated<T, E> {
     /// Gives a job that is kept alive the full default limit.
     #[inline]
     fn lift_limit(&mut self, context: &JobContext) {
-        if matches!(self.step, Step::Leased) && context.is_kept_alive() {
-            self.step = Step::Running;
+        if matches!(self.step, Rung::Leased) && context.is_kept_alive() {
+            self.step = Rung::Running;
             self.due = deadline(self.started, DEFAULT_TIMEOUT);
         }
     }
@@ -113,31 +113,31 @@ impl<T, E> Isolated<T, E> {
         context: &JobContext,
         mut clock: Pin<&mut Clock>,
         settings: &Settings,
-        home: &Home,
+        runtimes: &Runtimes,
         shutdown: Option<&Shutdown>,
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         let ladder = settings.ladder;
         self.lift_limit(context);
         let mut is_blocking = false;
-        if let Step::Stopping(_) = self.step {
+        if let Rung::Stopping(_) = self.step {
             is_blocking = context.poll_blocking(cx.waker()).is_pending();
         }
         // Checked first, and after every wake-up: a job that has returned has completed or failed. Its
         // blocking closures are waited for like the job itself.
         if let Some(join) = self.join.as_mut().filter(|_| !is_blocking) {
             if let Poll::Ready(exit) = Pin::new(join).poll(cx) {
-                return Poll::Ready(self.conclude(context, home, exit));
+                return Poll::Ready(self.conclude(context, runtimes, exit));
             }
         }
         loop {
             match self.step {
-                Step::Running | Step::Leased => {
+                Rung::Running | Rung::Leased => {
                     let cause = ready!(self.poll_cause(
                         context,
                         clock.as_mut(),
                         settings,
-                        home,
+                        runtimes,
                         shutdown,
                         cx
                     ));
@@ -146,17 +146,17 @@ impl<T, E> Isolated<T, E> {
                     }
                     self.stop(context, cause, ladder);
                 }
-                Step::Grace(cause) => {
-                    ready!(clock.as_mut().poll(self.due, home, cx));
+                Rung::Grace(cause) => {
+                    ready!(clock.as_mut().poll(self.due, runtimes, cx));
                     self.abort(cause, ladder);
                 }
-                Step::Stopping(cause) => {
-                    ready!(clock.as_mut().poll(self.due, home, cx));
+                Rung::Stopping(cause) => {
+                    ready!(clock.as_mut().poll(self.due, runtimes, cx));
                     if self.has_ended() {
                         return match (is_blocking, &mut self.join) {
                             (true, Some(join)) => {
                                 let exit = ready!(Pin::new(join).poll(cx));
-                                Poll::Ready(self.conclude(context, home, exit))
+                                Poll::Ready(self.conclude(context, runtimes, exit))
                             }
                             _ => Poll::Pending,
                         };
@@ -178,13 +178,13 @@ impl<T, E> Isolated<T, E> {
         context: &JobContext,
         clock: Pin<&mut Clock>,
         settings: &Settings,
-        home: &Home,
+        runtimes: &Runtimes,
         shutdown: Option<&Shutdown>,
         cx: &mut Context<'_>,
     ) -> Poll<Cause> {
         let is_requested = context.poll_request(cx.waker()).is_some();
         let is_due =
-            !is_requested && self.due.is_some() && clock.poll(self.due, home, cx).is_ready();
+            !is_requested && self.due.is_some() && clock.poll(self.due, runtimes, cx).is_ready();
         if !is_requested && !is_due {
             let is_shut_down = match &mut self.shutdown {
                 Some(shutdown) => shutdown.as_mut().poll(cx).is_ready(),
@@ -194,7 +194,7 @@ impl<T, E> Isolated<T, E> {
                 return Poll::Pending;
             }
         }
-        match self.first_cause(context, home, shutdown, is_due) {
+        match self.first_cause(context, runtimes, shutdown, is_due) {
             Some(cause) => Poll::Ready(cause),
             None => Poll::Pending,
         }
@@ -210,7 +210,7 @@ impl<T, E> Isolated<T, E> {
     fn first_cause(
         &self,
         context: &JobContext,
-        home: &Home,
+        runtimes: &Runtimes,
         shutdown: Option<&Shutdown>,
         is_due: bool,
     ) -> Option<Cause> {
@@ -220,7 +220,7 @@ impl<T, E> Isolated<T, E> {
         let cancelled = [request, shutdown].into_iter().flatten();
         let cancelled = cancelled.min_by_key(|&(at, _)| at);
         // The clock of a request may be ahead of the clock of the call. The limit passes by the latter alone.
-        let limit = self.due.filter(|&due| is_due || due <= home.now());
+        let limit = self.due.filter(|&due| is_due || due <= runtimes.now());
         match (limit, cancelled) {
             (Some(due), Some((at, cause))) if at < due => Some(cause),
             (Some(due), _) => Some(Cause::TimeLimit(due - self.started)),
@@ -235,14 +235,14 @@ impl<T, E> Isolated<T, E> {
         &mut self,
         context: &JobContext,
         ladder: Ladder,
-        home: &Home,
+        runtimes: &Runtimes,
         shutdown: Option<&Shutdown>,
     ) {
         self.lift_limit(context);
-        if self.has_ended() || !matches!(self.step, Step::Running | Step::Leased) {
+        if self.has_ended() || !matches!(self.step, Rung::Running | Rung::Leased) {
             return;
         }
-        let cause = self.first_cause(context, home, shutdown, false);
+        let cause = self.first_cause(context, runtimes, shutdown, false);
         let cause = cause.unwrap_or(Cause::Cancelled(CancelReason::CallerDropped));
         self.stop(context, cause, ladder);
     }
@@ -258,7 +258,7 @@ impl<T, E> Isolated<T, E> {
         if ladder.grace.is_zero() {
             self.abort(cause, ladder);
         } else {
-            self.step = Step::Grace(cause);
+            self.step = Rung::Grace(cause);
             self.due = deadline(Instant::now(), ladder.grace);
         }
     }
@@ -267,7 +267,7 @@ impl<T, E> Isolated<T, E> {
         if let Some(join) = &self.join {
             join.abort();
         }
-        self.step = Step::Stopping(cause);
+        self.step = Rung::Stopping(cause);
         self.due = deadline(Instant::now(), ladder.stop_wait);
     }
 
@@ -284,15 +284,15 @@ impl<T, E> Isolated<T, E> {
     fn conclude(
         &self,
         context: &JobContext,
-        home: &Home,
+        runtimes: &Runtimes,
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Step::Running | Step::Leased => {
+            Rung::Running | Rung::Leased => {
                 let request = context.request();
-                request.and_then(|_| self.first_cause(context, home, None, false))
+                request.and_then(|_| self.first_cause(context, runtimes, None, false))
             }
-            Step::Grace(cause) | Step::Stopping(cause) => Some(cause),
+            Rung::Grace(cause) | Rung::Stopping(cause) => Some(cause),
         };
         let panic = match (exit.map(|output| output.into_inner().0), cause) {
             (Ok(Ok(result)), _) => return result.into(),
@@ -306,7 +306,7 @@ impl<T, E> Isolated<T, E> {
         };
         // Nobody else holds an abort handle, so a task dropped without an abort ended with its runtime.
         let cause = cause.unwrap_or_else(|| {
-            home.lose_jobs();
+            runtimes.lose_jobs();
             Cause::Cancelled(CancelReason::RuntimeGone)
         });
         cause.into_outcome(Stop {
@@ -324,9 +324,9 @@ impl<T, E> Isolated<T, E> {
             return None;
         }
         let limit = match self.step {
-            Step::Running | Step::Leased => self.due? - self.started,
-            Step::Grace(Cause::TimeLimit(limit)) | Step::Stopping(Cause::TimeLimit(limit)) => limit,
-            Step::Grace(_) | Step::Stopping(_) => return None,
+            Rung::Running | Rung::Leased => self.due? - self.started,
+            Rung::Grace(Cause::TimeLimit(limit)) | Rung::Stopping(Cause::TimeLimit(limit)) => limit,
+            Rung::Grace(_) | Rung::Stopping(_) => return None,
         };
         let late = elapsed.checked_sub(limit)?;
         (late > grace.saturating_add(LATE)).then_some(late)

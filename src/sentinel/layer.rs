@@ -19,7 +19,7 @@ use crate::{
         cause::Ladder,
         error::SentinelError,
         hooks::{CallerSpan, EventOnly, Hooks},
-        runtimes::Home,
+        runtimes::Runtimes,
         service::Sentinel,
         settings::{OnDrop, Settings},
         supervision::{Base, Shared},
@@ -493,7 +493,7 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
     ) -> Sentinel<S, P, H> {
         let base = Base {
             settings,
-            home: Home::new(self.runtime.clone()),
+            runtimes: Runtimes::new(self.runtime.clone()),
             shutdown: OnceLock::new(),
             abandoned,
             instruments,

@@ -21,7 +21,7 @@ use crate::time::poll_timer;
 
 /// Runtimes of one sentinel: that of its jobs, and that of their supervision.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct Runtimes {
     /// The separate runtime of the jobs, if there is one.
     jobs: Option<Handle>,
     /// `true` once that runtime was found to have ended.
@@ -31,7 +31,7 @@ pub(crate) struct Home {
     first: OnceLock<Handle>,
 }
 
-impl Home {
+impl Runtimes {
     pub(crate) fn new(jobs: Option<Handle>) -> Self {
         Self {
             jobs,
@@ -107,7 +107,7 @@ impl Home {
     }
 
     /// Number of runtimes that a supervision may try.
-    pub(crate) const RUNTIMES: usize = 3;
+    pub(crate) const MOST: usize = 3;
 
     /// Returns a runtime to supervise on, if those before `rank` are gone or unusable: a future can be
     /// polled, or dropped, anywhere.
@@ -142,7 +142,7 @@ impl Home {
 
     /// Returns the first known runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
-        (0..Self::RUNTIMES)
+        (0..Self::MOST)
             .find_map(|rank| self.runtime(rank))
             .expect("a call was made, so a runtime is known")
     }
@@ -168,13 +168,13 @@ impl Clock {
     pub(crate) fn poll(
         self: Pin<&mut Self>,
         due: Option<Instant>,
-        home: &Home,
+        runtimes: &Runtimes,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let Some(due) = due else {
             return Poll::Pending;
         };
-        let runtimes = (0..Home::RUNTIMES).filter_map(|rank| home.runtime(rank));
+        let runtimes = (0..Runtimes::MOST).filter_map(|rank| runtimes.runtime(rank));
         let polled = poll_timer(self.project().sleep, due, runtimes, cx);
         polled.unwrap_or_else(|| match due <= Instant::now() {
             // No runtime with timers is left, so the time is checked only by a poll.

@@ -128,7 +128,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         listening::note(self.shared.base.settings.shutdown.is_some());
-        if self.shared.base.home.has_lost_jobs() {
+        if self.shared.base.runtimes.has_lost_jobs() {
             return Poll::Ready(Err(SentinelError::RuntimeGone));
         }
         if let Some(abandoned) = &self.shared.base.abandoned {
@@ -144,8 +144,10 @@ where
     fn call(&mut self, job: J) -> Self::Future {
         let started = Instant::now();
         let Shared { base, hooks } = &*self.shared;
-        let Base { settings, home, .. } = base;
-        home.arrive();
+        let Base {
+            settings, runtimes, ..
+        } = base;
+        runtimes.arrive();
 
         // All user code that may panic comes before the spawn.
         let tag = hooks.tag.tag(&job);
@@ -165,7 +167,7 @@ where
         }
         let due = limit.and_then(|limit| deadline(started, limit));
         // This panics if the runtime has no timers; the ready instance is then still there.
-        let clock = home.clock(due);
+        let clock = runtimes.clock(due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
         let policy = self.policy.clone();
         let is_leased = is_default && lease.is_some();
@@ -197,7 +199,7 @@ where
                 let service = mem::replace(&mut self.service, clone);
                 let call = (service, job);
                 let times = (started, due, is_leased);
-                let mut isolated = Isolated::spawn(home, &context, job_span, call, times);
+                let mut isolated = Isolated::spawn(runtimes, &context, job_span, call, times);
                 if let (Some(shutdown), false) = (base.shutdown(), settings.is_told_by_polls) {
                     isolated.listen(shutdown);
                 }

@@ -21,7 +21,7 @@ use crate::{
         error::SentinelError,
         hooks::{Hooks, OnUnsettled},
         isolate::Isolated,
-        runtimes::{Clock, Home},
+        runtimes::{Clock, Runtimes},
         settings::{OnDrop, Settings},
         settlement::Settlement,
         shutdown::Shutdown,
@@ -29,7 +29,7 @@ use crate::{
     settle::{Settled, events},
     telemetry::{
         GuardedSpan,
-        metrics::{InFlight, Instruments},
+        metrics::{InFlightGauge, Instruments},
     },
     time::deadline,
 };
@@ -43,7 +43,7 @@ pub(crate) struct Shared<H> {
 /// The part of [`Shared`] that has no type parameters.
 pub(crate) struct Base {
     pub(crate) settings: Settings,
-    pub(crate) home: Home,
+    pub(crate) runtimes: Runtimes,
     /// Made by the first call that has a token.
     pub(crate) shutdown: OnceLock<Shutdown>,
     pub(crate) abandoned: Option<Arc<Abandoned>>,
@@ -54,7 +54,7 @@ impl Base {
     /// Returns the shutdown of the jobs. It is watched from the first call on.
     pub(crate) fn shutdown(&self) -> Option<&Shutdown> {
         let token = self.settings.shutdown.as_ref()?;
-        let watch = || Shutdown::new(token, self.home.handle());
+        let watch = || Shutdown::new(token, self.runtimes.handle());
         Some(self.shutdown.get_or_init(watch))
     }
 }
@@ -103,7 +103,7 @@ where
     }
 
     fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>> {
-        let jobs = self.base.home.jobs()?;
+        let jobs = self.base.runtimes.jobs()?;
         Some(Box::new(Elsewhere::new(jobs.clone())))
     }
 
@@ -113,13 +113,13 @@ where
             &self.base.abandoned,
             task.is_some() || context.is_blocking(),
         ) {
-            abandoned.watch(&self.base.home.watch(), task, Arc::clone(context));
+            abandoned.watch(&self.base.runtimes.watch(), task, Arc::clone(context));
         }
     }
 
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
-        let known = |rank| Some((rank, self.base.home.runtime(rank)?));
-        let Some((rank, runtime)) = (rank..Home::RUNTIMES).find_map(known) else {
+        let known = |rank| Some((rank, self.base.runtimes.runtime(rank)?));
+        let Some((rank, runtime)) = (rank..Runtimes::MOST).find_map(known) else {
             return supervision.lose();
         };
         // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
@@ -139,7 +139,7 @@ pub(crate) struct Supervision<P, F, Tag, T, E> {
     pub(crate) stage: Stage<P, F, Tag, T, E>,
     pub(crate) context: JobHandle,
     /// Counts the job first as running, then as unsettled.
-    pub(crate) in_flight: InFlight,
+    pub(crate) in_flight: InFlightGauge,
     /// Current in the job and in the policy.
     pub(crate) span: GuardedSpan,
     pub(crate) origin: Arc<dyn Origin<P, F, Tag, T, E>>,
@@ -172,12 +172,12 @@ where
         let _entered = self.span.enter();
         let Base {
             settings,
-            home,
+            runtimes,
             shutdown,
             abandoned,
             instruments,
         } = self.origin.base();
-        let _runtime = home.enter();
+        let _runtime = runtimes.enter();
         if let Stage::Running {
             isolated,
             answerable,
@@ -185,7 +185,7 @@ where
         {
             let shutdown = shutdown.get();
             let outcome =
-                isolated.poll_outcome(context, clock.as_mut(), settings, home, shutdown, cx);
+                isolated.poll_outcome(context, clock.as_mut(), settings, runtimes, shutdown, cx);
             let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
@@ -203,7 +203,7 @@ where
             // A job that never started holds no thread.
             let runs_on = !outcome.is_stopped() || context.is_blocking();
             let mut report = Report::new(tag, outcome, elapsed);
-            if home.jobs().is_some() && report.outcome.has_destructor() {
+            if runtimes.jobs().is_some() && report.outcome.has_destructor() {
                 report.elsewhere = self.origin.elsewhere();
             }
             self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
@@ -224,7 +224,7 @@ where
             Poll::Pending => {
                 let limit = settings.settle_timeout;
                 *due = due.or_else(|| deadline(Instant::now(), limit));
-                ready!(clock.poll(*due, home, cx));
+                ready!(clock.poll(*due, runtimes, cx));
                 settlement.end();
                 Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
             }
@@ -240,14 +240,14 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         let origin = Arc::clone(&self.origin);
         let Base {
             settings,
-            home,
+            runtimes,
             shutdown,
             ..
         } = origin.base();
         if let (Stage::Running { isolated, .. }, OnDrop::Abort) =
             (&mut self.stage, settings.on_drop)
         {
-            isolated.stop_without_caller(&self.context, settings.ladder, home, shutdown.get());
+            isolated.stop_without_caller(&self.context, settings.ladder, runtimes, shutdown.get());
         }
         if let (Stage::Running { isolated, .. }, Some(shutdown), true) =
             (&mut self.stage, shutdown.get(), settings.is_told_by_polls)

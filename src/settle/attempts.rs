@@ -26,7 +26,7 @@ use crate::{
 
 /// Limits of a settlement: the time of one try, the number of tries, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Attempts {
     pub(crate) limit: Duration,
     pub(crate) retries: u32,
     pub(crate) pauses: Delays,
@@ -76,13 +76,13 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
         span: GuardedSpan,
         stopwatch: Stopwatch,
         (tag, settled, message): (Tag, Settled, Option<String>),
-        patience: Patience,
+        attempts: Attempts,
         remains: Remains<O>,
     ) -> Self
     where
         Tag: Settle<Future = F>,
     {
-        let kept = match patience.retries {
+        let kept = match attempts.retries {
             0 => None,
             _ => message.as_deref().map(Box::from),
         };
@@ -99,7 +99,7 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
                     step: Step::Trying { future },
                     timer: None,
                     tries: 1,
-                    patience,
+                    attempts,
                     settled,
                     message: kept,
                 },
@@ -168,7 +168,7 @@ pin_project! {
         timer: Option<Timer>,
         // Number of tries begun.
         tries: u32,
-        patience: Patience,
+        attempts: Attempts,
         // The response on success.
         settled: Settled,
         // Message of the reason, for further tries.
@@ -195,7 +195,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
             match this.step.project() {
                 StepProjection::Trying { future } => {
                     let Poll::Ready(result) = future.poll(cx) else {
-                        let limit = this.patience.limit;
+                        let limit = this.attempts.limit;
                         let limit = this.timer.get_or_insert_with(|| Timer::after(limit));
                         return match limit.poll(cx) {
                             Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
@@ -208,7 +208,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
                     }
                 }
                 StepProjection::Pausing { tag } => {
-                    let pause = this.patience.pauses.nth(*this.tries);
+                    let pause = this.attempts.pauses.nth(*this.tries);
                     let pause = this.timer.get_or_insert_with(|| Timer::after(pause));
                     if let Some(pause) = pause.poll(cx) {
                         ready!(pause);
@@ -230,7 +230,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
         let (verdict, tries) = (this.settled.verdict, *this.tries);
         let reach = unsettled.reach();
         let Unsettled { tag, error, .. } = unsettled;
-        let tag = tag.filter(|_| tries <= this.patience.retries);
+        let tag = tag.filter(|_| tries <= this.attempts.retries);
         let again = tag.is_some();
         guard(|| {
             let printed = || print("error", &error);
@@ -267,7 +267,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
     fn time_out(&self) -> SettleError<Tag::Error> {
         let Self { tries, .. } = *self;
         let Settled { verdict, .. } = self.settled;
-        let limit = self.patience.limit;
+        let limit = self.attempts.limit;
         guard(|| tracing::warn!(%verdict, tries, ?limit, "settlement timed out"));
         SettleError::TimedOut { verdict, limit }
     }

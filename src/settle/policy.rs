@@ -17,7 +17,7 @@ use crate::{
     policy::Report,
     settle::{
         Settle,
-        attempts::{Patience, SettleFuture},
+        attempts::{Attempts, SettleFuture},
         decision::{AckOnSuccess, Decision},
         error::SettleError,
         events::{self, Decided, Fate},
@@ -129,7 +129,7 @@ use crate::{
 #[derive(Clone)]
 pub struct SettlePolicy<D = AckOnSuccess> {
     decision: D,
-    patience: Patience,
+    attempts: Attempts,
     pub(crate) instruments: SettleInstruments,
 }
 
@@ -139,7 +139,7 @@ impl<D> SettlePolicy<D> {
         let ms = Duration::from_millis;
         Self {
             decision,
-            patience: Patience {
+            attempts: Attempts {
                 limit: Duration::from_secs(5),
                 retries: 3,
                 pauses: Delays::new(ms(100)..=ms(1_000)),
@@ -153,7 +153,7 @@ impl<D> SettlePolicy<D> {
     /// The time counts from the first poll of the try that is not ready. With `Duration::MAX` only the
     /// sentinel's limit applies.
     pub fn try_timeout(mut self, limit: Duration) -> Self {
-        self.patience.limit = limit;
+        self.attempts.limit = limit;
         self
     }
 
@@ -161,7 +161,7 @@ impl<D> SettlePolicy<D> {
     ///
     /// Only a tag that [comes back](crate::settle::Unsettled::tag) from a try can be settled again.
     pub fn retries(mut self, retries: u32) -> Self {
-        self.patience.retries = retries;
+        self.attempts.retries = retries;
         self
     }
 
@@ -176,7 +176,7 @@ impl<D> SettlePolicy<D> {
     /// Panics if the lower bound is zero, since a pause of zero never grows, or above the upper bound.
     #[track_caller]
     pub fn retry_backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
-        self.patience.pauses = Delays::new(pauses);
+        self.attempts.pauses = Delays::new(pauses);
         self
     }
 
@@ -197,11 +197,11 @@ impl<D> SettlePolicy<D> {
     /// # drop(layer);
     /// ```
     pub fn longest(&self) -> Duration {
-        let Patience {
+        let Attempts {
             limit,
             retries,
             pauses,
-        } = self.patience;
+        } = self.attempts;
         pauses
             .sum(retries)
             .saturating_add(limit.saturating_mul(retries.saturating_add(1)))
@@ -294,7 +294,7 @@ where
         let stopwatch = self.instruments.begin();
         let span = settle_span(&tag, verdict);
         let answer = (tag, settled, message);
-        SettleFuture::settling(span, stopwatch, answer, self.patience, remains)
+        SettleFuture::settling(span, stopwatch, answer, self.attempts, remains)
     }
 }
 
@@ -302,7 +302,7 @@ impl<D> fmt::Debug for SettlePolicy<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SettlePolicy")
             .field("decision", &format_args!("{}", type_name::<D>()))
-            .field("patience", &self.patience)
+            .field("attempts", &self.attempts)
             .finish()
     }
 }

@@ -7,11 +7,11 @@ mod on;
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{
-    InFlight, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch,
+    InFlightGauge, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch,
 };
 #[cfg(feature = "metrics")]
 pub use self::on::describe_metrics;
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::{
-    InFlight, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch, labels,
+    InFlightGauge, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch, labels,
 };

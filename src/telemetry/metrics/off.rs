@@ -16,20 +16,20 @@ impl Instruments {
         Self
     }
 
-    pub(crate) fn begin(&self) -> InFlight {
-        InFlight
+    pub(crate) fn begin(&self) -> InFlightGauge {
+        InFlightGauge
     }
 
-    pub(crate) fn conclude(&self, _: OutcomeKind, _: Duration) -> InFlight {
-        InFlight
+    pub(crate) fn conclude(&self, _: OutcomeKind, _: Duration) -> InFlightGauge {
+        InFlightGauge
     }
 
-    pub(crate) fn abandon(&self) -> InFlight {
-        InFlight
+    pub(crate) fn abandon(&self) -> InFlightGauge {
+        InFlightGauge
     }
 }
 
-pub(crate) struct InFlight;
+pub(crate) struct InFlightGauge;
 
 #[derive(Clone, Debug)]
 pub(crate) struct SettleInstruments;

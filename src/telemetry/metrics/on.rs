@@ -174,16 +174,16 @@ impl Instruments {
     }
 
     /// Counts a job that begins.
-    pub(crate) fn begin(&self) -> InFlight {
+    pub(crate) fn begin(&self) -> InFlightGauge {
         let metrics = self.metrics();
         if let Some(metrics) = metrics {
             guard(|| metrics.consumed.increment(1));
         }
-        InFlight::new(metrics.map(|it| &it.running))
+        InFlightGauge::new(metrics.map(|it| &it.running))
     }
 
     /// Counts the outcome of a job, which is unsettled from now on.
-    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlight {
+    pub(crate) fn conclude(&self, kind: OutcomeKind, elapsed: Duration) -> InFlightGauge {
         let metrics = self.metrics();
         if let Some(metrics) = metrics {
             // In the order of the enum, as in `new`.
@@ -191,12 +191,12 @@ impl Instruments {
             guard(|| outcomes.increment(1));
             guard(|| duration.record(elapsed));
         }
-        InFlight::new(metrics.map(|it| &it.unsettled))
+        InFlightGauge::new(metrics.map(|it| &it.unsettled))
     }
 
     /// Counts a job that is abandoned.
-    pub(crate) fn abandon(&self) -> InFlight {
-        InFlight::new(self.metrics().map(|it| &it.abandoned))
+    pub(crate) fn abandon(&self) -> InFlightGauge {
+        InFlightGauge::new(self.metrics().map(|it| &it.abandoned))
     }
 }
 
@@ -224,9 +224,9 @@ impl Metrics {
 }
 
 /// Guard that adds one to a gauge, if there is one, until it is dropped.
-pub(crate) struct InFlight(Option<Gauge>);
+pub(crate) struct InFlightGauge(Option<Gauge>);
 
-impl InFlight {
+impl InFlightGauge {
     fn new(gauge: Option<&Gauge>) -> Self {
         if let Some(gauge) = gauge {
             guard(|| gauge.increment(1.0));
@@ -235,7 +235,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGauge {
     fn drop(&mut self) {
         if let Some(gauge) = &self.0 {
             guard(|| gauge.decrement(1.0));
