@@ -27,5 +27,5 @@ fn a_gate_has_the_number_of_the_prefetch() {
     assert_eq!(permits(&Pull::new("s", "c").gate()), 64);
     let group = ConsumerGroup::new("stream", "group");
     assert_eq!(permits(&group.clone().prefetch(3).gate()), 3);
-    assert_eq!(permits(&group.gate()), 16);
+    assert_eq!(permits(&group.gate()), 64);
 }
