@@ -1,4 +1,4 @@
-//! [`Acks`]: what is acked at the same time goes to the server in few frames.
+//! [`Acks`] of a channel, sent in few frames.
 
 use std::{
     collections::BTreeSet,
@@ -18,38 +18,37 @@ use crate::broker::gathering::Gathering;
 
 /// The acks of a channel.
 ///
-/// They are [gathered](Gathering). Those that are the oldest of the channel which have no answer need only
-/// one frame, with `multiple` set; AMQP 0-9-1 lets it stand for all deliveries up to its tag. Each of the
-/// others has a frame of its own.
+/// Acks that come at the same time are [gathered](Gathering). Those of the oldest unsettled deliveries of the
+/// channel need only one frame, with `multiple` set: in AMQP 0-9-1 it stands for all deliveries up to its
+/// tag. Each of the others has its own frame.
 ///
-/// `multiple` must not hit a delivery that is still to be answered, or was answered otherwise by a
-/// frame that is yet to be sent. So a delivery is entered before anybody can answer it, and struck
-/// out when the frame that answers it is on its way. Frames are handed over under the lock, in the
-/// order in which they are made: to the server, an ack of what is acked already would be an unknown
-/// tag.
+/// `multiple` must not include a delivery that is still unsettled, or that was settled in another way by a
+/// frame that is yet to be sent. So a delivery is entered before anybody can settle it, and struck out when
+/// the frame that settles it is on its way. Frames are handed over under the lock, in the order in which they
+/// are made: to the server, a second ack of a delivery would be an unknown tag.
 pub(super) struct Acks {
     state: Mutex<State>,
     gathering: Gathering<Ack>,
 }
 
-/// A delivery of a channel, in the order in which they came.
+/// A delivery of a channel, ordered by its arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    /// How often the channel had been opened anew: the tags begin again then.
+    /// Number of times that the channel was opened anew: the tags begin again then.
     epoch: u32,
     tag: u64,
 }
 
 struct State {
-    /// `None` once it is given up: the last handle of a channel closes it.
+    /// `None` after `give_up`: the last handle of a channel closes it.
     channel: Option<Arc<Channel>>,
     epoch: u32,
-    /// The tag that was entered last.
+    /// The last tag that was entered.
     last: u64,
-    /// What has no answer. What the client has received and the stream has not given out comes
-    /// after all of these.
+    /// Unsettled deliveries. Those that the client has received and the stream has not yielded come after all
+    /// of these.
     unanswered: BTreeSet<Place>,
-    /// When the last settlement was handed over.
+    /// Time at which the last settlement was handed over.
     last_sent: Option<Instant>,
 }
 
@@ -59,7 +58,7 @@ struct Ack {
     answer: oneshot::Sender<lapin::Result<bool>>,
 }
 
-/// A frame on its way, and the acks that it stands for.
+/// A frame on its way, and its acks.
 struct Frame {
     acks: Vec<Ack>,
     sent: MaybeDone<BoxFuture<'static, lapin::Result<bool>>>,
@@ -89,7 +88,7 @@ impl Acks {
     pub(super) fn enter(&self, tag: u64) -> Place {
         let mut state = self.state();
         if tag <= state.last {
-            // The channel was opened anew, and what came before is void.
+            // The channel was opened anew, and the earlier deliveries are void.
             state.epoch += 1;
             state.unanswered.clear();
         }
@@ -102,14 +101,14 @@ impl Acks {
         place
     }
 
-    /// Strikes out a delivery that was answered otherwise.
+    /// Strikes out a delivery that was settled in another way.
     pub(super) fn strike_out(&self, place: Place) {
         let mut state = self.state();
         state.unanswered.remove(&place);
         state.last_sent = Some(Instant::now());
     }
 
-    /// Returns when the last settlement was handed over.
+    /// Returns the time at which the last settlement was handed over.
     pub(super) fn last_sent(&self) -> Option<Instant> {
         self.state().last_sent
     }
@@ -125,7 +124,7 @@ impl Acks {
     ///
     /// # Cancel safety
     ///
-    /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
+    /// Once it was polled, the ack is sent, whether or not anybody waits for its result.
     pub(super) async fn ack(self: &Arc<Self>, place: Place, acker: Acker) -> lapin::Result<bool> {
         let (answer, answered) = oneshot::channel();
         let ack = Ack {
@@ -136,7 +135,7 @@ impl Acks {
         let this = Arc::clone(self);
         self.gathering.add(ack, |acks| this.send(acks));
         let answer = answered.await;
-        // Its task has ended with its runtime, before or after it had handed the frame over.
+        // Its task has ended with its runtime, before or after it handed the frame over.
         answer.unwrap_or_else(|_| match self.state().unanswered.contains(&place) {
             true => Ok(false),
             false => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
@@ -163,7 +162,7 @@ impl fmt::Debug for Acks {
 }
 
 impl State {
-    /// Returns the acks of each frame, those first that are the oldest without an answer.
+    /// Returns the acks of each frame, first those of the oldest unsettled deliveries.
     fn frames(&self, mut acks: Vec<Ack>) -> impl Iterator<Item = Vec<Ack>> + use<> {
         acks.sort_unstable_by_key(|ack| ack.place);
         let oldest = self.unanswered.iter().zip(&acks);
@@ -198,11 +197,11 @@ impl State {
 
 impl Frame {
     fn new(acks: Vec<Ack>, channel: Option<Arc<Channel>>) -> Self {
-        // It knows whether the channel is still the one that its tag is of.
+        // The acker knows whether its tag still belongs to this channel.
         let last = acks.last().filter(|last| !last.acker.poisoned());
         let target = channel.zip(last.map(|last| last.place.tag));
         let multiple = acks.len() > 1;
-        // Not by the acker, which hands its ack to a task, in no order.
+        // Not by the acker: it hands its ack to a task, in no order.
         let sent = async move {
             match target {
                 Some((channel, tag)) => {
@@ -218,13 +217,13 @@ impl Frame {
         }
     }
 
-    /// Waits until it is sent, and tells those who wait.
+    /// Waits until the frame is sent, and passes the result to those who wait.
     async fn finish(mut self) {
         let mut sent = Pin::new(&mut self.sent);
         sent.as_mut().await;
         let sent = sent.take_output().unwrap_or(Ok(false));
         for ack in self.acks {
-            // Whoever has stopped waiting has told that it doesn't know.
+            // A settlement that no longer waits has reported that it does not know the result.
             drop(ack.answer.send(sent.clone()));
         }
     }

@@ -1,4 +1,4 @@
-//! [`connect`]: a connection, or one line that says why there is none.
+//! [`connect`] and [`connect_with`], which open a connection or return an error of one line.
 
 use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
 use url::{Host, Url};
@@ -15,11 +15,11 @@ use crate::broker::address::{SPLIT, is_split};
 ///
 /// `amqps` needs the feature `rustls` or `native-tls`; see [TLS](crate::_guide::rabbitmq#tls).
 ///
-/// lapin's recovery of connections is off: a subscription ends with its connection, and whoever reads
-/// it starts over.
+/// lapin's recovery of connections is off: a subscription ends with its connection, and its reader connects
+/// anew.
 ///
-/// It takes no longer than 10 s, or than `?connection_timeout=<milliseconds>` in the address says:
-/// for the name, TCP and AMQP's handshake together.
+/// It takes at most 10 s, or `?connection_timeout=<milliseconds>` of the address. This limit covers the
+/// look-up of the name, TCP and the handshake of AMQP together.
 ///
 /// ```
 /// use tower_sentinel::broker::rabbitmq;
@@ -52,14 +52,14 @@ pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
     .await
 }
 
-/// Connects to `address` with `properties`, such as a name for the connection, and with `tls`: a
-/// certificate authority and a certificate of one's own.
+/// Connects to `address` with `properties`, such as a name for the connection, and with `tls`, such as your
+/// own certificate authority and certificate.
 ///
-/// `tls` is used where the address begins with `amqps`; [TLS](crate::_guide::rabbitmq#tls) has a recipe.
+/// `tls` is used if the address begins with `amqps`; [TLS](crate::_guide::rabbitmq#tls) has a recipe.
 ///
 /// # Errors
 ///
-/// As those of [`connect`].
+/// The errors of [`connect`].
 ///
 /// # Panics
 ///
@@ -67,7 +67,7 @@ pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
 ///
 /// # Cancel safety
 ///
-/// As that of [`connect`].
+/// The same as for [`connect`].
 pub async fn connect_with(
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
@@ -84,9 +84,9 @@ pub async fn connect_with(
     Ok(Connection::new(connection, endpoint))
 }
 
-/// Returns the parts of an address, or what is wrong with it.
+/// Returns the parts of an address, or a description of the mistake in it.
 ///
-/// No error repeats any part of it: with a mistake in it, any part may be one of the password.
+/// No error repeats any part of the address: if it has a mistake, any part may belong to the password.
 pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
     if is_split(address) {
         return Err(SPLIT.to_owned());
@@ -101,7 +101,7 @@ pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
     let mut uri: AMQPUri = address
         .parse()
         .map_err(|_| "a parameter, or what is percent-encoded, is not valid".to_owned())?;
-    // The parser takes an IPv6 address for none at all, and no host for localhost.
+    // The parser reads an IPv6 address as no address, and a missing host as localhost.
     if let Some(Host::Ipv6(host)) = url.host() {
         uri.authority.host = host.to_string();
     }

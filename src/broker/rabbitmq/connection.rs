@@ -1,4 +1,4 @@
-//! [`Connection`]: a connection that consumes, and one beside it that publishes.
+//! [`Connection`], a pair of connections: one consumes, and one publishes.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -7,20 +7,19 @@ use tokio::sync::Mutex;
 
 use super::{endpoint::Endpoint, error::ConnectError};
 
-/// How the server lists the connection for publishing.
+/// Name in the server's list for the connection that publishes.
 const NAME: &str = "tower-sentinel: retries and dead letters";
 
 /// A connection to RabbitMQ that reads queues, and a second one that republishes jobs.
 ///
 /// A server that runs out of memory or disk [stops
-/// reading](https://www.rabbitmq.com/docs/connections#flow-control) from each connection that
-/// publishes. On the connection that consumes, one retry would hold up the acks of all jobs. So retries
-/// and dead letters go over a connection of their own, as RabbitMQ's documentation advises. The first
-/// [`subscribe`](super::Queue::subscribe) opens it, all subscriptions of this connection share it, and
-/// a later one opens it anew if it was lost. The server lists it as
-/// `tower-sentinel: retries and dead letters`.
+/// publishes. On the connection that consumes, one retry would hold up the acks of all jobs. So retries and
+/// dead letters have their own connection, as RabbitMQ's documentation advises. The first
+/// [`subscribe`](super::Queue::subscribe) opens it, and all subscriptions of this connection share it. If it
+/// is lost, a later `subscribe` opens it anew. The server lists it as `tower-sentinel: retries and dead
+/// letters`.
 ///
-/// It dereferences to lapin's connection that consumes: declare queues by channels of it.
+/// It dereferences to lapin's connection that consumes: use it to declare queues.
 ///
 /// ```no_run
 /// use tower_sentinel::broker::rabbitmq::{Queue, self};
@@ -34,8 +33,8 @@ const NAME: &str = "tower-sentinel: retries and dead letters";
 /// # }
 /// ```
 ///
-/// A connection that you made by lapin works too. This crate can't open a second one like it, so retries
-/// and dead letters go over the same, unless you give [another](Self::publishing):
+/// A connection that you made with lapin works too. This crate can't open a second one like it, so retries
+/// and dead letters use the same connection, unless you set [another](Self::publishing):
 ///
 /// ```no_run
 /// use tower_sentinel::broker::rabbitmq::{Connection, Queue, lapin};
@@ -51,7 +50,7 @@ const NAME: &str = "tower-sentinel: retries and dead letters";
 /// # }
 /// ```
 ///
-/// Dropping it closes neither while a subscription lives.
+/// Dropping it closes neither of them while a subscription lives.
 pub struct Connection {
     consuming: Arc<lapin::Connection>,
     publishing: Publishing,
@@ -69,7 +68,7 @@ struct Own {
 }
 
 impl Own {
-    /// Takes the connection that was opened, if it lives.
+    /// Takes the open connection, if it lives.
     fn take_living(&mut self) -> Option<Arc<lapin::Connection>> {
         self.opened
             .take()
@@ -88,26 +87,26 @@ impl Connection {
         }
     }
 
-    /// Sets the connection that retries and dead letters are published by.
+    /// Sets the connection for retries and dead letters.
     ///
-    /// By default it is one like this for what [`connect`](super::connect) returns, and this
-    /// connection itself for one that was made [from](Self::from) lapin's.
+    /// By default it is a second one like the first if this comes from [`connect`](super::connect), and the
+    /// connection itself if this was made [from](Self::from) lapin's.
     #[must_use]
     pub fn publishing(mut self, connection: lapin::Connection) -> Self {
         self.publishing = Publishing::Given(Arc::new(connection));
         self
     }
 
-    /// Renews the password or the token of both connections, also of one that is opened later.
+    /// Renews the password or the token of both connections, also for one that is opened later.
     ///
     /// # Errors
     ///
-    /// If the server refuses it, or a connection is lost. That the one for publishing is lost is no
-    /// error: it is made anew.
+    /// If the server refuses it, or a connection is lost. The loss of the connection that publishes is no
+    /// error: it is opened anew.
     ///
     /// # Cancel safety
     ///
-    /// If it is dropped, one connection or both may be renewed; it may be called again.
+    /// If it is dropped, one connection or both may be renewed; you may call it again.
     pub async fn update_secret(
         &self,
         secret: LongString,
@@ -120,7 +119,7 @@ impl Connection {
                 own.opened = own.take_living();
                 own.opened.clone()
             }
-            // Not twice.
+            // The same connection is not renewed twice.
             Publishing::Given(given) if Arc::ptr_eq(given, &self.consuming) => None,
             Publishing::Given(given) => Some(Arc::clone(given)),
         };
@@ -132,7 +131,7 @@ impl Connection {
         self.consuming.update_secret(secret, reason).await
     }
 
-    /// Returns the connection for publishing, which it opens if there is none that lives.
+    /// Returns the connection for publishing, and opens it if there is none that lives.
     pub(super) async fn publisher(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
         match &self.publishing {
             Publishing::Given(given) => Ok(Arc::clone(given)),
@@ -149,7 +148,7 @@ impl Connection {
 }
 
 impl From<lapin::Connection> for Connection {
-    /// Takes a connection that consumes and publishes.
+    /// Makes `connection` consume and publish.
     fn from(connection: lapin::Connection) -> Self {
         let connection = Arc::new(connection);
         Self {

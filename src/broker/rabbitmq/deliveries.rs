@@ -1,4 +1,4 @@
-//! [`Deliveries`]: the jobs of one channel.
+//! [`Deliveries`], the stream of jobs from one channel.
 
 use std::{
     collections::VecDeque,
@@ -31,28 +31,29 @@ use super::{
 };
 use crate::{broker::ending::Ending, consumer::Subscription};
 
-/// The jobs of one subscription, over a channel of its own: a [`Subscription`].
+/// Stream of the jobs of one subscription, over its own channel: a [`Subscription`].
 ///
-/// [`poll_stop`](Subscription::poll_stop) cancels the consumer at the server, which then delivers to
-/// others, and gives back what was received and not taken with `basic.nack`. That is charged where a
-/// [release](crate::_guide::rabbitmq#counts) is; on a quorum queue the end of the channel is charged by every server.
+/// [`poll_stop`](Subscription::poll_stop) cancels the consumer at the server, which then delivers to others.
+/// It gives back with `basic.nack` the jobs that were received and not taken. They are charged if a
+/// [release](crate::_guide::rabbitmq#counts) is charged; on a quorum queue, all servers charge the end of the
+/// channel.
 ///
-/// [`poll_close`](Subscription::poll_close) lets a quorum queue carry out the last acks before it closes
-/// the channel, which would take them with it: by a cancel of the consumer and its answer, and after a
-/// stop by a wait until 100 ms after the last settlement.
+/// [`poll_close`](Subscription::poll_close) lets a quorum queue carry out the last acks before it closes the
+/// channel, since the close would discard them. To do so it cancels the consumer and waits for the
+/// confirmation, or after a stop waits until 100 ms after the last settlement.
 ///
-/// Dropping it closes the channel at once: what was not answered is redelivered, and its tags are stale.
-#[must_use = "jobs wait unanswered unless the stream is polled"]
+/// Dropping it closes the channel at once: unsettled jobs are redelivered, and their tags are stale.
+#[must_use = "jobs wait unsettled unless the stream is polled"]
 pub struct Deliveries {
     channel: Channel,
     consumer: Consumer,
     connection: ConnectionStatus,
     link: Arc<Link>,
     prefetch: u16,
-    /// What was received while waiting for the end; no more than the prefetch.
+    /// Jobs received while it waits for the end, at most the prefetch.
     received: VecDeque<(Received, Instant)>,
     end: Option<Ending<SubscriptionError>>,
-    /// Cancels the consumer, for us or in answer to a cancel by the server.
+    /// Cancels the consumer, for us or in response to a cancel by the server.
     stopping: Option<Step>,
     closing: Option<Step>,
 }
@@ -105,17 +106,17 @@ impl Deliveries {
         }
     }
 
-    /// Returns how many jobs may be unanswered at a time.
+    /// Returns the greatest number of unsettled jobs at a time.
     pub fn prefetch(&self) -> usize {
         self.prefetch.into()
     }
 
-    /// Returns tower's concurrency limit of the same number, for the outside of the sentinel.
+    /// Returns tower's concurrency limit of the same number, to be placed outside the sentinel.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch())
     }
 
-    /// Waits for what the client receives; `None` once there is an end.
+    /// Waits for the next message from the client; `None` once the stream has ended.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Received, Instant)>> {
         if self.end.is_some() {
             return Poll::Ready(None);
@@ -133,27 +134,28 @@ impl Deliveries {
         Poll::Ready(None)
     }
 
-    /// Lets the server forget a consumer that it has cancelled, as lapin does not answer.
+    /// Lets the server forget a consumer that it has cancelled, as lapin sends no response.
     ///
-    /// After a consumer timeout of 4.3 the server would go on to deliver to it, and so to nobody,
-    /// once all that was overdue is acked.
+    /// After a consumer timeout on 4.3 the server would go on to deliver to it, and so to nobody, once all
+    /// overdue jobs are acked.
     fn answer_cancel(&mut self, cx: &mut Context<'_>) {
         self.link.is_cancelled.store(true, Ordering::Release);
         let (channel, tag) = (self.channel.clone(), self.consumer.tag());
         let mut cancel = Step::new(async move {
-            // An error says that the channel is closed, which forgets it, too.
+            // An error means that the channel is closed, which makes the server forget it, too.
             drop(
                 channel
                     .basic_cancel(tag, BasicCancelOptions::default())
                     .await,
             );
         });
-        // The first poll hands it over.
+        // The first poll hands the cancel over.
         let _pending = cancel.poll(cx);
         self.stopping = Some(cancel);
     }
 
-    /// lapin ends its stream alike for a cancelled consumer and for what was closed from this side.
+    /// Returns the reason for the end of the stream: lapin ends it alike for a cancel by the server and for a
+    /// close from this side.
     fn reason_of_cancel(&self) -> SubscriptionError {
         let state = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
         if !self.connection.connected() {
@@ -222,11 +224,11 @@ impl Subscription for Deliveries {
         Poll::Ready(self.end.as_ref().map_or(Ok(()), Ending::result))
     }
 
-    /// Ends the stream at once; ready when the server has confirmed the cancel and all is given back.
+    /// Ends the stream at once; ready when the server has confirmed the cancel and all jobs are given back.
     fn poll_stop(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if this.end.is_none() {
-            // Before the server's answer, which looks like a cancel of the server's own.
+            // Before the server confirms, which looks like a cancel by the server.
             this.end = Some(Ending::new(Ok(())));
             let received = mem::take(&mut this.received);
             let stop = stop(this.channel.clone(), this.consumer.clone(), received);
@@ -251,7 +253,7 @@ impl Subscription for Deliveries {
         let this = &mut *self;
         this.give_up();
         this.end.get_or_insert(Ending::new(Ok(())));
-        // The close gives back what it had no time for.
+        // The close gives back the jobs that the stop had no time for.
         let stopped = this.stopping.take().is_some();
         let Self {
             channel,
@@ -266,7 +268,7 @@ impl Subscription for Deliveries {
                 if link.publisher.kind() == QueueKind::Quorum {
                     flush(&channel, consumer, &link).await;
                 }
-                // An error says that it is closed, or lost, already.
+                // An error means that the channel is closed, or lost, already.
                 drop(channel.close(200, "OK".into()).await);
             })
         });

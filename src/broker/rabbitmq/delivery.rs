@@ -1,4 +1,4 @@
-//! [`Delivery`] and [`DeliveryTag`]: a job that was delivered, and what answers for it.
+//! [`Delivery`], a delivered job, and [`DeliveryTag`], the handle that settles it.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{broker::envelope::Envelope, job::Job};
 
-/// A job that was delivered.
+/// A delivered job.
 pub struct Delivery {
     message: Arc<Message>,
 }
@@ -31,29 +31,27 @@ impl Delivery {
         &self.message.delivery.data
     }
 
-    /// Returns the properties, with the headers among them.
+    /// Returns the properties, including the headers.
     pub fn properties(&self) -> &BasicProperties {
         &self.message.delivery.properties
     }
 
-    /// Returns the exchange that the job was first published to, also after a retry.
+    /// Returns the exchange of the job's first publish, also after a retry.
     pub fn exchange(&self) -> &str {
         headers::origin(&self.message.delivery).0
     }
 
-    /// Returns the routing key that the job was first published with, also after a retry.
+    /// Returns the routing key of the job's first publish, also after a retry.
     pub fn routing_key(&self) -> &str {
         headers::origin(&self.message.delivery).1
     }
 
-    /// Returns the exchange of this delivery; that of a job that was republished is the default one,
-    /// `""`.
+    /// Returns the exchange of this delivery. For a republished job it is the default one, `""`.
     pub fn raw_exchange(&self) -> &str {
         self.message.delivery.exchange.as_str()
     }
 
-    /// Returns the routing key of this delivery; that of a job that was republished is the queue's
-    /// name.
+    /// Returns the routing key of this delivery. For a republished job it is the queue's name.
     pub fn raw_routing_key(&self) -> &str {
         self.message.delivery.routing_key.as_str()
     }
@@ -96,7 +94,7 @@ impl Job for Delivery {
         DeliveryTag { message }
     }
 
-    /// The [`consumer_timeout`](super::Queue::consumer_timeout), if one is set.
+    /// Returns the [`consumer_timeout`](super::Queue::consumer_timeout), if one is set.
     fn lease(&self) -> Option<Duration> {
         self.message.link.reading.consumer_timeout
     }
@@ -111,10 +109,10 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// What answers for a [`Delivery`].
+/// Handle that settles a [`Delivery`].
 ///
-/// It shares the body with the delivery, as it may have to republish it. The
-/// [table](super#verdicts) says what each verdict sends.
+/// It shares the body with the delivery, as it may have to republish it. The [table](super#verdicts) shows
+/// the frames of each verdict.
 #[derive(Clone)]
 pub struct DeliveryTag {
     pub(super) message: Arc<Message>,

@@ -1,11 +1,11 @@
-//! [`DeliveryError`]: why a delivery is not settled.
+//! [`DeliveryError`], the error of a settlement.
 
 use std::{error::Error, fmt, time::Duration};
 
 use super::error::{amqp_code, exchange_named, queue_named, server_text};
 use crate::{broker::cause::write_cause, settle::Unsettled};
 
-/// What a user may do with a resource of the server: RabbitMQ's
+/// A user's right to a resource of the server: one of RabbitMQ's
 /// [permissions](https://www.rabbitmq.com/docs/access-control#authorisation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -28,79 +28,79 @@ impl fmt::Display for Right {
     }
 }
 
-/// Why a delivery is not settled, or not kept alive.
+/// Error of a delivery that is not settled, or not kept alive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeliveryError {
     /// It was settled before, or a settlement of it was tried; nothing was sent.
     AlreadySettled,
-    /// Its channel is closed; it was neither answered nor republished. The server redelivers the job.
+    /// Its channel is closed; it was neither settled nor republished. The server redelivers the job.
     Stale,
     /// The server has taken the job back, or is about to: it has cancelled the consumer, or the
     /// [consumer timeout](super::Queue::consumer_timeout) is over. Nothing was sent or republished.
     Lost,
-    /// The client did not send the answer (lapin's `Ok(false)`): the channel closed meanwhile.
+    /// The client did not send the settlement (lapin's `Ok(false)`): the channel closed meanwhile.
     NotSent,
-    /// The client failed to send the answer, or to republish the job.
+    /// The client failed to send the settlement, or to republish the job.
     Client(lapin::Error),
-    /// The server does not take the republished job (`basic.nack`), as when the queue is full and has
-    /// `x-overflow` set to `reject-publish`. The job is given back after a second; near the delivery
-    /// limit of a queue that would count this, it is kept and settled when there is room.
+    /// The server does not take the republished job (`basic.nack`), for example since the queue is full and
+    /// has `x-overflow` set to `reject-publish`. The job is given back after a second. If the queue would
+    /// count this and the job is near the delivery limit, it is kept instead, and settled when there is room.
     NotConfirmed,
     /// No queue takes the dead letter; the original is not acked.
     Unroutable {
-        /// The exchange it was published to.
+        /// The exchange of the dead letter.
         exchange: String,
-        /// The routing key it was published with.
+        /// The routing key of the dead letter.
         routing_key: String,
     },
-    /// The delay is longer than the 24 days that a retry queue can do, or than that of each [retry
+    /// The delay is longer than the 24 days of the longest retry queue, or than the delay of each [retry
     /// queue](super::Queue::retry_queue) that was given; nothing was sent.
     DelayTooLong(Duration),
-    /// The user has not the right to republish the job.
+    /// The user does not have the right to republish the job.
     Denied {
         /// The right.
         right: Right,
         /// The queue or the exchange.
         resource: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
-    /// A retry queue can't be declared, since one of its name has other arguments.
+    /// A retry queue can't be declared, since a queue of its name has other arguments.
     Conflict {
         /// The retry queue.
         queue: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
     /// The exchange of the dead letters does not exist.
     NoExchange {
         /// The exchange.
         exchange: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
-    /// The server blocks the connection that publishes, for want of memory or disk space. The job is
-    /// given back; a copy of it may follow. Near the delivery limit of a queue that would count this, it
-    /// is kept and settled when the connection is not blocked any more.
+    /// The server blocks the connection that publishes, since it lacks memory or disk space. The job is given
+    /// back; a copy of it may follow. If the queue would count this and the job is near the delivery limit,
+    /// it is kept instead, and settled when the connection is no longer blocked.
     Blocked,
-    /// The headers of the job leave no room for those of a retry, or for none at all, in a frame of the
-    /// connection. The job is given back.
+    /// The job's headers leave no room in a frame of the connection for those of a retry, or don't fit
+    /// themselves. The job is given back.
     NoRoom {
-        /// How many bytes the properties would take.
+        /// Size of the properties in bytes.
         size: usize,
-        /// How many there are.
+        /// Room for the properties in bytes.
         limit: usize,
     },
-    /// RabbitMQ gives no more time to a delivery.
+    /// RabbitMQ can't give a delivery more time.
     NoKeepAlive,
 }
 
 impl DeliveryError {
-    /// Sorts the error of the declaration of a retry queue, where `right` to it may be missing.
+    /// Creates the error for the failed declaration of a retry queue, which takes the `right` to it.
     pub(super) fn of_declaration(right: Right, queue: &str, error: lapin::Error) -> Self {
         match amqp_code(&error) {
-            // It takes the right to write to the exchange of its dead letters, too.
+            // The declaration also takes the right to write to the exchange of its dead letters.
             Some(403) if server_text(&error).contains("exchange") => DeliveryError::Denied {
                 right: Right::Write,
                 resource: exchange_named(""),
@@ -119,7 +119,7 @@ impl DeliveryError {
         }
     }
 
-    /// Sorts the error of a publish.
+    /// Creates the error for a failed publish.
     pub(super) fn of_publish(exchange: &str, error: lapin::Error) -> Self {
         match amqp_code(&error) {
             Some(403) => DeliveryError::Denied {
@@ -135,17 +135,17 @@ impl DeliveryError {
         }
     }
 
-    /// Returns whether the same settlement may do later.
+    /// Returns whether the same settlement may succeed later.
     pub(super) fn passes(&self) -> bool {
         matches!(self, DeliveryError::Blocked | DeliveryError::NotConfirmed)
     }
 
-    /// Returns whether the job is given back after it, since no other is concerned.
+    /// Returns whether the job is given back after this error, since it concerns no other job.
     pub(super) fn gives_back(&self) -> bool {
         self.passes() || matches!(self, DeliveryError::NoRoom { .. })
     }
 
-    /// Returns how far it reaches.
+    /// Returns the error as `Unsettled`, with its reach.
     pub(super) fn unsettled<Tag>(self) -> Unsettled<Tag, Self> {
         match self {
             DeliveryError::Denied { .. }

@@ -1,22 +1,23 @@
-//! [`DeliveryLimit`]: how many failed deliveries a quorum queue forgives.
+//! [`DeliveryLimit`] of a quorum queue.
 
-/// The limit that servers give to a quorum queue which was declared without one, from 4.0 on.
+/// The limit that servers from 4.0 on give to a quorum queue that is declared without one.
 const DEFAULT: u32 = 20;
 
-/// How many failed deliveries a quorum queue forgives; with the next it lets go of the job.
+/// The number of failed deliveries that a quorum queue allows; with the next one it drops or dead-letters the
+/// job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryLimit {
-    /// The user has not said it, and AMQP does not tell it.
+    /// The limit is not set by the user, and AMQP does not report it.
     Assumed,
-    /// `None` if there is none, or where what the queue lets go of is not lost.
+    /// `None` if there is no limit, or if the queue dead-letters the jobs that exceed it.
     Known(Option<u32>),
 }
 
 impl DeliveryLimit {
-    /// Returns whether a job that has failed so often has to be published anew, lest its next
-    /// failures take it over the limit.
+    /// Returns whether a job with so many failed deliveries has to be published anew, so that its next
+    /// failures don't exceed the limit.
     ///
-    /// Half of the limit is left to what the adapter can't replace: the end of a channel counts.
+    /// Half of the limit is left to the ends of channels, which count and which the adapter can't replace.
     pub(super) fn is_near(self, failed: u32) -> bool {
         let limit = match self {
             DeliveryLimit::Assumed => Some(DEFAULT),

@@ -1,4 +1,4 @@
-//! [`Endpoint`]: a server, and how to connect to it.
+//! [`Endpoint`]: a server, with the settings for a connection to it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{broker::address::place, outcome::guard};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// All that a connection is made from, so that a second one can be like the first.
+/// All settings of a connection, so that a second one can be like the first.
 pub(super) struct Endpoint {
     pub(super) uri: AMQPUri,
     pub(super) properties: ConnectionProperties,
@@ -18,7 +18,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Returns one for a connection that the server lists by `name`.
+    /// Returns a copy for a connection that the server lists by `name`.
     pub(super) fn named(&self, name: &str) -> Self {
         let properties = self.properties.clone();
         Self {
@@ -34,13 +34,13 @@ impl Endpoint {
         *password = String::from_utf8_lossy(secret.as_bytes()).into_owned();
     }
 
-    /// Opens one connection of lapin's.
+    /// Opens one lapin connection.
     pub(super) async fn open(&self) -> Result<lapin::Connection, ConnectError> {
         open(&self.uri, self.properties.clone(), self.tls.clone()).await
     }
 }
 
-/// Opens one connection of lapin.
+/// Opens one lapin connection.
 async fn open(
     uri: &AMQPUri,
     properties: ConnectionProperties,

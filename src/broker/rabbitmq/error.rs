@@ -1,4 +1,4 @@
-//! Why there is no connection or subscription, and why one ended.
+//! Errors of connections and subscriptions.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -7,16 +7,16 @@ use lapin::ErrorKind;
 use super::half_made::NoTls;
 use crate::broker::cause::write_cause;
 
-/// Why there is no connection.
+/// Error of a connection that can't be made.
 ///
-/// The message is one line that names the server's address, and never a password. With `{:#}` it has the
-/// cause, too.
+/// The message is one line that names the server's address, and never a password. With `{:#}` it includes the
+/// cause.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address is not one of AMQP.
+    /// The address is not valid for AMQP.
     InvalidAddress {
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// The address asks for TLS, and this crate is built without it; nothing was sent.
@@ -28,31 +28,31 @@ pub enum ConnectError {
     Unreachable {
         /// Host and port.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
     /// The connection was not made in time.
     TimedOut {
         /// Host and port.
         address: String,
-        /// The time that it had.
+        /// The time limit.
         limit: Duration,
     },
     /// The server refuses the credentials.
     Denied {
         /// Host and port.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
-    /// The server does not open the virtual host: there is none of this name, this user has no access
-    /// to it, or a limit of connections is reached.
+    /// The server does not open the virtual host: there is none of this name, the user has no access to it,
+    /// or a limit of connections is reached.
     NoVirtualHost {
         /// Host and port.
         address: String,
         /// The virtual host.
         vhost: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
 }
@@ -90,7 +90,7 @@ pub(super) fn amqp_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// Returns what the server says itself.
+/// Returns the server's own text.
 pub(super) fn server_text(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
@@ -116,7 +116,7 @@ impl fmt::Display for ConnectError {
                 write!(f, "rabbitmq at {address} can't be reached")
             }
             ConnectError::TimedOut { address, limit } => {
-                write!(f, "rabbitmq at {address} did not answer within {limit:?}")
+                write!(f, "rabbitmq at {address} did not respond within {limit:?}")
             }
             ConnectError::Denied { address, .. } => {
                 write!(f, "rabbitmq at {address} refuses the credentials")
@@ -143,7 +143,7 @@ impl Error for ConnectError {
     }
 }
 
-/// Why there is no subscription, or why it ended though nobody closed it.
+/// Error of a subscription that can't be made, or that ended without being closed from this side.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SubscriptionError {
@@ -157,9 +157,9 @@ pub enum SubscriptionError {
         /// The queue.
         queue: String,
     },
-    /// The server closed the channel, for instance after the consumer timeout.
+    /// The server closed the channel, for example after the consumer timeout.
     ChannelClosed(lapin::Error),
-    /// The connection was closed in an orderly way: by the server, say for its shutdown, or by
+    /// The connection was closed in an orderly way: by the server, for example for its shutdown, or by
     /// [`Connection::close`](lapin::Connection::close).
     ConnectionClosed(lapin::Error),
     /// The connection broke.
@@ -167,55 +167,55 @@ pub enum SubscriptionError {
     /// The client can't read a message: it has a property or the name of a header that is not UTF-8, or
     /// headers that are longer than the connection's `frame_max`.
     ///
-    /// The client closes the connection, and the message goes back to the head of its queue, so it
-    /// stops each worker: nothing is delivered before somebody takes it out. If the connection has
-    /// several subscriptions, each of them ends so, and the message may be of any of their queues.
+    /// The client closes the connection, and the message goes back to the head of its queue. So it stops each
+    /// worker: nothing is delivered before somebody takes it out. If the connection has several
+    /// subscriptions, each of them ends with this error, and the message may be in any of their queues.
     Unreadable {
         /// The queue.
         queue: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
     /// There is no connection for [publishing](super::Connection).
     NoPublisher {
         /// The queue.
         queue: String,
-        /// Why there is none.
+        /// The reason.
         error: Box<ConnectError>,
     },
-    /// A [dead letter](super::Queue::dead_letter) or a [retry](super::Queue::retry_queue) would have
-    /// nowhere to go.
+    /// A [dead letter](super::Queue::dead_letter) or a [retry](super::Queue::retry_queue) would have no queue
+    /// or exchange to go to.
     NoTarget {
-        /// The queue whose jobs they are.
+        /// The queue of the jobs.
         queue: String,
         /// The queue or the exchange that does not exist.
         target: String,
-        /// What the client says.
+        /// The client's error.
         error: Box<lapin::Error>,
     },
-    /// The queue is a classic one, and was to be read as a [quorum queue](super::Queue::quorum).
+    /// The queue is a classic one, and should be read as a [quorum queue](super::Queue::quorum).
     NotQuorum {
         /// The queue.
         queue: String,
     },
-    /// The server did not answer in time, as for a quorum queue that has no leader.
+    /// The server did not respond in time. A quorum queue without a leader is one reason.
     TimedOut {
         /// The queue.
         queue: String,
-        /// The time that it had.
+        /// The time limit.
         limit: Duration,
     },
     /// The server refused to subscribe.
     Refused {
         /// The queue.
         queue: String,
-        /// What the client says.
+        /// The client's error.
         error: lapin::Error,
     },
 }
 
 impl SubscriptionError {
-    /// Sorts an error that ended a channel.
+    /// Creates the error for the error that ended a channel.
     pub(super) fn new(queue: &str, error: lapin::Error) -> Self {
         match error.kind() {
             _ if is_unreadable(&error) => SubscriptionError::Unreadable {
@@ -240,7 +240,7 @@ impl SubscriptionError {
 fn is_unreadable(error: &lapin::Error) -> bool {
     match error.kind() {
         ErrorKind::ParsingError(_) => true,
-        // Said by lapin and not by the server, which has other words for it.
+        // This text is lapin's; the server's differs.
         ErrorKind::ProtocolError(error) => {
             error.get_id() == 501 && error.get_message().as_str().starts_with("frame too large")
         }

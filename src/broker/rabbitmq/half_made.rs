@@ -1,4 +1,4 @@
-//! [`HalfMade`]: a connection that may be given up before it is made.
+//! [`HalfMade`]: a connection that can be given up before it is made.
 
 #[cfg(unix)]
 use std::os::fd::AsFd as AsSocket;
@@ -20,17 +20,17 @@ use lapin::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Closes the connection when it is dropped before there is one.
+/// Guard that closes the connection if it is dropped before the connection is made.
 ///
-/// A thread of lapin's own makes the connection, and goes on when nobody waits for it any more: if
-/// the server is silent, then for ever.
+/// One of lapin's threads makes the connection. It goes on when nobody waits for it any more, for ever if the
+/// server is silent.
 pub(super) struct HalfMade {
     progress: Arc<Mutex<Progress>>,
-    /// Cancelled when the connection is given up: ends TCP's and TLS's handshakes.
+    /// Cancelled when the connection is given up: ends the handshakes of TCP and TLS.
     given_up: CancellationToken,
 }
 
-/// There is no TLS in what lapin was built with: it would go on in plain text.
+/// Error of a lapin that is built without TLS: it would go on in plain text.
 #[derive(Debug)]
 pub(super) struct NoTls;
 
@@ -45,7 +45,7 @@ impl std::error::Error for NoTls {}
 enum Progress {
     /// With the socket, once there is one.
     Making(Option<TcpStream>),
-    /// The socket is let go: as long as it is held, it is not closed when lapin drops its own.
+    /// The socket is dropped here: a handle that is held would keep it open after lapin drops its own.
     Made,
     GivenUp,
 }
@@ -58,7 +58,7 @@ impl HalfMade {
         }
     }
 
-    /// Connects as lapin does.
+    /// Connects in the same way as lapin.
     pub(super) async fn connect(
         &self,
         uri: AMQPUri,
@@ -101,7 +101,7 @@ impl Drop for HalfMade {
         let mut progress = lock(&self.progress);
         if let Progress::Making(socket) = &*progress {
             if let Some(socket) = socket {
-                // An error says that it is closed already.
+                // An error means that it is closed already.
                 drop(socket.shutdown(Shutdown::Both));
             }
             *progress = Progress::GivenUp;
@@ -117,7 +117,7 @@ fn gone() -> Error {
 fn hold(progress: &Mutex<Progress>, socket: &impl AsSocket) -> Result<()> {
     match &mut *lock(progress) {
         Progress::Making(held) => *held = Some(twin(socket)?),
-        // lapin connects again by itself, where that is turned on.
+        // lapin connects again by itself, if that is turned on.
         Progress::Made => {}
         Progress::GivenUp => return Err(gone()),
     }

@@ -1,4 +1,4 @@
-//! The headers of a republished job, and what is read from those of a delivered one.
+//! Headers of delivered and republished jobs.
 
 use std::borrow::Cow;
 
@@ -16,9 +16,9 @@ const ACQUIRED_COUNT: &str = "x-acquired-count";
 pub(super) const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
 pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 
-/// Headers that must not be republished. With `CC` and `BCC` the server would send further copies,
-/// counts would be those of another message, and with the history of deaths the server takes a
-/// second retry for a cycle and drops it.
+/// Headers that must not be republished. With `CC` and `BCC` the server would send further copies. Counts
+/// would be those of another message. With the history of deaths the server takes a second retry for a cycle
+/// and drops it.
 pub(super) const DROPPED: [&str; 15] = [
     DELIVERIES,
     DELIVERY_COUNT,
@@ -37,14 +37,14 @@ pub(super) const DROPPED: [&str; 15] = [
     "x-last-death-reason",
 ];
 
-/// What the headers tell of how often a job was delivered.
+/// Counts of deliveries, as read from the headers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counted {
     /// Failed deliveries before the job was republished, if it was: none after a release.
     pub(super) before: Option<u32>,
-    /// Failed deliveries since, as the queue counts them.
+    /// Failed deliveries since then, as the queue counts them.
     pub(super) by_queue: Option<u32>,
-    /// Whether the queue counts all deliveries apart from the failed ones.
+    /// `true` if the queue counts all deliveries apart from the failed ones.
     pub(super) has_acquired: bool,
 }
 
@@ -81,7 +81,7 @@ fn count(value: &AMQPValue) -> Option<u32> {
     u32::try_from(count).ok()
 }
 
-/// Returns the exchange and the routing key that the job was first published with.
+/// Returns the exchange and the routing key of the job's first publish.
 pub(super) fn origin(message: &Delivery) -> (&str, &str) {
     let original = |name| header(message, name);
     match (original(ORIGINAL_EXCHANGE), original(ORIGINAL_ROUTING_KEY)) {
@@ -90,7 +90,7 @@ pub(super) fn origin(message: &Delivery) -> (&str, &str) {
     }
 }
 
-/// Returns the text of the first header called `name`, in whichever case.
+/// Returns the text of the first header called `name`. Case does not matter.
 pub(super) fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
     let headers = message.properties.headers().as_ref()?.inner();
     let mut headers = headers.iter();
@@ -98,11 +98,10 @@ pub(super) fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
     value.and_then(|(_, value)| as_text(value))
 }
 
-/// Returns what traces are to say of `message`, which came from `queue`.
+/// Returns the attributes for traces of `message`, which came from `queue`.
 pub(super) fn messaging<'a>(message: &'a Delivery, queue: &'a str) -> Messaging<'a> {
     let header = |name: &str| header(message, name);
-    // A job that was republished came by the default exchange. It is the same job, so its spans go
-    // by the same name.
+    // A republished job came by the default exchange. It is the same job, so its spans keep the same name.
     let (exchange, routing_key) = origin(message);
     let messaging = Messaging::new("rabbitmq", destination(exchange, routing_key, queue))
         .delivery_tag(message.delivery_tag)
@@ -114,8 +113,8 @@ pub(super) fn messaging<'a>(message: &'a Delivery, queue: &'a str) -> Messaging<
     }
 }
 
-/// Returns `{exchange}:{routing key}:{queue}`, as the conventions have it: without what is empty,
-/// and without the routing key where it is the queue's name.
+/// Returns `{exchange}:{routing key}:{queue}`, as in the conventions: empty parts are left out, and so is a
+/// routing key that is the queue's name.
 fn destination<'a>(exchange: &str, routing_key: &str, queue: &'a str) -> Cow<'a, str> {
     let routing_key = if routing_key == queue {
         ""

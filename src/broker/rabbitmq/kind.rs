@@ -1,6 +1,6 @@
 //! [`QueueKind`]: the type of a queue.
 
-/// Of which type a queue is: RabbitMQ does not tell a consumer.
+/// Type of a queue, as set by the user: RabbitMQ does not report it to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum QueueKind {

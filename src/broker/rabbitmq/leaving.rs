@@ -1,4 +1,4 @@
-//! What is sent to a channel before it ends.
+//! The last requests on a channel before it ends.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,18 +13,18 @@ use tokio::time::{Instant, sleep_until};
 
 use super::message::Link;
 
-/// How long a quorum queue may take to carry out acks that its server has received.
+/// Time for a quorum queue to carry out acks that its server has received.
 const CARRIED_OUT: Duration = Duration::from_millis(100);
 
-/// Lets a quorum queue carry out what it was sent, before the channel is closed.
+/// Lets a quorum queue carry out the acks that were sent, before the channel is closed.
 ///
-/// The server holds acks back while some dozens wait for the queue's log, and forgets them with the
-/// channel. To cancel a consumer it hands them over first. Where that was done before the last ack,
-/// there is nothing to ask: only time helps.
+/// The server holds acks back while some dozens wait for the queue's log, and forgets them with the channel.
+/// Before it cancels a consumer, it passes them on. If the consumer was cancelled before the last ack, no
+/// request has this effect: it can only wait.
 pub(super) async fn flush(channel: &Channel, consumer: Option<ShortString>, link: &Link) {
     match consumer {
         Some(tag) => {
-            // An error says that the channel is closed.
+            // An error means that the channel is closed.
             drop(
                 channel
                     .basic_cancel(tag, BasicCancelOptions::default())
@@ -40,7 +40,7 @@ pub(super) async fn flush(channel: &Channel, consumer: Option<ShortString>, link
     }
 }
 
-/// Cancels a consumer, and gives back what it had received.
+/// Cancels a consumer, and gives back the jobs that it had received.
 pub(super) async fn stop(
     channel: Channel,
     mut consumer: Consumer,
@@ -49,11 +49,11 @@ pub(super) async fn stop(
     let mut received: Vec<_> = received.into_iter().map(|(received, _)| received).collect();
     let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
     if cancel.await.is_err() {
-        // The channel is closed, and all that it had goes back.
+        // The channel is closed, and all its jobs go back.
         return;
     }
-    // Not before, since what is given back would be delivered here again. lapin ends its stream with
-    // the answer to the cancel; what is missing there by then, the close gives back.
+    // Not before the cancel, since these jobs would be delivered here again. lapin ends its stream with the
+    // confirmation of the cancel; the close gives back any job that is missing there by then.
     while let Some(Some(Ok(late))) = consumer.next().now_or_never() {
         received.push(late);
     }

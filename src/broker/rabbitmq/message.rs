@@ -1,4 +1,4 @@
-//! [`Message`]: a delivery as its job and its tag share it, on the [`Link`] of its channel.
+//! [`Message`], a delivery that its job and its tag share, and the [`Link`] to its channel.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use super::{
     publisher::Publisher,
 };
 
-/// What the deliveries of one channel share.
+/// State that the deliveries of one channel share.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) publisher: Publisher,
@@ -31,16 +31,15 @@ pub(super) struct Link {
     pub(super) acks: Arc<Acks>,
 }
 
-/// What is known of the queue and its server.
+/// Known properties of the queue and its server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading {
     pub(super) delivery_limit: DeliveryLimit,
-    /// Whether the queue delays what is rejected.
+    /// `true` if the queue delays rejected jobs.
     pub(super) delayed_retry: bool,
-    /// From when on the server gives a delivery to others.
+    /// Time after which the server gives a delivery to others.
     pub(super) consumer_timeout: Option<Duration>,
-    /// Whether it counts no `basic.nack`, and takes back what is overdue by itself, as servers from
-    /// 4.3 on.
+    /// `true` if the server counts no `basic.nack` and takes overdue jobs back by itself, as from 4.3 on.
     pub(super) free_release: bool,
 }
 
@@ -82,7 +81,7 @@ impl Message {
         }
     }
 
-    /// Checks that the channel still lives on which it can be answered for.
+    /// Checks that the channel on which it can be settled still lives.
     pub(super) fn check(&self) -> Result<(), DeliveryError> {
         if self.link.is_over.load(Ordering::Acquire) || self.delivery.acker.poisoned() {
             return Err(DeliveryError::Stale);
@@ -90,7 +89,7 @@ impl Message {
         Ok(())
     }
 
-    /// Checks that the server has not taken the job back: what is republished then would be a copy.
+    /// Checks that the server has not taken the job back: a republished job would be a copy then.
     pub(super) fn check_held(&self) -> Result<(), DeliveryError> {
         if self.link.is_cancelled.load(Ordering::Acquire) || self.is_overdue() {
             return Err(DeliveryError::Lost);
@@ -103,7 +102,7 @@ impl Message {
         limit.is_some_and(|limit| self.received.elapsed() >= limit)
     }
 
-    /// Returns whether the server takes back by itself what is lost, or has.
+    /// Returns whether the server takes a lost job back by itself, or has done so.
     pub(super) fn is_taken_back(&self) -> bool {
         self.link.is_cancelled.load(Ordering::Acquire) || self.release_is_free()
     }
@@ -124,7 +123,7 @@ impl Message {
         self.link.publisher.kind() == QueueKind::Quorum && limit.is_near(failed)
     }
 
-    /// Returns whether the queue lets go of the job after some more releases, which it counts.
+    /// Returns whether the queue drops or dead-letters the job after some more releases, which it counts.
     pub(super) fn is_let_go_of(&self) -> bool {
         !self.release_is_free() && self.is_near_limit()
     }

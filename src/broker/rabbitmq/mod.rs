@@ -37,35 +37,33 @@
 //! | `Release` | `basic.nack` with requeue; before 4.3 near the limit republished to the end of the queue, then acked | `basic.nack` with requeue |
 //! | `Release` after a delay | republished to a retry queue, then acked | the same |
 //! | `Reject`, with a [dead letter](Queue::dead_letter) | republished there with its reason, then acked | the same |
-//! | `Reject` without | `basic.reject` without requeue: what the queue's own dead-letter exchange gets, or nobody | the same |
+//! | `Reject` without | `basic.reject` without requeue: the job goes to the queue's own dead-letter exchange, or is dropped | the same |
 //! | `Abandon` | nothing: the job holds its place in the prefetch until the channel ends | the same |
 //!
-//! [One table](super#verdicts-and-the-servers-they-were-tested-on) has what they do to the count and to
+//! [One table](super#verdicts-and-the-tested-servers) shows their effects on the count and on
 //! the order, by version: 3.10, 4.0 and 4.3 were tested.
 //!
-//! What is republished is confirmed by the server before the original is acked. A crash between the
-//! two leaves both, so that the job runs twice; none leaves neither. A republished job keeps its
-//! properties, but for the `user-id` and the `CC` and `BCC` headers, and where it waits also for the
+//! The server confirms each republished job before the original is acked. If the process crashes between the
+//! two, both remain, and the job runs twice; a job is never lost by it. A republished job keeps its
+//! properties, except the `user-id` and the `CC` and `BCC` headers, and while it waits also without the
 //! `expiration`. It comes by the default exchange from then on; [`Delivery::exchange`] and
 //! [`Delivery::routing_key`] are still those of its first publish.
 //!
-//! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: that one of them is `Ok` says
-//! that it was handed to the connection. If the connection is lost then, the job may come back.
-//! Jobs that are acked at the same time share a frame (`multiple`) as far as they are the oldest of
-//! their channel without an answer.
+//! `basic.ack`, `basic.nack` and `basic.reject` have no confirmation: `Ok` means that the frame was handed to
+//! the connection. If the connection is lost then, the job may come back. Jobs that are acked at the same
+//! time share a frame (`multiple`), as far as they are the oldest unsettled ones of their channel.
 //!
-//! If the *server* is killed, what comes back depends on the queue. A quorum queue logs an ack at once:
-//! little more comes back than what was unanswered. A classic queue keeps acks in memory, and a kill under
-//! load brings these jobs back: up to 32768 on 3.10 (`queue_index_max_journal_entries` in
-//! `advanced.config`), up to 2048 on 4.0 and 4.3 (half of `classic_queue_index_v2_segment_entry_count`).
-//! With smaller ones little comes back, as tests show on these three versions with 64.
+//! If the *server* is killed, the jobs that come back depend on the queue. A quorum queue logs an ack at
+//! once: few jobs come back except the unsettled ones. A classic queue keeps acks in memory, and a kill under
+//! load brings these jobs back: up to 32768 on 3.10 (`queue_index_max_journal_entries` in `advanced.config`),
+//! up to 2048 on 4.0 and 4.3 (half of `classic_queue_index_v2_segment_entry_count`). With smaller values few
+//! jobs come back, as tests show on these three versions with 64.
 //!
-//! No settlement can be tried again, as lapin's acker is used up by the try: after a failed one the
-//! channel is to be given up. lapin's own recovery of connections is off in what
-//! [`connect`] returns. Where it is [turned on](connect_with), tags stay safe, as lapin makes the
-//! ackers of the old connection unusable; but a stream may go on as if nothing had happened, since
-//! lapin can drop the error with what it had received, and with 4.12.3 a connection that breaks while a
-//! channel is being opened may hang for good.
+//! No settlement can be tried again, since the attempt uses lapin's acker up: after a failed one, give the
+//! channel up. lapin's own recovery of connections is off in a connection from [`connect`]. If it is [turned
+//! on](connect_with), tags stay safe, as lapin makes the ackers of the old connection unusable. But a stream
+//! may then go on as if nothing had happened, since lapin can drop the error together with the jobs that it
+//! had received. And with 4.12.3 a connection that breaks while a channel is being opened may hang for good.
 //!
 //! Rights, limits and the behaviour of servers are in the guide:
 //! [Running on RabbitMQ](crate::_guide::rabbitmq).

@@ -1,4 +1,4 @@
-//! What is republished: retries, and dead letters.
+//! [`Publisher`] of retries and dead letters.
 
 use std::{
     future::Future,
@@ -26,10 +26,10 @@ use super::{
     retry_queues::{self, RetryQueue, RetryQueues},
 };
 
-/// How long a publish waits while the server blocks the connection.
+/// Time that a publish waits while the server blocks the connection.
 ///
-/// With the wait for a retry queue that is new it is less than the 5 s of a settlement's try: then the
-/// job is given back, and no other one has to be.
+/// Together with the wait for a new retry queue it is less than the 5 s of one settlement attempt. So the job
+/// is given back, and no other job has to be.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
@@ -46,12 +46,12 @@ pub(super) struct Publisher {
     kind: QueueKind,
     dead_letter: Option<Target>,
     retry_queues: RetryQueues,
-    /// Taken exclusively by a publish that may be returned. lapin pairs a returned message with the
-    /// next confirmation, so a second one in flight could take the blame, and the returned one be
-    /// taken for stored.
+    /// Taken exclusively by a publish that may be returned. lapin pairs a returned message with the next
+    /// confirmation. So with a second one in flight, that one could get the error, and the returned one could
+    /// pass for stored.
     channel: RwLock<Channel>,
-    /// Set while a publish may be returned, and left so if its future is dropped: from then on a
-    /// return can't be told from that of another.
+    /// Set while a publish may be returned, and stays set if its future is dropped: from then on a return
+    /// can't be distinguished from that of another publish.
     is_torn: AtomicBool,
     /// Another channel, since a declaration that the server refuses closes it.
     declaring: Mutex<Option<Channel>>,
@@ -90,14 +90,14 @@ impl Publisher {
         self.dead_letter.as_ref()
     }
 
-    /// Returns the size of the largest frame that the connection takes, in bytes.
+    /// Returns the largest size of a frame on the connection, in bytes.
     pub(super) fn frame_max(&self) -> u32 {
         self.connection.configuration().frame_max()
     }
 
-    /// Publishes to the end of the queue that the original is in.
+    /// Publishes to the end of the original's queue.
     ///
-    /// Not mandatory: with the queue goes the original.
+    /// Not mandatory: if the queue is gone, so is the original.
     pub(super) async fn retry(
         &self,
         payload: &[u8],
@@ -153,7 +153,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes to `target`, where a queue has to take it.
+    /// Publishes to `target`, and a queue has to take it.
     pub(super) async fn deliver(
         &self,
         target: &Target,
@@ -212,8 +212,8 @@ impl Publisher {
         channel.status().connected() && !self.is_torn.load(Ordering::Relaxed)
     }
 
-    /// Waits until the server does not block the connection: what is sent meanwhile can't be called
-    /// back, so each new try of the job would add a copy.
+    /// Waits until the server does not block the connection: a message that is sent meanwhile can't be called
+    /// back, so each new attempt would add a copy.
     async fn unblocked(&self) {
         while self.connection.status().blocked() {
             sleep(PATIENCE / 20).await;

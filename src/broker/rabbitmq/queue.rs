@@ -1,4 +1,4 @@
-//! [`Queue`]: how a queue is read, and what happens to the jobs that fail.
+//! [`Queue`], the builder of a subscription.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,16 +24,16 @@ use super::{
 };
 use crate::outcome::guard;
 
-/// How a queue is read: the builder of [`Deliveries`].
+/// Builder of [`Deliveries`]: the name of a queue, and the settings to read it and to settle its jobs.
 ///
 /// The queue must exist; its owner declares it.
 ///
-/// A classic queue that is read as a quorum one is an error of [`subscribe`](Self::subscribe). The server
-/// names the type as it refuses a consumer that no queue has (its log has a line of it). With long names
-/// of the queue and the virtual host, about 130 bytes together, the server cuts the type off, and the
-/// queue is taken for what it is said to be. No job is lost then, but no redelivery is counted:
-/// [`deliveries`](crate::settle::Settle::deliveries) is `None`. The other way round all works, and a `Retry` is
-/// slower than it need be.
+/// A classic queue that is read as a quorum one is an error of [`subscribe`](Self::subscribe). The type is
+/// found by a request for an invalid consumer: the server names the type in its refusal (and logs a line). If
+/// the names of the queue and of the virtual host have more than about 130 bytes together, the server cuts
+/// the type off, and the queue is read as a quorum one. No job is lost then, but no redelivery is counted:
+/// [`deliveries`](crate::settle::Settle::deliveries) is `None`. A quorum queue that is read as a classic one
+/// works, and a `Retry` is slower than necessary.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Queue {
@@ -47,7 +47,7 @@ pub struct Queue {
     subscribe_timeout: Duration,
 }
 
-/// What a consumer is subscribed with.
+/// Settings of the consumer.
 #[derive(Clone, Debug, Default)]
 struct ConsumerSettings {
     tag: String,
@@ -84,14 +84,13 @@ impl Queue {
         }
     }
 
-    /// Sets how many jobs may be unanswered at a time; 64 by default.
+    /// Sets the greatest number of unsettled jobs at a time; 64 by default.
     ///
     /// It is the prefetch of the channel and the number of the [`gate`](Deliveries::gate).
     ///
     /// # Panics
     ///
-    /// Panics if it is zero, which AMQP takes for no limit, or above 65535, the largest that AMQP
-    /// has.
+    /// Panics if it is zero, which means no limit in AMQP, or above 65535, the largest value in AMQP.
     #[track_caller]
     pub fn prefetch(mut self, prefetch: usize) -> Self {
         assert!(prefetch > 0, "a prefetch of zero is no limit in amqp");
@@ -99,27 +98,26 @@ impl Queue {
         self
     }
 
-    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), to be placed outside the
     /// sentinel.
     ///
-    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
-    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this subscribes.
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before there is a
+    /// subscription. It equals the [`gate`](Deliveries::gate) of the deliveries.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch.into())
     }
 
     /// Sets the queue that rejected jobs are published to, with the reason in their headers.
     ///
-    /// It is not declared here: without it there is no subscription. If it is deleted later, a
-    /// `Reject` fails as [misconfigured](crate::settle::Unsettled::misconfigured), and the job stays.
+    /// It is not declared here: if it does not exist, `subscribe` fails. If it is deleted later, a `Reject`
+    /// fails as [misconfigured](crate::settle::Unsettled::misconfigured), and the job stays.
     pub fn dead_letter(self, queue: impl Into<String>) -> Self {
         self.dead_letter_exchange("", queue)
     }
 
     /// Sets the exchange and the routing key that rejected jobs are published with.
     ///
-    /// As for [`dead_letter`](Self::dead_letter), the exchange has to exist, and a queue has to take
-    /// them.
+    /// As with [`dead_letter`](Self::dead_letter), the exchange has to exist. A queue has to take the jobs.
     pub fn dead_letter_exchange(
         mut self,
         exchange: impl Into<String>,
@@ -129,14 +127,15 @@ impl Queue {
         self
     }
 
-    /// Adds a retry queue with a `delay` that its owner declares; by default there are none, and retry
+    /// Adds a retry queue for a `delay`, which its owner declares. By default there are none, and retry
     /// queues are [declared](crate::_guide::rabbitmq#delays) when they are needed.
     ///
-    /// Then none is declared, so the user needs no right to configure queues: a `Retry` waits in the
-    /// one with the least delay that is not below its own. One that is longer than all of them fails as
-    /// [misconfigured](crate::settle::Unsettled::misconfigured). Each must exist when this subscribes.
+    /// With one that is added, none is declared, so the user needs no right to configure queues. A `Retry`
+    /// waits in the queue with the least delay that is not below its own. A longer delay than all of them
+    /// fails as [misconfigured](crate::settle::Unsettled::misconfigured). Each queue must exist at the time
+    /// of `subscribe`.
     ///
-    /// Declare it with these arguments, and without `x-expires`. Of other types, or without
+    /// Declare it with these arguments, and without `x-expires`. With another type, or without
     /// `at-least-once`, the way back is not confirmed, and a job can be lost there.
     ///
     /// | argument | value |
@@ -161,22 +160,19 @@ impl Queue {
         self
     }
 
-    /// Tells the delivery limit of a quorum queue, its `x-delivery-limit`; `None` if it has none
-    /// (`-1`).
+    /// Sets the delivery limit of a quorum queue, its `x-delivery-limit`; `None` if it has none (`-1`).
     ///
-    /// A queue lets go of a job that fails once more than its limit: the job goes to the queue's own
-    /// dead-letter exchange, or is dropped. AMQP does not tell the limit. By default it is taken for
-    /// the 20 that servers from 4.0 on give to a queue without one, and
-    /// [`subscribe`](Self::subscribe) warns of it.
+    /// If a job fails more often than the limit, the queue sends it to its own dead-letter exchange, or drops
+    /// it. AMQP does not report the limit. By default this crate assumes the 20 that servers from 4.0 on give
+    /// to a queue without one, and [`subscribe`](Self::subscribe) logs a warning.
     ///
-    /// A `Retry` or `Release` that would bring a job over half of the limit publishes it anew, to the
-    /// end of the queue, so that its failures don't take it over the limit. It is counted on in
-    /// `x-deliveries`. The other half is left to the ends of channels, which count and which no
-    /// adapter can replace. To lose no job by them either, declare the queue with
-    /// `x-delivery-limit: -1` (from 4.0 on; before, there is no limit unless one is set) or with a
-    /// dead-letter exchange, and say `delivery_limit(None)`: then each `Retry` at once is a
-    /// `basic.reject`, and the limit is the queue's. The number of tries is bounded by
-    /// [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit).
+    /// A `Retry` or `Release` that would bring a job over half of the limit publishes it anew, to the end of
+    /// the queue, so that its failures don't exceed the limit. Its count goes on in `x-deliveries`. The other
+    /// half is left to the ends of channels, which count and which no adapter can replace. To lose no job by
+    /// them either, declare the queue with `x-delivery-limit: -1` (from 4.0 on; before, there is no limit
+    /// unless one is set) or with a dead-letter exchange, and set `delivery_limit(None)`. Then each `Retry`
+    /// without a delay is a `basic.reject`, and the queue applies its limit. To bound the number of attempts,
+    /// use [`DecisionExt::delivery_limit`](crate::DecisionExt::delivery_limit).
     ///
     /// Without effect on classic queues.
     ///
@@ -192,14 +188,14 @@ impl Queue {
         self
     }
 
-    /// Sets how long the server waits for the settlement of a delivery, as the consumer's
+    /// Sets the time for which the server waits for the settlement of a delivery, as the consumer's
     /// `x-consumer-timeout`; by default that of the queue or of the server.
     ///
-    /// For quorum queues from RabbitMQ 4.3 on, tested with 4.3.6; 3.10 and 4.0 ignore it. It is
-    /// rounded up to milliseconds. A settlement that comes later is refused as
-    /// [lost](super::DeliveryError::Lost), and nothing is published: the server gives the job to
-    /// others. The time counts from the receipt: an ack of the last moment may be in time here and void
-    /// at the server, by as long as the delivery was on its way. See [the consumer
+    /// For quorum queues from RabbitMQ 4.3 on, tested with 4.3.6; 3.10 and 4.0 ignore it. It is rounded up to
+    /// milliseconds. A later settlement is refused as [lost](super::DeliveryError::Lost), and nothing is
+    /// published: the server gives the job to others. The time counts from the receipt here, and the server
+    /// counts from its send. So an ack of the last moment may be in time here and too late at the server, by
+    /// the time that the delivery was on its way. See [the consumer
     /// timeout](crate::_guide::rabbitmq#the-consumer-timeout).
     ///
     /// Without effect on classic queues, which have none from 4.3 on.
@@ -224,26 +220,26 @@ impl Queue {
         self
     }
 
-    /// Says that the quorum queue delays what is rejected, by `x-delayed-retry-type`, from RabbitMQ
-    /// 4.3 on: then a `Retry` after a delay is `basic.reject`, without a retry queue.
+    /// States that the quorum queue delays rejected jobs, by `x-delayed-retry-type`, from RabbitMQ 4.3 on:
+    /// then a `Retry` after a delay is `basic.reject`, without a retry queue.
     ///
-    /// **The delay is the queue's, and not that of the verdict**: `x-delayed-retry-min` times the
-    /// failed deliveries that the queue has counted, at most `x-delayed-retry-max`. A verdict's own
-    /// delay only says that there is to be one. So don't say it where the verdict's delay matters.
+    /// **The delay is the queue's, and not that of the verdict**: `x-delayed-retry-min` times the failed
+    /// deliveries that the queue has counted, at most `x-delayed-retry-max`. The verdict's own delay is
+    /// ignored, except that there is one. So don't set this if the verdict's delay matters.
     ///
-    /// The type should be `failed`: with `all`, what is released is delayed, too. A `Retry` at once
-    /// is published to the end of the queue. Near the [delivery limit](Self::delivery_limit) a
-    /// delayed one goes by a retry queue, with the verdict's delay. So does each delayed `Release`, which
-    /// the queue would count.
+    /// The type should be `failed`: with `all`, released jobs are delayed, too. A `Retry` without a delay is
+    /// published to the end of the queue. Near the [delivery limit](Self::delivery_limit) a delayed one goes
+    /// by a retry queue, with the verdict's delay. So does each delayed `Release`, which the queue would
+    /// count.
     ///
-    /// A queue that does not delay gives the job back at once; that can't be seen from here. Without
-    /// effect on classic queues.
+    /// A queue without such a delay gives the job back at once; this crate can't detect that. Without effect
+    /// on classic queues.
     pub fn delayed_retry(mut self) -> Self {
         self.reading.delayed_retry = self.kind == QueueKind::Quorum;
         self
     }
 
-    /// Sets the consumer tag, by which the server lists the subscription; its own choice by default.
+    /// Sets the consumer tag, by which the server lists the subscription; the server chooses it by default.
     pub fn consumer_tag(mut self, tag: impl Into<String>) -> Self {
         self.consumer.tag = tag.into();
         self
@@ -269,7 +265,7 @@ impl Queue {
         self
     }
 
-    /// Reads the queue exclusively: the server refuses another consumer, and this one if there is
+    /// Reads the queue exclusively: the server refuses any other consumer, and refuses this one if there is
     /// another.
     ///
     /// For classic queues. Quorum queues ignore it (tested on 3.10, 4.0 and 4.3): declare them with
@@ -279,11 +275,11 @@ impl Queue {
         self
     }
 
-    /// Says that the server charges no delivery for a `Release`, as quorum queues do from RabbitMQ
-    /// 4.3 on.
+    /// States that the server charges no delivery for a `Release`, as with quorum queues from RabbitMQ 4.3
+    /// on.
     ///
-    /// [`subscribe`](Self::subscribe) finds it out by itself if the user may configure the queue's
-    /// retry queues.
+    /// [`subscribe`](Self::subscribe) detects it by itself if the user may configure the queue's retry
+    /// queues.
     ///
     /// Without effect on classic queues, where it is always so.
     pub fn free_release(mut self) -> Self {
@@ -291,9 +287,9 @@ impl Queue {
         self
     }
 
-    /// Sets how long [`subscribe`](Self::subscribe) waits for the server; 10 s by default.
+    /// Sets the time that [`subscribe`](Self::subscribe) waits for the server; 10 s by default.
     ///
-    /// A quorum queue that has no leader yet lets it wait.
+    /// A quorum queue without a leader makes it wait.
     pub fn subscribe_timeout(mut self, limit: Duration) -> Self {
         self.subscribe_timeout = limit;
         self
@@ -301,25 +297,25 @@ impl Queue {
 
     /// Opens a channel on `connection` and subscribes.
     ///
-    /// A second channel, with publisher confirms, is for what has to be republished. It is on the
-    /// [connection that publishes](Connection).
+    /// A second channel, with publisher confirms, republishes jobs. It is on the [connection that
+    /// publishes](Connection).
     ///
-    /// Where the user has not the right to configure the [retry queues](crate::_guide::rabbitmq#delays), an event at
-    /// level WARN says so; then each verdict with a delay fails as
+    /// If the user does not have the right to configure the [retry queues](crate::_guide::rabbitmq#delays),
+    /// it logs an event at level WARN. Then each verdict with a delay fails as
     /// [misconfigured](crate::settle::Unsettled::misconfigured).
     ///
     /// # Errors
     ///
-    /// If the queue does not exist, is read exclusively or is not of the type that was said, if its dead letters or retries have nowhere
-    /// to go, if a name is too long, if a connection is lost, or if the
+    /// If the queue does not exist, is read exclusively or has another type, if the queue or exchange of its
+    /// dead letters or retries does not exist, if a name is too long, if a connection is lost, or if the
     /// [time](Self::subscribe_timeout) is up.
     ///
-    /// Some of them end the connection too, such as that of a quorum queue that has lost its leader.
-    /// So whoever tries again connects anew.
+    /// Some of them also end the connection, for example if a quorum queue has lost its leader. So connect
+    /// anew before you try again.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: channels that were opened are closed, and what was delivered goes back.
+    /// Cancel safe: open channels are closed, and delivered jobs go back.
     pub async fn subscribe(self, connection: &Connection) -> Result<Deliveries, SubscriptionError> {
         let name = short(self.name.clone())?;
         let retry_queues = RetryQueues::new(&name, &self.retry_queues)?;
@@ -422,7 +418,7 @@ impl Queue {
         Ok((channel, consumer, reading))
     }
 
-    /// Warns of what no adapter can mend.
+    /// Logs a warning for settings that no adapter can mend.
     fn warn(&self) {
         if self.reading.delivery_limit == DeliveryLimit::Assumed {
             guard(|| {

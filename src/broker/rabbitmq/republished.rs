@@ -1,4 +1,4 @@
-//! The properties of what is republished: they must fit into one frame.
+//! Properties of republished jobs, which must fit into one frame.
 
 use std::{
     sync::Arc,
@@ -21,22 +21,22 @@ use crate::{
     settle::Reason,
 };
 
-/// What else a frame holds in which properties are sent: type, channel, size and end; class, weight
-/// and the size of the body.
+/// Other parts of a frame with properties: type, channel, size and end; class, weight and the size of the
+/// body.
 const OVERHEAD: usize = 1 + 2 + 4 + 1 + 2 + 2 + 8;
 
-/// Properties that are filled as far as one frame goes. To the server a longer one is an error of the
-/// connection, which it closes.
+/// Properties that are filled up to the size of one frame. If they were longer, the server would close the
+/// connection with an error.
 struct Filled {
     properties: BasicProperties,
     headers: FieldTable,
-    /// How many bytes the properties may take, and how many of them are left.
+    /// Greatest size of the properties in bytes, and the part of it that is left.
     limit: usize,
     room: usize,
 }
 
 impl Filled {
-    /// Begins with what the job itself bears: `properties`, and its headers.
+    /// Creates them with the job's own `properties` and headers.
     fn new(
         message: &Delivery,
         properties: BasicProperties,
@@ -70,7 +70,7 @@ impl Filled {
         true
     }
 
-    /// Adds where the job was first published to.
+    /// Adds the exchange and the routing key of the job's first publish.
     fn add_origin(&mut self, message: &Delivery) {
         if !self.headers.contains_key(ORIGINAL_EXCHANGE) {
             self.add([
@@ -85,11 +85,11 @@ impl Filled {
     }
 }
 
-/// Returns the properties of `message` for its next try, with `deliveries` made so far.
+/// Returns the properties of `message` for its next attempt, with `deliveries` made so far.
 ///
 /// # Errors
 ///
-/// If there is no room for their number: the job would be tried for ever.
+/// If there is no room for the count: without it the job would be tried for ever.
 pub(super) fn for_retry(
     message: &Delivery,
     deliveries: u32,
@@ -115,12 +115,12 @@ pub(super) fn for_retry(
     Ok(filled.properties())
 }
 
-/// Returns the properties of `message` as a dead letter, with the end of the reason cut off where
-/// there is no room for it.
+/// Returns the properties of `message` as a dead letter. The end of the reason is cut off if there is no room
+/// for it.
 ///
 /// # Errors
 ///
-/// If there is no room for the job's own.
+/// If there is no room for the job's own properties.
 pub(super) fn for_dead_letter(
     message: &Delivery,
     deliveries: Option<u32>,
@@ -143,7 +143,7 @@ pub(super) fn for_dead_letter(
     Ok(filled.properties())
 }
 
-/// Returns the bytes that `properties` take.
+/// Returns the size of `properties` in bytes.
 fn size(properties: &BasicProperties) -> Result<usize, DeliveryError> {
     let generated = gen_properties(properties)(Vec::new().into());
     let generated = generated.map_err(|error| {
@@ -153,7 +153,7 @@ fn size(properties: &BasicProperties) -> Result<usize, DeliveryError> {
     Ok(generated.write.len())
 }
 
-/// Returns the bytes that a header of ours takes: its name and value, each with a length or a type.
+/// Returns the size of an added header in bytes: its name and value, each with a length or a type.
 fn cost(name: &str, value: &AMQPValue) -> usize {
     let value = match value {
         AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
@@ -167,7 +167,7 @@ fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 
-/// Returns the headers that stay.
+/// Returns the headers that are republished.
 fn kept(message: &Delivery) -> FieldTable {
     let mut headers = FieldTable::default();
     for (name, value) in message.properties.headers().iter().flatten() {
@@ -178,8 +178,8 @@ fn kept(message: &Delivery) -> FieldTable {
     headers
 }
 
-/// Copies all but the headers, the expiration, and the user id: the server refuses one that is not
-/// the connection's own.
+/// Copies the properties except the headers, the expiration, and the user id: the server refuses a user id
+/// that is not the connection's own.
 fn copied(properties: &BasicProperties) -> BasicProperties {
     let mut copy = BasicProperties::default();
     if let Some(value) = properties.content_type() {

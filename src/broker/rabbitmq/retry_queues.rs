@@ -1,4 +1,4 @@
-//! [`RetryQueues`]: where a job waits for its next try.
+//! [`RetryQueues`], in which jobs wait for their next attempt.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,14 +14,14 @@ use super::{
     error::SubscriptionError,
 };
 
-/// How long a retry queue outlives its last message.
+/// Time that a retry queue outlives its last message.
 ///
-/// The server deletes a queue with all that is in it. So it must also cover a target that takes
-/// nothing for a while, such as one that is full over a weekend.
+/// The server deletes a queue with all its messages. So it must also cover a target that takes nothing for a
+/// while, such as one that is full over a weekend.
 const MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How long a new queue may be lost by a server that is killed, though it has said that the queue is
-/// declared: up to 2 s, see [Queues that are new](crate::_guide::rabbitmq#queues-that-are-new).
+/// Time in which a server that is killed may lose a new queue, though it has confirmed the declaration: up to
+/// 2 s, see [Queues that are new](crate::_guide::rabbitmq#queues-that-are-new).
 const UNWRITTEN: Duration = Duration::from_millis(2_500);
 
 /// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
@@ -33,7 +33,7 @@ pub(super) enum RetryQueues {
     /// Declared when they are needed.
     Own {
         queue: ShortString,
-        /// Whether the user has the right to.
+        /// `true` if the user has the right to declare them.
         is_permitted: bool,
         used: Mutex<HashMap<u64, Used>>,
     },
@@ -45,7 +45,7 @@ pub(super) enum RetryQueues {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Used {
     at: Instant,
-    /// From when on it outlives the server.
+    /// Time from which it survives the end of the server.
     written: Instant,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum RetryQueue {
 }
 
 impl RetryQueues {
-    /// Takes those of `queue` that are `given`; if there are none, they are declared.
+    /// Creates them for `queue` from the `given` ones; if there are none, they are declared.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl RetryQueues {
         given.collect::<Result<_, _>>().map(Self::Given)
     }
 
-    /// Returns the name that no own retry queue has, but one that is alike.
+    /// Returns a name like that of an own retry queue, which none of them has.
     pub(super) fn probe(&self) -> Option<ShortString> {
         match self {
             Self::Own { queue, .. } => Some(name_of(queue, 0).into()),
@@ -93,26 +93,26 @@ impl RetryQueues {
         }
     }
 
-    /// Notes that the user has not the right to declare them.
+    /// Notes that the user does not have the right to declare them.
     pub(super) fn forbid(&mut self) {
         if let Self::Own { is_permitted, .. } = self {
             *is_permitted = false;
         }
     }
 
-    /// Returns why one of them can't be declared.
+    /// Returns the error for one that can't be declared.
     pub(super) fn undeclared(&self, name: &str, error: lapin::Error) -> DeliveryError {
         match self {
             Self::Own {
                 is_permitted: false,
                 ..
             } => DeliveryError::of_declaration(Right::Configure, name, error),
-            // What a queue with dead letters takes besides.
+            // A queue with dead letters takes this right, too.
             _ => DeliveryError::of_declaration(Right::Read, name, error),
         }
     }
 
-    /// Returns the names of those that exist.
+    /// Returns the names of the given ones.
     pub(super) fn given(&self) -> impl Iterator<Item = &ShortString> {
         let given = match self {
             Self::Own { .. } => None,
@@ -138,9 +138,9 @@ impl RetryQueues {
         }
     }
 
-    /// Returns from when on an own retry queue that was just declared outlives the server.
+    /// Returns the time from which an own retry queue that was just declared survives the end of the server.
     ///
-    /// It may have been new, unless it was used so short a time ago that it can't have expired.
+    /// It may be new, unless it was used so recently that it can't have expired.
     pub(super) fn written(&self, millis: u64) -> Instant {
         let now = Instant::now();
         let new = Used {
@@ -160,16 +160,16 @@ impl RetryQueues {
     }
 }
 
-/// The kind of the queue is part of its name. So must be what else of its [`arguments`] changes, or
-/// the server refuses the declaration where the old one is still there.
+/// The kind of the queue is part of its name. So must be each other of its [`arguments`] that changes, since
+/// the server refuses the declaration while the old queue is there.
 fn name_of(queue: &ShortString, millis: u64) -> String {
     format!("{queue}.retry.quorum.{millis}")
 }
 
 /// Returns the arguments of an own retry queue of `queue`.
 ///
-/// It is a quorum queue whatever `queue` is: no other confirms the way back. A classic one forgets
-/// a message that its target does not take, or has not written down.
+/// It is always a quorum queue: no other type confirms the way back. A classic one forgets a message that its
+/// target does not take, or has not written down.
 pub(super) fn arguments(queue: &str, millis: u64) -> FieldTable {
     let expires = millis + MARGIN.as_millis() as u64;
     let mut arguments = FieldTable::default();
@@ -183,13 +183,13 @@ pub(super) fn arguments(queue: &str, millis: u64) -> FieldTable {
     set("x-dead-letter-exchange", text(""));
     set("x-dead-letter-routing-key", text(queue));
     set("x-dead-letter-strategy", text("at-least-once"));
-    // What at-least-once dead-lettering requires.
+    // At-least-once dead-lettering requires this.
     set("x-overflow", text("reject-publish"));
     arguments
 }
 
-/// Rounds up to milliseconds of which the three leading bits count, so that jitter does not make a
-/// queue for each job; `None` if that is too long.
+/// Rounds up to milliseconds with three leading bits, so that jitter does not make a queue for each job;
+/// `None` if that is too long.
 fn rounded_up(delay: Duration) -> Option<u64> {
     let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).ok()?;
     let step = 1 << millis.max(1).ilog2().saturating_sub(2);

@@ -1,4 +1,4 @@
-//! What a server and its queues are, as far as it shows.
+//! Requests that find out the type of a queue and the behaviour of a server.
 
 use lapin::{
     Connection,
@@ -14,13 +14,12 @@ const NEW_ARGUMENT: &str = "x-consumer-disconnected-timeout";
 /// An argument of consumers that only streams know.
 const STREAM_ARGUMENT: &str = "x-stream-offset";
 
-/// Returns whether `queue` is a classic one for sure.
+/// Returns whether `queue` is certainly a classic one.
 ///
-/// AMQP tells the type of a queue to nobody. So this asks for a consumer that no queue has: quorum and
-/// classic queues don't know the argument, and name their type as they refuse it; a stream refuses its
-/// value. The argument is looked at before anything else, so nothing is delivered, and it takes no right
-/// that the subscription itself does not. A server cuts its text off after 255 bytes: with a long name
-/// the type is not known.
+/// AMQP does not report the type of a queue. So this asks for an invalid consumer: quorum and classic queues
+/// don't know the argument, and name their type in the refusal; a stream refuses its value. The server checks
+/// the argument first, so nothing is delivered, and it takes no right that the subscription does not take. A
+/// server cuts its text off after 255 bytes: with a long name the type is not known.
 pub(super) async fn is_classic(
     connection: &Connection,
     queue: &ShortString,
@@ -35,17 +34,17 @@ pub(super) async fn is_classic(
             Ok(server_text(&error).ends_with(" of queue type rabbit_classic_queue"))
         }
         Err(error) => Err(error),
-        // Its channel is closed as it is dropped, and what it got goes back.
+        // Its channel is closed when it is dropped, and its deliveries go back.
         Ok(_) => Ok(false),
     }
 }
 
-/// Asks whether quorum queues count no `basic.nack`, as from 4.3 on.
+/// Returns whether quorum queues count no `basic.nack`, as from 4.3 on.
 ///
-/// lapin does not pass on the version. So this declares a queue that no server takes: an exclusive
-/// quorum queue. A server that knows the argument refuses its value, and an older one the
-/// exclusiveness. Either way no queue is declared. Its name is like that of a retry queue, which the
-/// user has to be able to configure. Where the right is missing, the answer is no.
+/// lapin does not pass on the version. So this declares a queue that no server accepts: an exclusive quorum
+/// queue. A server that knows the argument refuses its value, and an older one the exclusiveness. In both
+/// cases no queue is declared. Its name is like that of a retry queue, which the user has to be able to
+/// configure. If the right is missing, it returns `false`.
 pub(super) async fn counts_no_nack(connection: &Connection, queue: &str) -> lapin::Result<bool> {
     let mut arguments = FieldTable::default();
     let kind = AMQPValue::LongString("quorum".into());
@@ -56,7 +55,7 @@ pub(super) async fn counts_no_nack(connection: &Connection, queue: &str) -> lapi
         exclusive: true,
         ..QueueDeclareOptions::default()
     };
-    // Invariant: `Queue::subscribe` has checked a longer one.
+    // Invariant: `Queue::subscribe` has checked a longer name.
     let name = ShortString::from(format!("{queue}.retry.quorum.0"));
     let channel = connection.create_channel().await?;
     match channel.queue_declare(name, options, arguments).await {

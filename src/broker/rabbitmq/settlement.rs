@@ -1,4 +1,4 @@
-//! [`Settlement`]: one answer, in one step or two.
+//! [`Settlement`], the future that settles a delivery, in one step or two.
 
 use std::{
     fmt,
@@ -22,18 +22,18 @@ use crate::{
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
 
-/// How long a job is kept that can't be republished, before it is given back.
+/// Time that a job is kept that can't be republished, before it is given back.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// # Errors
 ///
-/// Each uses the tag up, and calls for the channel to be given up; but for those that are
-/// [misconfigured](crate::settle::Unsettled::misconfigured) or [moot](crate::settle::Unsettled::moot), see [Jobs that
-/// can't be republished](crate::_guide::rabbitmq#jobs-that-cant-be-republished). A job that is
+/// Each uses the tag up, and the channel has to be given up after it. Exceptions are those that are
+/// [misconfigured](crate::settle::Unsettled::misconfigured) or [moot](crate::settle::Unsettled::moot), see
+/// [Jobs that can't be republished](crate::_guide::rabbitmq#jobs-that-cant-be-republished). A job that is
 /// [lost](DeliveryError::Lost) to a server that takes it back by itself is moot, too.
 ///
-/// Where the runtime that lapin connected on has ended, lapin may never tell what became of an ack: a
-/// [`SettlePolicy`](crate::SettlePolicy) gives it up in time.
+/// If the runtime on which lapin connected has ended, lapin may never report the result of an ack: a
+/// [`SettlePolicy`](crate::SettlePolicy) gives up after its time limit.
 impl Settle for DeliveryTag {
     type Error = DeliveryError;
     type Future = Settlement;
@@ -67,17 +67,17 @@ impl Settle for DeliveryTag {
         capabilities
     }
 
-    /// The destination is `{exchange}:{routing key}:{queue}`, as the
-    /// [conventions for RabbitMQ](https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/)
-    /// have it: without what is empty, and without the routing key where it is the queue's name.
-    /// They are those of the first publish, also for a job that was republished.
+    /// Returns the destination as `{exchange}:{routing key}:{queue}`, as in the [conventions for
+    /// RabbitMQ](https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/): empty parts are left out,
+    /// and so is a routing key that is the queue's name. They are those of the first publish, also for a
+    /// republished job.
     fn messaging(&self) -> Option<Messaging<'_>> {
         let Message { delivery, link, .. } = &*self.message;
         Some(headers::messaging(delivery, link.publisher.queue()))
     }
 }
 
-/// The future of a [`DeliveryTag`]'s settlement.
+/// Future of a [`DeliveryTag`]'s settlement.
 ///
 /// # Cancel safety
 ///
@@ -126,10 +126,10 @@ impl fmt::Debug for Settlement {
     }
 }
 
-/// Says how far a failure reaches.
+/// Returns the failure with its reach.
 ///
-/// What is lost is moot where the server takes it back, or has: a server that knows no consumer
-/// timeout of a queue still waits for a settlement.
+/// A lost job is moot if the server takes it back, or has done so. A server that does not know a queue's
+/// consumer timeout still waits for a settlement.
 fn failed(message: &Message, error: DeliveryError) -> Failed {
     match error {
         DeliveryError::Lost if message.is_taken_back() => Unsettled::moot(error),
@@ -153,7 +153,7 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
             Way::RetryQueue(delay) => delayed(message, delay, charged(message)).await?,
         },
         Verdict::Release { .. } => {
-            // The next delivery raises it again.
+            // The next delivery raises the count again.
             let deliveries = charged(message).saturating_sub(1);
             match verdict.delay() {
                 Some(delay) => delayed(message, delay, deliveries).await?,
@@ -181,13 +181,13 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
     sent(message.link.acks.ack(message.place, acker.clone()).await)
 }
 
-/// How a job is retried.
+/// Way by which a job is retried.
 enum Way {
     /// By `basic.reject`, after the queue's own delay if it has one.
     Reject,
     /// At once, to the end of its queue.
     EndOfQueue,
-    /// By a queue that keeps it for so long.
+    /// By a queue that keeps it for this time.
     RetryQueue(Duration),
 }
 
@@ -196,7 +196,7 @@ impl Way {
         let link = &message.link;
         let may_reject = link.publisher.kind() == QueueKind::Quorum && !message.is_near_limit();
         match delay {
-            // What the queue delays is exactly what is rejected.
+            // A queue with its own delay delays exactly the rejected jobs.
             Some(_) if link.reading.delayed_retry && may_reject => Way::Reject,
             Some(delay) => Way::RetryQueue(delay),
             None if !link.reading.delayed_retry && may_reject => Way::Reject,
@@ -233,7 +233,7 @@ async fn release(message: &Message) -> Result<(), DeliveryError> {
     otherwise(message, message.delivery.acker.nack(options).await)
 }
 
-/// Settles a job when the alarm is over, or its queue has room; until then it keeps its place, or the
+/// Settles a job when the alarm is over, or its queue has room. Until then it keeps its place, unless the
 /// channel ends.
 async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
     let answered = loop {
@@ -242,7 +242,7 @@ async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
             Err(stale) => Err(stale),
         };
         match answered {
-            // It has waited.
+            // It has waited already.
             Err(DeliveryError::Blocked) => {}
             Err(DeliveryError::NotConfirmed) => sleep(PAUSE).await,
             answered => break answered,
@@ -250,20 +250,17 @@ async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
     };
     if let Err(error) = answered {
         guard(|| {
-            tracing::warn!(
-                error = format_args!("{error:#}"),
-                "a job that was kept is not settled"
-            );
+            tracing::warn!(error = format_args!("{error:#}"), "kept job not settled");
         });
     }
 }
 
-/// Gives a job back that can't be republished, so that it does not keep its place.
+/// Gives back a job that can't be republished, so that it does not keep its place.
 ///
-/// Returns `error`, or why it is not given back.
+/// Returns `error`, or the error of the attempt to give it back.
 async fn give_back(message: &Message, error: DeliveryError) -> DeliveryError {
     if let DeliveryError::NoRoom { .. } | DeliveryError::NotConfirmed = error {
-        // It comes back at once, and fails again.
+        // The job would come back at once, and fail again.
         sleep(PAUSE).await;
     }
     let given_back = match message.check() {
@@ -273,13 +270,13 @@ async fn give_back(message: &Message, error: DeliveryError) -> DeliveryError {
     given_back.err().unwrap_or(error)
 }
 
-/// Returns how many deliveries a retry carries on; of an unknown number, those that are known.
+/// Returns the number of deliveries that a retry carries on; if it is unknown, the known part of it.
 fn charged(message: &Message) -> u32 {
     let known = message.counted.before.unwrap_or(0).saturating_add(1);
     message.deliveries().unwrap_or(known)
 }
 
-/// Notes that the delivery was answered, and not by an ack.
+/// Notes that the delivery was settled in another way than by an ack.
 fn otherwise(message: &Message, result: lapin::Result<bool>) -> Result<(), DeliveryError> {
     if let Ok(true) = result {
         message.link.acks.strike_out(message.place);
@@ -287,7 +284,7 @@ fn otherwise(message: &Message, result: lapin::Result<bool>) -> Result<(), Deliv
     sent(result)
 }
 
-/// lapin's `Ok(false)` means that nothing was sent.
+/// Returns the result of a send; lapin's `Ok(false)` means that nothing was sent.
 fn sent(result: lapin::Result<bool>) -> Result<(), DeliveryError> {
     match result {
         Ok(true) => Ok(()),

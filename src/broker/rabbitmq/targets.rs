@@ -1,4 +1,4 @@
-//! The check that dead letters and retries have somewhere to go, before a job needs it.
+//! Check that the targets of dead letters and retries exist, before a job needs them.
 
 use lapin::{
     Channel, ErrorKind, ExchangeKind,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::outcome::guard;
 
-/// Why the check fails.
+/// Failure of the check.
 pub(super) enum Unmet {
     NoTarget { target: String, error: lapin::Error },
     Client(lapin::Error),
@@ -22,8 +22,8 @@ pub(super) enum Unmet {
 
 /// Checks the dead letter's queue or exchange and the retry queues of `queue`.
 ///
-/// By the connection that consumes: an exclusive queue is nothing to any other, though each may publish
-/// to it.
+/// It uses the connection that consumes: an exclusive queue does not exist for any other connection, though
+/// each may publish to it.
 pub(super) async fn check(
     connection: &Connection,
     queue: &ShortString,
@@ -63,7 +63,7 @@ async fn check_exchange(channel: &Channel, name: &ShortString) -> Result<(), Unm
         passive: true,
         ..ExchangeDeclareOptions::default()
     };
-    // Of a passive declaration the server reads nothing but the name.
+    // In a passive declaration the server reads only the name.
     let kind = ExchangeKind::Direct;
     let declared = channel.exchange_declare(name.clone(), kind, options, FieldTable::default());
     found(declared.await, || exchange_named(name.as_str()))
@@ -80,10 +80,10 @@ fn found(declared: lapin::Result<()>, target: impl FnOnce() -> String) -> Result
     })
 }
 
-/// Returns whether retry queues can be declared, and warns if not: it is no error yet, as not every
-/// worker delays.
+/// Returns whether retry queues can be declared, and logs a warning if not: it is no error yet, as not every
+/// worker delays jobs.
 ///
-/// To delete a queue takes the same right as to declare it, and there is none of this name.
+/// The deletion of a queue takes the same right as its declaration, and no queue has this name.
 async fn may_configure(
     channel: &Channel,
     queue: &ShortString,

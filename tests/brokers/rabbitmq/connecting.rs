@@ -30,7 +30,7 @@ async fn a_server_that_is_silent_is_given_up_on() {
         matches!(error, ConnectError::TimedOut { limit: found, .. } if found == limit),
         "{error:?}"
     );
-    let line = format!("rabbitmq at {address} did not answer within 300ms");
+    let line = format!("rabbitmq at {address} did not respond within 300ms");
     assert_eq!(error.to_string(), line);
     // Nothing is left behind: lapin's thread would wait for as long as the server does.
     let mut server_side = accepted.await.unwrap();
