@@ -1,4 +1,4 @@
-//! [`Breaks`]: connections that broke while a request was open.
+//! [`Breaks`] of connections during an open request.
 
 use std::time::Duration;
 
@@ -6,33 +6,33 @@ use tokio::time::Instant;
 
 use super::SubscriptionError;
 
-/// How many connections in a row may bring nothing before they break.
+/// Greatest number of connections in a row that may break without having brought a message.
 const BARREN_LIMIT: u32 = 5;
 
-/// The shortest time after which a break has nothing to do with the one before.
+/// Shortest time after which a break is not related to the one before.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Connections that broke while a request was open.
+/// Counts of connections that broke while a request was open.
 ///
-/// A server that goes down breaks one or two. A message that the client can't parse breaks one each
-/// time that it is delivered, which is after its ack wait.
+/// A server that goes down breaks one or two. A message that the client can't parse breaks one at each of its
+/// deliveries, which come after its ack wait.
 #[derive(Debug, Default)]
 pub(super) struct Breaks {
-    /// In a row, with nothing received between.
+    /// Breaks in a row without a received message between them.
     barren: u32,
-    /// One after the other, without a quiet time between.
+    /// Breaks in a row without a quiet time between them.
     related: u32,
     last: Option<Instant>,
     is_suspicious: bool,
 }
 
 impl Breaks {
-    /// Notes that something was received.
+    /// Notes that a message was received.
     pub(super) fn hear(&mut self) {
         self.barren = 0;
     }
 
-    /// Notes a break; an error if too many connections in a row have brought nothing.
+    /// Notes a break, and returns an error if too many connections in a row have brought nothing.
     pub(super) fn note(&mut self, ack_wait: Duration) -> Result<(), SubscriptionError> {
         let quiet = QUIET.max(ack_wait.saturating_mul(2));
         let is_related = self.last.is_some_and(|last| last.elapsed() < quiet);
@@ -47,7 +47,7 @@ impl Breaks {
         Ok(())
     }
 
-    /// Returns how many breaks are related, once after each.
+    /// Returns the number of related breaks, once after each.
     pub(super) fn take_suspicion(&mut self) -> Option<u32> {
         std::mem::take(&mut self.is_suspicious).then_some(self.related)
     }

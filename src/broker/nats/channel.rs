@@ -1,4 +1,4 @@
-//! What the tags of a subscription share with it.
+//! [`Channel`]: the state that a subscription shares with its tags.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::{delays::Delays, delivery_error::DeliveryError, fetched::Fetched};
 use crate::outcome::guard;
 
-/// How often a settlement that must not be sent late looks whether the connection is back.
+/// Pause between two checks for the connection, in a settlement that must not be sent late.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct Channel {
@@ -28,21 +28,21 @@ pub(super) struct Channel {
     pub(super) stream: String,
     /// The name of the consumer.
     pub(super) consumer: String,
-    /// What the subjects of schedules begin with, if they delay retries.
+    /// Prefix of the schedules' subjects, if schedules delay retries.
     pub(super) schedules: Option<Subject>,
     pub(super) dead_letter: Option<Subject>,
     pub(super) confirm_timeout: Duration,
     delays: Delays,
-    /// How often the server delivers a message at most; below one there is no limit.
+    /// Greatest number of deliveries of a message by the server; below one there is no limit.
     max_deliver: i64,
     ack_wait: Duration,
-    /// Takes the place of the ack wait, by the number of the delivery.
+    /// Replacement for the ack wait, by the number of the delivery.
     backoff: Vec<Duration>,
-    /// Deliveries that were taken from the stream and have no answer yet.
+    /// Unsettled deliveries that were taken from the stream.
     held: AtomicUsize,
-    /// Whether the subscription was closed by its owner.
+    /// `true` once the owner has closed the subscription.
     given_up: AtomicBool,
-    /// Of the task that polls the subscription: it may pull when a place is free.
+    /// Waker of the task that polls the subscription: it may pull when a place is free.
     pub(super) waker: AtomicWaker,
 }
 
@@ -72,14 +72,14 @@ impl Channel {
         }
     }
 
-    /// Returns how long JetStream waits for the answer to the `deliveries`-th delivery.
+    /// Returns the time that JetStream waits for the settlement of the `deliveries`-th delivery.
     pub(super) fn lease(&self, deliveries: u32) -> Duration {
         let nth = usize::try_from(deliveries.saturating_sub(1)).unwrap_or(usize::MAX);
         let nth = nth.min(self.backoff.len().saturating_sub(1));
         self.backoff.get(nth).copied().unwrap_or(self.ack_wait)
     }
 
-    /// Notes a delayed NAK, and warns before such ones stall the consumer.
+    /// Notes a delayed NAK, and warns before such NAKs stall the consumer.
     pub(super) fn note_delay(&self, after: Duration) {
         let held = self.held();
         if let Some(near) = self.delays.add(after, held) {
@@ -96,7 +96,7 @@ impl Channel {
         }
     }
 
-    /// Warns of a job that is about to be given back after its last delivery.
+    /// Warns if a job is about to be given back after its last delivery.
     pub(super) fn warn_of_last_delivery(&self, fetched: &Fetched) {
         if self.max_deliver > 0 && i64::from(fetched.delivered) >= self.max_deliver {
             guard(|| {
@@ -136,13 +136,13 @@ impl Channel {
         self.client.connection_state() == State::Connected
     }
 
-    /// Returns how often the client has connected.
+    /// Returns the number of times that the client has connected.
     pub(super) fn connects(&self) -> u64 {
         let statistics = self.client.statistics();
         statistics.connects.load(Ordering::Relaxed)
     }
 
-    /// Sends an answer and waits until the server confirms it.
+    /// Sends an ack of any kind and waits until the server confirms it.
     pub(super) async fn confirm(
         &self,
         reply: Subject,
@@ -160,7 +160,7 @@ impl Channel {
         }
     }
 
-    /// Waits for the connection and returns how much of the time limit is left.
+    /// Waits for the connection and returns the rest of the time limit.
     pub(super) async fn connected(&self) -> Result<Duration, DeliveryError> {
         let limit = self.confirm_timeout;
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! [`connect`]: a client, or one line that says why there is none.
+//! [`connect`] and [`connect_with`], which connect a client or return an error of one line.
 
 use std::{
     io::{Error, ErrorKind},
@@ -16,17 +16,17 @@ use crate::{
 
 /// Connects to the server at `address`, such as `nats://user:password@127.0.0.1:4222`.
 ///
-/// With `tls` in the place of `nats` it sends nothing before the connection is encrypted; see
-/// [TLS](crate::_guide::nats#tls). A user without a password is a token. The signs `/`, `?`, `#`, `@`, `:` and `%`
-/// are percent-encoded in a user, a password and a token: `nats://me:p%40ss%2Fw@host`. IPv6 has
+/// With `tls` instead of `nats` it sends nothing before the connection is encrypted; see
+/// [TLS](crate::_guide::nats#tls). A user without a password is a token. The signs `/`, `?`, `#`, `@`, `:`
+/// and `%` are percent-encoded in a user, a password and a token: `nats://me:p%40ss%2Fw@host`. IPv6 has
 /// brackets: `nats://[::1]:4222`.
 ///
 /// The client reconnects by itself once it was connected.
 ///
 /// # Errors
 ///
-/// [`ConnectError`], if the address is not valid, nobody answers there, or the credentials are
-/// refused. It is not tried again.
+/// [`ConnectError`], if the address is not valid, no server responds there, or the credentials are refused.
+/// It is not tried again.
 ///
 /// # Cancel safety
 ///
@@ -47,18 +47,17 @@ pub async fn connect(address: &str) -> Result<Client, ConnectError> {
     connect_with(ConnectOptions::new(), address).await
 }
 
-/// Connects as [`connect`] does, with `options`: a certificate authority, credentials that are
-/// renewed, the pause between reconnects.
+/// Connects like [`connect`], with `options`, such as a certificate authority, credentials that are renewed,
+/// or the pause between reconnects.
 ///
 /// # Errors
 ///
-/// As for [`connect`]; and with
-/// [`retry_on_initial_connect`](ConnectOptions::retry_on_initial_connect) none but an invalid
-/// address.
+/// The errors of [`connect`]. With [`retry_on_initial_connect`](ConnectOptions::retry_on_initial_connect)
+/// only an invalid address is an error.
 ///
 /// # Cancel safety
 ///
-/// As that of [`connect`].
+/// The same as for [`connect`].
 pub async fn connect_with(options: ConnectOptions, address: &str) -> Result<Client, ConnectError> {
     let (options, server) = without_credentials(options, parse(address)?);
     let address = place(server.host(), server.port());
@@ -82,7 +81,7 @@ pub async fn connect_with(options: ConnectOptions, address: &str) -> Result<Clie
 
 /// Returns the parts of an address.
 ///
-/// No error repeats any part of it: with a mistake in it, any part may be one of the password.
+/// No error repeats any part of the address: if it has a mistake, any part may belong to the password.
 fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
     let invalid = |reason: &str| {
         ConnectError::InvalidAddress(Arc::new(Error::new(ErrorKind::InvalidInput, reason)))
@@ -93,7 +92,7 @@ fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
     let server: ServerAddr = address
         .parse()
         .map_err(|_| invalid("it is not one of nats:// or tls://"))?;
-    // Without WebSockets the client would speak to such a port in plain text, `wss` or not.
+    // Without WebSockets the client would speak to such a port in plain text, also with `wss`.
     if server.is_websocket() && cfg!(not(feature = "websockets")) {
         let address = place(server.host(), server.port());
         return Err(ConnectError::NoWebSockets { address });
@@ -101,7 +100,7 @@ fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
     Ok(server)
 }
 
-/// Moves the credentials out of the address, which the client repeats in its events.
+/// Moves the credentials out of the address, since the client repeats the address in its events.
 fn without_credentials(
     options: ConnectOptions,
     server: ServerAddr,
@@ -116,7 +115,7 @@ fn without_credentials(
         ),
     };
     let mut bare = server.clone().into_inner();
-    // They fail for an address without a host alone, which has no credentials.
+    // Both fail only for an address without a host, which has no credentials.
     let is_bare = bare.set_username("").is_ok() && bare.set_password(None).is_ok();
     debug_assert!(is_bare, "an address with credentials has a host");
     let bare = ServerAddr::from_url(bare).unwrap_or(server);

@@ -1,4 +1,4 @@
-//! A copy of a rejected message, with what became of it in its headers.
+//! Dead letters: copies of rejected messages, with the outcome in their headers.
 
 use std::{
     future::Future,
@@ -78,11 +78,11 @@ async fn keep(
     }
 }
 
-/// Returns the headers of a message without those that tell a server what to do: roll a stream up,
-/// expect a sequence, expire.
+/// Returns the headers of a message without those that instruct a server: to roll a stream up, to expect a
+/// sequence, to let the message expire.
 ///
-/// So the message's id is kept in another header: as its own it would make the stream drop the copy
-/// as a duplicate.
+/// The message's id is kept in another header: under its own name it would make the stream drop the copy as a
+/// duplicate.
 pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in fetched.message.headers.iter().flat_map(HeaderMap::iter) {
@@ -101,7 +101,7 @@ pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
 }
 
 fn describe(headers: &mut HeaderMap, id: &str, reason: &Reason) {
-    // The stream drops a copy that is published again since its confirmation got lost.
+    // The stream drops a copy that is published again because its confirmation got lost.
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(OUTCOME_KIND, reason.kind.as_str());
     if let Some(message) = &reason.message {

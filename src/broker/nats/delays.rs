@@ -1,4 +1,4 @@
-//! [`Delays`]: delayed NAKs, which count toward the `max_ack_pending` of their consumer.
+//! [`Delays`] by NAK, which count toward the `max_ack_pending` of their consumer.
 
 use std::{
     cmp::Reverse,
@@ -10,9 +10,9 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The delayed NAKs of one subscription that are not due yet.
+/// Delayed NAKs of one subscription that are not due yet.
 pub(super) struct Delays {
-    /// How many deliveries may be unacked; none if there is no limit.
+    /// Greatest number of unacked deliveries; `None` if there is no limit.
     limit: Option<usize>,
     state: Mutex<State>,
 }
@@ -23,7 +23,7 @@ struct State {
     is_warned: bool,
 }
 
-/// How near the delays are to the limit.
+/// Delays that are near the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NearLimit {
     pub(super) delayed: usize,
@@ -41,8 +41,8 @@ impl Delays {
         }
     }
 
-    /// Notes a NAK with `delay` beside `held` deliveries that have no answer; returns once that they
-    /// have come to three quarters of the limit.
+    /// Notes a NAK with `delay` beside `held` unsettled deliveries; returns `NearLimit` once they reach three
+    /// quarters of the limit, and only the first time.
     pub(super) fn add(&self, delay: Duration, held: usize) -> Option<NearLimit> {
         let limit = self.limit?;
         let now = Instant::now();
@@ -50,7 +50,7 @@ impl Delays {
         while state.due.peek().is_some_and(|Reverse(due)| *due <= now) {
             state.due.pop();
         }
-        // Beyond the clock's range it is as good as for ever.
+        // A time beyond the clock's range counts as for ever.
         let due = now.checked_add(delay).unwrap_or(now + FOR_EVER);
         state.due.push(Reverse(due));
         let delayed = state.due.len();

@@ -1,4 +1,4 @@
-//! [`Deliveries`]: what a pull consumer delivers, as a stream of jobs.
+//! [`Deliveries`] of a pull consumer, as a stream of jobs.
 
 use std::{
     collections::VecDeque,
@@ -25,38 +25,37 @@ use super::{
 };
 use crate::{broker::ending::Ending, outcome::guard};
 
-/// What a pull consumer delivers: a stream of [`Delivery`]s, and a
-/// [`Subscription`](crate::consumer::Subscription).
+/// Stream of the [`Delivery`]s of a pull consumer, and a [`Subscription`](crate::consumer::Subscription).
 ///
 /// # Prefetch
 ///
-/// Deliveries that are requested, or wait here, or were taken and have no answer are never more
-/// than [`prefetch`](Self::prefetch). They are requested only when the stream is polled: what is
-/// requested has a place. To request one delivery whenever one place is free would be a round trip for each
-/// job, so as long as a request is open another is made when a quarter of the places is free.
+/// The deliveries that are requested, that wait here, or that were taken and are unsettled are never more
+/// than [`prefetch`](Self::prefetch) together. They are requested only when the stream is polled, and each
+/// requested delivery has a place. One request for each free place would cost a round trip for each job. So
+/// while a request is open, another is made only when a quarter of the places is free.
 ///
-/// A delivery that waited here for longer than the consumer's ack wait, since nobody polled, is
-/// dropped: JetStream gives it to somebody else.
+/// A delivery that waited here for longer than the consumer's ack wait, since nobody polled, is dropped:
+/// JetStream gives it to another worker.
 ///
 /// # Disconnects
 ///
-/// The client reconnects by itself, and the stream goes on. What was requested is requested anew, at
-/// another inbox, so that the old request finds nobody. A tag outlives the connection that
-/// delivered it, as long as the stream goes on: an answer goes by a subject that names the message,
-/// and JetStream keeps what was delivered. What was on its way when the connection broke comes back after the ack wait.
+/// The client reconnects by itself, and the stream goes on. Lost requests are made anew, at another inbox, so
+/// that the old request reaches nobody. A tag outlives the connection that delivered it, as long as the
+/// stream goes on: its settlement goes to a subject that names the message, and JetStream keeps the delivery.
+/// Messages that were on their way when the connection broke come back after the ack wait.
 ///
-/// The stream ends with a [`SubscriptionError`] when the client is closed, when consumer or stream
-/// are deleted, and when nothing was heard for the
-/// [`reconnect_limit`](Pull::reconnect_limit). From then on its tags are refused. [`poll_closed`](crate::consumer::Subscription::poll_closed)
-/// notices the same; it never requests.
+/// The stream ends with a [`SubscriptionError`] when the client is closed, when the consumer or the stream is
+/// deleted, and when the server was silent for the [`reconnect_limit`](Pull::reconnect_limit). From then on
+/// its tags are refused. [`poll_closed`](crate::consumer::Subscription::poll_closed) notices the same; it
+/// never requests deliveries.
 ///
 /// # Closing
 ///
-/// JetStream knows no channel. [`poll_stop`](crate::consumer::Subscription::poll_stop) requests nothing more, lets
-/// the open requests find nobody, and gives back what waits here or is on its way by a NAK, which
-/// counts as a delivery. [`poll_close`](crate::consumer::Subscription::poll_close) does the same, and refuses what is still to be answered
-/// ([`DeliveryError::Stale`](super::DeliveryError::Stale)); those jobs come back after the ack wait.
-/// To drop the stream gives nothing back and refuses nothing.
+/// JetStream has no channels. [`poll_stop`](crate::consumer::Subscription::poll_stop) requests nothing more,
+/// makes the open requests reach nobody, and gives back the jobs that wait here or are on their way by a NAK,
+/// which counts as a delivery. [`poll_close`](crate::consumer::Subscription::poll_close) does the same, and
+/// refuses later settlements ([`DeliveryError::Stale`](super::DeliveryError::Stale)); those jobs come back
+/// after the ack wait. Dropping the stream gives nothing back and refuses nothing.
 #[must_use = "a stream delivers nothing unless it is polled"]
 pub struct Deliveries {
     channel: Arc<Channel>,
@@ -97,7 +96,7 @@ impl Deliveries {
         let info = consumer.cached_info();
         liveness.observe(info);
         let mut search = Search::default();
-        // One that makes the client panic is delivered again to the next.
+        // A message that makes the client panic is delivered again to the next client.
         if info.num_redelivered > 0 {
             search.begin(&channel, &consumer);
         }
@@ -114,17 +113,17 @@ impl Deliveries {
         })
     }
 
-    /// Returns how many deliveries may be requested, waiting, or unanswered at once.
+    /// Returns the greatest number of deliveries that are requested, waiting, or unsettled at once.
     pub fn prefetch(&self) -> usize {
         self.prefetch
     }
 
-    /// Returns the layer that lets as many jobs run at once as are fetched.
+    /// Returns tower's concurrency limit of the same number, to be placed outside the sentinel.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
 
-    /// Does all that is to be done but to hand out a delivery.
+    /// Makes all possible progress, except that it yields no delivery.
     fn drive(&mut self, cx: &mut Context<'_>, may_pull: bool) {
         self.channel.waker.register(cx.waker());
         while matches!(self.state, State::Open) {
@@ -139,7 +138,7 @@ impl Deliveries {
         }
     }
 
-    /// Takes what the client has received.
+    /// Takes the messages that the client has received.
     fn receive(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(received) = self.requests.poll_received(cx) {
             match received {
@@ -157,7 +156,7 @@ impl Deliveries {
         }
     }
 
-    /// Returns whether a step was done.
+    /// Makes one step, and returns whether there was one.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> bool {
         let step = self.requests.poll_step(cx);
         self.take_result(step)
@@ -177,7 +176,7 @@ impl Deliveries {
         self.take_result(tick)
     }
 
-    /// Renews what was requested and lost, and asks for the reason where nothing comes.
+    /// Renews lost requests, and asks the server for the reason if nothing comes.
     fn look_after_requests(&mut self) -> Result<(), SubscriptionError> {
         let patience = 2 * self.idle_heartbeat;
         let heard = self.liveness.heard();
@@ -203,7 +202,7 @@ impl Deliveries {
         Ok(())
     }
 
-    /// Returns whether there is a result; an error ends the subscription.
+    /// Returns whether `result` is ready; an error ends the subscription.
     fn take_result(&mut self, result: Poll<Result<(), SubscriptionError>>) -> bool {
         if let Poll::Ready(Err(error)) = result {
             self.fail(error);
@@ -212,7 +211,7 @@ impl Deliveries {
         result.is_ready()
     }
 
-    /// Requests what there are places for, and returns whether it did.
+    /// Requests deliveries for the free places, and returns whether it did.
     fn request(&mut self) -> bool {
         if self.search.is_running() {
             return false;
@@ -221,7 +220,7 @@ impl Deliveries {
         self.requests.request(self.prefetch, taken)
     }
 
-    /// Requests nothing more, and begins to give back what nobody took.
+    /// Requests nothing more, and begins to give back the deliveries that nobody took.
     fn begin_closing(&mut self) {
         if matches!(self.state, State::Open) {
             self.liveness.close();
@@ -242,7 +241,7 @@ impl Deliveries {
     }
 
     fn fail(&mut self, error: SubscriptionError) {
-        // Whoever subscribes anew gets the unanswered again.
+        // A new subscription gets the unsettled jobs again.
         self.channel.give_up();
         drop(self.requests.close());
         self.liveness.close();
@@ -267,7 +266,7 @@ impl Stream for Deliveries {
             let Some(fetched) = this.waiting.pop_front() else {
                 return Poll::Pending;
             };
-            // Dropped otherwise: its place is free again.
+            // It is dropped otherwise, and its place is free again.
             if fetched.since.elapsed() < this.channel.lease(fetched.delivered) {
                 let delivery = Delivery::new(Arc::clone(&this.channel), fetched);
                 return Poll::Ready(Some(Ok(delivery)));
@@ -326,7 +325,7 @@ impl fmt::Debug for Deliveries {
     }
 }
 
-/// Ends the subscription and gives back what nobody took, as far as the connection allows.
+/// Ends the subscription and gives back the deliveries that nobody took, as far as the connection allows.
 async fn give_back(
     channel: Arc<Channel>,
     subscriber: Option<Subscriber>,
@@ -334,7 +333,7 @@ async fn give_back(
 ) {
     let closing = async {
         if let Some(mut subscriber) = subscriber {
-            // Ends when all that is on its way has come.
+            // Ends when all messages that were on their way have come.
             if subscriber.drain().await.is_ok() {
                 while let Some(message) = subscriber.next().await {
                     waiting.extend(Fetched::read(message, &channel.context));
@@ -347,12 +346,12 @@ async fn give_back(
                 return;
             }
         }
-        // An error is that of a connection that is gone; what is left comes back by itself.
+        // An error means that the connection is gone; the remaining jobs come back by themselves.
         drop(channel.client.flush().await);
     };
     if timeout(channel.confirm_timeout, closing).await.is_err() {
         guard(|| {
-            tracing::warn!("what was fetched and not taken comes back after the ack wait only");
+            tracing::warn!("fetched jobs not given back: they return after the ack wait");
         });
     }
 }

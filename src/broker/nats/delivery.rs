@@ -1,4 +1,4 @@
-//! [`Delivery`]: a message as a job.
+//! [`Delivery`], a message as a job.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use async_nats::{HeaderMap, Message, Subject};
 use super::{DeliveryTag, channel::Channel, fetched::Fetched, place::Place};
 use crate::{broker::envelope::Envelope, job::Job};
 
-/// A message that a pull consumer delivered.
+/// A message that was delivered by a pull consumer.
 ///
 pub struct Delivery {
     place: Arc<Place>,
@@ -30,7 +30,7 @@ impl Delivery {
         &self.place.fetched.message
     }
 
-    /// Returns the subject that the message was published to.
+    /// Returns the subject of the message's publish.
     pub fn subject(&self) -> &Subject {
         &self.message().subject
     }
@@ -47,10 +47,9 @@ impl Delivery {
         self.place.fetched.sequence
     }
 
-    /// Returns the id that the message was published with, its `Nats-Msg-Id`, if it has one.
+    /// Returns the message's `Nats-Msg-Id` from its publish, if it has one.
     ///
-    /// It stays the same when a [schedule](super::Pull::schedules) delays a retry; the header does
-    /// not.
+    /// It stays the same when a [schedule](super::Pull::schedules) delays a retry; the header does not.
     pub fn message_id(&self) -> Option<&str> {
         self.place.fetched.message_id()
     }
@@ -84,7 +83,7 @@ impl Job for Delivery {
         DeliveryTag::new(Arc::clone(&self.place))
     }
 
-    /// The `ack_wait` of the consumer, or what its `backoff` has for this delivery.
+    /// Returns the `ack_wait` of the consumer, or the value of its `backoff` for this delivery.
     fn lease(&self) -> Option<Duration> {
         Some(self.place.wait)
     }

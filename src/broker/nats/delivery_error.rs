@@ -1,4 +1,4 @@
-//! [`DeliveryError`]: why a delivery is not settled.
+//! [`DeliveryError`], the error of a settlement.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use async_nats::{client::RequestError, jetstream::context::PublishError};
 
 use crate::broker::cause::write_cause;
 
-/// Why a delivery is not settled, or not kept alive.
+/// Error of a delivery that is not settled, or not kept alive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeliveryError {
@@ -14,23 +14,23 @@ pub enum DeliveryError {
     AlreadySettled,
     /// Its subscription was closed, or ended; nothing was sent.
     Stale,
-    /// The ack wait passed, so JetStream gives the job to somebody else; nothing was sent.
+    /// The ack wait is over, so JetStream gives the job to another worker; nothing was sent.
     LeaseLost,
     /// There was no connection for the whole time limit; nothing was sent.
     Disconnected {
         /// The limit.
         limit: Duration,
     },
-    /// The server did not confirm it in time: it may have it or not.
+    /// The server did not confirm it in time. It may have received it or not.
     Unconfirmed {
         /// The limit.
         limit: Duration,
     },
-    /// Nobody listens for the answer: the consumer is deleted, or JetStream is starting.
+    /// Nobody receives the settlement: the consumer is deleted, or JetStream is starting.
     NoConsumer,
-    /// The dead letter is not kept; the job was not rejected.
+    /// No stream stores the dead letter; the job was not rejected.
     DeadLetter(Arc<PublishError>),
-    /// The client can't send it.
+    /// The client can't send the settlement.
     Request(Arc<RequestError>),
 }
 

@@ -1,4 +1,4 @@
-//! Why there is no connection or subscription, and why one ended.
+//! Errors of connections and subscriptions.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -13,32 +13,32 @@ use async_nats::{
 
 use crate::broker::cause::write_cause;
 
-/// Why there is no connection.
+/// Error of a connection that can't be made.
 ///
-/// The message is one line that names the server's address, and never a user or a password. With `{:#}`
-/// it has the cause, too.
+/// The message is one line that names the server's address, and never a user or a password. With `{:#}` it
+/// includes the cause.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address is not one of NATS.
+    /// The address is not valid for NATS.
     InvalidAddress(Arc<std::io::Error>),
     /// The address asks for a WebSocket, and this crate is built without them; nothing was sent.
     NoWebSockets {
         /// Host and port.
         address: String,
     },
-    /// The server can't be reached, or does not answer.
+    /// The server can't be reached, or does not respond.
     Unreachable {
         /// Host and port.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: Arc<async_nats::ConnectError>,
     },
     /// The server refuses the credentials.
     Denied {
         /// Host and port.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: Arc<async_nats::ConnectError>,
     },
 }
@@ -77,83 +77,82 @@ impl Error for ConnectError {
     }
 }
 
-/// Why there is no subscription, or why it ended though nobody closed it.
+/// Error of a subscription that can't be made, or that ended without being closed from this side.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// The consumer's ack policy is not *explicit*, so its deliveries can't be answered one by one.
+    /// The consumer's ack policy is not *explicit*, so its deliveries can't be settled one by one.
     NotExplicit,
-    /// No stream keeps what is published to the subject of the dead letters.
+    /// No stream stores messages on the subject of the dead letters.
     NoDeadLetterStream {
         /// The subject.
         subject: String,
-        /// What the client says.
+        /// The client's error.
         error: Arc<GetStreamByNameError>,
     },
-    /// The dead letters would be kept by the stream that the jobs come from.
+    /// The dead letters would go to the stream that the jobs come from.
     DeadLetterAmongJobs {
         /// The subject of the dead letters.
         subject: String,
         /// The stream.
         stream: String,
     },
-    /// The consumer is removed so soon after a request that a job can't be done in time.
+    /// The server removes an idle consumer so early that a job may not end in time.
     InactiveThreshold {
         /// The consumer's `inactive_threshold`.
         threshold: Duration,
         /// The shortest one that works.
         least: Duration,
     },
-    /// The consumer's priority group and the pull do not fit.
+    /// The consumer's priority group and the pull don't match.
     Priority {
-        /// Why.
+        /// The reason.
         reason: NoPriority,
     },
     /// The stream can't delay retries by schedules.
     Schedules {
-        /// What their subjects were to begin with.
+        /// The prefix of their subjects.
         subject: String,
         /// The stream.
         stream: String,
-        /// Why.
+        /// The reason.
         reason: NoSchedules,
     },
-    /// The stream can't be asked for.
+    /// The stream's state can't be read.
     Stream(Arc<GetStreamError>),
-    /// The connection broke again and again right after a request, before anything came.
+    /// The connection broke several times in a row right after a request, before any message came.
     ///
-    /// Such as by a message that the client can't parse, and that was not found.
+    /// One reason is a message that the client can't parse and that was not found.
     Breaking {
-        /// How often in a row.
+        /// The number of breaks in a row.
         times: u32,
     },
-    /// The client was drained, gave up reconnecting, or has panicked.
+    /// The client was drained, stopped reconnecting, or has panicked.
     ClientClosed,
     /// The consumer does not exist.
     ConsumerDeleted,
     /// The stream does not exist.
     StreamDeleted,
-    /// Nothing was heard of JetStream for longer than [`Pull::reconnect_limit`](super::Pull::reconnect_limit).
+    /// JetStream was silent for longer than [`Pull::reconnect_limit`](super::Pull::reconnect_limit).
     Unreachable {
-        /// How long.
+        /// The duration of the silence.
         silence: Duration,
     },
-    /// The server refuses to deliver, for instance as the prefetch is above the consumer's
-    /// `max_batch`.
+    /// The server refuses to deliver, for example since the prefetch is above the consumer's `max_batch`.
     Refused {
-        /// What the server says.
+        /// The server's text.
         description: String,
     },
     /// The server pushes the consumer's messages; [`Pull`](super::Pull) reads pull consumers.
     NotPull,
-    /// The consumer can't be asked for.
+    /// The consumer's state can't be read.
     Consumer(Arc<ConsumerError>),
     /// The client can't subscribe.
     Subscribe(Arc<SubscribeError>),
 }
 
 impl SubscriptionError {
-    /// Returns why there is no consumer to subscribe to.
+    /// Creates the error for a consumer that can't be subscribed to.
     pub(super) fn no_consumer(error: ConsumerError) -> Self {
         match error.kind() {
             ConsumerErrorKind::InvalidConsumerType => Some(Self::NotPull),
@@ -163,7 +162,7 @@ impl SubscriptionError {
         .unwrap_or_else(|| Self::Consumer(Arc::new(error)))
     }
 
-    /// Returns what is deleted, if that is why the consumer does not tell its state.
+    /// Returns an error that names the deleted consumer or stream, if this is the reason of `error`.
     pub(super) fn deleted(error: &ConsumerInfoError) -> Option<Self> {
         match error.kind() {
             ConsumerInfoErrorKind::NotFound => Some(Self::ConsumerDeleted),
@@ -260,13 +259,13 @@ impl Error for SubscriptionError {
     }
 }
 
-/// Why a pull does not fit the priority group of its consumer.
+/// Mismatch between a pull and the priority group of its consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoPriority {
     /// The consumer has other groups, or none: an older server keeps none.
     Group {
-        /// The group that was asked for.
+        /// The group of the pull.
         asked: Option<String>,
         /// The groups of the consumer.
         groups: Vec<String>,
@@ -303,7 +302,7 @@ impl fmt::Display for NoPriority {
     }
 }
 
-/// Why a stream can't delay retries by schedules.
+/// Reason why a stream can't delay retries by schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoSchedules {
@@ -311,9 +310,9 @@ pub enum NoSchedules {
     NotAllowed,
     /// The stream is no work queue: its other consumers would see the job again.
     NotWorkQueue,
-    /// The subjects are none of the stream's.
+    /// The subjects don't belong to the stream.
     NotInStream,
-    /// The consumer reads these subjects, and would take a schedule for a job.
+    /// The consumer reads these subjects, and would deliver a schedule as a job.
     Jobs,
 }
 

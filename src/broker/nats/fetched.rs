@@ -1,4 +1,4 @@
-//! [`Fetched`]: a message that a pull consumer delivered.
+//! [`Fetched`], a message that a pull consumer delivered.
 
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue, Message, Subject, header,
@@ -8,30 +8,30 @@ use tokio::time::Instant;
 
 use crate::broker::dead_letter::DELIVERIES;
 
-/// The header with the message's own `Nats-Msg-Id`, on dead letters and on what a schedule brings back.
+/// Header with the message's own `Nats-Msg-Id`, on dead letters and on messages from a schedule.
 pub(super) const MESSAGE_ID: &str = "x-original-message-id";
 
-/// A message that was fetched, and perhaps not yet taken.
+/// A message that was fetched, and is perhaps not taken yet.
 pub(super) struct Fetched {
     pub(super) message: Message,
-    /// Where it is answered.
+    /// Subject to which its settlement goes.
     pub(super) reply: Subject,
-    /// Names the message, wherever it is redelivered.
+    /// Name of the message, the same at each redelivery.
     pub(super) id: String,
     pub(super) sequence: u64,
-    /// How often the server delivered this message.
+    /// Number of deliveries of this message by the server.
     pub(super) delivered: u32,
-    /// How often the job was delivered before a schedule of ours brought it back, if one did: not at
-    /// all after a release.
+    /// Number of deliveries of the job before one of our schedules published it anew, if one did: zero after
+    /// a release.
     carried: Option<u32>,
-    /// When it was seen first. The server's ack wait began earlier, by the way through the network.
+    /// Time at which it was seen first. The server's ack wait began earlier, by the time on the network.
     pub(super) since: Instant,
 }
 
 impl Fetched {
-    /// Reads who delivered a message, and how often; none if no consumer did.
+    /// Reads the consumer and the number of deliveries of a message; `None` if no consumer delivered it.
     ///
-    /// The subject of the reply tells, and not the status: whoever publishes may write a status into
+    /// It reads the subject of the reply, and not the status: anybody who publishes may write a status into
     /// the headers of a message.
     pub(super) fn read(message: Message, context: &Context) -> Option<Self> {
         let context = context.clone();
@@ -39,7 +39,7 @@ impl Fetched {
         let info = message.info().ok()?;
         let delivered = u32::try_from(info.delivered).unwrap_or(u32::MAX);
         let sequence = info.stream_sequence;
-        // A stream that was made anew counts from one again, so the time belongs to the name.
+        // A stream that was made anew counts from one again, so the time is part of the name.
         let id = format!("{}:{sequence}:{}", info.stream, info.published);
         let message = message.message;
         Some(Self {
@@ -53,7 +53,7 @@ impl Fetched {
         })
     }
 
-    /// Returns how often the job was delivered, this time included.
+    /// Returns the number of deliveries of the job, including this one.
     pub(super) fn deliveries(&self) -> u32 {
         let carried = self.carried.unwrap_or(0);
         self.delivered.saturating_add(carried)
@@ -63,7 +63,7 @@ impl Fetched {
         self.delivered > 1 || self.carried.is_some()
     }
 
-    /// Returns the first value of the header `name`, in any case: Go's clients write a capital.
+    /// Returns the first value of the header `name`. Case does not matter: Go's clients write a capital.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.message.headers.iter().flat_map(HeaderMap::iter);
         let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
@@ -71,7 +71,7 @@ impl Fetched {
         values.and_then(|(_, values)| Some(values.first()?.as_str()))
     }
 
-    /// Returns the `Nats-Msg-Id` that the message was published with.
+    /// Returns the message's `Nats-Msg-Id` from its publish.
     pub(super) fn message_id(&self) -> Option<&str> {
         match self.carried {
             Some(_) => {
@@ -84,8 +84,8 @@ impl Fetched {
     }
 }
 
-/// Returns the deliveries before a schedule, which only count with the server's word that it was one:
-/// a dead letter that somebody publishes anew has that header too, and begins at one.
+/// Returns the deliveries before a schedule. They count only if the server marks the message as scheduled: a
+/// dead letter that somebody publishes anew has that header too, and begins at one.
 fn carried(headers: Option<&HeaderMap>) -> Option<u32> {
     let headers = headers?;
     headers.get(header::NATS_SCHEDULER)?;

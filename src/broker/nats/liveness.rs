@@ -1,4 +1,4 @@
-//! [`Liveness`]: whether JetStream still gives signs of life, and why it delivers nothing.
+//! [`Liveness`] of JetStream, and the reason if it delivers nothing.
 
 use std::{
     future::Future,
@@ -17,27 +17,27 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::SubscriptionError;
 use crate::outcome::guard;
 
-/// How often the connection is looked at.
+/// Interval between two checks of the connection.
 const TICK: Duration = Duration::from_millis(250);
 
-/// When the server was heard last, and the question whether the consumer still exists.
+/// Time of the server's last sign of life, and the request that asks whether the consumer still exists.
 pub(super) struct Liveness {
     consumer: Arc<PullConsumer>,
     reconnect_limit: Duration,
     check: Option<Pin<Box<dyn Future<Output = Result<Info, ConsumerInfoError>> + Send>>>,
     tick: Pin<Box<Sleep>>,
-    /// When the server gave its last sign of life.
+    /// Time of the server's last sign of life.
     heard: Instant,
-    /// When a message was delivered last, or the consumer asked why none was.
+    /// Time of the last delivery, or of the last request for the reason that there is none.
     eventful: Instant,
     idleness: Option<Idleness>,
 }
 
-/// Why a consumer that is alive delivers nothing.
+/// Reason why a live consumer delivers nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Idleness {
     Paused,
-    /// As many messages are unacked as it allows.
+    /// The unacked messages have reached the consumer's limit.
     Full,
 }
 
@@ -54,7 +54,7 @@ impl Liveness {
         }
     }
 
-    /// Says why the consumer delivers nothing, when that changes.
+    /// Logs why the consumer delivers nothing, each time that the reason changes.
     pub(super) fn observe(&mut self, info: &Info) {
         let limit = usize::try_from(info.config.max_ack_pending).unwrap_or(0);
         let is_full = limit > 0 && info.num_ack_pending >= limit && info.num_pending > 0;
@@ -101,7 +101,7 @@ impl Liveness {
         }
     }
 
-    /// Asks why the consumer delivers nothing, if it has not for longer than `patience`.
+    /// Requests the reason if the consumer has delivered nothing for longer than `patience`.
     pub(super) fn check_if_idle(&mut self, patience: Duration) {
         if self.eventful.elapsed() > patience {
             self.eventful = Instant::now();
@@ -109,7 +109,7 @@ impl Liveness {
         }
     }
 
-    /// Returns when the server gave its last sign of life.
+    /// Returns the time of the server's last sign of life.
     pub(super) fn heard(&self) -> Instant {
         self.heard
     }
@@ -119,7 +119,7 @@ impl Liveness {
         self.heard = Instant::now();
     }
 
-    /// Waits until the connection is to be looked at; an error if the silence lasts for too long.
+    /// Waits until the next check of the connection is due; an error if the silence lasts too long.
     pub(super) fn poll_tick(
         &mut self,
         cx: &mut Context<'_>,
@@ -134,7 +134,7 @@ impl Liveness {
         Poll::Ready(Ok(()))
     }
 
-    /// Asks for the state of the consumer, unless it is being asked for.
+    /// Requests the state of the consumer, unless such a request is open.
     pub(super) fn check(&mut self) {
         if self.check.is_none() {
             let consumer = Arc::clone(&self.consumer);
@@ -142,7 +142,7 @@ impl Liveness {
         }
     }
 
-    /// Waits for the answer; an error if it is that there is no consumer.
+    /// Waits for the response; an error if there is no consumer.
     pub(super) fn poll_check(
         &mut self,
         cx: &mut Context<'_>,
@@ -159,13 +159,13 @@ impl Liveness {
             }
             Err(error) => match SubscriptionError::deleted(&error) {
                 Some(deleted) => return Poll::Ready(Err(deleted)),
-                None => guard(|| tracing::debug!(%error, "jetstream does not answer")),
+                None => guard(|| tracing::debug!(%error, "jetstream does not respond")),
             },
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Asks nothing any more.
+    /// Stops the requests.
     pub(super) fn close(&mut self) {
         self.check = None;
     }

@@ -1,6 +1,6 @@
-//! NATS JetStream: the messages of a pull consumer as jobs, on the [`async_nats`] crate.
+//! NATS JetStream, by [`async_nats`]: the messages of a pull consumer as jobs.
 //!
-//! A [`Pull`] says how a pull consumer is read and becomes [`Deliveries`]: a
+//! A [`Pull`] holds the settings of a pull consumer and builds [`Deliveries`]: a
 //! [`Subscription`](crate::consumer::Subscription) whose jobs are [`Delivery`]s and whose tags are
 //! [`DeliveryTag`]s.
 //!
@@ -30,33 +30,33 @@
 //!
 //! # Verdicts
 //!
-//! | verdict | what is sent | confirmation lost |
+//! | verdict | sent | confirmation lost |
 //! | --- | --- | --- |
 //! | `Ack` | `+ACK` | may be tried again |
 //! | `Retry` | `-NAK`, with the delay if there is one; counts | used up |
-//! | `Retry` with a delay and [schedules](crate::_guide::nats#delayed-retries) | the schedule, and when the stream keeps it `+ACK`; counts | may be tried again |
+//! | `Retry` with a delay and [schedules](crate::_guide::nats#delayed-retries) | the schedule, and `+ACK` once the stream stores it; counts | may be tried again |
 //! | `Release` | `-NAK`, with the delay if there is one; counts, so it is not free | used up |
-//! | `Release` with a delay and schedules | as the `Retry`, but does not count | may be tried again |
-//! | `Reject` | the dead letter, and when its stream keeps it `+TERM` | may be tried again |
+//! | `Release` with a delay and schedules | like the `Retry`, but does not count | may be tried again |
+//! | `Reject` | the dead letter, and `+TERM` once its stream stores it | may be tried again |
 //! | `Abandon` | nothing: the job comes back after the ack wait | |
 //!
-//! Each is a request that waits for the server's confirmation. It is the client's `double_ack` with
-//! the one inbox that all requests of a client share, instead of a subscription for each. The
-//! server (2.9, 2.10 and 2.15, as tested) confirms every kind of ack in the same words, whether or not it changed
+//! Each is a request that waits for the server's confirmation. It is like the client's `double_ack`, but uses
+//! the one inbox that all requests of a client share, instead of a subscription for each. The server (2.9,
+//! 2.10 and 2.15, as tested) confirms every kind of ack in the same words, whether or not it changed
 //! anything.
 //!
-//! An ack is idempotent: it names the message, and acking one that is acked is no error and changes
-//! nothing. So one whose confirmation got lost is sent again, and one that comes after the ack wait
-//! still counts, whoever has the job by then. The same holds for `+TERM`, and a dead letter that is
-//! published twice has the same `Nats-Msg-Id`, so its stream drops the second for as long as its
-//! `duplicate_window` lasts (2 min by default).
+//! An ack is idempotent: it names the message, and a second ack of it is no error and changes nothing. So an
+//! ack whose confirmation got lost is sent again, and one that comes after the ack wait still counts, even if
+//! another worker has the job by then. The same holds for `+TERM`. A dead letter that is published twice has
+//! the same `Nats-Msg-Id`, so its stream drops the second for the time of its `duplicate_window` (2 min by
+//! default).
 //!
-//! A NAK is not: one that arrives late takes the job from the worker that has it next, and the
-//! server does not refuse it. So it is not sent at all after the ack wait has passed by the clock of
-//! this process ([`DeliveryError::LeaseLost`], which is [moot](crate::settle::Unsettled::moot)), nor queued while there is no connection, nor sent
-//! again when it may have arrived. The sentinel's [default limit](crate::SentinelLayer::timeout) leaves a
-//! third of the `ack_wait` for the settlement. Where another limit is set, let the `ack_wait` be longer than
-//! it and the settlement, or keep the job alive.
+//! A NAK is not idempotent: one that arrives late takes the job from the worker that has it next, and the
+//! server does not refuse it. So it is not sent after the ack wait has passed by the clock of this process
+//! ([`DeliveryError::LeaseLost`], which is [moot](crate::settle::Unsettled::moot)). It is not queued while
+//! there is no connection, and not sent again if it may have arrived. The sentinel's [default
+//! limit](crate::SentinelLayer::timeout) leaves a third of the `ack_wait` for the settlement. With another
+//! limit, let the `ack_wait` be longer than the limit and the settlement together, or keep the job alive.
 //!
 //! Rights, limits and the behaviour of servers are in the guide:
 //! [Running on NATS JetStream](crate::_guide::nats).

@@ -1,4 +1,4 @@
-//! [`Place`]: one place of the prefetch, and the lease of the job that has it.
+//! [`Place`] of the prefetch, with the lease of the job that has it.
 
 use std::{
     sync::{
@@ -13,17 +13,17 @@ use tokio::time::Instant;
 
 use super::{channel::Channel, delivery_error::DeliveryError, fetched::Fetched};
 
-/// One of the prefetch; given back with the answer, or when nobody has the delivery any more.
+/// One place of the prefetch; freed by the settlement, or when nobody has the delivery any more.
 pub(super) struct Place {
     pub(super) channel: Arc<Channel>,
     pub(super) fetched: Fetched,
-    /// Until when the job is surely ours.
+    /// Time until which the job is certainly ours.
     lease: Mutex<Instant>,
-    /// How long the server waits for an answer.
+    /// Time that the server waits for a settlement.
     pub(super) wait: Duration,
     answered: AtomicBool,
     freed: AtomicBool,
-    /// Whether the stream keeps a schedule that brings the job back.
+    /// `true` if the stream stores a schedule that brings the job back.
     scheduled: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ impl Place {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the lease anew, from when it was asked for.
+    /// Restarts the lease, from the time of the request.
     pub(super) fn extend(&self, asked: Instant) {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = asked + self.wait;
     }
@@ -55,7 +55,7 @@ impl Place {
         Instant::now() >= self.lease()
     }
 
-    /// Begins the only settlement; false if there was one.
+    /// Begins the only settlement; `false` if there was one.
     pub(super) fn begin_answer(&self) -> bool {
         !self.answered.swap(true, Ordering::AcqRel)
     }

@@ -1,19 +1,19 @@
-//! [`Priority`]: the place of a worker among those that share a priority group.
+//! [`Priority`] of a worker among those that share a priority group.
 
 use async_nats::jetstream::consumer::pull::BatchConfig;
 
-/// What each request says of its worker's place.
+/// Priority that each request carries.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Priority {
     pub(super) group: Option<String>,
     pub(super) min_pending: Option<usize>,
     pub(super) min_ack_pending: Option<usize>,
-    /// From 0, which is served first, to 9.
+    /// Rank from 0, which is served first, to 9.
     pub(super) rank: Option<usize>,
 }
 
 impl Priority {
-    /// Returns whether the worker helps only when others don't keep up.
+    /// Returns whether the worker helps only if others don't keep up.
     pub(super) fn overflows(&self) -> bool {
         self.min_pending.is_some() || self.min_ack_pending.is_some()
     }

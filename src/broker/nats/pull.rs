@@ -1,4 +1,4 @@
-//! [`Pull`]: how a pull consumer is read.
+//! [`Pull`], the settings of a pull consumer's subscription.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use tower::limit::ConcurrencyLimitLayer;
 
 use super::priority::Priority;
 
-/// A pull consumer of a stream, and how it is read: the builder of [`Deliveries`](super::Deliveries).
+/// Builder of [`Deliveries`](super::Deliveries): the name of a pull consumer, and the settings to read it.
 ///
-/// It knows both by name and needs no connection before [`subscribe`](Self::subscribe). The
+/// It knows stream and consumer by name and needs no connection before [`subscribe`](Self::subscribe). The
 /// consumer must exist by then.
 ///
 /// ```no_run
@@ -38,7 +38,7 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// Creates the description of `consumer`, which reads `stream`.
+    /// Creates the builder for `consumer`, which reads `stream`.
     pub fn new(stream: impl Into<String>, consumer: impl Into<String>) -> Self {
         Self {
             stream: stream.into(),
@@ -53,7 +53,8 @@ impl Pull {
         }
     }
 
-    /// Sets how many deliveries may be requested, waiting, or unanswered at once; 64 by default.
+    /// Sets the greatest number of deliveries that are requested, waiting, or unsettled at once; 64 by
+    /// default.
     ///
     /// # Panics
     ///
@@ -65,35 +66,33 @@ impl Pull {
         self
     }
 
-    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), to be placed outside the
     /// sentinel.
     ///
-    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
-    /// there is a subscription; it is the [`gate`](super::Deliveries::gate) of what this subscribes.
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before there is a
+    /// subscription. It equals the [`gate`](super::Deliveries::gate) of the deliveries.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
 
     /// Sets the subject that rejected messages are published to; none by default.
     ///
-    /// A stream must keep it, and must not be the one that the jobs come from. Without a subject a
-    /// rejected message is terminated and nothing is kept of it.
+    /// A stream must store this subject, and must not be the stream of the jobs. Without a subject a rejected
+    /// message is terminated and no copy of it is kept.
     pub fn dead_letter(mut self, subject: impl Into<String>) -> Self {
         self.dead_letter = Some(Subject::from(subject.into()));
         self
     }
 
-    /// Sets what the subjects of schedules begin with, and lets schedules delay retries; none by
-    /// default.
+    /// Sets the prefix of the schedules' subjects, and lets schedules delay retries; none by default.
     ///
-    /// A delayed NAK counts toward the consumer's `max_ack_pending` until it is due, so that many of
-    /// them [stall](crate::_guide::nats#delayed-retries) the consumer. A schedule counts toward nothing: it is a
-    /// copy of the message, published to `prefix.` and its sequence, from which the server makes a
-    /// new message at the time of the retry.
+    /// A delayed NAK counts toward the consumer's `max_ack_pending` until it is due, so many of them
+    /// [stall](crate::_guide::nats#delayed-retries) the consumer. A schedule does not count. It is a copy of
+    /// the message, published to `prefix.` followed by its sequence, and the server makes a new message from
+    /// it at the time of the retry.
     ///
-    /// It takes a server of 2.12 or later, and a work-queue stream with `allow_msg_schedules` that has
-    /// the subjects `prefix.*` besides the jobs', and a consumer whose `filter_subject` leaves them
-    /// out.
+    /// It takes a server of 2.12 or later, and a work-queue stream with `allow_msg_schedules` that has the
+    /// subjects `prefix.*` besides those of the jobs. The consumer's `filter_subject` must leave them out.
     ///
     /// ```
     /// use tower_sentinel::broker::nats::Pull;
@@ -106,10 +105,10 @@ impl Pull {
         self
     }
 
-    /// Sets the priority group that the worker belongs to; none by default.
+    /// Sets the priority group of the worker; none by default.
     ///
-    /// A consumer with priority groups, which servers have from 2.11 on, serves no request without
-    /// one. Of its policies `overflow` and `prioritized` work; `pinned_client` is refused.
+    /// A consumer with priority groups, which servers have from 2.11 on, serves no request without a group.
+    /// Of its policies `overflow` and `prioritized` work; `pinned_client` is refused.
     ///
     /// ```
     /// use tower_sentinel::broker::nats::Pull;
@@ -122,21 +121,21 @@ impl Pull {
         self
     }
 
-    /// Sets how many jobs must wait before the worker gets one, in a [group](Self::group) of the
+    /// Sets the number of jobs that must wait before the worker gets one, in a [group](Self::group) with the
     /// policy `overflow`.
     pub fn min_pending(mut self, jobs: usize) -> Self {
         self.priority.min_pending = Some(jobs);
         self
     }
 
-    /// Sets how many jobs must be unacked before the worker gets one, in a [group](Self::group) of
-    /// the policy `overflow`.
+    /// Sets the number of jobs that must be unacked before the worker gets one, in a [group](Self::group)
+    /// with the policy `overflow`.
     pub fn min_ack_pending(mut self, jobs: usize) -> Self {
         self.priority.min_ack_pending = Some(jobs);
         self
     }
 
-    /// Sets the worker's rank in a [group](Self::group) of the policy `prioritized`, from 0, which is
+    /// Sets the worker's rank in a [group](Self::group) with the policy `prioritized`, from 0, which is
     /// served first, to 9; servers have it from 2.12 on.
     ///
     /// # Panics
@@ -149,19 +148,19 @@ impl Pull {
         self
     }
 
-    /// Sets how long one try to settle waits for the server's confirmation; 4 s by default.
+    /// Sets the time that one settlement attempt waits for the server's confirmation; 4 s by default.
     ///
-    /// Shorter than [`SettlePolicy::try_timeout`](crate::SettlePolicy::try_timeout), which drops the
-    /// tag: so a settlement can be tried again.
+    /// It has to be shorter than [`SettlePolicy::try_timeout`](crate::SettlePolicy::try_timeout), after which
+    /// the tag is dropped: then a settlement can be tried again.
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
         self.confirm_timeout = limit;
         self
     }
 
-    /// Sets how often the server is to say that a request still waits; 5 s by default.
+    /// Sets the interval at which the server reports that a request still waits; 5 s by default.
     ///
-    /// After twice this time without a word, what was requested is taken to be lost and requested
-    /// anew. It is also how soon a deleted consumer is noticed while nothing is requested.
+    /// After twice this time without such a report, the request is treated as lost and made anew. While
+    /// nothing is requested, a deleted consumer is noticed after this time, too.
     ///
     /// # Panics
     ///
@@ -174,10 +173,10 @@ impl Pull {
         self
     }
 
-    /// Sets how long JetStream may be silent before the subscription ends; 30 s by default.
+    /// Sets the time that JetStream may be silent before the subscription ends; 30 s by default.
     ///
-    /// Until then a lost connection is bridged. No less than three times the
-    /// [`idle_heartbeat`](Self::idle_heartbeat) takes effect, as silence is not known before.
+    /// Until then a lost connection is bridged. The value is at least three times the
+    /// [`idle_heartbeat`](Self::idle_heartbeat), as silence is not noticed earlier.
     pub fn reconnect_limit(mut self, limit: Duration) -> Self {
         self.reconnect_limit = limit;
         self

@@ -1,4 +1,4 @@
-//! [`Requests`]: what is asked of a pull consumer, and what comes of it.
+//! [`Requests`] to a pull consumer, and their results.
 
 use std::{
     future::Future,
@@ -24,27 +24,27 @@ use super::{
 };
 use crate::outcome::guard;
 
-/// The requests of one subscription, and the inbox that they are answered at.
+/// Requests of one subscription, and the inbox that receives their deliveries.
 pub(super) struct Requests {
     channel: Arc<Channel>,
     consumer: Arc<PullConsumer>,
     idle_heartbeat: Duration,
     priority: Priority,
-    /// The server removes a consumer that nobody sent a request for so long; zero if it does not.
+    /// The server removes a consumer without requests for this time; zero if it does not.
     inactive_threshold: Duration,
     breaks: Breaks,
     subscriber: Option<Subscriber>,
     inbox: String,
-    /// What was requested and is not here yet.
+    /// Deliveries that were requested and are not here yet.
     requested: usize,
     step: Option<Pin<Box<dyn Future<Output = Step> + Send>>>,
-    /// Since when something is requested without a break.
+    /// Time since which a request has been open without a break.
     asked: Instant,
-    /// When the last request was sent.
+    /// Time of the last request.
     sent: Instant,
-    /// How often the client had connected when the inbox was made.
+    /// The client's number of connections when the inbox was made.
     connects: u64,
-    /// Whether JetStream is not there; until the next tick nothing is requested.
+    /// `true` if JetStream is not there; until the next tick nothing is requested.
     is_refused: bool,
 }
 
@@ -53,15 +53,15 @@ enum Step {
     Subscribed(Result<Subscriber, SubscribeError>),
 }
 
-/// What came to the inbox.
+/// Message that came to the inbox.
 pub(super) struct Received {
     pub(super) delivery: Option<Fetched>,
-    /// Whether JetStream sent it; else nobody takes requests, as it is starting or gone.
+    /// `true` if JetStream sent it; if not, nobody takes requests, as JetStream is starting or gone.
     pub(super) is_sign_of_life: bool,
 }
 
 impl Requests {
-    /// Subscribes to an inbox; nothing is requested yet.
+    /// Subscribes to an inbox, and requests nothing yet.
     pub(super) async fn subscribe(
         channel: Arc<Channel>,
         consumer: Arc<PullConsumer>,
@@ -92,12 +92,12 @@ impl Requests {
         })
     }
 
-    /// Returns how many deliveries were requested and are not here yet.
+    /// Returns the number of deliveries that were requested and are not here yet.
     pub(super) fn requested(&self) -> usize {
         self.requested
     }
 
-    /// Takes what the client has received.
+    /// Takes the messages that the client has received.
     pub(super) fn poll_received(
         &mut self,
         cx: &mut Context<'_>,
@@ -116,21 +116,21 @@ impl Requests {
             delivery: None,
             is_sign_of_life: true,
         };
-        // Only what is to be answered has a reply: whoever publishes may write a status into the
-        // headers of a message.
+        // Only deliveries have a reply subject: anybody who publishes may write a status into the headers of
+        // a message.
         if message.reply.is_some() {
             received.delivery = Fetched::read(message, &self.channel.context);
             match received.delivery {
                 Some(_) => self.requested = self.requested.saturating_sub(1),
                 None => {
-                    guard(|| tracing::warn!("a message that no consumer delivered was ignored"));
+                    guard(|| tracing::warn!("message ignored: no consumer delivered it"));
                 }
             }
             return Ok(received);
         }
         match message.status.unwrap_or(StatusCode::OK) {
             StatusCode::OK => {
-                guard(|| tracing::warn!("a message that no consumer delivered was ignored"));
+                guard(|| tracing::warn!("message ignored: no consumer delivered it"));
             }
             StatusCode::IDLE_HEARTBEAT => {}
             StatusCode::NO_RESPONDERS => {
@@ -143,7 +143,7 @@ impl Requests {
         Ok(received)
     }
 
-    /// Takes the end of a request: it has expired, or the server does not carry it out.
+    /// Handles the end of a request: it has expired, or the server does not carry it out.
     fn take_status(&mut self, message: &Message) -> Result<(), SubscriptionError> {
         let description = message.description.as_deref().unwrap_or_default();
         if description == "Consumer Deleted" {
@@ -161,9 +161,9 @@ impl Requests {
         let pending = headers.and_then(|headers| headers.get("Nats-Pending-Messages"));
         match pending.and_then(|pending| pending.as_str().parse::<usize>().ok()) {
             Some(pending) => self.requested = self.requested.saturating_sub(pending),
-            // The request is not named, so how much of it was left is unknown: begin anew.
+            // The status does not name its request, so the open part of it is unknown: begin anew.
             None => {
-                guard(|| tracing::warn!(description, "the server does not carry a request out"));
+                guard(|| tracing::warn!(description, "request not carried out by the server"));
                 self.requested = 0;
                 self.is_refused = true;
             }
@@ -183,9 +183,9 @@ impl Requests {
         self.step = None;
         match step {
             Step::Requested(Ok(())) => {}
-            // The client takes nothing any more; its subscriber will say so.
+            // The client takes nothing any more; its subscriber will report it.
             Step::Requested(Err(error)) => {
-                guard(|| tracing::warn!(%error, "the client does not take a request"));
+                guard(|| tracing::warn!(%error, "request refused by the client"));
                 return Poll::Ready(Err(SubscriptionError::ClientClosed));
             }
             Step::Subscribed(Ok(subscriber)) => self.subscriber = Some(subscriber),
@@ -196,8 +196,8 @@ impl Requests {
         Poll::Ready(Ok(()))
     }
 
-    /// Begins anew if what was requested is lost: the client has connected anew, or `patience` has
-    /// passed since the request and since the server was `heard`.
+    /// Begins anew if requests are lost: the client has connected anew, or `patience` has passed since the
+    /// request and since the server was `heard`.
     ///
     /// # Errors
     ///
@@ -218,16 +218,16 @@ impl Requests {
         Ok(())
     }
 
-    /// Returns how often connections have broken amid a request, if that is to be looked into and
-    /// was not said before.
+    /// Returns the number of connections that broke during a request, if this should be examined; once for
+    /// each break.
     pub(super) fn take_suspicion(&mut self) -> Option<u32> {
         self.breaks.take_suspicion()
     }
 
-    /// Sends a request that nothing can come of, if the server is about to remove the consumer.
+    /// Sends a request that brings nothing, if the server is about to remove the consumer.
     ///
-    /// While each place is taken nothing is requested, and requests are all that it counts. This one
-    /// is for messages of one byte, and each has more; and nobody listens where it is answered.
+    /// While each place is taken nothing is requested, and the server counts only requests. This one is for
+    /// messages of one byte, and each message is larger; and nobody listens at its reply subject.
     pub(super) fn keep_consumer(&mut self) {
         let is_due = !self.inactive_threshold.is_zero()
             && self.sent.elapsed() >= self.inactive_threshold / 3;
@@ -244,12 +244,12 @@ impl Requests {
         self.send(batch, inbox);
     }
 
-    /// Returns whether JetStream was not there since this was called last; now it may be asked again.
+    /// Returns whether JetStream was not there since the last call, and allows new requests.
     pub(super) fn take_refusal(&mut self) -> bool {
         std::mem::take(&mut self.is_refused)
     }
 
-    /// Forgets what was requested and takes another inbox, where no old request can deliver.
+    /// Discards the open requests and takes another inbox, where no old request can deliver.
     fn begin_anew(&mut self) {
         self.connects = self.channel.connects();
         self.requested = 0;
@@ -262,7 +262,7 @@ impl Requests {
         }));
     }
 
-    /// Requests what there are places for, and returns whether it did; `taken` of the `prefetch` are
+    /// Requests deliveries for the free places, and returns whether it did; `taken` of the `prefetch` are
     /// here already.
     pub(super) fn request(&mut self, prefetch: usize, taken: usize) -> bool {
         if self.step.is_some() || self.subscriber.is_none() || self.is_refused {
@@ -297,7 +297,7 @@ impl Requests {
         }));
     }
 
-    /// Requests nothing from now on, and returns what may still bring what was requested.
+    /// Stops requests, and returns the subscriber that may still receive requested deliveries.
     pub(super) fn close(&mut self) -> Option<Subscriber> {
         self.step = None;
         self.subscriber.take()

@@ -1,4 +1,4 @@
-//! A delayed retry as a schedule: a message that the server publishes anew when it is due.
+//! Schedules for delayed retries: messages that the server publishes anew when they are due.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,22 +11,22 @@ use super::{
 };
 use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
 
-/// What became of a schedule.
+/// Result of a schedule's publish.
 pub(super) enum Scheduled {
-    /// The stream keeps it.
+    /// The stream stores it.
     Kept,
-    /// The server does not take it; nothing is kept.
+    /// The server refuses it; nothing is stored.
     Refused,
 }
 
-/// Publishes the schedule of a job, with `deliveries` made so far, and waits until the stream keeps it.
+/// Publishes the schedule of a job, with `deliveries` made so far, and waits until the stream stores it.
 ///
-/// Its subject ends in the job's sequence, and a subject has one schedule: one that is published
-/// again takes the place of the first.
+/// Its subject ends in the job's sequence, and a subject has one schedule: a second publish replaces the
+/// first.
 ///
 /// # Errors
 ///
-/// If it is not known whether the stream keeps it.
+/// If it is not known whether the stream stores it.
 pub(super) async fn publish(
     channel: &Channel,
     prefix: &Subject,
@@ -68,9 +68,9 @@ pub(super) async fn publish(
     }
 }
 
-/// Returns the headers of the schedule; none if it is due beyond the year 9999.
+/// Returns the headers of the schedule; `None` if it is due after the year 9999.
 ///
-/// The server takes its own off what it publishes, and adds `Nats-Scheduler`.
+/// From the message that it publishes, the server removes its own headers, and adds `Nats-Scheduler`.
 fn headers(
     channel: &Channel,
     fetched: &Fetched,
@@ -89,7 +89,7 @@ fn headers(
     Some(headers)
 }
 
-/// Returns a time as RFC 3339 writes it.
+/// Returns a time in the format of RFC 3339.
 fn at(time: SystemTime) -> Option<String> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let nanos = i128::try_from(since.as_nanos()).ok()?;

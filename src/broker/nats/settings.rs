@@ -18,10 +18,10 @@ use super::{
 };
 use crate::outcome::guard;
 
-/// The shortest `inactive_threshold` that the pace of a subscription can keep up with.
+/// Shortest `inactive_threshold` that a subscription's requests can keep up with.
 const LEAST_THRESHOLD: Duration = Duration::from_secs(1);
 
-/// Checks the consumer alone.
+/// Checks the consumer's own configuration.
 pub(super) fn check_consumer(info: &Info, priority: &Priority) -> Result<(), SubscriptionError> {
     let config = &info.config;
     if !matches!(config.ack_policy, AckPolicy::Explicit) {
@@ -40,7 +40,7 @@ pub(super) fn check_consumer(info: &Info, priority: &Priority) -> Result<(), Sub
                 stream = info.stream_name,
                 consumer = info.name,
                 max_deliver = config.max_deliver,
-                "the server strands a job after `max_deliver` deliveries: keep the delivery limit below it, or leave it out"
+                "jobs stranded by the server after `max_deliver` deliveries: keep the delivery limit below it, or leave it out"
             );
         });
     }
@@ -72,7 +72,7 @@ fn check_priority(config: &Config, priority: &Priority) -> Result<(), NoPriority
     Ok(())
 }
 
-/// Checks that a stream keeps the dead letters, and that it is not the one of the jobs.
+/// Checks that a stream stores the dead letters, and that it is not the stream of the jobs.
 pub(super) async fn check_dead_letter(
     context: &Context,
     info: &Info,
@@ -92,7 +92,7 @@ pub(super) async fn check_dead_letter(
     }
 }
 
-/// Checks that the stream keeps schedules below `prefix`, and that none of them is taken for a job.
+/// Checks that the stream stores schedules below `prefix`, and that the consumer reads none of them as a job.
 pub(super) async fn check_schedules(
     context: &Context,
     info: &Info,
@@ -132,7 +132,7 @@ fn filters(config: &Config) -> Vec<String> {
     }]
 }
 
-/// Returns whether `subject`, which has no wildcards, is one of `pattern`.
+/// Returns whether `subject`, which has no wildcards, matches `pattern`.
 fn matches(pattern: &str, subject: &str) -> bool {
     let mut subject = subject.split('.');
     for token in pattern.split('.') {

@@ -1,4 +1,4 @@
-//! What [`Pull::subscribe`] asks the server before anything is delivered.
+//! [`Pull::subscribe`], which checks the configuration before anything is delivered.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ impl Pull {
     ///
     /// # Errors
     ///
-    /// If there is no such pull consumer, or if its configuration or that of the streams would lose,
-    /// strand or stall jobs: see the variants of [`SubscriptionError`].
+    /// If there is no such pull consumer, or if its configuration or that of the streams would lose, strand
+    /// or stall jobs: see the variants of [`SubscriptionError`].
     ///
     /// # Cancel safety
     ///

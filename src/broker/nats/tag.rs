@@ -1,4 +1,4 @@
-//! [`DeliveryTag`]: settles a delivery.
+//! [`DeliveryTag`], the handle that settles a delivery.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
 
-/// What is left to do after a failed settlement.
+/// Failed settlement, with the way to go on.
 enum Failure {
     Again(DeliveryError),
     Last(DeliveryError),
@@ -29,15 +29,15 @@ enum Failure {
 
 // === impl DeliveryTag ===
 
-/// Handle to one [`Delivery`](super::Delivery), by which it is settled.
+/// Handle that settles a [`Delivery`](super::Delivery).
 ///
-/// What each verdict does is in the [module's documentation](super#verdicts).
+/// The [module's documentation](super#verdicts) shows the effect of each verdict.
 ///
-/// A delivery takes one place of the [prefetch](super::Deliveries::prefetch) until it has its
-/// answer, or until it and all of its tags are dropped.
+/// A delivery takes one place of the [prefetch](super::Deliveries::prefetch) until it is settled, or until it
+/// and all of its tags are dropped.
 pub struct DeliveryTag {
     place: Arc<Place>,
-    /// Whether it came back from a settlement that may be tried again.
+    /// `true` if it came back from a settlement that may be tried again.
     is_second_try: bool,
 }
 
@@ -98,8 +98,8 @@ impl DeliveryTag {
         self.finish(AckKind::Term).await
     }
 
-    /// Lets a schedule bring the job back, if it is delayed and there are schedules, or else a NAK;
-    /// only a schedule can leave the delivery out of the count.
+    /// Brings the job back by a schedule, if it is delayed and there are schedules, or else by a NAK. Only a
+    /// schedule can leave the delivery out of the count.
     async fn come_back(&self, after: Option<Duration>, is_charged: bool) -> Result<(), Failure> {
         let place = &self.place;
         let channel = &place.channel;
@@ -110,7 +110,7 @@ impl DeliveryTag {
             if place.is_lapsed() {
                 return Err(Failure::Moot(DeliveryError::LeaseLost));
             }
-            // Published again, it takes the place of the first.
+            // A second publish replaces the first.
             let deliveries = place
                 .fetched
                 .deliveries()
@@ -126,8 +126,8 @@ impl DeliveryTag {
 
     async fn give_back(&self, after: Option<Duration>) -> Result<(), Failure> {
         let place = &self.place;
-        // While there is no connection, the client would keep a NAK and send it whenever it is
-        // back, perhaps after the ack wait.
+        // While there is no connection, the client would keep a NAK and send it when the connection is back,
+        // perhaps after the ack wait.
         let left = place.channel.connected().await.map_err(Failure::Again)?;
         if place.is_lapsed() {
             return Err(Failure::Moot(DeliveryError::LeaseLost));
@@ -135,8 +135,8 @@ impl DeliveryTag {
         place.channel.warn_of_last_delivery(&place.fetched);
         let confirming = place.confirm(AckKind::Nak(after), left);
         confirming.await.map_err(|error| match error {
-            // A NAK means the delivery: one that arrived already must not be followed by another,
-            // which would take the job from the worker that has it next.
+            // A NAK concerns the delivery: one that has arrived must not be followed by another, which would
+            // take the job from the worker that has it next.
             DeliveryError::Unconfirmed { .. } | DeliveryError::Request(_) => Failure::Last(error),
             error => Failure::Again(error),
         })?;
@@ -172,9 +172,9 @@ impl Settle for DeliveryTag {
 
     /// Extends the ack wait by its whole length, with a confirmed `+WPI`.
     ///
-    /// [`Lease::Lost`] once the ack wait has passed, by the clock of this process, or the tag was
-    /// settled, or its subscription closed. The server does not tell: it confirms a `+WPI` for a
-    /// job that somebody else has by now in the same words.
+    /// Returns [`Lease::Lost`] once the ack wait has passed, by the clock of this process, or the tag was
+    /// settled, or its subscription closed. The server does not report it: it confirms a `+WPI` in the same
+    /// words if another worker has the job by now.
     async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
         let place = &self.place;
         if place.channel.is_given_up() || place.is_answered() {
@@ -185,7 +185,7 @@ impl Settle for DeliveryTag {
             return Ok(Lease::Lost);
         }
         self.finish(AckKind::Progress).await?;
-        // Confirmed in time, so it arrived in time.
+        // It was confirmed in time, so it arrived in time.
         if place.is_lapsed() {
             return Ok(Lease::Lost);
         }
@@ -213,8 +213,8 @@ impl Settle for DeliveryTag {
         capabilities
     }
 
-    /// The destination is the stream: subjects often have ids in them, and it is in the names of
-    /// spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream.
+    /// Returns the stream as the destination, since subjects often have ids in them and the destination is in
+    /// the names of spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream.
     fn messaging(&self) -> Option<Messaging<'_>> {
         let Place {
             channel, fetched, ..
@@ -229,7 +229,7 @@ impl Settle for DeliveryTag {
     }
 }
 
-/// Of the same delivery; all but the first settlement are refused.
+/// A clone settles the same delivery; all but the first settlement are refused.
 impl Clone for DeliveryTag {
     fn clone(&self) -> Self {
         Self {
@@ -250,11 +250,11 @@ impl fmt::Debug for DeliveryTag {
 
 // === impl Settlement ===
 
-/// The future of a settlement.
+/// Future of a [`DeliveryTag`]'s settlement.
 ///
 /// # Cancel safety
 ///
-/// Not cancel safe: if it is dropped, the server may or may not have the answer.
+/// Not cancel safe: if it is dropped, the server may or may not have received the settlement.
 #[must_use = "a delivery is not settled unless this is polled"]
 pub struct Settlement {
     future: Answering,

@@ -1,7 +1,7 @@
 //! Messages whose headers the client can't parse: it closes the connection, or panics.
 //!
-//! The server keeps them as they were published. They are looked for where headers are text within
-//! JSON, which harms no connection.
+//! The server stores them as they were published. The search reads them in a form in which headers are text
+//! within JSON, which harms no connection.
 
 use std::{
     future::Future,
@@ -27,26 +27,26 @@ use crate::{
     settle::Reason,
 };
 
-/// How many messages are looked at from each end of what the consumer has delivered.
+/// Number of messages that are examined at each end of the consumer's delivered ones.
 const RANGE: u64 = 500;
 
-/// How many bytes of payload are fetched at most, as base64: a search costs what it looks at.
+/// Greatest number of bytes of payload that are fetched, as base64: they are the cost of a search.
 const BYTES: usize = 32 * 1024 * 1024;
 
-/// How long a search may take.
+/// Time limit of a search.
 const SEARCH_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a message without a dead letter is set aside.
+/// Time for which a message without a dead letter is set aside.
 const ASIDE: Duration = Duration::from_secs(60 * 60);
 
-/// The search for messages that can't be parsed; nothing is requested while it runs.
+/// Search for messages that can't be parsed; nothing is requested while it runs.
 #[derive(Default)]
 pub(super) struct Search {
     running: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Search {
-    /// Begins, unless it runs.
+    /// Begins the search, unless it runs.
     pub(super) fn begin(&mut self, channel: &Arc<Channel>, consumer: &Arc<PullConsumer>) {
         if self.running.is_none() {
             let searching = search(Arc::clone(channel), Arc::clone(consumer));
@@ -58,7 +58,7 @@ impl Search {
         self.running.is_some()
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the search.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(running) = &mut self.running else {
             return Poll::Pending;
@@ -92,7 +92,7 @@ async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
                 stream,
                 consumer = name,
                 found,
-                "unreadable messages looked for"
+                "unreadable messages searched"
             );
         }),
         Ok(Err(error)) => guard(|| {
@@ -100,7 +100,7 @@ async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
                 stream,
                 consumer = name,
                 error,
-                "unreadable messages can't be looked for"
+                "search for unreadable messages failed"
             );
         }),
         Err(_) => guard(|| {
@@ -124,8 +124,8 @@ struct Got {
 
 /// Returns the messages that were delivered, may be unacked, and can't be parsed.
 ///
-/// The first of what was delivered are looked at, and the last: an old one keeps the ack floor down,
-/// and a new one was delivered just now.
+/// It examines the first and the last of the delivered messages: an old one keeps the ack floor down, and a
+/// new one was delivered just now.
 async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String> {
     let mut found = Vec::new();
     if info.num_ack_pending == 0 {
@@ -180,7 +180,7 @@ async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String>
     Ok(found)
 }
 
-/// Takes a message out of the consumer's way: as a dead letter, or else for an hour.
+/// Removes a message from the consumer's way: as a dead letter, or else for an hour.
 async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
     let sequence = message.sequence;
     let result = match &channel.dead_letter {
@@ -202,8 +202,8 @@ async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
             return;
         }
     };
-    // A consumer whose acks are explicit goes by the stream's sequence; the other numbers need only
-    // be possible ones.
+    // A consumer whose acks are explicit uses the stream's sequence; the other numbers only need to be
+    // possible ones.
     let reply = format!(
         "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
         channel.stream, channel.consumer, info.delivered.consumer_sequence
@@ -240,7 +240,7 @@ async fn set_aside(channel: &Channel, info: &Info, message: &RawMessage) {
     }
 }
 
-/// Publishes what can be kept of a message.
+/// Publishes the readable parts of a message as a dead letter.
 async fn dead_letter(
     channel: &Channel,
     subject: &async_nats::Subject,

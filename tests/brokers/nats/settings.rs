@@ -119,7 +119,10 @@ async fn what_max_deliver_strands_is_warned_of() {
     jobs.publish("a").await;
     let mut deliveries = jobs.subscribe(1).await;
     let warned = |of: &str| log.lines().iter().filter(|line| line.contains(of)).count();
-    assert_eq!(warned("strands a job after `max_deliver` deliveries"), 1);
+    assert_eq!(
+        warned("stranded by the server after `max_deliver` deliveries"),
+        1
+    );
     for stranded in [0, 1] {
         let job = next(&mut deliveries).await;
         settle(&job, Verdict::retry()).await.unwrap();
