@@ -1,4 +1,4 @@
-//! [`Acks`]: those that come at the same time go to the server together.
+//! [`Acks`] of a channel, sent to the server in batches.
 
 use std::{io, iter, sync::Arc};
 
@@ -13,21 +13,21 @@ use super::{
 };
 use crate::broker::gathering::Gathering;
 
-/// How many acks a batch has at most: a command keeps all other clients of the server waiting.
+/// Greatest number of acks in a batch: a command keeps all other clients of the server waiting.
 const LIMIT: usize = 64;
 
 /// Collects the acks of a channel into batches.
 ///
-/// They are [gathered](Gathering). A batch is one command, or a script for those that have to ask. No
-/// batch waits for the answer to another. Should the task that sends them end early, since its runtime
-/// does, each ack is answered with an error.
+/// They are [gathered](Gathering). A batch is one command, or a script for those that have to check the owner
+/// of their entries. No batch waits for the reply to another. If the task that sends them ends early, since
+/// its runtime ends, each ack fails with an error.
 pub(super) struct Acks {
     gathering: Gathering<Ack>,
 }
 
 struct Ack {
     id: DeliveryId,
-    /// Whether it asks whose the entry is, though it comes early.
+    /// `true` if it checks the owner of the entry, though it comes early.
     asks: bool,
     answer: oneshot::Sender<Result<Reply, RedisError>>,
 }
@@ -44,12 +44,12 @@ impl Acks {
         }
     }
 
-    /// Acks the delivery and frees its place. If it comes early it asks whose the entry is only if it
-    /// `asks`.
+    /// Acks the delivery and frees its place. An early ack checks the owner of the entry only if `asks` is
+    /// set.
     ///
     /// # Cancel safety
     ///
-    /// Once it was polled, the ack goes out whether or not anybody waits for its answer.
+    /// Once it was polled, the ack is sent, whether or not anybody waits for its result.
     pub(super) async fn ack(
         &self,
         link: &Arc<Link>,
@@ -70,7 +70,8 @@ impl Acks {
 impl Link {
     /// Sends acks in batches.
     async fn send(self: Arc<Self>, acks: Vec<Ack>) {
-        // What is deleted is asked for, or a mistake of the others' would delete what one has parked.
+        // An ack that deletes its entry always checks it: after a mistake of another consumer it could delete
+        // an entry that has been parked.
         let may_trust = !self.delete_settled && !self.is_stale();
         let now = Instant::now();
         let is_leased =
@@ -81,7 +82,7 @@ impl Link {
         join(join_all(leased), join_all(others)).await;
     }
 
-    /// Acks what nobody else can have yet.
+    /// Acks entries that nobody else can have yet.
     async fn send_leased(&self, acks: Vec<Ack>) {
         let ids: Vec<_> = acks.iter().map(|ack| &ack.id.entry).collect();
         let mut ack = cmd("XACK");
@@ -96,7 +97,7 @@ impl Link {
         self.answer_all(acks, &reply.map(|reply| move |_| reply));
     }
 
-    /// Acks what is still this consumer's.
+    /// Acks the entries that still belong to this consumer.
     async fn send_others(&self, mut acks: Vec<Ack>) {
         acks.sort_unstable_by(|a, b| order(&a.id.entry).cmp(&order(&b.id.entry)));
         let mut script = scripts::ACK.prepare_invoke();
@@ -121,10 +122,10 @@ impl Link {
         self.answer_all(acks, &reply);
     }
 
-    /// Frees the places of what was done, and tells each ack the reply to its position, from 1 on.
+    /// Frees the places of settled entries, and gives each ack the reply to its position, from 1 on.
     fn answer_all(&self, acks: Vec<Ack>, reply: &Result<impl Fn(usize) -> Reply, RedisError>) {
         if reply.is_ok() {
-            // At once, so that the reader learns of all of them at once.
+            // All at once, so that the reader learns of them together.
             self.free.add_permits(acks.len());
         }
         for (position, ack) in (1..).zip(acks) {
@@ -132,7 +133,7 @@ impl Link {
                 Ok(reply) => Ok(reply(position)),
                 Err(error) => Err(error.clone()),
             };
-            // Whoever has stopped waiting has told that it doesn't know.
+            // A settlement that no longer waits has reported that it does not know the result.
             drop(ack.answer.send(reply));
         }
     }
@@ -146,8 +147,8 @@ fn batches(acks: Vec<Ack>) -> impl Iterator<Item = Vec<Ack>> {
     })
 }
 
-/// By this ids are in the order that they have in the stream. They are two decimal numbers without
-/// leading zeros, of which the longer is the larger.
+/// Returns a key that sorts ids in the order of the stream. They are two decimal numbers without leading
+/// zeros, of which the longer is the larger.
 fn order(id: &str) -> (usize, &str, usize, &str) {
     let (time, sequence) = id.split_once('-').unwrap_or((id, ""));
     (time.len(), time, sequence.len(), sequence)

@@ -1,4 +1,4 @@
-//! What the deliveries of one subscription share: the connection that they are settled on.
+//! [`Channel`]: the settling side of a subscription, which its deliveries share.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ pub(super) struct Channel {
     pub(super) acks: Acks,
 }
 
-/// A settlement that failed, and what is left to do.
+/// A settlement that failed, and its reach.
 pub(super) struct Failed {
     pub(super) error: DeliveryError,
     pub(super) left: Left,
@@ -29,16 +29,16 @@ pub(super) struct Failed {
 pub(super) enum Left {
     /// Nothing was done, so it may be tried again.
     Again,
-    /// Nothing: the entry is not pending for this delivery, whose place is free.
+    /// No further action: the entry is not pending for this delivery, whose place is free.
     Nothing,
-    /// To give up the channel: what was done is not known.
+    /// The channel has to be given up: it is not known what was done.
     Channel,
 }
 
 impl Channel {
     /// Carries `verdict` out and frees the delivery's place.
     ///
-    /// An early ack asks whose the entry is only if it is known to be lost.
+    /// An early ack checks the owner of the entry only if the entry is known to be lost.
     pub(super) async fn settle(
         &self,
         id: &DeliveryId,
@@ -62,7 +62,7 @@ impl Channel {
                 self.give_back(id, verdict.delay(), "FAIL", count).await
             }
             Verdict::Release { .. } => {
-                // The next delivery raises it again.
+                // The next delivery raises the count again.
                 let count = id.deliveries().saturating_sub(1);
                 self.give_back(id, verdict.delay(), "SILENT", count).await
             }
@@ -96,7 +96,7 @@ impl Channel {
         }
     }
 
-    /// Keeps the entry as a dead letter, if it is to be kept, and acks it.
+    /// Stores the entry as a dead letter, if there is a stream for them, and acks it.
     async fn reject(
         &self,
         id: &DeliveryId,
@@ -109,11 +109,11 @@ impl Channel {
                 return Ok(reply);
             }
         }
-        // What is dropped must be this delivery: the next may come to a better end.
+        // An entry without a dead letter must belong to this delivery: the next one may succeed.
         self.acks.ack(&self.link, id, true).await
     }
 
-    /// Gives the entry back: at once in this `mode` if the server has one, or with this `count`.
+    /// Gives the entry back: at once in this `mode` if the server has `XNACK`, or else with this `count`.
     async fn give_back(
         &self,
         id: &DeliveryId,
@@ -127,7 +127,7 @@ impl Channel {
         }
     }
 
-    /// Lets the entry wait, out of the pending list, until it is due.
+    /// Parks the entry outside the pending list until it is due.
     async fn park(
         &self,
         id: &DeliveryId,
@@ -142,7 +142,7 @@ impl Channel {
         self.link.answer(&script).await
     }
 
-    /// Gives the entry back within the pending list, for whoever claims next.
+    /// Gives the entry back within the pending list, for the next consumer that claims.
     async fn nack(&self, id: &DeliveryId, mode: &str) -> Result<Reply, RedisError> {
         let mut script = scripts::NACK.prepare_invoke();
         self.link.owned(&mut script, id).arg(mode);
@@ -163,8 +163,8 @@ impl fmt::Debug for Channel {
 
 /// Returns whether the server refused a command or a script before its first write.
 ///
-/// The scripts read before they write, and their first write is the one that these conditions
-/// refuse. After any other error it is not known what was done.
+/// The scripts read before they write, and these conditions refuse their first write. After any other error
+/// it is not known what was done.
 fn is_refused_whole(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
     match error.kind() {

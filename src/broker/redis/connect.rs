@@ -1,4 +1,4 @@
-//! [`Server`]: where a consumer group connects, and the connections to it.
+//! [`Server`] of a consumer group, and the connections to it.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ConnectError;
 use crate::broker::address::{SPLIT, is_split, place};
 
-/// A server, and its name in errors.
+/// A server, with its name for errors.
 pub(super) struct Server {
     client: Client,
     pub(super) place: String,
@@ -20,12 +20,12 @@ pub(super) struct Server {
 impl Server {
     /// Reads an address.
     ///
-    /// No error repeats any part of one that is not valid: it may be one of the password.
+    /// No error repeats any part of an invalid address: it may belong to the password.
     pub(super) fn parse(address: &str) -> Result<Self, ConnectError> {
         let invalid = |text| RedisError::from((ErrorKind::InvalidClientConfig, text));
         let url = parse_redis_url(address);
         let has_host = url.as_ref().is_some_and(|url| url.has_host());
-        // The path of a socket may have any sign.
+        // The path of a socket may contain any sign.
         if has_host && is_split(address) {
             return Err(ConnectError::InvalidAddress(invalid(SPLIT)));
         }
@@ -39,7 +39,7 @@ impl Server {
             }
         }
         let client = Client::open(address).map_err(|error| {
-            // The client repeats what is in the place of the protocol's version.
+            // The client repeats the value of the protocol's version, which may be any part of the address.
             let is_bare = error.detail().is_none();
             let text = "a parameter of it is not valid";
             ConnectError::InvalidAddress(if is_bare { error } else { invalid(text) })
@@ -47,7 +47,7 @@ impl Server {
         Self::new(&client)
     }
 
-    /// Takes the address and the certificates of a client.
+    /// Creates it from the address and the certificates of a client.
     pub(super) fn new(client: &Client) -> Result<Self, ConnectError> {
         let info = client.get_connection_info().clone();
         let place = match info.addr() {
@@ -56,16 +56,15 @@ impl Server {
             }
             other => other.to_string(),
         };
-        // With version 3 of the protocol the client tells when a connection is lost, also one that
-        // waits for nothing.
+        // With version 3 of the protocol the client reports the loss of a connection, also of one without an
+        // open request.
         let settings = info.redis_settings().clone();
         let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
         let client = with_roots(info).map_err(ConnectError::InvalidAddress)?;
         Ok(Self { client, place })
     }
 
-    /// Opens a connection that waits no longer than `patience` for an answer, and cancels `lost` when
-    /// it is lost.
+    /// Opens a connection that waits at most `patience` for a reply, and cancels `lost` when it is lost.
     pub(super) async fn open(
         &self,
         patience: Duration,
@@ -104,7 +103,7 @@ fn with_roots(info: ConnectionInfo) -> Result<Client, RedisError> {
 
 /// Returns a client that trusts the authorities of the system.
 ///
-/// Built with both rustls and native-tls, the client uses rustls, and by itself trusts nobody.
+/// If the client is built with both rustls and native-tls, it uses rustls, and trusts nobody by default.
 #[cfg(all(feature = "rustls", feature = "native-tls"))]
 fn with_roots(info: ConnectionInfo) -> Result<Client, RedisError> {
     use ::redis::TlsCertificates;

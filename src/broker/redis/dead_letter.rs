@@ -1,4 +1,4 @@
-//! Dead letters: copies of what is rejected.
+//! Dead letters: copies of rejected entries.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const ENTRY_ID: &str = "x-entry-id";
-/// Fields that a dead letter has once, whatever the entry had.
+/// Fields that a dead letter has once, even if the entry had them, too.
 const OURS: [&str; 5] = [
     OUTCOME_KIND,
     OUTCOME_MESSAGE,
@@ -27,8 +27,7 @@ const OURS: [&str; 5] = [
 impl Link {
     /// Copies the entry to the stream `dead`, acks it, and frees the delivery's place.
     ///
-    /// Nothing comes back for an entry that is too large for a script: it is copied, and still to be
-    /// acked.
+    /// Returns `None` for an entry that is too large for a script: it is copied, and still has to be acked.
     pub(super) async fn dead_letter(
         &self,
         dead: &str,

@@ -1,4 +1,4 @@
-//! [`Deliveries`]: the stream of what a consumer of a group is given.
+//! [`Deliveries`], the stream of a consumer's jobs.
 
 use std::{
     fmt,
@@ -20,35 +20,33 @@ use tower::limit::ConcurrencyLimitLayer;
 use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
 use crate::{broker::ending::Ending, consumer::Subscription};
 
-/// The deliveries to one consumer of a group.
+/// Stream of the deliveries to one consumer of a group.
 ///
-/// Made by [`ConsumerGroup::connect`](super::ConsumerGroup::connect). It reads in a task of its own,
-/// and only as much as may be unanswered: what was read and not settled is never more than
-/// [`prefetch`](Self::prefetch).
+/// [`ConsumerGroup::connect`](super::ConsumerGroup::connect) creates it. It reads in its own task, and only
+/// as much as its places allow: unsettled deliveries are never more than [`prefetch`](Self::prefetch).
 ///
 /// # Closing
 ///
-/// [`poll_stop`](Subscription::poll_stop) reads nothing more, and gives back what was read and not yet
-/// taken from the stream, without a delivery counted; what a read that is under way still brings
-/// follows.
+/// [`poll_stop`](Subscription::poll_stop) reads nothing more. It gives back the deliveries that were not yet
+/// taken from the stream, without a charge. Those of a read that is still open follow.
 ///
-/// [`poll_close`](Subscription::poll_close) gives back at once whatever this consumer has: what was
-/// read and not yet taken from the stream without a delivery counted, what was handed out and not
-/// answered with the one that it had. Settle what is running first: its settlement is refused from
-/// then on. To drop the stream does the same, in the background.
+/// [`poll_close`](Subscription::poll_close) gives back all entries of this consumer at once. Deliveries that
+/// were not yet taken from the stream are not charged; those that were taken and are unsettled are charged
+/// with the one delivery. Settle the running jobs first: their settlements are refused from then on. Dropping
+/// the stream does the same, in the background.
 ///
-/// If the connection is lost, the entries stay pending on the server, and another consumer reclaims
-/// them after [`min_idle`](super::ConsumerGroup::min_idle).
+/// If the connection is lost, the entries stay pending on the server, and another consumer reclaims them
+/// after [`min_idle`](super::ConsumerGroup::min_idle).
 #[must_use = "a subscription that is dropped is closed"]
 pub struct Deliveries {
     incoming: UnboundedReceiver<Delivery>,
     close: Option<oneshot::Sender<Vec<String>>>,
-    /// Gives back what nobody had taken when it was stopped.
+    /// Gives back the deliveries that nobody had taken at the stop.
     stopping: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    /// What that was; the close gives back what is left of it.
+    /// Ids of these deliveries; the close gives back those that are left.
     unseen: Vec<String>,
     reader: JoinHandle<Result<(), SubscriptionError>>,
-    /// How the reader ended.
+    /// End of the reader.
     ended: Option<Ending<SubscriptionError>>,
     channel: Arc<Channel>,
     prefetch: usize,
@@ -77,12 +75,12 @@ impl Deliveries {
         }
     }
 
-    /// Returns how many deliveries may be unanswered.
+    /// Returns the greatest number of unsettled deliveries.
     pub fn prefetch(&self) -> usize {
         self.prefetch
     }
 
-    /// Returns the gate that goes with it: a concurrency limit of the same number.
+    /// Returns tower's concurrency limit of the same number, to be placed outside the sentinel.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
@@ -99,11 +97,12 @@ impl Deliveries {
         self.channel.link.closed.store(true, Ordering::Release);
         self.take_unread();
         self.stopping = None;
-        // The reader may have ended for a reason of its own.
+        // The reader may have ended for another reason.
         drop(close.send(mem::take(&mut self.unseen)));
     }
 
-    /// Takes nothing more from the reader, which reads nothing more then; returns what had come.
+    /// Takes nothing more from the reader, which then reads nothing more; returns the deliveries that had
+    /// come.
     fn take_unread(&mut self) -> Vec<Delivery> {
         self.incoming.close();
         let unread: Vec<_> = std::iter::from_fn(|| self.incoming.try_recv().ok()).collect();
@@ -115,7 +114,7 @@ impl Deliveries {
     /// Waits for the end of the reader.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.ended.is_none() {
-            // A reader that is gone without a word went down with its runtime.
+            // A reader that ended without a result went down with its runtime.
             let ended = ready!(Pin::new(&mut self.reader).poll(cx))
                 .unwrap_or(Err(SubscriptionError::Disconnected(None)));
             self.channel.link.closed.store(true, Ordering::Release);
@@ -133,12 +132,11 @@ impl Stream for Deliveries {
             return Poll::Ready(self.ended.as_mut().and_then(Ending::next));
         }
         loop {
-            // When there are no more, it was stopped, or the reader is about to end, which wakes this
-            // task.
+            // If there are no more, it was stopped, or the reader is about to end, which wakes this task.
             let Some(delivery) = ready!(self.incoming.poll_recv(cx)) else {
                 return Poll::Pending;
             };
-            // It waited here for so long that it is another consumer's by now, or will be.
+            // It waited here for so long that another consumer has it by now, or will have it.
             if delivery.asked_at().elapsed() >= self.min_idle {
                 self.channel.link.free.add_permits(1);
                 continue;

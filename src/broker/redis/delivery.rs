@@ -1,4 +1,4 @@
-//! [`Delivery`]: an entry of a stream, and the tag that answers for it.
+//! [`Delivery`], an entry of a stream, and [`DeliveryTag`], the handle that settles it.
 
 use std::{
     borrow::Cow,
@@ -28,13 +28,13 @@ use crate::{
 
 /// An entry of a stream that was delivered to this consumer.
 ///
-/// As bytes ([`AsRef`]) it is its payload: the value of the field that
-/// [`ConsumerGroup::payload_field`](super::ConsumerGroup::payload_field) names, `payload` by
-/// default, and empty if the entry has no such field.
+/// As bytes ([`AsRef`]) it is its payload: the value of the field with the name of
+/// [`ConsumerGroup::payload_field`](super::ConsumerGroup::payload_field), `payload` by default. It is empty
+/// if the entry has no such field.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     tag: DeliveryTag,
-    /// Its place in the fields.
+    /// Position of the payload in the fields.
     payload: Option<usize>,
 }
 
@@ -45,7 +45,7 @@ impl Delivery {
         Self { tag, payload }
     }
 
-    /// Returns the id of the entry, such as `1526919030474-55`. It is kept when the entry comes back.
+    /// Returns the id of the entry, such as `1526919030474-55`. It stays the same when the entry comes back.
     pub fn id(&self) -> &str {
         self.tag.id()
     }
@@ -59,7 +59,7 @@ impl Delivery {
         self.payload.map(|index| &*self.tag.shared.fields[index].1)
     }
 
-    /// Returns the value of the first field that is called `name`.
+    /// Returns the value of the first field with the name `name`.
     pub fn field(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
         let name = name.as_ref();
         self.tag.field(|field| field == name)
@@ -110,24 +110,22 @@ impl Job for Delivery {
         self.tag.clone()
     }
 
-    /// The [`min_idle`](super::ConsumerGroup::min_idle) of the group.
+    /// Returns the [`min_idle`](super::ConsumerGroup::min_idle) of the group.
     fn lease(&self) -> Option<Duration> {
         Some(self.tag.shared.channel.link.min_idle)
     }
 }
 
-/// What a [`Delivery`] is settled with.
+/// Handle that settles a [`Delivery`].
 ///
-/// It shares the fields with the delivery, since some of them are what
-/// [traces say of it](Settle::messaging).
+/// It shares the fields with the delivery, since [traces](Settle::messaging) use some of them.
 ///
-/// Each verdict's effect is in the [module's docs](super#verdicts). A settlement that fails gives
-/// the tag back if the server refused it as a whole (it is loading its data, it is out of memory,
-/// it is a replica, its master is down): nothing was done then. It is
-/// [moot](Unsettled::moot) if the entry is not pending for this delivery any more
-/// ([`Lost`](DeliveryError::Lost), [`SomeLost`](DeliveryError::SomeLost),
-/// [`Gone`](DeliveryError::Gone)). After any other failure it is not
-/// known whether it took effect, and a repeat could hit the entry's next delivery.
+/// The [module's docs](super#verdicts) show the effect of each verdict. A failed settlement gives the tag
+/// back if the server refused it as a whole (it is loading its data, it is out of memory, it is a replica,
+/// its master is down): nothing was done then. It is [moot](Unsettled::moot) if the entry is not pending for
+/// this delivery any more ([`Lost`](DeliveryError::Lost), [`SomeLost`](DeliveryError::SomeLost),
+/// [`Gone`](DeliveryError::Gone)). After any other failure it is not known whether it took effect, and a
+/// second attempt could hit the entry's next delivery.
 #[derive(Clone)]
 pub struct DeliveryTag {
     shared: Arc<Shared>,
@@ -135,12 +133,12 @@ pub struct DeliveryTag {
 
 struct Shared {
     id: DeliveryId,
-    /// Whether the entry was never given to anybody before. The count does not tell: a release leaves
-    /// it as it was.
+    /// `true` if the entry was never given to anybody before. The count does not show it: a release leaves it
+    /// unchanged.
     is_new: bool,
     fields: Vec<(Vec<u8>, Vec<u8>)>,
     settled: AtomicBool,
-    /// Whether a keep-alive has told that somebody else has it.
+    /// `true` once a keep-alive has found that another consumer has it.
     lost: AtomicBool,
     channel: Arc<Channel>,
 }
@@ -179,7 +177,7 @@ impl Settle for DeliveryTag {
     type Future = Settlement;
 
     fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
-        // Taken here and not in the future, so that the call alone uses the tag up.
+        // Taken here and not in the future, so that the call itself uses the tag up.
         let first = !self.shared.settled.swap(true, Ordering::AcqRel);
         let future = Box::pin(async move {
             if !first {
@@ -235,7 +233,7 @@ impl Settle for DeliveryTag {
         }
     }
 
-    /// The destination is the stream's key, and the message's id that of the entry. The trace context
+    /// Returns the stream's key as the destination, and the entry's id as the message's id. The trace context
     /// is in the entry's fields of its names.
     fn messaging(&self) -> Option<Messaging<'_>> {
         let text = |name: &str| {
@@ -260,13 +258,13 @@ impl fmt::Debug for DeliveryTag {
     }
 }
 
-/// The future of a settlement.
+/// Future of a [`DeliveryTag`]'s settlement.
 ///
 /// # Cancel safety
 ///
-/// Not cancel safe: the tag is used up by the call. An ack goes out once this was polled, also if it is
-/// dropped then. After any other verdict the server may or may not have carried it out, and its place of
-/// the [prefetch](super::ConsumerGroup::prefetch) may stay taken.
+/// Not cancel safe: the call uses the tag up. An ack is sent once this was polled, also if it is dropped
+/// then. After any other verdict the server may or may not have carried it out, and its place of the
+/// [prefetch](super::ConsumerGroup::prefetch) may stay taken.
 #[must_use = "a delivery is not settled unless this is polled"]
 pub struct Settlement {
     future: Settling,

@@ -1,4 +1,4 @@
-//! Why there is no subscription, why it ended, and why a delivery is not settled.
+//! Errors of subscriptions and settlements.
 
 use std::{error::Error, fmt};
 
@@ -7,68 +7,68 @@ use ::redis::RedisError;
 use super::keys::in_slot_of;
 use crate::broker::cause::write_cause;
 
-/// Why there is no subscription.
+/// Error of a subscription that can't be made.
 ///
-/// The message is one line that names the server's address, and never a user or a password. With `{:#}`
-/// it has the cause, too.
+/// The message is one line that names the server's address, and never a user or a password. With `{:#}` it
+/// includes the cause.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address is not one of Redis.
+    /// The address is not valid for Redis.
     InvalidAddress(RedisError),
     /// The address asks for TLS, and this crate is built without it; nothing was sent.
     NoTls {
         /// Host and port.
         address: String,
     },
-    /// The server can't be reached, or doesn't answer.
+    /// The server can't be reached, or does not respond.
     Unreachable {
         /// Host and port, or the path of a socket.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: RedisError,
     },
     /// The server refuses the user or the password.
     Denied {
         /// Host and port, or the path of a socket.
         address: String,
-        /// What the client says.
+        /// The client's error.
         error: RedisError,
     },
-    /// The user may not run a command that a subscription needs, or not on one of its keys.
+    /// The user has no right to run a command that a subscription needs, or not on one of its keys.
     ///
-    /// The [rights](crate::_guide::redis#rights) that are needed are listed in the module's docs.
+    /// The guide lists the [rights](crate::_guide::redis#rights) that are needed.
     Forbidden {
         /// Host and port, or the path of a socket.
         address: String,
         /// The command, with its subcommand if it has one, such as `XGROUP CREATE`.
         command: &'static str,
-        /// The key that it was run on, unless it has none.
+        /// The command's key, if it has one.
         key: Option<String>,
-        /// What the server says. It names the user.
+        /// The server's error. It names the user.
         error: RedisError,
     },
-    /// The server is a cluster, and a key is in another hash slot than the stream, so that nothing can
-    /// change both at once.
+    /// The server is a cluster, and a key is in another hash slot than the stream, so no command can change
+    /// both at once.
     OtherSlot {
         /// Host and port, or the path of a socket.
         address: String,
-        /// The stream that was to be read.
+        /// The stream to be read.
         stream: String,
-        /// The key, which is mostly that of the dead letters.
+        /// The key, mostly that of the dead letters.
         key: String,
-        /// What the server says.
+        /// The server's error.
         error: RedisError,
     },
     /// The server refuses to create the consumer group.
     Group {
         /// Host and port, or the path of a socket.
         address: String,
-        /// The stream that was to be read.
+        /// The stream to be read.
         stream: String,
-        /// The group that was to be joined.
+        /// The group to be joined.
         group: String,
-        /// What the server says.
+        /// The server's error.
         error: RedisError,
     },
 }
@@ -144,17 +144,17 @@ impl Error for ConnectError {
     }
 }
 
-/// Why a subscription ended though nobody closed it.
+/// Error of a subscription that ended without being closed from this side.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SubscriptionError {
     /// A connection to the server is lost.
     ///
-    /// It is noticed at once where the server's end closes it. Where it falls silent, it is noticed
-    /// after the [`response_timeout`](super::ConsumerGroup::response_timeout) and the second between
-    /// two pings, which is 6 s by default.
+    /// It is noticed at once if the server's end closes it. If the server falls silent, it is noticed after
+    /// the [`response_timeout`](super::ConsumerGroup::response_timeout) and the second between two pings,
+    /// which is 6 s by default.
     Disconnected(Option<RedisError>),
-    /// The server refuses to deliver, as when the stream, the group or a permission is gone.
+    /// The server refuses to deliver, for example since the stream, the group or a permission is gone.
     Refused(RedisError),
 }
 
@@ -169,7 +169,7 @@ impl SubscriptionError {
 
 /// Returns whether the connection is lost with this error.
 ///
-/// A timeout is one: what had no answer may be done at any time while the connection lives.
+/// A timeout is one: while the connection lives, a request without a reply may be carried out at any time.
 pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
     error.is_io_error() || error.is_unrecoverable_error()
 }
@@ -193,7 +193,7 @@ impl Error for SubscriptionError {
     }
 }
 
-/// Why a delivery is not settled, or not kept.
+/// Error of a delivery that is not settled, or not kept alive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeliveryError {
@@ -201,23 +201,23 @@ pub enum DeliveryError {
     AlreadySettled,
     /// The subscription that the delivery came from is closed or lost. Nothing was sent.
     Stale,
-    /// The entry is not pending for this consumer any more: somebody reclaimed it, or acked it.
-    /// Nothing was changed.
+    /// The entry is not pending for this consumer any more: another consumer has reclaimed it, or it was
+    /// acked. Nothing was changed.
     Lost,
-    /// Of some entries that were acked by one command, not all were pending any more, and it is not
-    /// known whether this is one of those. The others are acked.
+    /// Of some entries that were acked by one command, not all were pending any more, and it is not known
+    /// whether this is one of those. The others are acked.
     ///
-    /// Nobody who keeps to the [`min_idle`](super::ConsumerGroup::min_idle) can have taken one; but
-    /// somebody may have acked it by hand, or trimmed or deleted it: the next `XAUTOCLAIM` that comes
-    /// upon such an entry takes it out of the pending ones.
+    /// No consumer that respects the [`min_idle`](super::ConsumerGroup::min_idle) can have taken one. But
+    /// somebody may have acked it by hand, or trimmed or deleted it: the next `XAUTOCLAIM` that finds such an
+    /// entry removes it from the pending ones.
     SomeLost {
-        /// How many were not pending.
+        /// The number of entries that were not pending.
         lost: usize,
-        /// How many the command had.
+        /// The number of entries of the command.
         of: usize,
     },
-    /// The entry was trimmed or deleted from the stream, so there was nothing to keep. It is not
-    /// pending any more.
+    /// The entry was trimmed or deleted from the stream, so there was nothing to settle. It is not pending
+    /// any more.
     Gone,
     /// The command failed. Whether it took effect is not known, unless the tag came back.
     Command(RedisError),

@@ -1,4 +1,4 @@
-//! [`ConsumerGroup`]: how a stream is read.
+//! [`ConsumerGroup`], the builder of a subscription.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::outcome::guard;
 
-/// A consumer group of a stream, and how to be one of its consumers.
+/// Builder of [`Deliveries`]: a consumer group of a stream, and the settings of one consumer.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -52,7 +52,7 @@ pub struct ConsumerGroup {
 }
 
 impl ConsumerGroup {
-    /// Creates the description of `group`, which reads `stream`.
+    /// Creates the builder for `group`, which reads `stream`.
     pub fn new(stream: impl Into<String>, group: impl Into<String>) -> Self {
         let (stream, group) = (stream.into(), group.into());
         Self {
@@ -71,10 +71,10 @@ impl ConsumerGroup {
         }
     }
 
-    /// Sets how many deliveries may be unanswered; 64 by default.
+    /// Sets the greatest number of unsettled deliveries; 64 by default.
     ///
-    /// Each read of new entries asks for a third of the places that are free then, so that jobs come in a
-    /// flow and not in bursts.
+    /// Each read of new entries asks for a third of the free places, so that jobs come in a flow and not in
+    /// bursts.
     ///
     /// # Panics
     ///
@@ -86,24 +86,24 @@ impl ConsumerGroup {
         self
     }
 
-    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), for the outside of the
+    /// Returns tower's concurrency limit of the [prefetch](Self::prefetch), to be placed outside the
     /// sentinel.
     ///
-    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before
-    /// there is a subscription; it is the [`gate`](Deliveries::gate) of what this connects.
+    /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before there is a
+    /// subscription. It equals the [`gate`](Deliveries::gate) of the deliveries.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
 
-    /// Sets after which time without an answer or a keep-alive an entry is given to another
-    /// consumer; 60 s by default.
+    /// Sets the time without a settlement or a keep-alive after which an entry is given to another consumer;
+    /// 60 s by default.
     ///
-    /// It must be longer than a job can take, or each job be kept alive. All consumers of a group
-    /// must have the same: for [as long](super#verdicts) they trust that an entry is theirs.
+    /// It must be longer than the longest job, or each job must be kept alive. All consumers of a group must
+    /// set the same value: for [this time](super#verdicts) they trust that an entry is theirs.
     ///
     /// # Panics
     ///
-    /// Panics if it is less than 1 ms: each entry would be taken from whoever has just read it.
+    /// Panics if it is less than 1 ms: each entry would be taken from the consumer that has just read it.
     #[track_caller]
     pub fn min_idle(mut self, min_idle: Duration) -> Self {
         assert!(
@@ -114,11 +114,11 @@ impl ConsumerGroup {
         self
     }
 
-    /// Sets how often to look for entries that came back or whose delay is over; every 100 ms by
+    /// Sets the interval between two reads of entries that came back or whose delay is over; 100 ms by
     /// default.
     ///
-    /// New entries don't wait for it. It is also the longest that closing waits for the reader. More
-    /// than a minute is taken for a minute.
+    /// New entries don't wait for it. It is also the longest time that a close waits for the reader. Values
+    /// above a minute count as a minute.
     ///
     /// # Panics
     ///
@@ -133,38 +133,39 @@ impl ConsumerGroup {
         self
     }
 
-    /// Sets how long the server may take to answer a command before the connection counts as lost;
-    /// 5 s by default.
+    /// Sets the time that the server may take to reply to a command before the connection counts as lost; 5 s
+    /// by default.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
     }
 
-    /// Sets what the name of the consumer begins with; `tower-sentinel` by default.
+    /// Sets the prefix of the consumer's name; `tower-sentinel` by default.
     ///
-    /// Each subscription adds 16 random digits, so that no two have the same name: it is the name
-    /// by which a consumer that lost an entry is told from the one that has it now.
+    /// Each subscription adds 16 random digits, so that no two have the same name: the name tells a consumer
+    /// that lost an entry from the one that has it now.
     pub fn consumer(mut self, prefix: impl Into<String>) -> Self {
         self.consumer = prefix.into();
         self
     }
 
-    /// Sets which field of an entry is its payload; `payload` by default.
+    /// Sets the name of the field that is an entry's payload; `payload` by default.
     pub fn payload_field(mut self, field: impl Into<String>) -> Self {
         self.payload_field = field.into();
         self
     }
 
-    /// Sets where the group begins to read if it is created; `0` by default, the first entry that
-    /// the stream has.
+    /// Sets the id after which the group begins to read if it is created; `0` by default, so that it begins
+    /// with the stream's first entry.
     ///
-    /// `$` is what is added from then on.
+    /// With `$` it reads the entries that are added from then on.
     pub fn start(mut self, id: impl Into<String>) -> Self {
         self.start = id.into();
         self
     }
 
-    /// Sets what the [keys](crate::_guide::redis#keys) begin with that are made for the group; nothing by default.
+    /// Sets the prefix of the [keys](crate::_guide::redis#keys) that are made for the group; empty by
+    /// default.
     ///
     /// A stream of dead letters that is [named](Self::dead_letter) keeps its name.
     ///
@@ -182,14 +183,14 @@ impl ConsumerGroup {
 
     /// Sets the stream of dead letters; `{stream}:group:dead` by default.
     ///
-    /// In a cluster it must be in the hash slot of the stream, or [`connect`](Self::connect) fails.
-    /// Elsewhere any name will do.
+    /// In a cluster it must be in the hash slot of the stream, or [`connect`](Self::connect) fails. Without a
+    /// cluster it may have any name.
     pub fn dead_letter(mut self, stream: impl Into<String>) -> Self {
         self.keys.dead = Some(stream.into());
         self
     }
 
-    /// Drops what is rejected.
+    /// Drops rejected entries.
     pub fn no_dead_letter(mut self) -> Self {
         self.keys.dead = None;
         self
@@ -197,8 +198,8 @@ impl ConsumerGroup {
 
     /// Deletes entries from the stream when they are acked or rejected.
     ///
-    /// By default they stay until somebody trims the stream, since other groups may want them. From
-    /// Redis 8.2 on ([`XACKDEL`](crate::_guide::redis#servers)) an entry is deleted when the last group has acked it;
+    /// By default they stay until somebody trims the stream, since other groups may want them. From Redis 8.2
+    /// on ([`XACKDEL`](crate::_guide::redis#servers)) an entry is deleted when the last group has acked it;
     /// before, and on Valkey, at once.
     pub fn delete_settled(mut self) -> Self {
         self.delete_settled = true;
@@ -227,9 +228,9 @@ impl ConsumerGroup {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`], a line that names the address. There is one try: to go on trying is for a
-    /// reconnect loop. A [right](crate::_guide::redis#rights) that is missing is an error here, since a script that is
-    /// refused a command in its middle would be half done.
+    /// [`ConnectError`], a line that names the address. There is one attempt: use a reconnect loop for more.
+    /// A missing [right](crate::_guide::redis#rights) is an error here, since a script that is refused a
+    /// command in its middle would be half done.
     ///
     /// # Panics
     ///
@@ -237,19 +238,19 @@ impl ConsumerGroup {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what is left behind is the group.
+    /// Cancel safe: only the group is left behind.
     pub async fn connect(&self, address: impl AsRef<str>) -> Result<Deliveries, ConnectError> {
         self.connect_to(Server::parse(address.as_ref())?).await
     }
 
-    /// Connects to the server that `client` is made for, as [`connect`](Self::connect) does.
+    /// Connects to the server of `client`, like [`connect`](Self::connect).
     ///
-    /// The client brings what an address can't: a certificate authority, a certificate of one's own,
-    /// or a password in any signs. It makes no connection itself.
+    /// The client can hold more than an address: a certificate authority, your own certificate, or a password
+    /// with any signs. It makes no connection itself.
     ///
     /// # Errors
     ///
-    /// As those of [`connect`](Self::connect).
+    /// The errors of [`connect`](Self::connect).
     ///
     /// # Panics
     ///
@@ -257,7 +258,7 @@ impl ConsumerGroup {
     ///
     /// # Cancel safety
     ///
-    /// As that of [`connect`](Self::connect).
+    /// The same as for [`connect`](Self::connect).
     pub async fn connect_with(&self, client: &Client) -> Result<Deliveries, ConnectError> {
         self.connect_to(Server::new(client)?).await
     }

@@ -1,12 +1,12 @@
-//! [`Keys`]: where a group is kept.
+//! [`Keys`] of a group.
 
-/// The keys of a group; those that are made for it are in the hash slot of its stream.
+/// The keys of a group. Those that are made for it are in the hash slot of its stream.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     pub(super) stream: String,
     pub(super) delayed: String,
     pub(super) dead: Option<String>,
-    /// What the keys begin with that are made.
+    /// Prefix of the keys that are made.
     made: String,
 }
 
@@ -21,7 +21,7 @@ impl Keys {
         }
     }
 
-    /// Returns the keys with another prefix; dead letters that have a name of their own keep it.
+    /// Returns the keys with another prefix; dead letters with a set name keep it.
     pub(super) fn prefixed(self, group: &str, prefix: &str) -> Self {
         let is_made = self.dead.as_ref() == Some(&made_dead(&self.made));
         let keys = Self::new(self.stream, group, prefix);
@@ -41,7 +41,7 @@ fn made_dead(made: &str) -> String {
 
 /// Returns a prefix that puts a key into the hash slot of `stream`.
 ///
-/// Redis Cluster hashes what stands in the first braces, if anything does, or the whole key.
+/// Redis Cluster hashes the content of the first braces, if it is not empty, or else the whole key.
 pub(super) fn in_slot_of(stream: &str) -> String {
     let tag = stream
         .split_once('{')

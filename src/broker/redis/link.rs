@@ -1,4 +1,4 @@
-//! [`Link`]: the connection that a subscription is settled on, with its keys and its places.
+//! [`Link`] to the server: the connection for settlements, with its keys and its places.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -16,7 +16,7 @@ use super::{
     reply::{DeliveryId, Reply},
 };
 
-/// The server as a subscription reaches it: its connection, its keys and its places.
+/// A subscription's link to the server: its connection, its keys and its places.
 pub(super) struct Link {
     pub(super) connection: MultiplexedConnection,
     pub(super) keys: Keys,
@@ -25,7 +25,7 @@ pub(super) struct Link {
     pub(super) newer: Newer,
     pub(super) delete_settled: bool,
     pub(super) min_idle: Duration,
-    /// How long after an entry was asked for nobody else can take it before an ack is answered.
+    /// Time after the request for an entry in which nobody else can take it before an ack gets its reply.
     pub(super) lease: Duration,
     /// One permit for each delivery that may still be read. Only the reader takes permits.
     pub(super) free: Semaphore,
@@ -39,7 +39,7 @@ impl Link {
         self.closed.load(Ordering::Acquire) || self.lost.is_cancelled()
     }
 
-    /// Returns the command by which scripts delete what is settled, if they are to.
+    /// Returns the command by which scripts delete settled entries, or an empty text if they don't.
     pub(super) fn delete_command(&self) -> &'static str {
         match (self.delete_settled, self.newer.ack_delete) {
             (false, _) => "",
@@ -48,14 +48,14 @@ impl Link {
         }
     }
 
-    /// Runs a script that answers for a delivery, and frees its place.
+    /// Runs a script that settles a delivery, and frees its place.
     pub(super) async fn answer(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
         let reply = self.invoke(script).await?;
         self.free.add_permits(1);
         Ok(reply)
     }
 
-    /// Adds what `owned.lua` reads.
+    /// Adds the keys and arguments that `owned.lua` reads.
     pub(super) fn owned<'a, 's>(
         &self,
         script: &'a mut ScriptInvocation<'s>,
@@ -94,7 +94,7 @@ impl Link {
 
 /// Returns whole milliseconds, rounded up, so that no entry is seen before its time.
 pub(super) fn millis(delay: Duration) -> u64 {
-    // As far as a score, a double, counts in whole milliseconds.
+    // The range in which a score, a double, counts whole milliseconds.
     const FAR: u128 = 1 << 52;
     let millis = delay.as_nanos().div_ceil(1_000_000).min(FAR);
     u64::try_from(millis).unwrap_or(1 << 52)

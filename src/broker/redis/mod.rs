@@ -1,7 +1,7 @@
-//! Redis Streams: the entries of a consumer group as jobs, on the [`redis`] crate.
+//! Redis Streams, by [`redis`]: the entries of a consumer group as jobs.
 //!
-//! A [`ConsumerGroup`] connects and becomes [`Deliveries`]: a [`Subscription`](crate::consumer::Subscription)
-//! whose jobs are [`Delivery`]s and whose tags are [`DeliveryTag`]s. Redis 6.2 or later.
+//! A [`ConsumerGroup`] builds [`Deliveries`]: a [`Subscription`](crate::consumer::Subscription) whose jobs
+//! are [`Delivery`]s and whose tags are [`DeliveryTag`]s. It needs Redis 6.2 or later.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -32,7 +32,7 @@
 //!
 //! # Verdicts
 //!
-//! | verdict | what is done |
+//! | verdict | effect |
 //! | --- | --- |
 //! | `Ack` | `XACK`; with [`delete_settled`](ConsumerGroup::delete_settled) also `XDEL` ([newer servers](crate::_guide::redis#servers) do some of this by other commands) |
 //! | `Retry` | the entry is *parked* until it is due; the next delivery counts one more |
@@ -40,27 +40,26 @@
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
 //! | `Abandon` | nothing |
 //!
-//! Each but an early ack is one Lua script, so it is done as a whole or not at all (but for a dead
-//! letter of more than 3 000 fields, which a script can't write: it is added by a command of its own,
-//! within the lease, and then the entry is acked; a failure between the two leaves both). It begins with
-//! the question whether this delivery is still the entry's last: whether the entry is pending for this
-//! consumer with this count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It is
-//! all the same who has the entry now: another consumer, or this one once more. Such a settlement is
+//! Each, except an early ack, is one Lua script, so it is done as a whole or not at all. (The exception is a
+//! dead letter of more than 3 000 fields, which a script can't write: it is added by its own command, within
+//! the lease, and then the entry is acked; a failure between the two leaves both.) The script first checks
+//! whether this delivery is still the entry's last: whether the entry is pending for this consumer with this
+//! count. If not, nothing is done and the error is [`DeliveryError::Lost`]. It does not matter who has the
+//! entry now: another consumer, or this one once more. Such a settlement is
 //! [moot](crate::settle::Unsettled::moot): the server waits for none, and the subscription goes on.
 //!
-//! That question is left out for an ack that comes early: more than a [`response_timeout`] before the
-//! end of the [`min_idle`], counted from when the server was asked for the entry. As all consumers of
-//! the group have the same `min_idle`, none has taken the entry by the time that the server answers.
-//! Somebody who claims entries before that, by hand or with another library, may find that one was
-//! acked by the consumer which had it, as its job was done. Every ack asks if the `response_timeout` is
-//! as long as the `min_idle`, if entries are deleted, and if a keep-alive has told that the entry is
-//! lost.
+//! An ack that comes early leaves this check out. It is early if more than a [`response_timeout`] is left
+//! before the end of the [`min_idle`], counted from the request for the entry. As all consumers of the group
+//! have the same `min_idle`, none has taken the entry by the time of the server's reply. If somebody claims
+//! entries before that, by hand or with another library, the consumer that had an entry may still ack it, as
+//! its job was done. Every ack checks the entry if the `response_timeout` is as long as the `min_idle`, if
+//! entries are deleted, and if a keep-alive has found that the entry is lost.
 //!
-//! Acks that come at the same time share a command, up to 64 of them. None waits for another to
-//! come: what is shared is what is ready at once. Each is answered for itself, but for early ones of
-//! which only some were pending ([`DeliveryError::SomeLost`]). A command that fails, as when the
-//! connection is lost, fails for each of its acks. An ack that was begun goes out, and frees its
-//! place, even if its future is dropped.
+//! Acks that come at the same time share a command, up to 64 of them. None waits for another to come: only
+//! acks that are ready at once are shared. Each gets its own result, except early ones of which only some
+//! were pending ([`DeliveryError::SomeLost`]). A command that fails, for example since the connection is
+//! lost, fails for each of its acks. Once begun, an ack is sent, and frees its place, even if its future is
+//! dropped.
 //!
 //! [`response_timeout`]: ConsumerGroup::response_timeout
 //! [`min_idle`]: ConsumerGroup::min_idle

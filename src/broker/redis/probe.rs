@@ -1,9 +1,9 @@
-//! Questions to a server before a subscription: may this user run each command, which newer ones are
-//! there, and are the keys in one slot?
+//! Checks of a server before a subscription: the user's right to each command, the newer commands of the
+//! server, and the slots of the keys.
 //!
 //! Each command is sent once so that it changes nothing: to a group that does not exist, for an id that no
-//! entry has. A right that is missing is refused before the server looks at either. To ask for the rights
-//! themselves (`ACL DRYRUN`) is an administrator's right.
+//! entry has. A missing right is refused before the server looks at either. A request for the rights
+//! themselves (`ACL DRYRUN`) takes an administrator's right.
 
 use ::redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 use futures_util::future::join_all;
@@ -17,13 +17,14 @@ pub(super) struct Newer {
     pub(super) claim: bool,
     /// `XACKDEL`, of Redis 8.2.
     pub(super) ack_delete: bool,
-    /// `XNACK`, of Redis 8.8, where there is also `CLAIM`, which alone finds at once what it gave back.
+    /// `XNACK`, of Redis 8.8, where there is also `CLAIM`: only `CLAIM` finds at once an entry that was given
+    /// back.
     pub(super) nack: bool,
 }
 
-/// Why a server can't serve a group.
+/// Reason why a server can't serve a group.
 pub(super) enum Unfit {
-    /// It did not answer.
+    /// It did not respond.
     Failed(RedisError),
     Forbidden {
         command: &'static str,
@@ -45,7 +46,7 @@ struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    /// Creates one of a command, whose second word is its subcommand, and its arguments.
+    /// Creates one from a command, whose second word is its subcommand, and its arguments.
     fn new(command: &'static str, key: Option<&'a str>, arguments: &[&str]) -> Self {
         let mut sent = Cmd::new();
         for word in command.split(' ') {
@@ -60,7 +61,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Finds out what the server and the user lack, and which newer commands they have.
+/// Checks what the server and the user lack, and which newer commands they have.
 ///
 /// `nobody` is the name of a group that does not exist.
 pub(super) async fn probe(
@@ -88,7 +89,7 @@ pub(super) async fn probe(
                     error,
                 });
             }
-            // There is no such group, entry or script; or it will fail when it is needed.
+            // There is no such group, entry or script; any other error will show when the command is needed.
             Ok(_) | Err(_) => {}
         }
     }
@@ -129,7 +130,7 @@ async fn find_newer(
     })
 }
 
-/// Returns a probe for each command that is always needed, and each key that a script is given.
+/// Returns a probe for each command that is always needed, and each key of the scripts.
 fn needed<'a>(keys: &'a Keys, deletes: bool, nobody: &str) -> Vec<Probe<'a>> {
     let Keys {
         stream,
@@ -146,7 +147,7 @@ fn needed<'a>(keys: &'a Keys, deletes: bool, nobody: &str) -> Vec<Probe<'a>> {
     let mut probes = vec![
         Probe::new("PING", None, &[]),
         Probe::new("TIME", None, &[]),
-        // No script at all, so nothing is loaded.
+        // An invalid script, so nothing is loaded.
         Probe::new("SCRIPT LOAD", None, &["("]),
         Probe::new("XREADGROUP", Some(stream), &read),
         of_stream("XACK", &[nobody, "0-0"]),

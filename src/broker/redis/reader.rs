@@ -1,4 +1,4 @@
-//! The task that reads a stream, on a connection of its own.
+//! [`Reader`], a task that reads a stream on its own connection.
 
 use std::{future::pending, mem, pin::pin, sync::Arc, time::Duration};
 
@@ -27,30 +27,30 @@ use crate::{
     settle::{Reason, Settle, Unsettled, Verdict},
 };
 
-/// How often a connection that waits for nothing is asked whether it lives, which also keeps a server
-/// from closing it: its `timeout` is in whole seconds, and only a longer silence passes it.
+/// Interval between two pings of an idle connection. They check that it lives, and keep a server from closing
+/// it: its `timeout` is in whole seconds, and only a longer silence exceeds it.
 const PING: Duration = Duration::from_secs(1);
 
 pub(super) struct Reader {
     connection: MultiplexedConnection,
     channel: Arc<Channel>,
     incoming: UnboundedSender<Delivery>,
-    /// Says that the subscription is to be closed, and which deliveries nobody has seen.
+    /// Closes the subscription, and brings the ids of deliveries that nobody has seen.
     close: oneshot::Receiver<Vec<String>>,
     timing: Timing,
     payload_field: String,
-    /// When to look for parked entries.
+    /// Time of the next read of parked entries.
     next_due: Instant,
-    /// Whether parked entries took all places: new ones come first then.
+    /// `true` if parked entries took all places: new ones come first then.
     due_took_all: bool,
-    /// The same of those that a read claimed.
+    /// The same for entries that a read claimed.
     claims_took_all: bool,
-    /// When to look for entries that nobody answers.
+    /// Time of the next search for entries that nobody settles.
     next_reclaim: Instant,
     cursor: String,
-    /// What was read when the subscription was closed, or stopped, already.
+    /// Ids of entries that were read when the subscription was already closed or stopped.
     unseen: Vec<String>,
-    /// Those of them that nobody has given back yet.
+    /// Those of them that are not yet given back.
     unread: Vec<Delivery>,
 }
 
@@ -61,13 +61,13 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// An entry is reclaimed after one and a half of `min_idle` at the latest.
+    /// Returns the interval; an entry is reclaimed after one and a half of `min_idle` at the latest.
     fn reclaim_interval(self) -> Duration {
         (self.min_idle / 2).clamp(Duration::from_millis(1), Duration::from_secs(30))
     }
 }
 
-/// What ends the wait for a free place.
+/// End of the wait for a free place.
 enum Wait {
     Free(usize),
     Closed(Vec<String>),
@@ -112,7 +112,7 @@ impl Reader {
             Ok(unseen) => unseen,
             Err(error) => {
                 self.channel.link.lost.cancel();
-                // Whoever closes doesn't care any more how it ended.
+                // After a close nobody needs the reason for the end.
                 return match self.close.try_recv() {
                     Ok(_) => Ok(()),
                     Err(_) => Err(error),
@@ -126,26 +126,26 @@ impl Reader {
                     error = &error as &(dyn std::error::Error + 'static),
                     stream = self.channel.link.keys.stream,
                     consumer = self.channel.link.consumer,
-                    "what was not answered is not given back, and will be reclaimed"
+                    "unsettled entries not given back: they will be reclaimed"
                 );
             });
         }
         Ok(())
     }
 
-    /// Reads until the subscription is closed; returns what nobody has seen.
+    /// Reads until the subscription is closed; returns the ids of entries that nobody has seen.
     async fn read(&mut self) -> Result<Vec<String>, SubscriptionError> {
         loop {
             match self.wait().await? {
                 Wait::Closed(unseen) => return Ok(unseen),
                 Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
             }
-            // If it was stopped meanwhile. After a close all goes back at once.
+            // If it was stopped meanwhile. After a close all entries go back at once.
             release(mem::take(&mut self.unread)).await;
         }
     }
 
-    /// Waits for a free place, of which a subscription that was stopped has none.
+    /// Waits for a free place; a subscription that was stopped has none.
     async fn wait(&mut self) -> Result<Wait, SubscriptionError> {
         loop {
             let (incoming, free) = (&self.incoming, &self.channel.link.free);
@@ -178,7 +178,7 @@ impl Reader {
         }
     }
 
-    /// Reads at most `free` entries: parked ones that are due, ones that nobody answers, new ones.
+    /// Reads at most `free` entries: parked ones that are due, ones that nobody settles, new ones.
     async fn fetch(&mut self, mut free: usize) -> Result<(), RedisError> {
         let new_first = mem::take(&mut self.due_took_all);
         let now = Instant::now();
@@ -201,8 +201,8 @@ impl Reader {
             self.deliver(idle, now);
         }
         if free > 0 {
-            // New ones in thirds: jobs that come all at once are answered all at once, and then the
-            // next come all at once, while client and server wait for each other.
+            // New ones in thirds: jobs that come all at once are settled all at once, and then the next come
+            // all at once, while client and server wait for each other.
             let limit = free.div_ceil(3);
             let now = Instant::now();
             let until = self.next_due.min(self.next_reclaim);
@@ -281,8 +281,8 @@ impl Reader {
             fields,
         } in entries
         {
-            // Taken for good; the settlement adds it again. This task alone takes permits, and
-            // there were as many as it asked entries for.
+            // Taken for good; the settlement adds it again. Only this task takes permits, and there were as
+            // many as the entries that it requested.
             if let Ok(permit) = self.channel.link.free.try_acquire() {
                 permit.forget();
             }
@@ -300,7 +300,7 @@ impl Reader {
         }
     }
 
-    /// Gives back whatever this consumer has.
+    /// Gives back all entries of this consumer.
     async fn give_back(&self) -> Result<(), RedisError> {
         let mut script = scripts::GIVE_BACK.prepare_invoke();
         script
@@ -310,33 +310,33 @@ impl Reader {
             .arg(&self.channel.link.consumer)
             .arg(self.channel.link.newer.nack)
             .arg(&self.unseen);
-        // After the acks that are under way there.
+        // It follows the acks that are still open on this connection.
         self.channel.link.invoke(&script).await
     }
 }
 
-/// Pings the connection that settles, on which nothing else is sent while jobs run; ends when a
-/// connection of the subscription is lost.
+/// Pings the connection for settlements, on which nothing else is sent while jobs run; ends when a connection
+/// of the subscription is lost.
 async fn watch<T>(channel: &Channel) -> Result<T, SubscriptionError> {
     while timeout(PING, channel.link.lost.cancelled()).await.is_err() {
-        // An error of the connection is heeded there, and others show that it lives.
+        // An error of the connection cancels `lost`, and any other shows that it lives.
         drop(channel.link.query::<Value>(&cmd("PING")).await);
     }
     Err(SubscriptionError::Disconnected(None))
 }
 
-/// Gives back what nobody took, without a delivery counted.
+/// Gives back deliveries that nobody took, without a charge.
 pub(super) async fn release(unread: Vec<Delivery>) {
     for delivery in unread {
         let reason = Reason::completed(Duration::ZERO);
         let released = delivery.tag().settle(Verdict::release(), reason).await;
         if let Err(Unsettled { error, .. }) = released {
-            // The close gives it back.
+            // The close gives them back.
             guard(|| {
                 tracing::debug!(
                     error = format_args!("{error:#}"),
                     id = delivery.id(),
-                    "what nobody took is given back later"
+                    "deliveries not given back yet: the close gives them back"
                 );
             });
         }

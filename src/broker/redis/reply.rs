@@ -1,23 +1,22 @@
-//! Deliveries by their names, and what the server says of them.
+//! Names of deliveries, and the server's replies about them.
 
 use ::redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::Instant;
 
-/// An entry and, where it was asked for, how often it was delivered.
+/// An entry with its number of deliveries, if that was requested.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: String,
     pub(super) count: i64,
-    /// Whether it was never given to anybody before.
+    /// `true` if it was never given to anybody before.
     pub(super) is_new: bool,
     pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-// Not the client's `StreamReadReply`: it wants the names of fields to be UTF-8, and one entry that
-// is not would end the subscription, again and again.
+// Not the client's `StreamReadReply`: it requires UTF-8 in the names of fields, and one entry with another
+// name would end the subscription, again and again.
 
-/// Reads what `XREADGROUP` answers for one stream, of which each entry is new but for those that `CLAIM`
-/// brought.
+/// Reads the reply of `XREADGROUP` for one stream. Each entry is new, except those that `CLAIM` brought.
 pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
     let entries = match reply {
         Value::Nil => return Ok(Vec::new()),
@@ -30,7 +29,7 @@ pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
     };
     let read = |entry| {
         let mut parts = array(entry)?;
-        // How long it was idle and how often it was delivered before; both are 0 if it is new.
+        // Idle time and number of earlier deliveries; both are 0 if it is new.
         let earlier = match parts.len() {
             4 => {
                 let earlier = parts.split_off(2);
@@ -100,24 +99,24 @@ fn malformed() -> RedisError {
     (ErrorKind::UnexpectedReturnType, "not an entry of a stream").into()
 }
 
-/// Which delivery of which entry.
+/// Identity of a delivery: its entry and its count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DeliveryId {
     pub(super) entry: String,
-    /// As the server counts, which may be more than anybody can.
+    /// The server's count, which may be larger than a real number of deliveries.
     pub(super) count: i64,
-    /// When the server was asked for it, which is before it was delivered.
+    /// Time of the request to the server, which is before the delivery.
     pub(super) asked_at: Instant,
 }
 
 impl DeliveryId {
     pub(super) fn deliveries(&self) -> u32 {
-        // The server's count wraps around after that of an entry that somebody gave up for good.
+        // The count of an entry that somebody gave up for good is so large that the next one wraps around.
         u32::try_from(self.count).unwrap_or(u32::MAX)
     }
 }
 
-/// Whether the entry was found as it should be.
+/// Result of a script: whether the entry was found in the expected state.
 #[derive(Clone, Copy)]
 pub(super) enum Reply {
     Settled,

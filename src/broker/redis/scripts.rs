@@ -1,4 +1,4 @@
-//! The scripts: each changes several structures at once, or nothing.
+//! Lua scripts, each of which changes several structures at once, or nothing.
 
 use std::sync::LazyLock;
 

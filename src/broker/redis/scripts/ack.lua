@@ -1,10 +1,10 @@
--- Acks those of some deliveries that are still their entries' last. KEYS: stream. ARGV: consumer,
--- the command that deletes the entries, if they are to be, group, their n ids in ascending order, their n delivery counts.
--- Returns which of them are lost.
+-- Acks the given deliveries that are still the last of their entries. KEYS: stream. ARGV: consumer, the
+-- command that deletes the entries, or an empty text, group, n ids in ascending order, their n delivery
+-- counts. Returns the positions of the lost ones.
 local ARGV = ARGV
 local stream, consumer, group, n = KEYS[1], ARGV[1], ARGV[3], (#ARGV - 3) / 2
 
--- Nearly all have to be asked about only once, as they tend to stand side by side.
+-- One XPENDING finds nearly all of them, as they tend to stand side by side.
 local counts = {}
 local pending = redis.call('XPENDING', stream, group, ARGV[4], ARGV[3 + n], 2 * n - 1, consumer)
 for i = 1, #pending do counts[pending[i][1]] = pending[i][4] end
@@ -24,7 +24,7 @@ for i = 1, n do
   end
 end
 if #ours > 0 then
-  -- The write that the server can refuse comes first, and is one for all: nothing is half done then.
+  -- The write that the server can refuse comes first, and is one for all, so nothing is left half done.
   done(stream, group, ours, ARGV[2])
 end
 return lost

@@ -1,4 +1,5 @@
--- ARGV[5]: the command that deletes the entry, if it is to be; ARGV[6]: the kind; ARGV[7]: the message, if there is one.
+-- ARGV[5]: the command that deletes the entry, or an empty text; ARGV[6]: the kind; ARGV[7]: the message,
+-- if there is one.
 if not is_owned() then return 'lost' end
 local ours = {
   ['x-outcome-kind'] = true, ['x-outcome-message'] = true, ['x-outcome-time'] = true,

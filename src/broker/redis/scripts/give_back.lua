@@ -1,6 +1,6 @@
--- Gives back whatever a consumer has, and forgets the consumer. KEYS: stream, delayed set. ARGV:
--- group, consumer, whether there is XNACK, and the ids of entries that nobody has seen, whose delivery
--- doesn't count.
+-- Gives back all entries of a consumer, and deletes the consumer. KEYS: stream, delayed set. ARGV: group,
+-- consumer, 1 if the server has XNACK, and the ids of entries that nobody has seen, whose delivery doesn't
+-- count.
 local stream, group, consumer, has_nack = KEYS[1], ARGV[1], ARGV[2], ARGV[3] == '1'
 local unseen = {}
 for i = 4, #ARGV do unseen[ARGV[i]] = true end

@@ -1,10 +1,10 @@
--- Takes over entries that nobody answered. KEYS: stream. ARGV: group, consumer, limit, least idle
--- time in ms, cursor, idle time in ms after which a consumer without entries is forgotten.
+-- Takes over entries that nobody settled. KEYS: stream. ARGV: group, consumer, limit, least idle
+-- time in ms, cursor, idle time in ms after which a consumer without entries is deleted.
 local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local reply = redis.call('XAUTOCLAIM', stream, group, consumer, ARGV[4], ARGV[5], 'COUNT', ARGV[3])
 local taken = {}
 for _, entry in ipairs(reply[2]) do
-  -- Redis 6.2 answers a false for an entry that was deleted.
+  -- Redis 6.2 returns false for an entry that was deleted.
   if entry then
     local pending = redis.call('XPENDING', stream, group, entry[1], entry[1], 1)[1]
     taken[#taken + 1] = { entry[1], pending[4], entry[2] }
