@@ -1,13 +1,13 @@
-//! Addresses of servers: text that may bear a password, and so is never repeated.
+//! Addresses of servers, which may contain a password and so are never repeated.
 
-/// What is wrong with an address that is split in the middle of its password.
+/// Mistake of an address that is split in the middle of its password.
 pub(super) const SPLIT: &str = "an `@` comes after the host; \
     `/`, `?`, `#` and `@` are %2F, %3F, %23 and %40 in a user, a password and what follows the host";
 
 /// Returns whether an `@` comes after the end of the host.
 ///
-/// A `/`, `?` or `#` ends the host. So where one of them stands unescaped in a password, the user is
-/// taken for the host, and the beginning of the password for the port.
+/// A `/`, `?` or `#` ends the host. So if a password contains one of them unescaped, the user is taken for
+/// the host, and the beginning of the password for the port.
 pub(super) fn is_split(address: &str) -> bool {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());

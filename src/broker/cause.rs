@@ -1,10 +1,10 @@
-//! Causes of errors, in the text of those that are printed with `{:#}`.
+//! Causes of errors, for errors that are printed with `{:#}`.
 
 use std::{error::Error, fmt};
 
-/// Writes the cause of `error` behind its own message, if it is asked for by `{:#}`.
+/// Writes the cause of `error` behind its own message, if the format is `{:#}`.
 ///
-/// A client's error prints the causes of its own.
+/// The error of a client prints its causes itself.
 pub(super) fn write_cause(f: &mut fmt::Formatter<'_>, error: &dyn Error) -> fmt::Result {
     match error.source() {
         Some(cause) if f.alternate() => write!(f, ": {cause}"),

@@ -1,14 +1,14 @@
-//! Headers of a dead letter, which tell why its job was rejected.
+//! Headers of a dead letter, with the reason of its reject.
 //!
-//! On Redis they are fields of the entry. Where the job had headers of these names, as a dead letter that
-//! somebody moved back, they are replaced. What one broker adds is on its page of the
+//! On Redis they are fields of the entry. If the job had headers of these names, for example as a dead letter
+//! that somebody moved back, they are replaced. The headers that one broker adds are on its page of the
 //! [guide](crate::_guide).
 //!
 //! ```
 //! use std::collections::HashMap;
 //! use tower_sentinel::broker::dead_letter::{OUTCOME_KIND, OUTCOME_MESSAGE};
 //!
-//! /// A line for each dead letter, whatever its broker.
+//! /// A line for each dead letter, the same for each broker.
 //! fn line(headers: &HashMap<String, String>) -> Option<String> {
 //!     let message = headers.get(OUTCOME_MESSAGE).map_or("no message", String::as_str);
 //!     Some(format!("{}: {message}", headers.get(OUTCOME_KIND)?))
@@ -25,8 +25,8 @@ pub const OUTCOME_KIND: &str = "x-outcome-kind";
 
 /// Header with the message of the error or the panic, if there is one.
 ///
-/// It is cut off at 4096 bytes, between two characters; on RabbitMQ also where the frame ends. On NATS
-/// it is one line: each line break is a space.
+/// It is cut off at 4096 bytes, between two characters; on RabbitMQ also at the end of the frame. On NATS it
+/// is one line: each line break becomes a space.
 pub const OUTCOME_MESSAGE: &str = "x-outcome-message";
 
 /// Header with the time of the reject, in milliseconds since 1970.
@@ -44,8 +44,8 @@ pub const DELIVERIES: &str = "x-deliveries";
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 const LONGEST_MESSAGE: usize = 4096;
 
-/// Returns the beginning of `message`, of at most `room` bytes, and never longer than a dead letter may
-/// have it. It ends between two characters.
+/// Returns the beginning of `message`, of at most `room` bytes and at most the length that a dead letter
+/// allows. It ends between two characters.
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 pub(super) fn cut(message: &str, room: usize) -> &str {
     let mut end = message.len().min(room).min(LONGEST_MESSAGE);

@@ -13,7 +13,7 @@ impl<E: Clone> Ending<E> {
         Self { result, is_told }
     }
 
-    /// Returns how the stream ended.
+    /// Returns the result of the stream.
     pub(super) fn result(&self) -> Result<(), E> {
         self.result.clone()
     }

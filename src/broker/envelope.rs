@@ -8,8 +8,8 @@ use crate::{job::Job, settle::Settle};
 ///
 /// A handler that is generic over it runs on RabbitMQ, NATS and Redis, and in a test over
 /// [`memory`](super::memory). It gets the delivery beside the decoded value by
-/// [`DecodeLayer::with_job`](crate::DecodeLayer::with_job), and asks
-/// [`time_left`](crate::cancel::time_left) how long it may still run.
+/// [`DecodeLayer::with_job`](crate::DecodeLayer::with_job), and its remaining time by
+/// [`time_left`](crate::cancel::time_left).
 ///
 /// | | RabbitMQ | NATS | Redis | memory |
 /// | --- | --- | --- | --- | --- |
@@ -59,15 +59,15 @@ pub trait Envelope: Job<Tag: Settle> {
     /// again.
     fn message_id(&self) -> Option<Cow<'_, str>>;
 
-    /// Returns the name that the message was published to.
+    /// Returns the name that the message was published to: a routing key, a subject, a stream or a queue.
     fn routing_key(&self) -> &str;
 
-    /// Returns how often the job was delivered, this time included, if the broker tells.
+    /// Returns the number of deliveries of the job, including this one, if the broker reports it.
     fn deliveries(&self) -> Option<u32> {
         self.tag().deliveries()
     }
 
-    /// Returns whether the job was delivered before, if the broker tells.
+    /// Returns whether the job was delivered before, if the broker reports it.
     fn redelivered(&self) -> Option<bool> {
         self.tag().redelivered()
     }

@@ -1,4 +1,4 @@
-//! [`Gathering`]: what comes at the same time is sent together.
+//! [`Gathering`] of items that come at the same time, to send them together.
 
 use std::{
     future::Future,
@@ -8,18 +8,18 @@ use std::{
 
 use tokio::{runtime::Handle, task::yield_now};
 
-/// Items that wait until all that is ready to run has had its turn, and then are sent together.
+/// Items that wait until all tasks that are ready have had their turn, and then are sent together.
 ///
-/// The first of them begins a task that comes back after all that can run then, without a timer. So a
-/// lone item goes alone and at once, while those of a busy worker share the round trip and the wake-ups.
+/// The first of them spawns a task that yields once to all tasks that are ready then, without a timer. So a
+/// lone item is sent alone and at once, while those of a busy worker share the round trip and the wake-ups.
 /// No task waits for the one before.
 ///
-/// As it is a task that sends, an item whose future is dropped goes out all the same. Should the task end
-/// before its turn, since its runtime does, the items are dropped, and the next begins another task.
+/// As a task sends them, an item whose future is dropped is sent all the same. If the task ends before its
+/// turn, since its runtime ends, the items are dropped, and the next item spawns another task.
 pub(super) struct Gathering<T> {
-    /// What the next task will send: there is one unless this is empty.
+    /// Items for the next task; such a task exists unless this is empty.
     waiting: Arc<Mutex<Vec<T>>>,
-    /// Where the connection is driven, which may not be where jobs run.
+    /// Runtime that drives the connection; jobs may run on another one.
     runtime: Handle,
 }
 
@@ -36,7 +36,7 @@ impl<T: Send + 'static> Gathering<T> {
         }
     }
 
-    /// Adds an item; all that have gathered are given to the `send` of the first.
+    /// Adds an item; all gathered items are passed to the `send` of the first.
     pub(super) fn add<F>(&self, item: T, send: impl FnOnce(Vec<T>) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
@@ -56,7 +56,7 @@ impl<T: Send + 'static> Gathering<T> {
     }
 }
 
-/// The right to take what waits; it is `None` when it was used.
+/// Right to take the waiting items; `None` once it was used.
 struct Turn<T>(Option<Arc<Mutex<Vec<T>>>>);
 
 impl<T> Turn<T> {
@@ -142,7 +142,7 @@ mod tests {
                 .try_recv()
                 .is_err_and(|error| error == oneshot::error::TryRecvError::Closed)
         );
-        // Neither is what comes later kept.
+        // A later item is not kept either.
         let (item, dropped) = oneshot::channel::<()>();
         gathering.add(item, |_| async { panic!("its runtime has ended") });
         assert!(dropped.blocking_recv().is_err());
