@@ -1,4 +1,4 @@
-//! Scenario of an [`Envelope`]: what a job bears beside its payload, as it comes back.
+//! Scenario of an [`Envelope`]: the parts of a job beside its payload, when it comes back.
 
 use std::{borrow::Cow, future::Future, time::Duration};
 
@@ -78,8 +78,8 @@ const HEADER: (&str, &str) = ("Tenant-Id", "acme");
 /// # }
 /// ```
 pub trait EnvelopeFixture: Fixture<Subscription: Subscription<Job: Envelope>> {
-    /// Publishes a job with this header, and with this id where it is the publisher who sets it;
-    /// the broker has the job when the future resolves.
+    /// Publishes a job with this header, and with this id if the publisher sets the id; the broker has the
+    /// job when the future resolves.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ pub struct Published {
     pub routing_key: String,
 }
 
-/// Scenario of an envelope: it is read as it was published, and stays the same however the job comes
-/// back; a job that came back is never told to be delivered for the first time.
+/// Scenario of an envelope: it is read as it was published, and stays the same in each way that the job
+/// comes back; a job that came back never reports to be delivered for the first time.
 ///
 /// It is not among [`all`](crate::conformance::all), since not every job is an [`Envelope`].
 ///
@@ -124,7 +124,7 @@ pub async fn a_job_keeps_its_envelope_when_it_comes_back<F: EnvelopeFixture>(
     let mut jobs = run.subscribe(1).await?;
     let can = |verdict: &Verdict| capabilities.can(*verdict);
     for (n, verdict) in verdicts.into_iter().filter(can).enumerate() {
-        // An id of its own: a broker may drop what it takes for a duplicate.
+        // Each job has its own id: a broker may drop an apparent duplicate.
         let id = format!("order-{n}");
         for (header, message_id) in [(Some(HEADER), Some(&*id)), (None, None)] {
             let publishing = fixture.publish_with("one", header, message_id);
@@ -151,7 +151,7 @@ pub async fn a_job_keeps_its_envelope_when_it_comes_back<F: EnvelopeFixture>(
     Ok(())
 }
 
-/// Expects `job` to bear what it was published with.
+/// Expects `job` to have the value and the envelope of its publish.
 fn bears<F: EnvelopeFixture>(
     run: &Run<'_, F>,
     job: &JobOf<F>,

@@ -22,7 +22,7 @@ use std::{error::Error, fmt};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConformanceError<E> {
-    /// The adapter did something else than was expected.
+    /// The adapter did something else than expected.
     Violated {
         /// Name of the scenario, which is that of its function.
         scenario: &'static str,
@@ -31,7 +31,7 @@ pub enum ConformanceError<E> {
         /// Observed behaviour.
         found: String,
     },
-    /// The fixture failed, which tells nothing about the adapter.
+    /// The fixture failed, which says nothing about the adapter.
     Fixture {
         /// Name of the scenario, which is that of its function.
         scenario: &'static str,

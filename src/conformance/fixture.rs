@@ -11,7 +11,7 @@ use crate::{
 
 /// Queue that an adapter is tested on, and the facts that the adapter documents.
 ///
-/// A fixture has one queue. Each scenario wants a fixture of its own, whose queue is empty.
+/// A fixture has one queue. Each scenario needs its own fixture, whose queue is empty.
 ///
 /// See the [module](crate::conformance) for an example.
 pub trait Fixture {
@@ -37,7 +37,7 @@ pub trait Fixture {
     /// Returns an error if the broker did not take the job. The scenario ends.
     fn publish(&self, body: &str) -> impl Future<Output = Result<(), Self::Error>>;
 
-    /// Opens a subscription on a channel of its own, with this prefetch.
+    /// Opens a subscription on its own channel, with this prefetch.
     ///
     /// # Errors
     ///
@@ -51,14 +51,14 @@ pub trait Fixture {
     ///
     /// # Errors
     ///
-    /// Returns an error if the broker did not tell. The scenario ends.
+    /// Returns an error if the broker did not report it. The scenario ends.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, Self::Error>>;
 
-    /// Reads all dead letters, in any order; none where the broker keeps none.
+    /// Reads all dead letters, in any order; none if the broker keeps none.
     ///
     /// # Errors
     ///
-    /// Returns an error if the broker did not tell. The scenario ends.
+    /// Returns an error if the broker did not report it. The scenario ends.
     fn dead_letters(&self) -> impl Future<Output = Result<Vec<DeadLetter>, Self::Error>>;
 
     /// Returns the capabilities that each tag must report.
@@ -66,7 +66,7 @@ pub trait Fixture {
     /// A capability that is missing here is expected to be refused.
     fn capabilities(&self) -> Capabilities;
 
-    /// Returns whether a tag knows how often its job was delivered; `true` by default.
+    /// Returns whether a tag knows the number of its job's deliveries; `true` by default.
     fn counts_deliveries(&self) -> bool {
         true
     }

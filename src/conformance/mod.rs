@@ -1,23 +1,22 @@
 //! Scenarios that every broker adapter must pass, for the test of your own adapter.
 //!
 //! An adapter is a [`Subscription`](crate::consumer::Subscription) together with the tags of its jobs,
-//! which [`Settle`](crate::settle::Settle). Its test implements [`Fixture`]: how to publish a job, how to
-//! subscribe, and what the broker has left. Then it calls [`all`], or one function for each scenario.
+//! which [`Settle`](crate::settle::Settle). Its test implements [`Fixture`]: to publish a job, to subscribe,
+//! and to count the jobs that the broker still has. Then it calls [`all`], or one function for each scenario.
 //! The adapters of this crate pass the same scenarios.
 //!
 //! A fixture also states what the adapter documents, such as its
 //! [capabilities](Fixture::capabilities). Each scenario holds the adapter to it: a capability that is
-//! missing must be refused, and not made into something else.
+//! missing must be refused, and not replaced with something else.
 //!
-//! Jobs that are an [`Envelope`](crate::broker::Envelope) have one scenario more, by
-//! [`EnvelopeFixture`].
+//! Jobs that are an [`Envelope`](crate::broker::Envelope) have one more scenario, by [`EnvelopeFixture`].
 //!
-//! Not here, because it is different for each broker: connections that are lost, servers that are killed,
-//! and addresses.
+//! Lost connections, killed servers and addresses are not tested here, because they are different for each
+//! broker.
 //!
 //! # Time
 //!
-//! A scenario waits up to 30 s for what is to happen, and half a second for what must not happen. An
+//! A scenario waits up to 30 s for an expected event, and half a second for an event that must not happen. An
 //! adapter without a server runs in paused time, which takes no time at all:
 //! `#[tokio::test(start_paused = true)]`. One with a server runs in real time, and takes three leases and some
 //! seconds.

@@ -1,4 +1,4 @@
-//! [`Run`]: one run of a scenario, and the steps that scenarios are made of.
+//! [`Run`]: one run of a scenario, and the steps of scenarios.
 
 use std::{
     error::Error,
@@ -21,10 +21,10 @@ use crate::{
     settle::{Reason, Settle, Verdict},
 };
 
-/// Longest time that something may take which is to happen.
+/// Longest time that an expected event may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Time to wait for something that must not happen.
+/// Time to wait for an event that must not happen.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// Result of a step of a scenario of the fixture `F`.
@@ -97,7 +97,7 @@ impl<'a, F: Fixture> Run<'a, F> {
         }
     }
 
-    /// Takes an error of the fixture for the end of the run.
+    /// Ends the run if the fixture failed.
     pub(super) fn fixture<T>(&self, result: Result<T, F::Error>) -> Step<F, T> {
         result.map_err(|error| ConformanceError::Fixture {
             scenario: self.scenario,
@@ -149,7 +149,7 @@ impl<'a, F: Fixture> Run<'a, F> {
             .await
     }
 
-    /// Waits until the only dead letter is `letter`, or expects none where the broker keeps none.
+    /// Waits until the only dead letter is `letter`, or expects none if the broker keeps none.
     pub(super) async fn dead(&self, letter: DeadLetter) -> Step<F> {
         let expected = match self.fixture.capabilities().has_dead_letter() {
             true => vec![letter],
@@ -249,7 +249,7 @@ impl<'a, F: Fixture> Run<'a, F> {
         }
     }
 
-    /// Returns what becomes of a settlement, which must end.
+    /// Returns the result of a settlement, which must end.
     pub(super) async fn settled(
         &self,
         tag: TagOf<F>,
@@ -259,7 +259,7 @@ impl<'a, F: Fixture> Run<'a, F> {
         self.in_time(expected, tag.settle(verdict, reason())).await
     }
 
-    /// Expects a count of deliveries, or none where the broker does not count.
+    /// Expects a count of deliveries, or none if the broker does not count.
     pub(super) fn delivered(&self, tag: &TagOf<F>, deliveries: u32) -> Step<F> {
         let expected = self.fixture.counts_deliveries().then_some(deliveries);
         self.equal("the count of deliveries", tag.deliveries(), expected)

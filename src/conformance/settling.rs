@@ -1,4 +1,4 @@
-//! Scenarios of one delivery: what each verdict does to it.
+//! Scenarios of one delivery: the effect of each verdict.
 
 use std::{pin::pin, time::Duration};
 
@@ -82,7 +82,7 @@ pub async fn a_delayed_retry_is_not_seen_before_its_time<F: Fixture>(
     let job = run.take(&mut jobs).await?;
     let asked = Instant::now();
     if !fixture.capabilities().has_delay() {
-        // Refused, and not made into a retry at once.
+        // Refused, and not replaced with a retry without a delay.
         let settled = run.settled(job.tag(), verdict).await?;
         let expected = "a delay to be refused without the capability";
         run.holds(settled.is_err(), expected, "success")?;
@@ -101,7 +101,7 @@ pub async fn a_delayed_retry_is_not_seen_before_its_time<F: Fixture>(
     run.left(0).await
 }
 
-/// Scenario of a reject: the job is gone, and its dead letter says why.
+/// Scenario of a reject: the job is gone, and its dead letter has the reason.
 ///
 /// # Errors
 ///
@@ -129,7 +129,7 @@ pub async fn a_reject_is_kept_with_its_reason<F: Fixture>(
     run.quiet(&mut jobs).await
 }
 
-/// Scenario of a release: it counts as an attempt only where the capabilities say so.
+/// Scenario of a release: it counts as an attempt only if the capabilities say so.
 ///
 /// # Errors
 ///
@@ -149,7 +149,7 @@ pub async fn a_release_is_free_where_the_broker_can_tell<F: Fixture>(
     run.delivered(&job.tag(), if is_free { 1 } else { 3 })
 }
 
-/// Scenario of a prefetch: no more jobs are delivered than that, and each settlement lets one more in.
+/// Scenario of a prefetch: no more jobs are delivered than that, and each settlement allows one more.
 ///
 /// # Errors
 ///
@@ -176,7 +176,7 @@ pub async fn prefetch_holds<F: Fixture>(fixture: &F) -> Result<(), ConformanceEr
     run.left(0).await
 }
 
-/// Scenario of a second settlement: it is refused without a word to the broker, and the channel lives.
+/// Scenario of a second settlement: it is refused without a message to the broker, and the channel lives.
 ///
 /// # Errors
 ///
@@ -240,8 +240,8 @@ pub async fn the_order_of_settling_is_free<F: Fixture>(
     run.left(0).await
 }
 
-/// Scenario of a keep-alive: it holds a job past its lease, and tells when the lease is lost; without
-/// the capability it is refused.
+/// Scenario of a keep-alive: it holds a job past its lease, and reports when the lease is lost;
+/// without the capability it is refused.
 ///
 /// # Errors
 ///
@@ -274,7 +274,7 @@ pub async fn keep_alive_holds_a_job_past_the_redelivery_time<F: Fixture>(
     }
     run.equal("the unacked jobs", run.backlog().await?.unacked, 1)?;
 
-    // Without it, another consumer has the job, and what the first one says is void.
+    // Without it, another consumer gets the job, and the first one's settlement is void.
     let twin = run.take(other).await?.tag();
     let kept = run.succeeds("a keep-alive", tag.keep_alive().await)?;
     let subject = "the lease of a job that another consumer has";
@@ -284,7 +284,7 @@ pub async fn keep_alive_holds_a_job_past_the_redelivery_time<F: Fixture>(
     run.left(0).await
 }
 
-/// Scenario of a tag that is asked for its capabilities and its count of deliveries.
+/// Scenario of a tag's capabilities and its count of deliveries.
 ///
 /// # Errors
 ///
@@ -303,7 +303,7 @@ pub async fn a_tag_tells_what_its_broker_can_do<F: Fixture>(
     run.equal(subject, tag.deliveries().is_some(), expected)
 }
 
-/// Scenario of a channel that is closed: the next one is delivered all that this one held.
+/// Scenario of a channel that is closed: the next one is delivered all jobs that this one held.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Scenarios of a whole worker: how each outcome is settled, and what a drain leaves behind.
+//! Scenarios of a whole worker: the settlement of each outcome, and the state after a drain.
 
 use std::{future::pending, panic::resume_unwind, time::Duration};
 
@@ -82,7 +82,7 @@ pub async fn each_outcome_settles_as_decided<F: Fixture>(
         .await
 }
 
-/// Scenario of a job that cannot be decoded: it is rejected, and its dead letter says why.
+/// Scenario of a job that cannot be decoded: it is rejected, and its dead letter has the reason.
 ///
 /// # Errors
 ///
@@ -149,7 +149,7 @@ pub async fn a_delivery_limit_ends_a_loop<F: Fixture>(
     let worker = Worker::new(3, ack_on_success().delivery_limit(3));
     let jobs = run.subscribe(3).await?;
     if !fixture.counts_deliveries() {
-        // What is not known is no zero: it shows at the first job, which stays in the queue.
+        // An unknown count is not zero: it shows at the first job, which stays in the queue.
         let never = pending();
         let expected = "a consumer that ends as misconfigured";
         let working = worker.work::<F, _, _>(jobs, handler, never);
@@ -164,7 +164,7 @@ pub async fn a_delivery_limit_ends_a_loop<F: Fixture>(
     }
     run.work(&worker, jobs, handler, run.left(0)).await?;
     let settled = worker.settled().into_iter();
-    // In no order: where a retry takes two steps, the next delivery may be settled between them.
+    // In no order: if a retry takes two steps, the next delivery may be settled between them.
     let mut verdicts: Vec<_> = settled.map(|(_, verdict)| verdict.as_str()).collect();
     verdicts.sort_unstable();
     let expected = vec!["reject", "retry", "retry"];
@@ -174,7 +174,7 @@ pub async fn a_delivery_limit_ends_a_loop<F: Fixture>(
         .await
 }
 
-/// Scenario of a shutdown among many jobs: what is not acked is in the queue, and nothing is unacked.
+/// Scenario of a shutdown among many jobs: each job that is not acked is in the queue, and none is unacked.
 ///
 /// # Errors
 ///
@@ -184,7 +184,7 @@ pub async fn a_shutdown_under_load_leaves_nothing_unacked<F: Fixture>(
 ) -> Result<(), ConformanceError<F::Error>> {
     let run = Run::new("a_shutdown_under_load_leaves_nothing_unacked", fixture);
     run.publish_n(50).await?;
-    // Ten jobs at a time, of which five end and five would never.
+    // Ten jobs at a time, of which five end and five never do.
     let runs = Runs::default();
     let handler = {
         let runs = runs.clone();
@@ -225,7 +225,7 @@ pub async fn a_shutdown_under_load_leaves_nothing_unacked<F: Fixture>(
     run.eventually("the jobs that are left", left, found)
         .await?;
 
-    // What is not acked is there, and goes to the next one.
+    // The jobs that are not acked are there, and go to the next worker.
     let jobs = run.subscribe(10).await?;
     let handler = Handler(|_: JobOf<F>| async { Ok::<_, Refused>(()) });
     let summary = run.work(&worker, jobs, handler, run.left(0)).await?;
@@ -233,8 +233,7 @@ pub async fn a_shutdown_under_load_leaves_nothing_unacked<F: Fixture>(
     run.equal("the jobs that the next worker acks", acked, left)
 }
 
-/// Scenario of a drain that releases its jobs: it counts as an attempt only where the capabilities say
-/// so.
+/// Scenario of a drain that releases its jobs: it counts as an attempt only if the capabilities say so.
 ///
 /// # Errors
 ///

@@ -123,7 +123,7 @@ impl<D> Worker<D> {
 }
 
 impl<F: Fixture> Run<'_, F> {
-    /// Works as [`Worker::work`] does, and expects the end to be the one that was asked for.
+    /// Works as [`Worker::work`] does, and expects the end that was requested.
     pub(super) async fn work<D, H, E>(
         &self,
         worker: &Worker<D>,
@@ -151,7 +151,7 @@ impl<F: Fixture> Run<'_, F> {
 pub(super) struct Runs(Arc<Mutex<BTreeMap<String, u32>>>);
 
 impl Runs {
-    /// Counts a run, and returns which one of this job it is.
+    /// Counts a run of this job, and returns its number.
     pub(super) fn begin(&self, body: &str) -> u32 {
         let mut runs = lock(&self.0);
         let run = runs.entry(body.to_owned()).or_default();
