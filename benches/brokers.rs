@@ -1,12 +1,12 @@
-//! What does a supervised consumer cost, against a loop written by hand on the bare client?
+//! Throughput and latency of a supervised consumer, compared with a loop written by hand on the bare client.
 //!
-//! Both read the same queue of the same broker with the same prefetch, run as many jobs at once,
-//! and answer for each message. `cargo bench --features nats,rabbitmq,redis --bench brokers` prints
-//! the ratios of their throughputs, and of the 99th percentiles of the time from a message's
-//! arrival to its settlement: medians over pairs of rounds that ran right after each other, since a
-//! machine's speed drifts more than these differ. A broker that can't be reached is left out; the
-//! addresses are those of the examples: `AMQP_ADDR`, `NATS_ADDR`, `REDIS_ADDR`. Names of brokers on the
-//! command line choose among them: `rabbitmq` (a classic queue), `quorum` (RabbitMQ, too), `nats`, `redis`.
+//! Both read the same queue of the same broker with the same prefetch, run as many jobs at once, and settle
+//! each message. `cargo bench --features nats,rabbitmq,redis --bench brokers` prints the ratios of their
+//! throughputs, and of the 99th percentiles of the time from a message's arrival to its settlement. They are
+//! medians over pairs of rounds that ran right after each other, since a machine's speed drifts more than
+//! these differ. A broker that can't be reached is left out; the addresses are those of the examples:
+//! `AMQP_ADDR`, `NATS_ADDR`, `REDIS_ADDR`. Names of brokers on the command line choose among them: `rabbitmq`
+//! (a classic queue), `quorum` (RabbitMQ, too), `nats`, `redis`.
 //!
 //! On the servers of another suite, which are started for it:
 //!
@@ -56,7 +56,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 
 const PREFETCH: usize = 64;
 
-// === what is measured ===
+// === measurements ===
 
 /// Counts the settlements of a round, and how long each took from the arrival of its message.
 struct Meter {
@@ -214,12 +214,12 @@ where
 
 // === the rounds ===
 
-/// A broker with an empty queue of its own.
+/// A broker with its own empty queue.
 trait Broker: Sized {
     const NAME: &str;
     /// The variable of its address, and the default.
     const ADDRESS: (&str, &str);
-    /// How the client can ack.
+    /// The client's ways to ack.
     const ACKS: &[&str];
 
     async fn connect(address: &str, name: String) -> Result<Self, BoxError>;
@@ -263,11 +263,11 @@ async fn ratios<B: Broker>(broker: &B, ack: &str, size: Size) -> Result<(), BoxE
     let Size { rounds, jobs } = size;
     let (mut pairs, mut ratios) = (Vec::new(), Vec::new());
     for round in 0..=rounds {
-        // Who goes first alternates.
+        // The two alternate in going first.
         let mut pair = [None; 2];
         for turn in [round % 2, 1 - round % 2] {
             broker.publish(jobs).await?;
-            // For what the broker does of it in the background.
+            // Time for the broker's work in the background.
             sleep(Duration::from_millis(100)).await;
             pair[turn] = Some(match turn {
                 0 => broker.ours(jobs).await?,

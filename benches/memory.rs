@@ -1,7 +1,7 @@
-//! What does a job in flight hold, against the same thing written by hand?
+//! Memory that a job in flight holds, compared with the same job written by hand.
 //!
-//! Jobs that hang, from 1 to 1 000 000 of them, each polled once by its caller, under the same
-//! limit; then the allocations of a job from its call to its answer. `cargo bench --bench memory`.
+//! Jobs that hang, from 1 to 1 000 000 of them, each polled once by its caller, under the same limit; then
+//! the allocations of a job from its call to its settlement. `cargo bench --bench memory`.
 
 use std::{
     alloc::System,
@@ -117,7 +117,7 @@ async fn allocations_of_a_life<F: Future>(mut call: impl FnMut(Delivery) -> F) -
     region.change().allocations as f64 / JOBS as f64
 }
 
-/// Lets what the last round left in the background end.
+/// Waits for the end of the last round's work in the background.
 async fn settle() {
     tokio::time::sleep(Duration::from_millis(500)).await;
 }
@@ -142,7 +142,7 @@ fn main() {
         let theirs = allocations_of_a_life(by_hand).await;
         let ours = allocations_of_a_life(|delivery| sentinel.call(delivery)).await;
         println!("allocations of a job, call to answer: {theirs:.2} by hand, {ours:.2} supervised");
-        // What the runtime allocates once, for its timers, is nobody's.
+        // The runtime's own allocations, made once for its timers, must not count.
         hold(1, by_hand).await;
         hold(1, |delivery| sentinel.call(delivery)).await;
         settle().await;

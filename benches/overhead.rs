@@ -1,10 +1,10 @@
-//! What does supervision cost, per job, against the same thing written by hand?
+//! Cost of supervision per job, compared with the same job written by hand.
 //!
-//! Seven ways to run a job and to answer for it, each with jobs that complete, fail and panic, with
-//! 64 jobs in flight on a runtime of two workers. `cargo bench --bench overhead` prints criterion's
-//! figures for each, and at the end the ratios that matter: medians over pairs of rounds that ran
-//! right after each other, since a machine's speed drifts more than these differ. Nothing subscribes to
-//! traces, so the spans that one of them makes should cost nothing.
+//! Seven ways to run a job and to settle it, each with jobs that complete, fail and panic, with 64 jobs in
+//! flight on a runtime of two workers. `cargo bench --bench overhead` prints criterion's figures for each,
+//! and at the end the ratios that matter. They are medians over pairs of rounds that ran right after each
+//! other, since a machine's speed drifts more than these differ. Nothing subscribes to traces, so the spans
+//! that one of them makes should cost nothing.
 
 use std::{
     convert::Infallible,
@@ -280,7 +280,7 @@ fn ratios() {
         ] {
             let mut ratios: Vec<f64> = (0..ROUNDS)
                 .map(|round| {
-                    // Who goes first alternates, so that neither always has the warmer caches.
+                    // The two alternate in going first, so that neither always has the warmer caches.
                     let (a, b) = if round % 2 == 0 {
                         let a = ours.run(&runtime, jobs, fate);
                         (a, theirs.run(&runtime, jobs, fate))

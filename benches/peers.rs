@@ -1,11 +1,11 @@
-//! What does a job cost from its queue to its answer, beside a job of apalis?
+//! Cost of a job from its queue to its settlement, compared with a job of apalis.
 //!
-//! Both take trivial jobs from a queue in memory, 64 at a time, under a limit of 30 s, and survive a
-//! panic. apalis runs all jobs inside of one task, unless it is told to `parallelize`; a sentinel
-//! gives each a task of its own. The consumer runs on one task, or on as many as there are workers,
-//! with an equal part of the 64 each, by hand or wired by itself. `cargo bench --bench peers` prints the medians of rounds that
-//! alternate, in nanoseconds for each job, and their ratios: of the whole way of a job, and of what
-//! comes after its publishing.
+//! Both take trivial jobs from a queue in memory, 64 at a time, under a limit of 30 s, and survive a panic.
+//! apalis runs all jobs inside of one task, unless it is set to `parallelize`; a sentinel gives each its own
+//! task. The consumer runs on one task, or on as many as there are workers, with an equal part of the 64
+//! each, by hand or wired by itself. `cargo bench --bench peers` prints the medians of rounds that alternate,
+//! in nanoseconds for each job, and their ratios: of the whole way of a job, and of the part after its
+//! publishing.
 
 use std::{
     convert::Infallible,
@@ -42,7 +42,7 @@ struct Finish {
 }
 
 impl Finish {
-    /// Leaked, so that what counts the jobs is no part of what they cost.
+    /// Leaked, so that the counter of the jobs is no part of their cost.
     fn after(jobs: u64) -> &'static Self {
         Box::leak(Box::new(Self {
             left: AtomicU64::new(jobs),
@@ -76,7 +76,7 @@ enum Contender {
     Supervised,
 }
 
-/// What a job took.
+/// Time of a job.
 #[derive(Clone, Copy)]
 struct Times {
     publishing: Duration,
@@ -112,7 +112,7 @@ impl Contender {
         Self::Sentinel(WORKERS),
     ];
 
-    /// Runs all jobs, of which half panic if asked to, and returns the time for each.
+    /// Runs all jobs, of which half panic if `panicking`, and returns the time for each.
     fn run(self, runtime: &Runtime, panicking: bool) -> Times {
         let finish = Finish::after(JOBS);
         let mut publishing = Duration::ZERO;
