@@ -1,4 +1,4 @@
-//! Consumers in processes of their own: copies of this test binary that run one of its tests.
+//! Consumers in their own processes: copies of this test binary that run one of its tests.
 
 use std::{
     env,
@@ -22,7 +22,7 @@ use tower_sentinel::{
 
 const PREFIX: &str = "TOWER_SENTINEL_TEST_";
 
-/// Returns what this process was told as `name`, if it is a [`Child`].
+/// Returns the setting `name` of this process, if it is a [`Child`].
 pub(crate) fn setting(name: &str) -> Option<String> {
     env::var(format!("{PREFIX}{name}")).ok()
 }
@@ -78,7 +78,7 @@ impl Child {
         }
     }
 
-    /// Returns what it wrote down as `word`, in this order.
+    /// Returns the lines that it wrote down as `word`, in this order.
     pub(crate) fn told(&self, word: &str) -> Vec<String> {
         let ledger = fs::read_to_string(&self.ledger).unwrap_or_default();
         // The last line may be half written.
@@ -124,7 +124,7 @@ impl Drop for Child {
     }
 }
 
-/// Where a [`Child`] writes down what it did.
+/// File in which a [`Child`] writes down its actions.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger(PathBuf);
 
@@ -144,7 +144,7 @@ impl Ledger {
     }
 }
 
-/// Settles as `decision` says, and writes down the jobs that are acked: what they return.
+/// Settles as `decision` says, and writes down the results of the acked jobs.
 pub(crate) fn recording<D, Tag, E>(
     decision: D,
     ledger: Ledger,

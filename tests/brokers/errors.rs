@@ -1,4 +1,4 @@
-//! The words of the adapters' errors.
+//! Texts of the adapters' errors.
 
 use std::{error::Error, io, sync::Arc};
 
@@ -24,7 +24,7 @@ fn address() -> String {
     "host:1".to_owned()
 }
 
-/// Those that have a cause, and what they say themselves.
+/// Returns errors that have a cause, with their own texts.
 fn caused() -> Vec<(Box<dyn Error>, &'static str)> {
     let of_nats = Arc::new(async_nats::ConnectErrorKind::TimedOut.into());
     vec![

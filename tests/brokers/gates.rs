@@ -8,7 +8,7 @@ use tower_sentinel::broker::{nats::Pull, rabbitmq::Queue, redis::ConsumerGroup};
 fn permits(gate: &ConcurrencyLimitLayer) -> usize {
     let service = gate.layer(service_fn(|()| ready(Ok::<_, ()>(()))));
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    // What is ready and not yet called holds its permit.
+    // A service that is ready and not yet called holds its permit.
     let mut ready = Vec::new();
     loop {
         let mut clone = service.clone();

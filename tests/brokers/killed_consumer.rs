@@ -54,7 +54,7 @@ fn bodies() -> impl Iterator<Item = String> {
 
 // === in the consumer's process ===
 
-/// Works until it is asked to end; the first consumer never ends a slow job.
+/// Works until the end is requested; the first consumer never ends a slow job.
 async fn work<B>(jobs: B)
 where
     B: Subscription + Send + 'static,

@@ -1,4 +1,4 @@
-//! Tests against brokers: one list of scenarios for all of them, and what is only one broker's.
+//! Tests against brokers: one list of scenarios for all of them, and tests of one broker only.
 //!
 //! Real brokers run on private servers that the tests start and kill.
 #![allow(clippy::unwrap_used)]

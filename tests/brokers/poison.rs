@@ -1,4 +1,4 @@
-//! A job that takes its process down each time, and what each broker can know of it.
+//! A job that takes its process down each time, and the counts of each broker for it.
 
 use std::{convert::Infallible, fmt::Debug, process, time::Duration};
 
@@ -41,7 +41,7 @@ fn poison() -> impl Iterator<Item = String> {
 
 // === in the consumer's process ===
 
-/// Works until it is asked to end, or gets the poison.
+/// Works until the end is requested, or until it gets the poison.
 async fn work<B>(jobs: B)
 where
     B: Subscription + Send + 'static,

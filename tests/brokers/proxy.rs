@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server, which can hold up and cut what goes through it.
+//! A TCP proxy in front of a server, which can hold up and cut the traffic.
 
 use std::{
     net::SocketAddr,
@@ -72,7 +72,7 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Holds up what clients send on the connections that there are.
+    /// Holds up the bytes that clients send on the open connections.
     pub(crate) fn stall(&self) {
         self.lock().stalled.send_replace(true);
     }

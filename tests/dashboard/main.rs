@@ -32,7 +32,7 @@ const KINDS: [OutcomeKind; 5] = [
 
 /// The address of the example, which runs until the process ends.
 static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
-    // What panics by intention need not be told.
+    // Intended panics need not be printed.
     let next = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         let location = info.location();
@@ -138,7 +138,7 @@ async fn the_page_shows_in_a_browser_what_becomes_of_jobs() {
     assert!(["running", "probing", "paused"].contains(&state), "{state}");
     assert!(document.contains("id=\"lost\" hidden"), "{document}");
 
-    // Where it says that a job panicked, one does.
+    // If the page says that a job panicked, one does.
     let message = text(&document, "panic-0");
     let location = text(&document, "location-0");
     let (file, place) = location.split_once(".rs:").unwrap();
@@ -168,7 +168,7 @@ fn strings<'a>(json: &'a Value, key: &str) -> Vec<&'a str> {
     }
 }
 
-/// Removes what stands between `open` and `close`, and returns it too.
+/// Removes the text between `open` and `close`, and returns it too.
 fn cut<'a>(text: &'a str, open: &str, close: char) -> (String, Vec<&'a str>) {
     let mut parts = text.split(open);
     let mut rest = parts.next().unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! Servers that never answer.
+//! Servers that never respond.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ fn left() -> (usize, usize) {
     (sockets.count(), threads.count())
 }
 
-/// In a process of its own: others of this test binary come and go with sockets.
+/// In its own process: other tests of this binary come and go with sockets.
 #[test]
 fn a_connect_that_tcp_does_not_answer_leaves_nothing_behind() {
     let test = "a_connect_that_tcp_does_not_answer_leaves_nothing_behind";
@@ -41,7 +41,7 @@ fn a_connect_that_tcp_does_not_answer_leaves_nothing_behind() {
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = socket.listen(1).unwrap();
         let place = listener.local_addr().unwrap();
-        // Nobody accepts, so the kernel stops answering when the queue is full.
+        // Nobody accepts, so the kernel stops responding when the queue is full.
         let mut queue = Vec::new();
         while let Ok(one) = TcpStream::connect_timeout(&place, Duration::from_secs(1)) {
             queue.push(one);

@@ -1,4 +1,4 @@
-//! Addresses of all brokers: where they lead, and what is sent there.
+//! Addresses of all brokers: their targets, and the bytes that are sent there.
 
 #[cfg(feature = "rustls")]
 mod certificates;

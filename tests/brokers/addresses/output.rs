@@ -1,4 +1,4 @@
-//! All that is printed: no password, no payload.
+//! All printed output: no password, no payload.
 
 use std::{
     error::Error,
@@ -52,7 +52,7 @@ const PASSWORD: &str = "s3cr3t-m4rk3r";
 const PAYLOAD: &str = "p4yl04d-m4rk3r";
 const SOON: Duration = Duration::from_secs(30);
 
-/// What was printed, and by whom.
+/// Printed output, with its source.
 #[derive(Clone, Default)]
 struct Output(Arc<Mutex<Vec<(String, String)>>>);
 
@@ -90,7 +90,7 @@ impl Visit for Text {
 impl Output {
     fn record(&self, metadata: &Metadata<'_>, write: impl FnOnce(&mut Text)) {
         let (target, level) = (metadata.target(), *metadata.level());
-        // These two print at this level what goes over the wire; the documentation says so.
+        // These two print the frames at this level; the documentation says so.
         let is_client = ["lapin", "async_nats"]
             .iter()
             .any(|client| target.starts_with(client));
@@ -180,7 +180,7 @@ where
     }
 }
 
-/// In a process of its own, which alone may say where its events go.
+/// In its own process, which alone may set the target of its events.
 #[test]
 fn no_password_and_no_payload_is_printed() {
     let test = "no_password_and_no_payload_is_printed";
@@ -208,7 +208,7 @@ fn no_password_and_no_payload_is_printed() {
             "{client} is silent"
         );
     }
-    // Where it connects and to what it subscribes.
+    // The address that it connects to, and the queue that it subscribes to.
     for said in [
         "connected to rabbitmq address=\"",
         "subscribed to a queue of rabbitmq queue=\"output\"",
@@ -368,7 +368,7 @@ async fn redis(output: &Output) {
     drain(output, jobs).await;
 }
 
-/// Connects where nobody is, where nobody is known by this password, and by addresses that are none.
+/// Connects where nobody listens, where nobody has this password, and with invalid addresses.
 async fn refused(output: &Output) {
     let nats = Nats::start_with(&["--user", "me", "--pass", "other"]);
     let redis = Redis::with(&["--requirepass", "other"]);

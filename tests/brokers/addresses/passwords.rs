@@ -1,4 +1,4 @@
-//! Passwords and names with signs that mean something in an address.
+//! Passwords and names with signs that have a meaning in an address.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ async fn a_password_with_a_bare_sign_is_not_repeated() {
     }
 }
 
-/// A server that has no TLS gets no word of the credentials from a client that was told to use it.
+/// A server without TLS gets no part of the credentials from a client that has to use it.
 #[tokio::test]
 async fn nothing_is_said_in_plain_text_where_tls_is_asked_for() {
     for broker in BROKERS {

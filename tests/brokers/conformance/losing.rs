@@ -1,4 +1,4 @@
-//! What becomes of jobs when a connection or the broker is lost.
+//! Jobs of a connection or a broker that is lost.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -167,7 +167,7 @@ pub(crate) async fn a_job_of_a_lost_connection_holds_up_no_other<B: TestBroker +
     };
     let (ended, ()) = tokio::join!(working, losing);
     let summary = ended.unwrap();
-    // The first run of the first job has no answer.
+    // The first run of the first job is unsettled.
     assert_eq!((summary.called, summary.verdicts(Verdict::Ack)), (3, 2));
     assert_eq!((summary.unanswered, summary.abandoned), (1, 0));
 }
@@ -291,7 +291,7 @@ async fn survives<B: TestBroker + 'static>(broker: &B, kills: usize) {
         false => B::UNPROVEN,
     };
     if let Some(unproven) = unproven {
-        // Only what was unanswered, or had no proof of its answer, at a kill.
+        // Only jobs that were unsettled, or settled without proof, at a kill.
         assert!(duplicates <= kills * (PREFETCH + unproven));
     }
     assert!(broker.dead_letters().await.unwrap().is_empty());

@@ -1,5 +1,5 @@
-//! A subscriber that panics at each event of the crate, as one that prints to a closed pipe: it costs
-//! no job and no task.
+//! A subscriber that panics at each event of the crate, such as one that prints to a closed pipe: it costs no
+//! job and no task.
 
 use std::{
     panic::resume_unwind,

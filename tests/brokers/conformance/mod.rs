@@ -1,12 +1,11 @@
-//! What every broker must do, as scenarios over a [`TestBroker`].
+//! Requirements on every broker, as scenarios over a [`TestBroker`].
 //!
-//! A broker implements the trait and instantiates all scenarios with [`scenarios!`]: those that the
-//! crate publishes, and those that break connections and kill servers. What a broker can't do is
-//! asserted as the refusal that its documentation promises, so each scenario says something of each
-//! broker.
+//! A broker implements the trait and instantiates all scenarios with [`scenarios!`]: those that the crate
+//! publishes, and those that break connections and kill servers. If a broker lacks a capability, the scenario
+//! asserts the refusal that its documentation promises, so each scenario checks something of each broker.
 //!
-//! Not here, as it is different for each broker: wrong credentials. The death of a consumer's
-//! process is in `killed_consumer`, with processes, and an outage of what jobs need in `zombie`.
+//! Wrong credentials are not tested here, as they differ for each broker. The death of a consumer's process
+//! is in `killed_consumer`, with processes, and an outage of a dependency of the jobs in `zombie`.
 
 pub(crate) mod losing;
 pub(crate) mod loud;
@@ -33,7 +32,7 @@ use tower_sentinel::{
 
 use self::verdicts::Row;
 
-/// How long something may take that is to happen.
+/// Longest time that an expected event may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connects anew and subscribes, at each call; see [`Consumer::reconnecting`].
@@ -46,19 +45,19 @@ pub(crate) type Connector<S, E> = Box<dyn FnMut() -> BoxFuture<'static, Result<S
 /// Where a broker has settings of which one scenario needs both, such as a queue with and one
 /// without a feature, there is a type for each.
 pub(crate) trait TestBroker: EnvelopeFixture<Error: Error + Send> + Sized {
-    /// Whether an ack that succeeded is one that the broker has: RabbitMQ confirms none.
+    /// `true` if the broker has each ack that succeeded: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;
 
-    /// How many acks without proof a kill may take back, if that is known.
+    /// Number of unproven acks that a kill may take back, if it is known.
     const UNPROVEN: Option<usize> = None;
 
-    /// How many jobs there are in a scenario that is about many.
+    /// Number of jobs in a scenario with many jobs.
     const MANY: usize = 2_000;
 
     /// Returns the kind of queue, and the version of its server: major and minor.
     fn server() -> (&'static str, (u32, u32));
 
-    /// Returns what the documentation says of this server.
+    /// Returns the row of the documentation for this server.
     fn row() -> &'static Row {
         let (queue, version) = Self::server();
         verdicts::row(queue, version)
@@ -67,8 +66,8 @@ pub(crate) trait TestBroker: EnvelopeFixture<Error: Error + Send> + Sized {
     /// Starts the server, if need be, with an empty queue.
     async fn start() -> Self;
 
-    /// As [`start`](Self::start), with a server that may be killed: where several brokers share one,
-    /// one of its own.
+    /// Like [`start`](Self::start), with a server that may be killed: if several brokers share one, it starts
+    /// another.
     async fn start_mortal() -> Self {
         Self::start().await
     }
@@ -76,12 +75,12 @@ pub(crate) trait TestBroker: EnvelopeFixture<Error: Error + Send> + Sized {
     /// Removes all that was made.
     async fn stop(self);
 
-    /// Returns what connects and subscribes.
+    /// Returns a function that connects and subscribes.
     ///
     /// It does not wait for a broker that is down.
     fn connector(&self, prefetch: usize) -> Connector<Self::Subscription, Self::Error>;
 
-    /// Holds up what consumers send, so that an answer that is being given gets no further.
+    /// Holds up the bytes that consumers send, so that a settlement in flight gets no further.
     async fn stall(&self);
 
     /// Breaks the connections of all consumers, which ends a [`stall`](Self::stall) for those that
@@ -179,7 +178,7 @@ macro_rules! scenarios {
 }
 pub(crate) use scenarios;
 
-/// Awaits a published scenario, and panics with what it found.
+/// Awaits a published scenario, and panics with its error.
 pub(crate) async fn passes<E: Error + 'static>(
     scenario: impl Future<Output = Result<(), ConformanceError<E>>>,
 ) {
@@ -237,7 +236,7 @@ pub(crate) async fn left<B: TestBroker>(broker: &B, n: usize) {
     eventually(wanted, async || broker.backlog().await.unwrap()).await;
 }
 
-/// Waits until `found` is what is wanted.
+/// Waits until `found` returns `wanted`.
 pub(crate) async fn eventually<T: PartialEq + Debug>(wanted: T, found: impl AsyncFn() -> T) {
     let started = Instant::now();
     loop {

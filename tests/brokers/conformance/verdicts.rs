@@ -1,4 +1,4 @@
-//! What becomes of a job by each verdict: one table, which tests assert and the documentation shows.
+//! Effects of each verdict on a job: one table, which tests assert and the documentation shows.
 
 use std::{fmt::Write, process::Command, time::Duration};
 
@@ -17,20 +17,20 @@ pub(crate) struct Row {
     /// With which it was tested: major and minor.
     versions: &'static [(u32, u32)],
     effects: [Effect; 6],
-    /// Whether the end of a connection counts for what it held.
+    /// `true` if the end of a connection charges the jobs that it held.
     pub(crate) loss_is_charged: bool,
 }
 
-/// What one verdict does.
+/// Effect of one verdict.
 struct Effect {
     verdict: Verdict,
-    /// Whether the next delivery counts one more, if there is one.
+    /// `true` if the next delivery counts one more; `None` if there is no next one.
     charged: Option<bool>,
     returns: Returns,
     killed: Killed,
 }
 
-/// When the job comes back, beside others that wait.
+/// Time at which the job comes back, relative to others that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returns {
     Never,
@@ -42,7 +42,7 @@ enum Returns {
     WhenDue,
 }
 
-/// What a server does that is killed right after the verdict.
+/// Effect of a kill of the server right after the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Killed {
     /// It has the verdict.
@@ -102,7 +102,7 @@ pub(crate) const REDIS: &str = "Redis Streams";
 pub(crate) const VALKEY: &str = "Valkey Streams";
 pub(crate) const MEMORY: &str = "`broker::memory`";
 
-/// The one place that says what is expected.
+/// The single table of expected effects.
 const TABLE: &[Row] = &[
     Row {
         queue: RABBITMQ_QUORUM,
@@ -154,7 +154,7 @@ const TABLE: &[Row] = &[
     },
 ];
 
-/// Returns what a server is expected to do: as the newest that was tested and is not newer.
+/// Returns the expected effects on a server: those of the newest tested one that is not newer.
 pub(super) fn row(queue: &str, version: (u32, u32)) -> &'static Row {
     let of_queue = || TABLE.iter().filter(|row| row.queue == queue);
     let mut rows = of_queue().rev();
@@ -163,7 +163,7 @@ pub(super) fn row(queue: &str, version: (u32, u32)) -> &'static Row {
         .unwrap_or_else(|| panic!("{queue} {version:?} is older than all in the table"))
 }
 
-/// Returns what a program prints.
+/// Returns the output of a program.
 pub(crate) fn printed(program: &mut Command) -> String {
     let output = program
         .output()
@@ -198,7 +198,7 @@ impl Effect {
 // === the scenarios ===
 
 pub(crate) async fn each_verdict_does_what_the_table_says<B: TestBroker>(broker: &B) {
-    // One for all: what comes while another one is being closed may be charged for its end.
+    // One for all: a job that comes while another subscription is being closed may be charged for its end.
     let mut jobs = broker.subscribe(1).await.unwrap();
     for effect in &B::row().effects {
         let verdict = effect.verdict;
@@ -248,7 +248,7 @@ pub(crate) async fn a_kill_after_each_verdict_does_what_the_table_says<B: TestBr
     for _ in effects {
         held.push(take::<B>(&mut jobs).await);
     }
-    // What comes back at once is held until the kill.
+    // Jobs that come back at once are held until the kill.
     for effect in effects {
         let mut jobs = held.iter();
         let job = jobs.find(|job| body(*job) == effect.name()).unwrap();

@@ -38,7 +38,7 @@ impl fmt::Display for Refused {
 /// The error of a worker's service, where `E` is that of the jobs.
 pub(super) type StackError<B, E> = SentinelError<E, SettleError<<TagOf<B> as Settle>::Error>>;
 
-/// How a worker ends; `E` is the error of the jobs.
+/// End of a worker; `E` is the error of the jobs.
 pub(super) type Ended<B, E> = Result<
     Summary,
     ConsumerError<
@@ -48,7 +48,7 @@ pub(super) type Ended<B, E> = Result<
     >,
 >;
 
-/// How often each job was begun.
+/// Number of times that each job was begun.
 #[derive(Clone, Default)]
 pub(super) struct Runs(Arc<Mutex<BTreeMap<String, u32>>>);
 
@@ -66,13 +66,13 @@ impl Runs {
     }
 }
 
-/// How a worker works.
+/// Settings of a worker.
 #[derive(Clone)]
 pub(super) struct Setup<D> {
     pub(super) prefetch: usize,
     pub(super) decision: D,
     pub(super) limit: Duration,
-    /// How long what runs may take to finish once a session ends.
+    /// Time that running jobs have to finish once a session ends.
     pub(super) drain: Duration,
 }
 

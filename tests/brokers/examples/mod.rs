@@ -1,4 +1,4 @@
-//! The examples that need a broker, each against a private server.
+//! The examples that need a broker, each with a private server.
 
 use std::{
     env,
@@ -70,7 +70,7 @@ impl Run {
         let (ready, unacked) = loop {
             let (ready, unacked) = counts(&self.name);
             assert!(unacked <= PREFETCH, "{unacked}");
-            // It may be none in the moment between the answers and the next jobs.
+            // It may be zero in the moment between the settlements and the next jobs.
             if unacked > 0 {
                 break (ready, unacked);
             }
@@ -110,7 +110,7 @@ fn errors(child: &mut Child) -> String {
     errors
 }
 
-/// What an example prints when every job has its answer.
+/// Last line of an example when every job is settled.
 const LAST_LINES: [&str; 6] = [
     "  180 completed: ack",
     "   20 failed: reject",
@@ -120,7 +120,7 @@ const LAST_LINES: [&str; 6] = [
     "the broker counts: ready = 0, unacked = 0, dead-lettered = 20; poison jobs = 20",
 ];
 
-/// Checks what `example` says of an address with a password at which there is nobody.
+/// Checks the output of `example` for an address with a password at which nobody listens.
 fn fails_in_one_line(mut example: Command, expected: &str) {
     let output = example.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

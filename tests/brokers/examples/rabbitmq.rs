@@ -1,4 +1,4 @@
-//! `examples/rabbitmq.rs`; what is unacked is asked of `rabbitmqctl`.
+//! `examples/rabbitmq.rs`; `rabbitmqctl` counts the unacked jobs.
 
 use std::process::Command;
 
@@ -61,14 +61,14 @@ fn a_run_that_is_killed_leaves_no_queue() {
     let queue = run.name.clone();
     assert_ne!(counts(&queue), None);
     drop(run);
-    // The broker notices that the connection is gone in a moment of its own.
+    // The broker takes a moment to notice that the connection is gone.
     let gone = (0..20).any(|_| counts(&queue).is_none());
     assert!(gone, "{queue}");
 }
 
 #[test]
 fn a_broker_that_is_out_of_reach_is_one_line_that_names_the_address() {
-    // Port 1 is refused; the password is nobody's business.
+    // Port 1 is refused; the password must not be printed.
     let example = rabbitmq("amqp://someone:secret@127.0.0.1:1/%2f");
     fails_in_one_line(example, "error: rabbitmq at 127.0.0.1:1 can't be reached: ");
 }

@@ -121,7 +121,7 @@ async fn ready(channel: &Channel, queue: &str) -> u64 {
 async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
     let (queue, dead_letters) = ("example-worker", "example-worker.dead");
     let mut worker = Worker::start(queue);
-    // It has declared its queue then, without which the broker drops what is published.
+    // It has declared its queue then, without which the broker drops published jobs.
     worker
         .until(|worker| worker.log().contains("subscribed to a queue"))
         .await;
@@ -143,12 +143,12 @@ async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
     let status = worker.end().await;
     assert!(status.success(), "{status}: {}", worker.log());
 
-    // What was sent is acked, and all else is ready.
+    // The jobs that were sent are acked, and all others are ready.
     let (left, sent) = (ready(&channel, queue).await, worker.sent());
     assert!(left > 0, "the signal came too late to interrupt anything");
     assert_eq!(left + sent, ORDERS, "{}", worker.log());
     assert_eq!(ready(&channel, dead_letters).await, 2);
-    // A quorum queue tells of what is unacked every 5 s.
+    // A quorum queue reports its unacked messages every 5 s.
     let settled = timeout(Duration::from_secs(30), async {
         while counts(queue) != Some((left, 0)) {
             sleep(Duration::from_millis(200)).await;

@@ -1,4 +1,4 @@
-//! The embedded broker, with all that it can do and with as little as it can be.
+//! The embedded broker, with all its capabilities and with none.
 
 use std::{future::ready, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Connections that break whenever something is requested.
+//! Connections that break at each request.
 
 use std::time::Duration;
 

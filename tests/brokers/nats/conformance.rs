@@ -1,4 +1,4 @@
-//! What every broker must do, done by NATS.
+//! Scenarios of all brokers on NATS.
 
 use std::{
     error::Error,

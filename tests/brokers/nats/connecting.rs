@@ -1,4 +1,4 @@
-//! Connecting and subscribing, and what is told if it fails.
+//! Connections and subscriptions, and the errors if they fail.
 
 use tower_sentinel::broker::nats::{
     ConnectError, Pull, SubscriptionError,

@@ -160,7 +160,7 @@ async fn a_schedule_brings_the_job_back_with_its_headers_id_and_count() {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", "m-7");
     headers.insert("trace", "1");
-    // Counts for nothing: nobody delayed it.
+    // It counts for nothing: no schedule wrote it.
     headers.insert("x-deliveries", "100");
     let ack = jobs
         .context

@@ -67,6 +67,6 @@ async fn a_server_that_is_killed_again_and_again_loses_no_job() {
     let counts = counts.lock().unwrap();
     assert_eq!(kills, 5);
     let duplicates: u32 = counts.values().map(|count| count - 1).sum();
-    // More than were unanswered: the server confirms an ack before it writes it.
+    // More than the unsettled ones: the server confirms an ack before it writes it.
     println!("{JOBS} jobs, {kills} kills: {duplicates} ran once more");
 }

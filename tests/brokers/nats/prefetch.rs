@@ -32,7 +32,7 @@ async fn no_more_is_fetched_than_there_are_places() {
     nothing_within(&mut deliveries, Duration::from_millis(500)).await;
     assert_eq!(jobs.info().await.num_ack_pending, 5);
 
-    // An answer frees one place, a delivery that is dropped with its tags another.
+    // A settlement frees one place, and a delivery that is dropped with its tags another.
     settle(&taken.pop().unwrap(), Verdict::Ack).await.unwrap();
     taken.push(next(&mut deliveries).await);
     nothing_within(&mut deliveries, Duration::from_millis(300)).await;
@@ -45,7 +45,7 @@ async fn no_more_is_fetched_than_there_are_places() {
     assert_eq!(jobs.info().await.num_ack_pending, 6);
 }
 
-/// A client that fetches ahead lets the ack wait of what it has fetched pass.
+/// If a client fetches ahead, the ack wait of its fetched messages passes.
 #[tokio::test]
 async fn a_slow_worker_gets_each_job_once() {
     let jobs = jobs(Duration::from_millis(600)).await;

@@ -1,4 +1,4 @@
-//! Priority groups, and consumers that are paused.
+//! Priority groups, and paused consumers.
 
 use std::time::Duration;
 

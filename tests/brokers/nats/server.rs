@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// A server that listens on a port of its own and stores into a folder of its own.
+/// A server with its own port and its own folder.
 pub(crate) struct Server {
     port: u16,
     folder: PathBuf,
@@ -90,7 +90,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns a port that nobody listens on.
+/// Returns a free port.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()

@@ -73,7 +73,7 @@ async fn a_message_that_cant_be_parsed_becomes_a_dead_letter_and_the_others_are_
             }
         };
         timeout(2 * SOON, done).await.expect("the others are done");
-        // What looks for it runs while the subscription is polled.
+        // The search runs while the subscription is polled.
         let found = async {
             while jobs.messages("dead").await == 0 {
                 drop(timeout(Duration::from_millis(50), closed(&mut deliveries)).await);

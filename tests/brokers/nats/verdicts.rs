@@ -1,4 +1,4 @@
-//! What becomes of a message by each verdict.
+//! Effects of each verdict on a message.
 
 use std::time::Duration;
 

@@ -48,11 +48,11 @@ async fn close_after(acked: usize, scene: &Scene, mut jobs: Deliveries) {
         assert!(number(next(&mut jobs).await.as_ref()) >= JOBS);
     }
     close(jobs).await;
-    // What has no answer goes back a moment after: as many as were published later, and those kept.
+    // Unsettled jobs go back a moment after: as many as were published later, and those kept.
     scene.wait_for_ready(JOBS.into()).await;
 }
 
-/// Returns what is left in a queue, of the first jobs.
+/// Returns those of the first jobs that are left in a queue.
 async fn left(scene: &Scene, queue: &str) -> BTreeSet<u16> {
     let mut left = BTreeSet::new();
     while let Some(message) = scene.get(queue).await {
@@ -65,7 +65,7 @@ async fn left(scene: &Scene, queue: &str) -> BTreeSet<u16> {
 async fn acks_at_once_are_of_their_own_jobs() {
     for kind in KINDS {
         let scene = Scene::new("acks_at_once_are_of_their_own_jobs", kind).await;
-        // The oldest, those in the middle and the last; and what is acked in two steps.
+        // The oldest, those in the middle and the last; and jobs that are acked in two steps.
         for (kept, rest) in [
             (&[0_u16][..], &[][..]),
             (&[17, 40], &[1, 2, 3, 50]),
@@ -189,7 +189,7 @@ fn an_ack_that_waits_is_void_when_the_channel_is_opened_anew() {
     let recovering = ConnectionProperties::default().enable_auto_recover();
     let lapins = Builder::new_multi_thread().enable_all().build().unwrap();
     let connection = lapins.block_on(named(shared(), name, recovering));
-    // Nothing runs here while nobody blocks on it.
+    // Nothing runs on this runtime while nobody blocks on it.
     let ours = Builder::new_current_thread().enable_all().build().unwrap();
     let (scene, jobs, ack) = ours.block_on(async {
         let scene = Scene::new(name, KINDS[0]).await;

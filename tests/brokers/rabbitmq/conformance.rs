@@ -1,4 +1,4 @@
-//! What every broker must do, done by RabbitMQ with classic and with quorum queues.
+//! Scenarios of all brokers on RabbitMQ, with classic and with quorum queues.
 
 use std::{
     error::Error,
@@ -37,20 +37,20 @@ use crate::{
     proxy::Proxy,
 };
 
-/// How long to wait for a queue that has no leader yet.
+/// Time to wait for a queue that has no leader yet.
 const SUBSCRIBE: Duration = Duration::from_secs(2);
 
-/// How a classic queue writes acks down, of which it keeps up to 64 in memory by these settings.
+/// Settings by which a classic queue keeps up to 64 acks in memory.
 ///
-/// What it has in memory comes back after a kill. By default 3.10 has a journal of 32768 entries, which
-/// is written when it is full, or when the queue is idle: in twenty kills amid 10 000 jobs, each job ran
-/// ten times. From 4.0 on all classic queues have the second version of their index, without a journal:
-/// it writes acks when there are as many as half of a segment's entries, which are 4096. So each kill
-/// brought up to 2048 jobs back, and twenty of them some 20 000.
+/// The jobs of these acks come back after a kill. By default 3.10 has a journal of 32768 entries, which is
+/// written when it is full, or when the queue is idle: in twenty kills amid 10 000 jobs, each job ran ten
+/// times. From 4.0 on all classic queues have the second version of their index, without a journal: it writes
+/// acks when there are as many as half of a segment's entries, which are 4096. So each kill brought up to
+/// 2048 jobs back, and twenty of them some 20 000.
 const ACKS: &str = "{queue_index_max_journal_entries, 64},
     {classic_queue_index_v2_segment_entry_count, 128}";
 
-/// Counts what is unacked, and all that there is, in the queue and in its retry queues.
+/// Counts the unacked jobs, and all jobs, in the queue and in its retry queues.
 const COUNT: &str = r#"
 Retries = <<Name/binary, ".retry.">>,
 Counts = [
@@ -72,7 +72,7 @@ Counts = [
 {lists:sum([Unacked || {Unacked, _} <- Counts]), lists:sum([Total || {_, Total} <- Counts])}
 "#;
 
-/// A queue of its own, and a queue for dead letters beside it, which it uses or does not.
+/// A queue for this test, and a queue for dead letters beside it, which it uses or does not.
 struct Rabbit<const QUORUM: bool, const DEAD_LETTER: bool> {
     server: Servers,
     name: String,
@@ -80,7 +80,7 @@ struct Rabbit<const QUORUM: bool, const DEAD_LETTER: bool> {
     admin: tokio::sync::Mutex<Channel>,
     /// One for each subscription.
     proxies: Arc<Mutex<Vec<Proxy>>>,
-    /// What was read so far.
+    /// Dead letters that were read so far.
     letters: Mutex<Vec<DeadLetter>>,
 }
 
@@ -292,7 +292,7 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> EnvelopeFixture for Rabbit<QUO
 
 impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, DEAD_LETTER> {
     const ACK_IS_CONFIRMED: bool = false;
-    /// What is on its way into the log of a quorum queue, or in the memory of a classic one.
+    /// Acks on their way into the log of a quorum queue, or in the memory of a classic one.
     const UNPROVEN: Option<usize> = Some(if QUORUM { 50 } else { 2 * 64 });
     const MANY: usize = 10_000;
 
@@ -401,7 +401,7 @@ mod quorum {
     );
 }
 
-/// The scenarios to which it matters that nothing is kept of what is rejected.
+/// The scenarios that depend on whether rejected jobs are kept.
 mod without_dead_letters {
     use tower_sentinel::conformance;
 

@@ -1,4 +1,4 @@
-//! Connecting and subscribing, and what is told if it fails.
+//! Connections and subscriptions, and the errors if they fail.
 
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ async fn a_queue_that_does_not_exist_is_refused() {
 
 #[tokio::test]
 async fn a_classic_queue_taken_for_a_quorum_queue_tells_no_count() {
-    // With a name so long that the server has no room to tell the type.
+    // With a name so long that the server's text has no room for the type.
     let scene = Scene::new(&"q".repeat(200), QueueKind::Classic).await;
     let queue = Queue::quorum(&scene.name);
     let mut jobs = queue.subscribe(&scene.connection).await.unwrap();

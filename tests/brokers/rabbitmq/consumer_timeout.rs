@@ -1,4 +1,4 @@
-//! Jobs that take longer than the server waits.
+//! Jobs that take longer than the server's consumer timeout.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::{
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A queue with a consumer timeout of its own, of which the adapter does not know.
+/// A queue with its own consumer timeout, which the adapter does not know.
 async fn impatient(test: &str) -> Scene {
     let mut arguments = FieldTable::default();
     let millis = TIMEOUT.as_millis() as i64;

@@ -1,4 +1,4 @@
-//! What a consumer is subscribed with.
+//! Settings of a consumer.
 
 use tower_sentinel::broker::rabbitmq::{QueueKind, SubscriptionError};
 

@@ -1,4 +1,4 @@
-//! Dead letters, and what is republished.
+//! Dead letters, and republished jobs.
 
 use tower_sentinel::{
     Job, Verdict,

@@ -53,7 +53,7 @@ async fn a_queue_that_delays_needs_no_retry_queue() {
         let job = next(&mut jobs).await;
         let waited = settled.elapsed();
         assert!(waited >= times * MIN, "{deliveries}: {waited:?}");
-        // What is released comes back at once, and counts nothing.
+        // A released job comes back at once, and is not charged.
         settle(job.tag(), Verdict::release()).await.unwrap();
     }
     let job = next(&mut jobs).await;

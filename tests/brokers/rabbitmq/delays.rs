@@ -1,4 +1,4 @@
-//! Delayed retries, and the queues that they wait in.
+//! Delayed retries, and their queues.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The delivery limit of a quorum queue, over which the server lets go of a job.
+//! The delivery limit of a quorum queue, after which the server drops or dead-letters the job.
 
 use std::collections::BTreeMap;
 

@@ -130,7 +130,7 @@ async fn the_recovery_of_lapin_sends_no_stale_tag() {
         recovered(&connection).await;
         let error = settle(stale, Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
-        // The stream ends, or lapin has dropped its error with what it had received, and goes on.
+        // The stream ends, or lapin has dropped its error with the jobs that it had received, and goes on.
         let twin = timeout(Duration::from_secs(20), jobs.next()).await;
         drop(twin.expect("an item within 20 s"));
         drop(jobs);

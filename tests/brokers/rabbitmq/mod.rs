@@ -1,4 +1,4 @@
-//! RabbitMQ: what each verdict does, and what a lost channel or connection does to its jobs.
+//! RabbitMQ: effects of each verdict on a job, and of a lost channel or connection on its jobs.
 
 mod acks;
 mod conformance;
@@ -146,7 +146,7 @@ impl Scene {
         waited.unwrap_or_else(|_| panic!("{} has {n} jobs within 20 s", self.name));
     }
 
-    /// Asserts that the queue is empty, also of what was unanswered, which goes back first.
+    /// Asserts that the queue is empty; unsettled jobs would go back first.
     async fn assert_empty(&self, jobs: Deliveries) {
         close(jobs).await;
         let left = self.get(&self.name).await;
@@ -193,7 +193,7 @@ async fn close(jobs: Deliveries) {
     closed(&mut jobs).await.unwrap();
 }
 
-/// Closes the channel, whatever ended the stream.
+/// Closes the channel after any end of the stream.
 async fn close_now(mut jobs: Deliveries) -> Deliveries {
     let closed_now = poll_fn(|cx| Pin::new(&mut jobs).poll_close(cx));
     let closed_now = timeout(Duration::from_secs(20), closed_now).await;
@@ -234,12 +234,12 @@ async fn quiet(jobs: &mut Deliveries) {
     assert!(job.is_err(), "unexpected: {job:?}");
 }
 
-/// Waits until a connection that was closed has recovered, so that an answer would be sent.
+/// Waits until a connection that was closed has recovered, so that a settlement would be sent.
 ///
-/// lapin notices the end of the connection on its runtime, which may have been blocked. A channel that
-/// is opened before can stop its I/O thread for good: when it has opened the channel anew, lapin 4.12
-/// drops what waited for it, with the last handle of the channel, whose `drop` reads the status that
-/// this thread has locked for writing (`ChannelStatus::finalize_connection`).
+/// lapin notices the end of the connection on its runtime, which may have been blocked. A channel that is
+/// opened before can stop its I/O thread for good: when it has opened the channel anew, lapin 4.12 drops the
+/// requests that waited for it, with the last handle of the channel. The `drop` of this handle reads the
+/// status that this thread has locked for writing (`ChannelStatus::finalize_connection`).
 async fn recovered(connection: &Connection) {
     let recovered = async {
         while connection.status().connected() {

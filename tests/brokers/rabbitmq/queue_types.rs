@@ -1,4 +1,4 @@
-//! A queue that is not of the type that was said.
+//! A queue whose type is not the one that is set.
 
 use tower_sentinel::{
     Job, Verdict,

@@ -1,4 +1,4 @@
-//! What is republished, and what becomes of a job that can't be.
+//! Republished jobs, and jobs that can't be republished.
 
 use std::{
     future::IntoFuture,
@@ -47,7 +47,7 @@ fn because(message: String) -> Reason {
 
 /// Properties of which a frame of `frame_max` bytes has room for just `left` more.
 fn filling(frame_max: usize, left: usize) -> BasicProperties {
-    // What the frame takes itself; flags, the header's name, type and lengths, and the delivery mode.
+    // The frame's own bytes; flags, the header's name, type and lengths, and the delivery mode.
     let length = frame_max - 20 - left - (2 + 4 + 1 + 1 + 1 + 4 + 1);
     let mut headers = FieldTable::default();
     headers.insert("t".into(), text(&"x".repeat(length)));
@@ -168,7 +168,7 @@ async fn a_handler_sees_where_its_job_was_first_published() {
     scene.assert_empty(jobs).await;
 }
 
-/// Gives a user of its own `permissions`, and connects as it.
+/// Creates a user with `permissions`, and connects as it.
 async fn user(name: &str, permissions: [&str; 3]) -> Connection {
     let server = shared();
     server.ctl(&["add_user", name, "secret"]);
@@ -302,7 +302,7 @@ fn publish_raw(server: &Server, queue: &str, properties: &[u8], body: &[u8]) {
     let header = [&[0, 60, 0, 0][..], &size, properties].concat();
     frame(&mut stream, 2, 1, &header);
     frame(&mut stream, 3, 1, body);
-    // The answer to the close says that all before it is done.
+    // The confirmation of the close shows that all requests before it are done.
     send(
         &mut stream,
         1,
@@ -352,7 +352,7 @@ async fn a_message_that_the_client_can_t_read_is_named() {
     assert_eq!(purged.await.unwrap(), 1);
 }
 
-/// Returns when all connections have been told.
+/// Sets the alarm; returns when all connections have been notified.
 const ALARM: &str = "vm_memory_monitor:set_vm_memory_high_watermark(0), \
     Wait = fun Wait() -> case rabbit_alarm:get_alarms() of [] -> timer:sleep(10), Wait(); _ -> ok end end, \
     Wait()";
@@ -364,7 +364,7 @@ async fn a_memory_alarm_holds_up_no_ack() {
     for kind in KINDS {
         let scene = Scene::on(&server, "a_memory_alarm_holds_up_no_ack", kind).await;
         let mut jobs = scene.subscribe().await;
-        // What is published at once, and what needs a declaration before.
+        // One job that is published at once, and one that needs a declaration before.
         let again = match kind {
             QueueKind::Classic => Verdict::retry(),
             _ => Verdict::retry_after(Duration::from_millis(64)),
@@ -377,7 +377,7 @@ async fn a_memory_alarm_holds_up_no_ack() {
             scene.publish("other").await;
         }
         server.eval(ALARM).await.unwrap();
-        // The first publish of an alarm is what blocks its connection, and waits there half read.
+        // The first publish of an alarm blocks its connection, and waits there half read.
         let retry = tokio::spawn(one.settle(again, reason()));
         for _ in 0..20 {
             let other = next(&mut jobs).await;
@@ -426,7 +426,7 @@ async fn an_alarm_brings_no_job_over_the_delivery_limit() {
     scene.publish("one").await;
     let again = Verdict::retry_after(Duration::from_millis(64));
     settle(next(&mut jobs).await.tag(), again).await.unwrap();
-    // What is rejected is counted, and from now on no more of it is allowed.
+    // A rejected job is counted, and from now on no further count is allowed.
     settle(next(&mut jobs).await.tag(), Verdict::retry())
         .await
         .unwrap();
@@ -435,7 +435,7 @@ async fn an_alarm_brings_no_job_over_the_delivery_limit() {
     let free = one.capabilities().release_is_free();
     for _ in 0..3 {
         assert_blocked(one.settle(Verdict::retry(), reason()).await);
-        // Where that is counted it keeps its place.
+        // If that is counted, the job keeps its place.
         if !free {
             quiet(&mut jobs).await;
             break;
@@ -465,7 +465,7 @@ async fn a_lost_connection_for_publishing_is_made_anew() {
     scene.publish("one").await;
     server.close_connection("tower-sentinel: retries and dead letters");
     let publishing_is_lost = async {
-        // Whoever asks too early gets an answer.
+        // A retry that comes before the loss is noticed succeeds.
         while settle(next(&mut jobs).await.tag(), Verdict::retry())
             .await
             .is_ok()
@@ -523,7 +523,7 @@ async fn a_renewed_password_is_that_of_the_connection_for_publishing_too() {
     scene.assert_empty(jobs).await;
 }
 
-/// Arguments of a queue that refuses what it has no room for.
+/// Arguments of a queue that refuses jobs when it is full.
 fn full_at_one() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));

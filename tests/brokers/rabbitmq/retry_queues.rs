@@ -1,4 +1,4 @@
-//! The way back of a job that waits: what it needs, and that it loses nothing.
+//! The way back of a job that waits: its requirements, and that no job is lost on it.
 
 use std::time::Duration;
 
@@ -151,17 +151,17 @@ async fn a_retry_queue_with_other_arguments_is_named() {
         matches!(&error, DeliveryError::Conflict { queue, .. } if *queue == other),
         "{error:?}"
     );
-    // What the others publish goes by another channel.
+    // Publishes use another channel than declarations.
     settle(next(&mut jobs).await.tag(), Verdict::retry())
         .await
         .unwrap();
     close(jobs).await;
 }
 
-/// How long after a job has come back to a classic queue the server is killed, in seconds.
+/// Seconds from a job's return to a classic queue until the kill of the server.
 ///
-/// A server writes down what became of an idle queue, such as that the job has left its retry queue,
-/// before what becomes of a busy one, and forgets the job in between. No event tells of either.
+/// A server writes down the changes of an idle queue, such as that the job has left its retry queue, before
+/// those of a busy one, and forgets the job in between. There is no event for either.
 const MOMENTS: [u64; 3] = [1, 3, 5];
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn find(jobs: &mut Deliveries, body: &str, deliveries: u32) -> DeliveryTag
 
 #[tokio::test]
 async fn a_job_comes_back_when_its_full_queue_has_room() {
-    // How long the server waits before it sends again what was rejected; 3 min by default.
+    // Time that the server waits before it sends rejected messages again; 3 min by default.
     let server = Server::start("{dead_letter_worker_publisher_confirm_timeout, 500}");
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));

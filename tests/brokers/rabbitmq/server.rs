@@ -1,4 +1,4 @@
-//! A private `rabbitmq-server`, with ports, data, node name and Erlang cookie of its own.
+//! A private `rabbitmq-server`, with its own ports, data, node name and Erlang cookie.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ pub(crate) fn shared() -> &'static Server {
     SERVER.get_or_init(|| Server::start(""))
 }
 
-/// A release of RabbitMQ, as far as tests tell them apart: major and minor.
+/// A release of RabbitMQ, by major and minor version, as tests distinguish them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(pub(crate) u32, pub(crate) u32);
 
@@ -116,13 +116,13 @@ impl Server {
         self.guard = Some(self.settle_in(&mut command).spawn().unwrap());
     }
 
-    /// Waits until the server has written down which queues are declared. "Queues that are new" in
-    /// the documentation of the adapter says what it may forget in a kill otherwise.
+    /// Waits until the server has written down which queues are declared. "Queues that are new" in the
+    /// documentation of the adapter describes the loss in a kill before that.
     ///
-    /// For `queue` it has more to write if it is a quorum queue: its name in a file of ra, half a second
-    /// to a second after it says that the queue is declared. Killed before that, it starts the queue
-    /// anew, and empty. Khepri itself, which keeps the metadata from 4.3 on, has a declaration in its
-    /// log before it confirms it.
+    /// For `queue` it has more to write if it is a quorum queue: its name in a file of ra, half a second to a
+    /// second after it confirms the declaration. If it is killed before that, it starts the queue anew, and
+    /// empty. Khepri itself, which keeps the metadata from 4.3 on, has a declaration in its log before it
+    /// confirms it.
     pub(crate) fn has_written(
         &self,
         queue: &str,
@@ -178,7 +178,7 @@ impl Server {
         format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.port)
     }
 
-    /// Runs `rabbitmqctl` and returns what it prints.
+    /// Runs `rabbitmqctl` and returns its output.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(program("rabbitmqctl"));
         command.arg("--quiet").args(arguments);
@@ -191,7 +191,7 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Evaluates Erlang expressions in the server, and returns what the last one gives.
+    /// Evaluates Erlang expressions in the server, and returns the value of the last one.
     ///
     /// `None` if the server is down, or the expression fails. Many times faster than `rabbitmqctl`.
     pub(crate) fn eval(&self, code: &str) -> impl Future<Output = Option<String>> + use<> {
@@ -275,7 +275,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Finds the program itself: what Debian has on the path changes the user.
+/// Finds the program itself: Debian's wrapper on the path changes the user.
 fn program(name: &str) -> PathBuf {
     let debian = Path::new("/usr/lib/rabbitmq/bin").join(name);
     if debian.exists() {

@@ -49,7 +49,7 @@ async fn what_a_stopped_subscription_gives_back_goes_to_others() {
             scene.wait_for_ready(2).await;
             sleep(Duration::from_millis(100)).await;
             if watched {
-                // It takes what lapin has received.
+                // It takes the jobs that lapin has received.
                 let watch = poll_fn(|cx| Pin::new(&mut stopped).poll_closed(cx));
                 assert!(watch.now_or_never().is_none());
             }
@@ -59,7 +59,7 @@ async fn what_a_stopped_subscription_gives_back_goes_to_others() {
             assert!(stopped.next().await.is_none());
             closed(&mut stopped).await.unwrap();
 
-            // The first lives, and has one to answer.
+            // The first one lives, and has one job to settle.
             let mut jobs = scene.subscribe().await;
             let mut came = Vec::new();
             for _ in 0..5 {
@@ -121,7 +121,7 @@ async fn a_consumer_that_drains_leaves_the_others_what_waits() {
         };
         timeout(Duration::from_secs(20), full).await.unwrap();
         signal.cancel();
-        // The drain has begun; nothing tells when.
+        // The drain has begun; there is no event for it.
         sleep(Duration::from_millis(200)).await;
         end.add_permits(5);
         sleep(Duration::from_millis(200)).await;

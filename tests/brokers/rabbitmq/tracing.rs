@@ -1,4 +1,4 @@
-//! What traces say of a delivery.
+//! Traces of a delivery.
 
 use std::time::Duration;
 

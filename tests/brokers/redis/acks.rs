@@ -122,7 +122,7 @@ async fn acks_before_others_may_take_the_entries_ask_nothing() {
 
 #[tokio::test]
 async fn an_early_ack_asks_where_more_depends_on_it() {
-    // What is deleted, what is dropped, and what is known to be somebody else's.
+    // Entries that are deleted, that are dropped, and that are known to belong to another consumer.
     for (group, verdict, is_known) in [
         (group().delete_settled(), Verdict::Ack, false),
         (group().no_dead_letter(), Verdict::Reject, false),
@@ -151,7 +151,7 @@ async fn an_ack_that_is_not_answered_in_time_ends_the_subscription() {
         let mut inspect = server.inspect();
         let group = group.response_timeout(limit);
         let (mut deliveries, held) = deliver(&server, group, server.url(), 1).await;
-        // What writes has to wait; the reader only asks whether the connection lives.
+        // Writes have to wait; the reader only pings the connection.
         let _: Value = cmd("CLIENT")
             .arg("PAUSE")
             .arg(5_000)

@@ -24,7 +24,7 @@ use crate::{
     proxy::Proxy,
 };
 
-/// A server of its own, whose consumers connect through a proxy.
+/// A server for this test, whose consumers connect through a proxy.
 struct Redis<const DEAD_LETTERS: bool> {
     server: Mutex<Server>,
     /// Looks at the data; anew after a kill.
@@ -57,7 +57,7 @@ impl<const DEAD_LETTERS: bool> Fixture for Redis<DEAD_LETTERS> {
         let mut inspect = self.inspect();
         Ok(Backlog {
             unacked: pending(&mut inspect),
-            // What is settled is deleted.
+            // Settled entries are deleted.
             total: inspect.xlen(STREAM).unwrap(),
         })
     }

@@ -1,4 +1,4 @@
-//! Connecting, and what is told if it fails.
+//! Connections, and the errors if they fail.
 
 use tower_sentinel::broker::redis::{ConnectError, ConsumerGroup, redis::Commands};
 

@@ -1,4 +1,4 @@
-//! Settlements that the server waits for no more.
+//! Settlements that the server no longer waits for.
 
 use std::io;
 

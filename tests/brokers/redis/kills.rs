@@ -20,12 +20,12 @@ use super::{STREAM, delayed, group, pending, server::Server, settle};
 const JOBS: usize = 10_000;
 const KILLS: usize = 20;
 
-/// Who was answered for, as the consumer knows it.
+/// Settled jobs, as the consumer knows them.
 #[derive(Default)]
 struct Ledger {
     runs: HashMap<String, u32>,
     acked: HashSet<String>,
-    /// Acked without proof: the answer may or may not have been heard.
+    /// Acked without proof: the server may or may not have received the ack.
     unproved: HashSet<String>,
 }
 
@@ -113,6 +113,6 @@ async fn twenty_kills_lose_none_of_ten_thousand_jobs() {
     let twice = ledger.runs.values().filter(|&&runs| runs > 1).count();
     let unproved = ledger.unproved.len();
     println!("{KILLS} kills: {twice} of {JOBS} jobs ran more than once, {unproved} without proof");
-    // At most what was unanswered at a kill.
+    // At most the jobs that were unsettled at a kill.
     assert!(twice <= KILLS * 64, "{twice}");
 }

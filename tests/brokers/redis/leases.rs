@@ -53,7 +53,7 @@ async fn a_job_that_passes_the_default_limit_is_settled_before_others_take_it() 
         .service_fn(|_: Delivery| std::future::pending::<Result<(), DeliveryError>>());
     let delivery = next(&mut mine).await;
     assert_eq!(delivery.lease(), Some(Duration::from_secs(3)));
-    // Others look for what is idle.
+    // Other consumers look for idle entries.
     let mut others = group.connect(server.url()).await.unwrap();
     let settled = worker.ready().await.unwrap().call(delivery).await.unwrap();
     assert_eq!(settled.verdict, Verdict::retry());

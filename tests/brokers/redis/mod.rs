@@ -43,8 +43,8 @@ fn group() -> ConsumerGroup {
         .poll_interval(Duration::from_millis(20))
 }
 
-/// The same with acks that all ask whose the entry is, since their answers may come after others
-/// may take it.
+/// The same with acks that all check who has the entry, since their replies may come after others may take
+/// it.
 fn asking() -> ConsumerGroup {
     group().response_timeout(Duration::from_secs(60))
 }
@@ -122,7 +122,7 @@ fn calls(connection: &mut Connection) -> u64 {
     calls_of(connection, "xack")
 }
 
-/// Forgets what was counted, such as what a connect tries.
+/// Resets the counts of calls, such as those of a connect.
 fn forget_calls(connection: &mut Connection) {
     let () = cmd("CONFIG").arg("RESETSTAT").query(connection).unwrap();
 }
@@ -140,7 +140,7 @@ fn calls_of(connection: &mut Connection, command: &str) -> u64 {
 
 // === Leases ===
 
-/// Gives the entry to another consumer. Its count stays, so that the owner alone tells.
+/// Gives the entry to another consumer. Its count stays, so that only the owner differs.
 fn steal(connection: &mut Connection, id: &str) {
     let _: Value = cmd("XCLAIM")
         .arg(STREAM)

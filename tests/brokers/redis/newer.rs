@@ -1,7 +1,7 @@
 //! Commands that only newer servers have.
 //!
-//! `XACKDEL` and `CLAIM` run where the server has them. What is sent of `CLAIM` and `XNACK` is read by a
-//! fake server, which knows no streams.
+//! `XACKDEL` and `CLAIM` run if the server has them. A fake server, which knows no streams, reads the
+//! requests with `CLAIM` and `XNACK`.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -103,9 +103,9 @@ async fn an_entry_that_was_given_up_for_good_ends_no_subscription() {
     assert_eq!(dead(&mut inspect).len(), 2);
 }
 
-// === What is sent to a server that has all of them ===
+// === Requests to a server that has all of them ===
 
-/// A server that answers as one of Redis 8.8 would, and tells what it was sent.
+/// A server that replies like one of Redis 8.8, and reports the commands that it received.
 struct Fake {
     port: u16,
     sent: UnboundedReceiver<Vec<String>>,
@@ -170,7 +170,7 @@ async fn serve(
                     "_\r\n".to_owned()
                 }
             },
-            // Told apart by the number of their keys: those that look for what came back.
+            // The number of their keys distinguishes them: these look for entries that came back.
             ("EVALSHA", "1") => "*2\r\n+0-0\r\n*0\r\n".to_owned(),
             ("EVALSHA", "2") => "*0\r\n".to_owned(),
             ("EVALSHA", _) => "+settled\r\n".to_owned(),
@@ -221,7 +221,7 @@ async fn a_server_that_has_them_is_sent_claim_and_xnack() {
     for (expected, verdict, arguments) in [
         (1, Verdict::release(), &["1-0", "1", "SILENT"][..]),
         (5, Verdict::retry(), &["2-0", "5", "FAIL"]),
-        // A delay can't be told with it.
+        // It can't express a delay.
         (
             1,
             Verdict::retry_after(Duration::from_secs(1)),

@@ -1,4 +1,4 @@
-//! Users who may not do everything.
+//! Users without some of the rights.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn documented() -> Vec<&'static str> {
     words.filter(|word| word.starts_with(['~', '+'])).collect()
 }
 
-/// Makes a user who may do just that, and returns the address with it.
+/// Creates a user with these rights, and returns the address with it.
 fn allow(server: &Server, rights: &[&str]) -> String {
     let () = cmd("ACL")
         .arg("SETUSER")

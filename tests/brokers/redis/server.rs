@@ -1,4 +1,4 @@
-//! A private `redis-server`, on a port and in a folder of its own.
+//! A private `redis-server`, with its own port and folder.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What becomes of an entry by each verdict.
+//! Effects of each verdict on an entry.
 
 use std::time::Duration;
 

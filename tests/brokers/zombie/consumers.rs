@@ -1,4 +1,4 @@
-//! What the jobs need, and those who work on them: with a sentinel, and without.
+//! The dependency of the jobs, and their consumers: with a sentinel, and without.
 
 use std::{
     error::Error,
@@ -30,7 +30,7 @@ use crate::child::{Ledger, asked_to_end, recording, setting};
 /// A time limit for jobs that hang.
 const LIMIT: Duration = Duration::from_millis(500);
 
-// === what the jobs need ===
+// === the dependency ===
 
 /// Is up while its file exists.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl Error for Down {}
 
 // === the consumers ===
 
-/// What a consumer's process was told.
+/// Settings of a consumer's process.
 fn settings() -> (String, String, Dependency) {
     let [address, queue, dependency] =
         ["ADDRESS", "QUEUE", "DEPENDENCY"].map(|name| setting(name).unwrap());
@@ -146,7 +146,7 @@ pub(super) async fn consume(has_intensity: bool) {
     assert_eq!((summary.failed, summary.abandoned), (0, 0), "{summary:?}");
 }
 
-/// What is often written: nobody answers for a job that does not come to its end.
+/// A frequent mistake: nobody settles a job that does not come to its end.
 pub(super) async fn consume_naively() {
     let (address, name, dependency) = settings();
     let ledger = Ledger::own();

@@ -1,7 +1,7 @@
-//! An outage of what the jobs need leaves no consumer that holds its prefetch and works no more.
+//! After an outage of a dependency, no consumer holds its prefetch and has stopped working.
 //!
-//! Three processes with a sentinel, and beside them one that spawns its jobs, acks at their end and
-//! has none. What the jobs need is down for a while: then each job fails, panics or hangs.
+//! Three processes with a sentinel, and beside them one that spawns its jobs, acks at their end and has none.
+//! The dependency of the jobs is down for a while: then each job fails, panics or hangs.
 
 mod consumers;
 
@@ -51,7 +51,7 @@ async fn run(test: &str, kind: &str, has_intensity: bool) {
     }
 }
 
-/// The jobs, and who is to work on them.
+/// The jobs, and the consumers that work on them.
 struct Scene<'a> {
     server: &'a Server,
     admin: Channel,
