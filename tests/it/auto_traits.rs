@@ -1,4 +1,4 @@
-//! What the compiler promises of the public types. Most of it is checked by compiling.
+//! Auto traits of the public types. Most of them are checked by compiling.
 
 use std::{
     cell::Cell,
@@ -63,7 +63,7 @@ type SendOnly = Cell<u8>;
 /// No trait at all, to show that a bound does not leak.
 struct Nothing(PhantomData<Rc<()>>);
 
-/// A service, as a job's or as a policy, that is not `Sync`, since tower asks nobody for it.
+/// A service for jobs or policies that is not `Sync`, since tower does not require it.
 #[derive(Clone, Debug)]
 struct Plain<E>(PhantomData<(SendOnly, fn() -> E)>);
 
@@ -169,7 +169,7 @@ fn the_public_types_are_debug_and_clone_without_bounds_that_leak() {
     debug::<TimedOut>();
     debug::<Cancelled>();
     debug::<Cancellation>();
-    // The hooks are functions, which are not `Debug`, and a future's content is nobody's business.
+    // The hooks are functions, which are not `Debug`, and a future's content is private.
     debug::<SentinelLayer<u8, Nothing>>();
     debug::<Sentinel<u8, u8, Nothing>>();
     debug::<ResponseFuture<Nothing, Nothing, Nothing, Nothing, Nothing>>();
@@ -189,7 +189,7 @@ fn the_public_types_are_debug_and_clone_without_bounds_that_leak() {
     clone::<Sentinel<u8, u8, Nothing>>();
     assert_not!(Sentinel<Nothing, u8>: Clone);
     assert_not!(Sentinel<u8, Nothing>: Clone);
-    // One outcome, one answer.
+    // One outcome is settled once.
     assert_not!(Outcome<u8, u8>: Clone);
     assert_not!(Report<u8, u8, u8>: Clone);
 

@@ -1,4 +1,4 @@
-//! The published scenarios, over an adapter with a fault: each of them finds what it is about.
+//! The published scenarios, over an adapter with a fault: each of them finds its fault.
 
 use std::{
     error::Error,
@@ -16,7 +16,7 @@ use tower_sentinel::{
     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
-/// What an adapter does wrong.
+/// Fault of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,

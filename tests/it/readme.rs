@@ -1,4 +1,4 @@
-//! The README's code that wants features is an example, which is compiled with them.
+//! README code that needs features is an example, which is compiled with them.
 
 #[test]
 fn the_worker_of_the_readme_is_the_example_orders() {

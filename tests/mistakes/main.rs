@@ -1,4 +1,4 @@
-//! Typical mistakes name their cause: the first line of the first error is that of the file's first line.
+//! Typical mistakes name their cause: the first line of the first error is the file's first line.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -29,7 +29,7 @@ tower-sentinel = { path = "@" }
 fn package(root: &Path) -> PathBuf {
     let package = root.join("target/mistakes");
     let programs = package.join("src/bin");
-    // What was a mistake once is none any more.
+    // Programs of earlier runs, whose mistakes may be gone, must not stay.
     drop(fs::remove_dir_all(&programs));
     fs::create_dir_all(&programs).unwrap();
     let manifest = MANIFEST.replace('@', &root.display().to_string());
@@ -45,7 +45,7 @@ fn package(root: &Path) -> PathBuf {
 /// Returns the first error of each program.
 fn first_errors(package: &Path) -> BTreeMap<String, String> {
     let checked = Command::new(env!("CARGO"))
-        // Those of the one who runs the tests, such as `-D warnings`, are for this crate.
+        // The flags of the person who runs the tests, such as `-D warnings`, are for this crate.
         .env_remove("RUSTFLAGS")
         .args(["check", "--quiet", "--offline", "--bins", "--keep-going"])
         .args(["--message-format", "json", "--target-dir", "target"])

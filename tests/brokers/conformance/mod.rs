@@ -42,8 +42,8 @@ pub(crate) type Connector<S, E> = Box<dyn FnMut() -> BoxFuture<'static, Result<S
 
 /// An [`EnvelopeFixture`] whose dead letters have a place, and whose connections and server can be broken.
 ///
-/// Where a broker has settings of which one scenario needs both, such as a queue with and one
-/// without a feature, there is a type for each.
+/// If one scenario needs two settings of a broker, such as a queue with and one without a feature, there is
+/// a type for each.
 pub(crate) trait TestBroker: EnvelopeFixture<Error: Error + Send> + Sized {
     /// `true` if the broker has each ack that succeeded: RabbitMQ confirms none.
     const ACK_IS_CONFIRMED: bool;

@@ -56,7 +56,7 @@ enum Killed {
 use Killed::{Delivers, Knows, MayForget};
 use Returns::{First, Last, Never, Somewhere, WhenDue};
 
-/// Those of each verdict that settles, with and without a delay.
+/// Effects of each verdict that settles, with and without a delay.
 const fn effects(
     (retry, release): (Returns, Returns),
     (release_is_charged, delayed_release_is_charged): (bool, bool),

@@ -251,7 +251,7 @@ async fn a_schedule_outlives_a_killed_server() {
     settle(&job, Verdict::Ack).await.unwrap();
 }
 
-/// Such as one whose subject the stream has given up.
+/// The server refuses it if the stream has given up its subject.
 #[tokio::test]
 async fn a_schedule_that_is_refused_is_a_nak() {
     let (log, _guard) = Log::start();

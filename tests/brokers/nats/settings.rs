@@ -128,7 +128,7 @@ async fn what_max_deliver_strands_is_warned_of() {
         settle(&job, Verdict::retry()).await.unwrap();
         assert_eq!(warned("job stranded"), stranded);
     }
-    // As it says.
+    // As the warning says.
     assert!(
         timeout(Duration::from_millis(500), deliveries.next())
             .await

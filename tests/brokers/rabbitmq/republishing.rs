@@ -402,7 +402,7 @@ async fn a_memory_alarm_holds_up_no_ack() {
             .await
             .unwrap();
         server.eval(CALM).await.unwrap();
-        // Of three retries the first alone was sent.
+        // Only the first of three retries was sent.
         let one = next(&mut jobs).await;
         assert_eq!(one.as_ref(), b"one");
         settle(one.tag(), again).await.unwrap();

@@ -57,7 +57,7 @@ async fn twenty_kills_lose_none_of_ten_thousand_jobs() {
         add.xadd(STREAM, "*", &[("payload", job)]).ignore();
     }
     let () = add.query(&mut server.inspect()).unwrap();
-    // By these most acks are early, and ask nothing.
+    // With these most acks are early, and check nothing.
     let group = group()
         .prefetch(64)
         .response_timeout(Duration::from_secs(1))

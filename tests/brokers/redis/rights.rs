@@ -48,7 +48,7 @@ async fn the_documented_rights_are_enough() {
     let url = allow(&server, &documented());
     let impatient = group().min_idle(Duration::from_millis(700));
     let mut deliveries = impatient.connect(&*url).await.unwrap();
-    // That newer commands are forbidden is found out by trying them.
+    // `connect` finds out that newer commands are forbidden by trying them.
     let () = cmd("ACL")
         .arg("LOG")
         .arg("RESET")

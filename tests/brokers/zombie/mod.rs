@@ -167,7 +167,7 @@ async fn outage(test: &str, kind: &str, has_intensity: bool) {
     dependency.go_up();
     let outage = down.elapsed();
 
-    // Those with a sentinel go on, each of them, and with all that there was.
+    // Those with a sentinel go on, each of them, and with all their places.
     let has_acked_later = |child: &Child| {
         let acked = child.told("acked");
         acked.iter().any(|body| body.starts_with("after"))

@@ -1,4 +1,4 @@
-//! Who is given which job.
+//! Order in which jobs go to consumers.
 
 use std::panic::catch_unwind;
 
@@ -125,7 +125,7 @@ fn a_queue_is_declared_with_the_same_settings_or_not_at_all() {
         .publish(1);
 }
 
-// === what traces say of it ===
+// === traces ===
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

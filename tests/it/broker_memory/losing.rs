@@ -180,7 +180,7 @@ async fn a_consumer_that_is_stopped_is_given_nothing_and_can_answer() {
     poll_fn(|cx| Pin::new(&mut stopped).poll_stop(cx)).await;
     settle(&held[0], Verdict::release()).unwrap();
     assert!(stopped.next().await.is_none());
-    // Also of what was there when it was polled last.
+    // Also those that were there when it was polled last.
     assert_eq!(counts(&queue), (2, 0, 1, 0, 0, 0));
     let mut other = queue.subscribe(5).unwrap();
     let taken = take_all(&mut other);
@@ -203,7 +203,7 @@ async fn what_a_consumer_releases_while_it_drains_goes_to_another_at_once() {
     (1..=4).for_each(|n| queue.publish(n));
     let shutdown = CancellationToken::new();
     let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).no_timeout();
-    // Odd ones end after 10 s, even ones hang until they are told to stop.
+    // Odd ones end after 10 s, even ones hang until they are cancelled.
     let service = ServiceBuilder::new()
         .concurrency_limit(2)
         .layer(layer.shutdown(shutdown.clone()))
@@ -223,7 +223,7 @@ async fn what_a_consumer_releases_while_it_drains_goes_to_another_at_once() {
     let mut other = queue.subscribe(5).unwrap();
     let waiting = take_all(&mut other);
     assert_eq!(payloads(&waiting), [3, 4]);
-    // The answer of 1 makes room for a job, which goes to another all the same.
+    // The settlement of 1 makes room for a job, which goes to another consumer all the same.
     sleep(9 * SECOND).await;
     queue.publish(5);
     assert_eq!(*take(&mut other).payload(), 5);

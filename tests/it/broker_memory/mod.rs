@@ -1,4 +1,4 @@
-//! The embedded broker: who is given which job, and what becomes of it.
+//! The embedded broker: the order of its deliveries, and the effects on its jobs.
 
 mod deliveries;
 mod faults;
@@ -67,7 +67,7 @@ fn keep_alive(tag: &DeliveryTag<u32>) -> Result<Lease, DeliveryError> {
     tag.keep_alive().now_or_never().unwrap()
 }
 
-/// Returns the counts without what is of no number.
+/// Returns the counts without the jobs that have no number.
 fn counts(queue: &Queue<u32>) -> (usize, usize, usize, u64, u64, u64) {
     let Counts {
         ready,

@@ -1,4 +1,4 @@
-//! What becomes of a job by each verdict.
+//! Effects of each verdict on a job.
 
 use std::time::Duration;
 

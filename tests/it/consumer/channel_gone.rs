@@ -1,4 +1,4 @@
-//! A channel that is gone keeps nobody from the next one.
+//! A channel that is gone does not delay the next one.
 
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ async fn a_settlement_may_be_the_first_to_know_that_a_channel_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_channel_may_go_while_it_drains() {
     let (lost, next) = (Channel::of([Fate::Value]), Channel::of([]));
-    // The answer of the first job is lost, which begins the drain, and then the channel is.
+    // The settlement of the first job is lost, which begins the drain, and then the channel is lost.
     lost.refuse(Refusal::Fails);
     let losing = lost.clone();
     tokio::spawn(async move {
@@ -274,7 +274,7 @@ async fn a_drain_ends_early_when_its_channel_goes() {
             let consumer = Consumer::new(lost.subscribe(), service).shutdown(shutdown);
             ends(consumer.with_graceful_shutdown(signal)).await.unwrap()
         };
-        // When the second job is done, and is refused, at the latest.
+        // At the latest, when the second job is done, and is refused.
         let took = started.elapsed();
         assert!((MS(700)..MS(1_100)).contains(&took), "{took:?}");
         assert_eq!((summary.called, summary.unanswered), (2, 2));

@@ -1,7 +1,6 @@
 //! The seed scenario: a queue with prefetch 5 whose workers throw half of the time.
 //!
-//! Under GenTask's own supervisor it ends in `reached_max_restart_intensity`. Here it ends with
-//! every job acknowledged.
+//! A supervisor with a limit on restarts gives up in this scenario. Here it ends with every job acknowledged.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,10 +24,10 @@ const PREFETCH: usize = 5;
 
 // === The queue ===
 
-/// A queue with RabbitMQ's semantics as far as the scenario needs them: a delivery tag for each
-/// delivery, one answer for each tag, and what is nacked goes back.
+/// A queue with RabbitMQ's semantics as far as the scenario needs them: a delivery tag for each delivery, one
+/// settlement for each tag, and nacked jobs go back.
 ///
-/// It does *not* hold deliveries back at the prefetch: it counts them, and the gate is to do it.
+/// It does *not* hold deliveries back at the prefetch: it counts them, and the gate has to hold them.
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
@@ -41,7 +40,7 @@ struct State {
     unacked: HashMap<u64, Message>,
     max_unacked: usize,
     next_tag: u64,
-    /// How often each job was acknowledged.
+    /// Number of acknowledgements of each job.
     acks: HashMap<usize, usize>,
     nacks: usize,
 }
@@ -99,7 +98,7 @@ impl Queue {
         }
     }
 
-    /// Answers for `tag`. A second answer for the same tag is what closes a channel of RabbitMQ.
+    /// Settles `tag`. A second settlement of the same tag closes a channel of RabbitMQ.
     fn settle(&self, tag: u64, ack: bool) -> Result<(), &'static str> {
         {
             let state = &mut *self.lock();
@@ -137,7 +136,7 @@ impl Queue {
 
 /// Throws as a worker does: in its `call`, at once, after an await; now and then it just fails.
 ///
-/// By `resume_unwind`, so that thousands of messages of the panic hook say nothing.
+/// With `resume_unwind`, so that the panic hook does not print thousands of messages.
 fn throw() -> ! {
     std::panic::resume_unwind(Box::new("thrown"))
 }
@@ -201,7 +200,7 @@ where
 
     let mut responses = JoinSet::new();
     loop {
-        // The gate first: what is pulled from the queue is unacked.
+        // The gate first: a job that is pulled from the queue is unacked.
         service.ready().await.unwrap();
         let Some(delivery) = queue.next().await else {
             break;
@@ -277,7 +276,7 @@ async fn a_dependency_that_fails_every_job_for_a_second_leaves_consumption_alive
     let work = service_fn(move |Delivery { tag, .. }: Delivery| -> Work {
         if Instant::now() < back {
             return match tag % 2 {
-                // Refused at once, at whichever point.
+                // Refused at once, at any point.
                 0 => fail(tag / 2),
                 // Or after a round trip.
                 _ => Box::pin(async {
@@ -308,7 +307,7 @@ async fn a_dependency_that_fails_every_job_for_a_second_leaves_consumption_alive
     assert!(kinds[&OutcomeKind::Panicked] > kinds[&OutcomeKind::Failed]);
     assert_eq!(queue.lock().max_unacked, PREFETCH);
 
-    // What is published afterwards is consumed too.
+    // Jobs that are published afterwards are consumed too.
     queue.publish(JOBS..2 * JOBS);
     let kinds = consume(&queue, work).await;
     assert_eq!(kinds, HashMap::from([(OutcomeKind::Completed, JOBS)]));

@@ -1,4 +1,4 @@
-//! Consumers: how sessions run, end and follow each other, over a scripted subscription.
+//! Consumers: the run, the end and the sequence of sessions, over a scripted subscription.
 
 mod channel_gone;
 mod each_job_ends_once;

@@ -21,7 +21,7 @@ use crate::{
 const PREFETCH: usize = 2;
 const JOBS: u64 = 5;
 
-/// When the connection is lost: in the pause.
+/// Time at which the connection is lost: in the pause.
 const LOST: Duration = Duration::from_secs(5);
 
 const PAUSE: Duration = Duration::from_secs(60);

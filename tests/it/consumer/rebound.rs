@@ -1,4 +1,4 @@
-//! A worker that is busy with the same jobs for ever says so.
+//! A worker that is busy with the same jobs for ever logs it.
 
 use std::time::Duration;
 

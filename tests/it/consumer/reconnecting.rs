@@ -1,4 +1,4 @@
-//! A consumer that reconnects: when it does, when it pauses and when it gives up.
+//! A consumer that reconnects: its connects, its pauses and its end.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ use crate::{
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// What a try to connect comes to.
+/// Result of an attempt to connect.
 #[derive(Debug)]
 pub(crate) enum Try {
     Channel(Channel),
@@ -321,7 +321,7 @@ async fn panics_are_tries_that_failed() {
     let error = ends(consumer).await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::MakeServicePanicked(_)));
     assert_eq!(calls.get(), 2);
-    // No connection is made that nobody serves.
+    // No connection is made that nobody uses.
     assert!(broker.asked().is_empty());
 }
 

@@ -1,4 +1,4 @@
-//! How sessions end: what is dropped when, who is told which cause, and what a panic costs then.
+//! Ends of sessions: the time of each drop, the cause that each job gets, and the cost of a panic then.
 
 use std::{
     convert::Infallible,
@@ -34,9 +34,9 @@ use crate::{
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-// === what is dropped ===
+// === drops ===
 
-/// What it is around panics in its destructor.
+/// Wrapper that panics in its destructor.
 struct Explosive<T>(T, #[allow(dead_code)] Bomb);
 
 impl<T> Explosive<T> {
@@ -164,12 +164,12 @@ async fn calls_that_are_abandoned_are_dropped_before_the_channel_is_closed() {
     }
 }
 
-// === what a subscription need not have ===
+// === optional methods of a subscription ===
 
 #[test]
 fn a_subscription_stops_at_once_and_is_not_gone_by_default() {
     let channel = Channel::of([]);
-    // Which has only what it must have.
+    // It has only the required methods.
     let mut plain = std::mem::ManuallyDrop::new(Explosive::new(channel.subscribe()));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(Pin::new(&mut *plain).poll_stop(&mut cx).is_ready());
@@ -182,7 +182,7 @@ fn a_subscription_stops_at_once_and_is_not_gone_by_default() {
 
 type Cause = EndCause<Refused, BoxError, Refused>;
 
-/// How a service, or its subscription, ends a session.
+/// End of a session by a service, or by its subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     StreamEnds,
@@ -292,7 +292,7 @@ async fn each_end_has_its_cause_also_where_it_reconnects() {
             "{by:?}"
         );
 
-        // What has an error of its own, or a panic, is the source of it.
+        // Its own error, or its panic, is its source.
         let source = error.source().map(ToString::to_string);
         let expected = match by {
             By::StreamEnds => None,

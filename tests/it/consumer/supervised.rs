@@ -101,7 +101,7 @@ async fn tasks_of(workers: usize) -> usize {
     let deliveries = queue.subscribe(workers).unwrap();
     let tasks = Arc::new(Mutex::new(HashSet::new()));
     let seen = Arc::clone(&tasks);
-    // A decision is asked where the response future is polled.
+    // The decision is called where the response future is polled.
     let decision = move |_: &_, outcome: &Outcome<(), Infallible>| {
         seen.lock().unwrap().insert(task::id());
         assert!(outcome.is_completed());

@@ -1,4 +1,4 @@
-//! A consumer of several tasks is as one of one task, as far as its broker can see.
+//! A consumer of several tasks looks to its broker like one of one task.
 
 use std::{
     convert::Infallible,
@@ -94,7 +94,7 @@ async fn a_job_goes_to_a_task_that_is_ready() {
     let consuming = tokio::spawn(ends(consumer.with_graceful_shutdown(sleep(MS(10_000)))));
     let called = || calls.each_ref().map(|calls| calls.load(Ordering::SeqCst));
 
-    // All are idle, so whichever takes one, the next goes to another.
+    // All are idle, so if one takes a job, the next job goes to another.
     for n in 1..=3 {
         channel.publish([Fate::Value]);
         until(|| called().iter().sum::<u64>() == n).await;
@@ -191,7 +191,7 @@ async fn what_a_reconnect_would_meet_again_is_reported() {
 #[tokio::test(start_paused = true)]
 async fn it_counts_whether_the_error_or_the_signal_was_first() {
     for is_error_first in [true, false] {
-        // The first to end, after a second, has its answer lost. Its task has another one to drain.
+        // The first to end, after a second, loses its settlement. Its task has another one to drain.
         let channel = Channel::of([Fate::Value, Fate::Hang, Fate::Hang]);
         channel.refuse(Refusal::Fails);
         let shutdown = CancellationToken::new();
@@ -288,7 +288,7 @@ impl Stream for Contended {
         if asked < 2 || !wait_until(other) {
             return Poll::Pending;
         }
-        // Another was asked whether it is ready, and asks the stream next. Nothing tells when.
+        // Another one was polled for readiness, and polls the stream next. There is no event for it.
         thread::sleep(MS(20));
         self.is_over = true;
         match self.panics {
@@ -311,7 +311,7 @@ impl Subscription for Contended {
     }
 }
 
-/// Counts how often it is asked whether it is ready.
+/// Counts the polls for its readiness.
 struct Asked(Arc<AtomicU64>);
 
 impl Service<()> for Asked {
@@ -349,7 +349,7 @@ async fn a_stream_that_is_over_is_polled_no_more() {
     }
 }
 
-/// Ends when it is asked for no more jobs.
+/// Stream that ends when it is stopped.
 struct Stops {
     is_stopped: Arc<AtomicBool>,
     polled_late: Arc<AtomicBool>,
@@ -430,7 +430,7 @@ async fn a_stream_that_is_stopped_is_polled_no_more() {
     let consumer = consumer.escalation(|_: &Refused| Escalation::Call);
     let error = consumer.await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::Unready(_)), "{error}");
-    // Else its end might have been told instead.
+    // If not, its end might have been reported instead.
     assert!(!polled_late.load(Ordering::SeqCst));
 }
 

@@ -1,5 +1,5 @@
-//! Decoding: what the handler gets, what the policy is told of a job that can't be decoded, and
-//! what the broker.
+//! Decoding: the handler's job, the policy's report of a job that can't be decoded, and the verdict of the
+//! broker.
 
 use std::{convert::Infallible, future::ready, io, num::ParseIntError, str, time::Duration};
 
@@ -92,7 +92,7 @@ where
         .unwrap()
 }
 
-// === what the handler gets ===
+// === the handler's job ===
 
 #[tokio::test]
 async fn the_handler_gets_the_value_and_its_answer_comes_back() {
@@ -327,7 +327,7 @@ fn an_error_goes_under_the_middleware_that_boxes_and_has_the_source_that_is_in_a
     )))
     .into();
     assert_eq!(error.to_string(), "the job cannot be decoded: refused");
-    // What prints the inner error is not to name it as its source too.
+    // An error that prints the inner error must not name it as its source too.
     assert!(error.source().unwrap().is::<io::Error>());
 
     let error: BoxError = DecodeError::<&str, _>::Inner(Refused).into();

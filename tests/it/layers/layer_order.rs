@@ -1,5 +1,5 @@
-//! Which side of a sentinel a middleware belongs on: each row of the table in the crate docs, as
-//! the difference that can be observed.
+//! Side of a sentinel on which a middleware belongs: each row of the table in the crate docs, as the
+//! difference that can be observed.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ use crate::support::{Count, raise, tag::Tag};
 
 type Id = Arc<u64>;
 
-/// What the policy was told, in order: the job and the name of its outcome.
+/// Reports of the policy, in order: the job and the name of its outcome.
 type Told = Arc<Mutex<Vec<(u64, String)>>>;
 
 fn telling<E: Send + 'static>(
@@ -76,7 +76,7 @@ async fn call<S: Service<J>, J>(service: &mut S, job: J) -> Result<S::Response, 
     service.ready().await?.call(job).await
 }
 
-/// Whether `service` becomes ready within a second of virtual time.
+/// Returns whether `service` becomes ready within a second of virtual time.
 async fn is_ready<S: Service<Id>>(service: &mut S) -> bool {
     tokio::time::timeout(Duration::from_secs(1), service.ready())
         .await
@@ -104,7 +104,7 @@ async fn a_concurrency_limit_outside_counts_what_is_not_answered_and_inside_it_d
         .concurrency_limit(1)
         .service(at_once);
     let _settling = tokio::spawn(inside.ready().await.unwrap().call(Id::new(1)));
-    // The job is done and its permit free, though the broker has no answer: two are unanswered.
+    // The job is done and its permit free, though it is not settled: two are unsettled.
     assert!(is_ready(&mut inside).await);
 }
 
@@ -156,7 +156,7 @@ async fn a_timeout_outside_needs_on_unsettled_to_give_up_the_channel() {
             .timeout(Duration::from_secs(1))
             .layer(sentinel)
             .service_fn(|_: Delivery<_>| future::pending::<Result<(), io::Error>>());
-        // All that the consumer hears of, and it comes before the answer is tried.
+        // The consumer learns only of this error, and it comes before the settlement is tried.
         let escalation = |error: &BoxError| {
             assert!(error.is::<Elapsed>());
             Escalation::Call
@@ -222,7 +222,7 @@ async fn a_retry_inside_repeats_the_work_under_one_answer_and_outside_it_sees_no
         .retry(Thrice(2))
         .layer(SentinelLayer::new(telling(&reports)))
         .service(failing);
-    // The job failed and was answered for: to the caller that is a success.
+    // The job failed and was settled: to the caller that is a success.
     assert_eq!(
         call(&mut outside, Id::new(2)).await.unwrap(),
         OutcomeKind::Failed
@@ -313,7 +313,7 @@ async fn jobs_wait_in_a_buffer_outside_without_a_limit_and_inside_under_it() {
         .service_fn(first_takes);
     let first = outside.ready().await.unwrap().call(Id::new(1));
     let second = outside.ready().await.unwrap().call(Id::new(2));
-    // Dropped while it waits: the sentinel never saw it, so nobody answers for it.
+    // Dropped while it waits: the sentinel never saw it, so nobody settles it.
     drop(second);
     first.await.unwrap();
     sleep(Duration::from_secs(1)).await;
@@ -399,7 +399,7 @@ async fn a_caught_panic_inside_is_a_failure_and_one_that_the_sentinel_catches_is
     async fn panics(_: Id) -> Result<(), io::Error> {
         raise("a bug")
     }
-    /// What a middleware such as tower-http's `CatchPanic` does.
+    /// Behaviour of a middleware such as tower-http's `CatchPanic`.
     async fn catches(job: Id) -> Result<(), io::Error> {
         let caught = tokio::spawn(panics(job)).await;
         caught.unwrap_or_else(|error| Err(io::Error::other(error.to_string())))

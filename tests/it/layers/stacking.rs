@@ -1,4 +1,4 @@
-//! A sentinel is a service like any other: what goes over it, under it and around its policy.
+//! A sentinel is a service like any other: services over it, under it and around its policy.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ async fn process(id: Id) -> Result<u64, io::Error> {
     }
 }
 
-/// A policy that notes what it is told, and answers with the kind.
+/// A policy that notes its reports, and responds with the kind.
 fn noting<E: Send + 'static>(
     reports: &Reports,
 ) -> impl Service<Report<Id, u64, E>, Response = OutcomeKind, Error = io::Error, Future: Send + 'static>
@@ -171,7 +171,7 @@ async fn a_sentinel_goes_under_load_shed() {
         answer(&mut service, Id::new(2)).await.unwrap(),
         OutcomeKind::Completed
     );
-    // What was shed was no job: nobody is to be answered for it.
+    // A shed call was no job: the policy settles nothing for it.
     let expected = [(100, OutcomeKind::Failed), (2, OutcomeKind::Completed)];
     assert_eq!(*reports.lock().unwrap(), expected);
 }
@@ -197,7 +197,7 @@ async fn a_sentinel_goes_under_rate_limit() {
 #[tokio::test(start_paused = true)]
 async fn all_of_it_stacks_at_once() {
     let reports = Reports::default();
-    // The policy has middleware of its own, so `P` is a `BoxError` as well.
+    // The policy has its own middleware, so `P` is a `BoxError` as well.
     let policy = ServiceBuilder::new()
         .timeout(Duration::from_secs(5))
         .concurrency_limit(1)
@@ -279,7 +279,7 @@ fn a_sentinel_error_prints_the_inner_error_and_has_the_source_that_coherence_all
         assert_eq!(panic.message(), "index 7");
     }
 
-    // What is no `BoxError` is printed, and has no source: `E: Error` cannot be asked for.
+    // An error that is no `BoxError` is printed, and has no source: the code can't require `E: Error`.
     let error = as_error(Bare::Unready("no pool"));
     assert_eq!(error.to_string(), "the service is not ready: no pool");
     assert_eq!(source(&error), None);

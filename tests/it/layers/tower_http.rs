@@ -32,7 +32,7 @@ use crate::support::{Recorder, Refused, Seen, Unit, call, raise};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers with the status that an outcome deserves, and keeps what it was told.
+/// Responds with the status of an outcome, and keeps its reports.
 #[derive(Clone, Default)]
 struct Statuses(Arc<Mutex<Vec<(String, OutcomeKind)>>>);
 
@@ -129,7 +129,7 @@ async fn catch_panic_outside_has_nothing_to_catch_and_inside_hides_the_panic() {
         .service_fn(process);
     let response = call(&mut inside, request("/panic")).await.unwrap();
     assert_eq!(response.status(), 500);
-    // A job that panicked and has completed: a broker would be told that it is done.
+    // A job that panicked and has completed: a broker would get an ack.
     assert_eq!(statuses.told()[1].1, OutcomeKind::Completed);
 }
 

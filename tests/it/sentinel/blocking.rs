@@ -32,7 +32,7 @@ fn jobs(blocking: usize) -> Runtime {
     jobs.enable_all().build().unwrap()
 }
 
-/// Waits, on a thread of its own, until `job` is told to stop.
+/// Waits, on its own thread, until `job` is cancelled.
 fn until_told(job: &Cancellation) {
     while !job.is_cancelled() {
         thread::sleep(Duration::from_millis(1));
@@ -72,7 +72,7 @@ async fn work_that_is_told_to_stop_is_waited_for() {
                     // Now it runs, however late the machine came to it.
                     job.cancel(CancelReason::Requested);
                     until_told(&job);
-                    // The same, for what is called in here.
+                    // The same, for functions that are called in here.
                     assert!(Cancellation::current().is_cancelled());
                     thread::sleep(Duration::from_millis(5));
                     ended.store(true, Ordering::SeqCst);

@@ -31,9 +31,9 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-// === What is recorded ===
+// === Records ===
 
-/// All that happened in order: spans that open and close, events, and what jobs say by `note`.
+/// Record of all events in order: spans that open and close, events, and the notes of jobs.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -200,7 +200,7 @@ fn job_span(_: &Arc<Work>) -> Span {
     info_span!("job")
 }
 
-/// When the caller drops the response future, in the time of the test.
+/// Time at which the caller drops the response future, in the time of the test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Drops {
     Never,
@@ -255,7 +255,7 @@ fn layer(log: &Log, answer: Answer, on_drop: OnDrop) -> SentinelLayer<Policy> {
         .on_drop(on_drop)
 }
 
-/// What the job is expected to say: one that is dropped before it began says nothing.
+/// Expected notes of the job: one that is dropped before it began has none.
 fn job_notes(work: Work, drops: Drops, on_drop: OnDrop) -> &'static [&'static str] {
     let stopped = match on_drop {
         OnDrop::Abort => drops,
@@ -393,7 +393,7 @@ async fn g7_jobs_side_by_side_are_each_in_their_own_span() {
         service.call(Arc::new(Work::Returns))
     };
     let (first, second) = (call(info_span!("first")), call(info_span!("second")));
-    // Polled in a third span, which is nobody's.
+    // Polled in a third span, which belongs to neither.
     let (first, second) = async { tokio::join!(first, second) }
         .instrument(info_span!("third"))
         .await;
@@ -417,7 +417,7 @@ async fn g7_jobs_side_by_side_are_each_in_their_own_span() {
 
 type Unsettled = SentinelError<Infallible, &'static str>;
 
-/// Runs one job whose settlement ends as `answer` says, and returns what was said about it.
+/// Runs one job whose settlement ends as in `answer`, and returns the events about it.
 async fn unsettled(answer: Answer, drops: Drops) -> Vec<String> {
     let (log, _guard) = Log::start();
     let hook = {

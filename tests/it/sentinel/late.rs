@@ -1,5 +1,5 @@
-//! What comes late: to a job that has ended, to a supervisor that is busy, to a job that nobody can
-//! supervise any more.
+//! Late events: for a job that has ended, for a supervisor that is busy, for a job that nobody can supervise
+//! any more.
 
 use std::{
     future::{pending, ready},
@@ -69,7 +69,7 @@ async fn a_job_that_was_gone_before_its_stop_wait_was_over_has_stopped_in_a_busy
     let mut cx = Context::from_waker(Waker::noop());
     assert!(response.as_mut().poll(&mut cx).is_pending());
     sleep(SECOND).await;
-    // It is told and aborted, and is gone before the supervisor has its next turn.
+    // It is cancelled and aborted, and is gone before the supervisor has its next turn.
     assert!(response.as_mut().poll(&mut cx).is_pending());
     sleep(2 * SECOND).await;
     exhaust_budget(&mut cx);

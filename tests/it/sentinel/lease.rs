@@ -1,4 +1,4 @@
-//! Time limits of jobs that their broker waits for no longer than a lease.
+//! Time limits of jobs whose broker waits only for a lease.
 
 use std::{future::pending, time::Duration};
 
@@ -138,7 +138,7 @@ async fn what_comes_after_the_limit_of_a_lease_is_the_first_cause_of_a_job_that_
     }
 }
 
-/// Returns what is said of leases.
+/// Returns the log lines about leases.
 fn said(log: &Log) -> Vec<String> {
     let lines = log.lines().into_iter();
     lines.filter(|line| line.contains("lease=")).collect()
@@ -199,9 +199,9 @@ async fn a_limit_that_outlasts_the_lease_is_warned_of_once_with_both_numbers() {
     }
 }
 
-// === what is left ===
+// === time left ===
 
-/// Runs a job of 5 s under `layer`, and returns what it had left at its end.
+/// Runs a job of 5 s under `layer`, and returns the time that it had left at its end.
 async fn left_after_5_s(
     layer: SentinelLayer<SettlePolicy>,
     lease: Option<Duration>,

@@ -1,6 +1,6 @@
-//! What a job does × what its policy does × what its caller does: one outcome in every cell (G1).
+//! Behaviour of a job × of its policy × of its caller: one outcome in every cell (G1).
 //!
-//! [`expected`] says what each cell must give, from the documented rules alone.
+//! [`expected`] returns the required result of each cell, from the documented rules alone.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ use crate::support::{
     paused_time, turn, until, wait_until,
 };
 
-/// What the caller of a job does.
+/// Behaviour of a job's caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Caller {
     Waits,
@@ -56,7 +56,7 @@ impl Caller {
     }
 }
 
-/// Where a job runs and which clock it goes by.
+/// Place where a job runs, and its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rig {
     /// One thread and virtual time, for all that does not block.
@@ -90,14 +90,14 @@ impl fmt::Display for Cell {
     }
 }
 
-/// What a cell gives.
+/// Result of a cell.
 #[derive(Debug, PartialEq, Eq)]
 struct Observed {
-    /// What each call of the policy was told.
+    /// Report of each call of the policy.
     reports: Vec<Seen>,
-    /// What a caller that waits gets.
+    /// Response to a caller that waits.
     answer: Option<Answer>,
-    /// What `on_unsettled` gets.
+    /// Errors that `on_unsettled` gets.
     unsettled: Vec<Answer>,
 }
 
@@ -117,7 +117,7 @@ fn expected(cell: Cell) -> Observed {
         Plan::NeverReady | Plan::Hang => Answer::PolicyTimedOut,
     };
     match (cell.caller, answer) {
-        // Somebody waits for the error, so nobody else is told of it.
+        // Somebody waits for the error, so nobody else gets it.
         (Caller::Waits, _) => Observed {
             reports,
             answer: Some(answer),
@@ -147,8 +147,8 @@ fn expected_outcome(cell: Cell) -> Seen {
         // or makes the guard that would panic, and whoever cancels it comes second.
         Caller::DropsUnpolled => dropped(true),
         Caller::DropsRunning => match (cell.fate, cell.rig) {
-            // These have panicked by the time of the drop, though nobody has looked: what was
-            // over was not stopped.
+            // These have panicked by the time of the drop, though nobody has polled: a job that was over was
+            // not stopped.
             (Fate::PanicInCall | Fate::PanicFirst, _) => Seen::panicked(),
             // The thread is back by the time that its caller can drop. The limit has passed
             // meanwhile, so it came first …
@@ -164,7 +164,7 @@ fn expected_outcome(cell: Cell) -> Seen {
     }
 }
 
-/// What becomes of a job whose caller lets it run.
+/// Returns the result of a job whose caller lets it run.
 fn undisturbed(cell: Cell) -> Seen {
     let cancelled = |reason| Seen::cancelled(reason, true);
     match (cell.fate, cell.rig) {
@@ -233,7 +233,7 @@ async fn observe(cell: Cell) -> Observed {
     let work = Work {
         fate: cell.fate,
         limit: match (cell.rig, cell.caller) {
-            // Here the drop comes first whatever the scheduler does.
+            // Here the drop comes first with any scheduling.
             (Rig::SharedThread | Rig::OwnThread, Caller::DropsUnpolled)
             | (Rig::OwnThread, Caller::DropsRunning) => TimeLimit::Never,
             _ => TimeLimit::Inherit,
@@ -290,7 +290,7 @@ async fn observe(cell: Cell) -> Observed {
     }
 }
 
-/// What happens around a job.
+/// State around a job.
 struct World(Option<thread::JoinHandle<()>>);
 
 impl World {
@@ -408,9 +408,9 @@ async fn g1_each_job_settles_once_when_its_caller_detaches_while_it_runs() {
 
 // === with a blocked thread: the cells side by side ===
 
-/// Returns whether the job blocks a thread of its own while its caller goes by virtual time.
+/// Returns whether the job blocks its own thread while its caller uses virtual time.
 fn blocks_beside_virtual_time(cell: Cell) -> bool {
-    // Where the job is dropped before it begins there is no event to hold the time for.
+    // If the job is dropped before it begins, there is no event to hold the time for.
     cell.rig == Rig::OwnThread && cell.caller != Caller::DropsUnpolled
 }
 

@@ -1,6 +1,6 @@
-//! What the panic hook tells of a panic, and that it takes nothing from the hook before it.
+//! Reports of the panic hook about a panic, and that it takes nothing from the hook before it.
 //!
-//! A hook is the process's, so the tests that need one run as processes of their own.
+//! A hook belongs to the process, so the tests that need one run as their own processes.
 
 use std::{
     env,
@@ -35,7 +35,7 @@ async fn panic_of(job: impl Fn() -> Job + Clone + Send + 'static) -> Panic {
     }
 }
 
-/// Runs the test of this name in a process of its own, where it finds itself a child.
+/// Runs the test of this name in its own process, where it returns `true`.
 fn is_child(test: &str) -> bool {
     const CHILD: &str = "TOWER_SENTINEL_TEST_HOOK";
     if env::var_os(CHILD).is_some() {
@@ -54,7 +54,7 @@ fn is_child(test: &str) -> bool {
     false
 }
 
-/// Records what the hook that was there before is told, instead of printing it.
+/// Records the calls of the hook that was there before, instead of printing them.
 fn listen() -> Arc<Mutex<Vec<String>>> {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&heard);
@@ -131,7 +131,7 @@ async fn the_location_of_another_panic_is_not_taken_for_it() {
     let silent = panic_of(|| Box::pin(async { resume_unwind(Box::new("silent")) })).await;
     assert_eq!(silent.location(), None);
 
-    // By the job itself, which then panics without a word.
+    // Caught by the job itself, which then panics without a message.
     let another = panic_of(|| {
         Box::pin(async {
             catch_unwind(|| panic!("loud")).unwrap_err();

@@ -1,4 +1,4 @@
-//! Panics of a job, wherever they come from and whatever they carry.
+//! Panics of a job, from each place and with each payload.
 
 use std::{
     any::Any,
@@ -25,7 +25,7 @@ use crate::support::{
     Blocked, Bomb, Count, Plan, Recorder, Refused, Seen, Unit, WORK, call, idle, wait_until,
 };
 
-// === what a panic carries ===
+// === payloads ===
 
 /// A payload whose destructor panics, the first time with another one like it.
 struct BombInBomb;
@@ -121,7 +121,7 @@ async fn g1_a_payload_that_panics_in_drop_does_not_leave_a_policy_that_ignores_i
 
 // === where a panic comes from ===
 
-/// A future that panics where it is told to.
+/// A future that panics at a set place.
 struct Fragile {
     result: Option<Result<(), Refused>>,
     panics_in_poll: bool,
@@ -210,7 +210,7 @@ impl Drop for Raises {
     }
 }
 
-/// What a job does that blocked its thread until nobody waited for it any more.
+/// Behaviour of a job that blocked its thread until nobody waited for it any more.
 #[derive(Clone, Copy, Debug)]
 enum Late {
     ReturnsValue,
@@ -379,7 +379,7 @@ impl Job for Careless {
     }
 }
 
-/// A service whose `Clone` panics when it is told to.
+/// A service whose `Clone` panics when it is set to.
 #[derive(Debug, Default)]
 struct Unclonable {
     armed: Arc<AtomicBool>,

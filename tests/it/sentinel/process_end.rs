@@ -23,7 +23,7 @@ const CALLED: &str = "the policy was called: panicked";
 fn assert_aborted(output: &Output, last_words: &str) {
     let (stdout, stderr) = texts(output);
     assert_eq!(output.status.signal(), Some(SIGABRT), "{stdout}{stderr}");
-    // It died of what it was meant to die of, after it got as far as it was meant to.
+    // It died for the expected reason, after it got as far as expected.
     assert!(stdout.contains("the job begins"), "{stdout}{stderr}");
     assert!(stderr.contains(last_words), "{stderr}");
     assert!(!stdout.contains("the policy was called"), "{stdout}");
@@ -57,7 +57,7 @@ impl Drop for PanicInDrop {
     }
 }
 
-/// What the child does: one job that panics, and with it, in unwinding, its guard.
+/// Behaviour of the child: one job that panics, and with it, in unwinding, its guard.
 async fn child(job: &str) {
     let policy = service_fn(|report: Report<Arc<str>, (), Infallible>| {
         println!("the policy was called: {}", report.outcome.kind());
@@ -75,7 +75,7 @@ async fn child(job: &str) {
     println!("the end");
 }
 
-/// Runs one test of this very binary, as a process of its own.
+/// Runs one test of this same binary, as its own process.
 fn rerun(test: &str, job: &str) -> Output {
     let name = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
     Command::new(env::current_exe().unwrap())

@@ -25,7 +25,7 @@ use tower_test::{assert_request_eq, mock};
 
 type Id = Arc<u64>;
 
-/// A policy that answers with the kind of the outcome, and counts its calls.
+/// A policy that responds with the kind of the outcome, and counts its calls.
 fn counting<T: Send + 'static, E: Send + 'static>(
     calls: &Arc<AtomicUsize>,
 ) -> impl Service<Report<Id, T, E>, Response = OutcomeKind, Error = Infallible, Future: Send + 'static>
@@ -58,7 +58,7 @@ async fn g3_a_readiness_error_comes_back_from_poll_ready_and_is_not_an_outcome()
     sleep(Duration::from_secs(60)).await;
     assert_eq!(calls.load(SeqCst), 0);
 
-    // The sentinel has no memory of it: what is ready again is used again.
+    // The sentinel has no memory of it: a service that is ready again is used again.
     handle.allow(1);
     assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
     let response = tokio::spawn(service.call(Id::new(7)));
@@ -82,7 +82,7 @@ async fn g3_a_pending_service_keeps_the_sentinel_pending_and_wakes_it() {
     assert_eq!(calls.load(SeqCst), 0);
 }
 
-/// Panics when it is asked for readiness, for as long as the counter says.
+/// Panics when it is polled for readiness, for as long as the counter says.
 #[derive(Clone)]
 struct PanicsUnready {
     panics: Arc<AtomicUsize>,
@@ -195,7 +195,7 @@ async fn g5_the_instance_that_is_ready_is_the_one_that_is_called() {
         .service(Strict::new());
 
     for _ in 0..100 {
-        // Asked more than once, as `ready` may be, and through more than one clone.
+        // Polled more than once, as `ready` may be, and through more than one clone.
         let mut clone = service.clone();
         for service in [&mut clone, &mut service] {
             ServiceExt::<Id>::ready(service).await.unwrap();
@@ -244,7 +244,7 @@ async fn g5_a_call_without_poll_ready_panics_in_the_service_and_is_that_jobs_out
     assert_eq!(permits.available_permits(), 2);
 }
 
-/// How a job ends that holds a permit of a limit inside of the sentinel.
+/// End of a job that holds a permit of a limit inside of the sentinel.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Value,
@@ -301,7 +301,7 @@ async fn g5_an_inner_permit_is_reserved_by_poll_ready_and_released_when_the_job_
             0,
             "{end:?}: given up by the call"
         );
-        // The clone that took its place has no permit of its own.
+        // The clone that took its place has no permit itself.
         assert!(poll!(service.clone().ready()).is_pending());
 
         let patience = match end {
@@ -319,7 +319,7 @@ async fn g5_an_inner_permit_is_reserved_by_poll_ready_and_released_when_the_job_
 
 // === G5, the policy ===
 
-/// Notes each time that it is asked for readiness.
+/// Notes each poll for its readiness.
 #[derive(Clone)]
 struct Asked<P> {
     policy: P,

@@ -1,4 +1,4 @@
-//! The runtimes that a sentinel works on, and without.
+//! Runtimes on which a sentinel works, and calls without one.
 
 use std::{
     cell::RefCell,

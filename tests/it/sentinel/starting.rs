@@ -20,7 +20,7 @@ use crate::support::{Count, Refused, current_thread, idle, turn};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How a job ends that waits for a thread.
+/// End of a job that waits for a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Limit,

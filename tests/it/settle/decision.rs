@@ -37,7 +37,7 @@ fn unknown() -> Tag {
 
 type End = Outcome<(), Fault>;
 
-/// What can become of a job.
+/// Outcome of a job, as the tables use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     Completed,
@@ -80,7 +80,7 @@ impl Case {
         }
     }
 
-    /// What [`ack_on_success`] documents.
+    /// Returns the documented verdict of [`ack_on_success`].
     fn by_default(self) -> Verdict {
         match self {
             Case::Completed => Verdict::Ack,
@@ -110,7 +110,7 @@ fn decide(
     decision.decide(tag.borrow(), &case.outcome())
 }
 
-/// What an application may say of its errors.
+/// Verdict of an application for its errors.
 fn classify(fault: &Fault) -> Verdict {
     match fault {
         Fault::DependencyDown => Verdict::release_after(SECOND),
@@ -177,7 +177,7 @@ fn a_count_that_is_unknown_is_an_error_and_not_a_zero() {
     for case in Case::all() {
         let expect = |error| match case.is_retried() {
             true => Err(error),
-            // What does not depend on the count is decided without it.
+            // A verdict that does not depend on the count is decided without it.
             false => Ok(case.by_default()),
         };
         let deliveries = expect(Undecided::DeliveriesUnknown);
@@ -400,7 +400,7 @@ fn a_whole_chain_decides_as_its_parts_say() {
     }
 }
 
-/// Returns what two decisions say of a job that failed with [`Fault::Other`] at the 9th delivery.
+/// Returns the verdicts of two decisions for a job that failed with [`Fault::Other`] at the 9th delivery.
 fn of_a_failure(
     one: &impl Decision<Tag, (), Fault>,
     other: &impl Decision<Tag, (), Fault>,
@@ -460,7 +460,7 @@ fn what_is_replaced_is_not_asked_for() {
         let verdict = decide(&decision, unknown(), case);
         assert_eq!(verdict, Ok(Verdict::Reject));
     }
-    // A count that is unknown does not matter to what is replaced either.
+    // An unknown count does not matter either to a verdict that is replaced.
     let decision = ack_on_success().delivery_limit(5).poison_on_panic();
     let verdict = decide(&decision, unknown(), Case::Panicked);
     assert_eq!(verdict, Ok(Verdict::Reject));
@@ -468,7 +468,7 @@ fn what_is_replaced_is_not_asked_for() {
 
 // === other people's decisions ===
 
-/// A decision that is a type of its own.
+/// A decision that is its own type.
 #[derive(Debug)]
 struct Never;
 
@@ -490,7 +490,7 @@ fn a_function_a_closure_and_a_type_can_decide() {
     assert_eq!(decide(&closure, &tag, case), Ok(Verdict::release()));
     let undecided = Err(Undecided::DeliveriesUnknown);
     assert_eq!(decide(&Never, &tag, case), undecided);
-    // What is undecided stays so through whatever bounds it.
+    // An undecided verdict stays so through each bound.
     let bounded = Never
         .backoff(SECOND..=SECOND)
         .retry_once()
@@ -543,7 +543,7 @@ fn a_decision_behind_a_pointer_decides_as_it_does() {
             assert_eq!(nested.decide(&tag, &case.outcome()), Ok(expected));
         }
     }
-    // Of each kind there is one name, whatever the delay.
+    // Each kind has one name, with any delay.
     let verdicts = [Verdict::retry(), Verdict::retry_after(SECOND)];
     assert!(verdicts.iter().all(|it| it.kind() == VerdictKind::Retry));
     assert_eq!(VerdictKind::from(Verdict::release()).to_string(), "release");

@@ -1,4 +1,4 @@
-//! Settling: decisions, and what becomes of them at the broker.
+//! Settling: decisions, and their effects at the broker.
 
 mod decision;
 mod moot;

@@ -1,5 +1,4 @@
-//! Settlements that the broker waits for no more, and those that fail as configured: how far they
-//! reach.
+//! Settlements that the broker no longer waits for, and those that fail as misconfigured: their reach.
 
 use std::{error::Error as _, future::IntoFuture, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What a job leaves behind: when its destructors run, and where.
+//! Remains of a job: the time and the place of its destructors.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use crate::support::{Blocked, block_on, call, idle, raise, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What happened, in its order.
+/// Record of events, in their order.
 #[derive(Clone, Debug, Default)]
 struct History(Arc<Mutex<Vec<(&'static str, Option<Id>)>>>);
 
@@ -55,7 +55,7 @@ impl History {
 #[derive(Debug)]
 struct Noted {
     history: History,
-    /// Where it blocks.
+    /// Thread that it blocks.
     thread: Option<Arc<Blocked>>,
     explodes: bool,
 }
@@ -121,7 +121,7 @@ impl Job for Delivery {
     }
 }
 
-/// How a job ends; each time with a [`Noted`].
+/// End of a job; each time with a [`Noted`].
 #[derive(Clone, Copy, Debug)]
 enum End {
     Value,
@@ -157,7 +157,7 @@ fn layer<D: Clone>(policy: SettlePolicy<D>) -> SentinelLayer<SettlePolicy<D>> {
         .settle_timeout(60 * SECOND)
 }
 
-/// Runs one job, and returns what its policy answered.
+/// Runs one job, and returns the response of its policy.
 async fn run<D>(
     layer: SentinelLayer<SettlePolicy<D>>,
     end: End,
@@ -266,7 +266,7 @@ async fn g6_a_destructor_that_blocks_delays_nobody_where_jobs_have_a_runtime() {
             .runtime(jobs.handle().clone());
         let block = Some(Arc::clone(&thread));
         let settled = run(layer, end, delivery(&history), block, true).await;
-        // The caller has its answer, though the destructor has not come to its end.
+        // The caller has its response, though the destructor has not come to its end.
         assert_eq!(settled.unwrap(), kind, "{end:?}");
         assert_eq!(history.events(), ["settled"], "{end:?}");
         thread.release();
@@ -307,7 +307,7 @@ fn what_a_job_leaves_behind_is_dropped_though_its_runtime_has_ended() {
         let _context = caller.enter();
         tower::Service::call(&mut sentinel, delivered)
     };
-    // The job is over, and nobody has looked.
+    // The job is over, and nobody has polled.
     let mut end_of_runtime = end_of_runtime;
     block_on(end_of_runtime.closed());
     assert!(wait_until(|| jobs.metrics().num_alive_tasks() == 0));

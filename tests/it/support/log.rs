@@ -1,4 +1,4 @@
-//! What is logged, as text.
+//! Logged events, as text.
 
 use std::{
     io::{self, Write},
@@ -10,15 +10,15 @@ use tracing::{
     subscriber::{DefaultGuard, set_default},
 };
 
-/// What is logged in a thread: a line for each event, with its level and fields.
+/// Logged events of a thread: a line for each event, with its level and fields.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// Begins; it ends when the guard is dropped.
     pub(crate) fn start() -> (Self, DefaultGuard) {
-        // Where there is one subscriber, tracing asks that of the thread which comes first to an event,
-        // and no other thread's hears of it.
+        // If there is one subscriber, tracing calls that of the thread which comes first to an event, and the
+        // subscriber of no other thread gets it.
         static SECOND: OnceLock<Dispatch> = OnceLock::new();
         SECOND.get_or_init(|| {
             Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish())

@@ -1,4 +1,4 @@
-//! Scripted jobs and policies, and a recorder of what a policy was told.
+//! Scripted jobs and policies, and a recorder of a policy's reports.
 
 pub(crate) mod log;
 pub(crate) mod subscription;
@@ -31,10 +31,10 @@ use tower_sentinel::{
     outcome::{CancelReason, OutcomeKind},
 };
 
-/// How long a job works where its fate does not come at once.
+/// Time that a job works if its fate does not come at once.
 pub(crate) const WORK: Duration = Duration::from_secs(1);
 
-/// How long a job blocks its thread, unless it waits to be released.
+/// Time that a job blocks its thread, unless it waits to be released.
 pub(crate) const BLOCK: Duration = Duration::from_secs(1);
 
 /// The error of a job, and of a policy that refuses.
@@ -51,7 +51,7 @@ impl std::error::Error for Refused {}
 
 // === jobs ===
 
-/// What a job does.
+/// Behaviour of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Value,
@@ -159,7 +159,7 @@ impl Service<Work> for Worker {
 /// A place where jobs block their thread.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
-    /// Whether the thread comes back by itself, after [`BLOCK`], or waits for `release`.
+    /// `true` if the thread waits for `release`; if not, it comes back by itself, after [`BLOCK`].
     pub(crate) until_released: bool,
     entered: AtomicBool,
     released: AtomicBool,
@@ -242,7 +242,7 @@ impl Drop for Guard {
 
 // === policies ===
 
-/// What a policy does.
+/// Behaviour of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     Ok,
@@ -274,7 +274,7 @@ impl Plan {
 #[derive(Debug)]
 pub(crate) struct Script {
     plan: Plan,
-    /// How long it takes, so that a caller can drop while it settles; zero: no timer is made.
+    /// Time that it takes, so that a caller can drop while it settles; zero: no timer is made.
     pause: Duration,
     recorder: Recorder,
     readiness: Option<Pin<Box<Sleep>>>,
@@ -341,15 +341,15 @@ where
     }
 }
 
-// === what is seen ===
+// === observations ===
 
-/// What an outcome is, without its content.
+/// Summary of an outcome, without its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) kind: OutcomeKind,
     pub(crate) stopped: Option<bool>,
     pub(crate) reason: Option<CancelReason>,
-    /// Whether there is a panic in it, attached or the outcome itself.
+    /// `true` if there is a panic in it, attached or the outcome itself.
     pub(crate) panic: bool,
 }
 
@@ -412,7 +412,7 @@ impl<T, E> From<&Outcome<T, E>> for Seen {
     }
 }
 
-/// What a caller gets, without its content.
+/// Response to a caller, without its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Ok,
@@ -432,7 +432,7 @@ impl<E: fmt::Debug, P: fmt::Debug> From<&SentinelError<E, P>> for Answer {
     }
 }
 
-/// Records what the policies that it made are told.
+/// Record of the reports to the policies that it made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recorder(Arc<Mutex<Log>>);
 
@@ -444,7 +444,7 @@ struct Log {
 }
 
 impl Recorder {
-    /// Returns a policy that answers at once.
+    /// Returns a policy that responds at once.
     pub(crate) fn policy(&self) -> Script {
         self.scripted(Plan::Ok, Duration::ZERO)
     }
@@ -466,12 +466,12 @@ impl Recorder {
         move |error| recorder.log(|log| log.unsettled.push(Answer::from(&error)))
     }
 
-    /// Returns how often a policy was asked whether it is ready.
+    /// Returns the number of polls of a policy for its readiness.
     pub(crate) fn asked(&self) -> usize {
         self.log(|log| log.asked)
     }
 
-    /// Returns what each call of a policy was told.
+    /// Returns the report of each call of a policy.
     pub(crate) fn reports(&self) -> Vec<Seen> {
         self.log(|log| log.reports.clone())
     }

@@ -1,4 +1,4 @@
-//! A scripted subscription, with a ledger of what its tags were told.
+//! A scripted subscription, with a ledger of its tags' settlements.
 
 use std::{
     collections::VecDeque,
@@ -33,18 +33,18 @@ struct State {
     taken: u64,
     settled: Vec<(u64, Verdict)>,
     most_unsettled: u64,
-    /// When it was asked for no more jobs, each time.
+    /// Record of each request to stop the deliveries.
     stops: Vec<Stopped>,
     stopping: Stopping,
     closed: u32,
     closed_at: Option<Instant>,
     never_closes: bool,
-    /// What was asked after the channel was closed, or gone.
+    /// Number of requests after the channel was closed, or gone.
     stale: u32,
     wakers: Vec<Waker>,
 }
 
-/// How a stream ends.
+/// End of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Ended,
@@ -52,7 +52,7 @@ pub(crate) enum End {
     Panics,
 }
 
-/// How a subscription takes it to be asked for no more jobs.
+/// Reaction of a subscription to a request to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Stopping {
     #[default]
@@ -61,14 +61,14 @@ pub(crate) enum Stopping {
     Panics,
 }
 
-/// What was there when a subscription was asked for no more jobs.
+/// State at the time of a request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped {
     pub(crate) at: Instant,
     pub(crate) settled: usize,
 }
 
-/// How a tag refuses to be settled.
+/// Refusal of a tag to be settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Fails,
@@ -99,7 +99,7 @@ impl Channel {
         self.change(|state| state.end = Some(end));
     }
 
-    /// Loses the channel, which the stream tells of by its error if it is polled.
+    /// Loses the channel, which the stream reports by its error if it is polled.
     pub(crate) fn lose(&self) {
         self.change(|state| {
             state.is_gone = true;
@@ -107,7 +107,7 @@ impl Channel {
         });
     }
 
-    /// Loses the channel, of which only its tags tell.
+    /// Loses the channel, which only its tags report.
     pub(crate) fn lose_silently(&self) {
         self.change(|state| state.is_gone = true);
     }
@@ -117,7 +117,7 @@ impl Channel {
         self.change(|state| state.refuses = Some(refusal));
     }
 
-    /// Sets what its subscriptions tell; it hands out as many jobs as are asked for all the same.
+    /// Sets the prefetch that its subscriptions report; it yields as many jobs as are pulled all the same.
     pub(crate) fn prefetch(&self, prefetch: usize) {
         self.change(|state| state.prefetch = Some(prefetch));
     }
@@ -126,7 +126,7 @@ impl Channel {
         self.change(|state| state.stopping = stopping);
     }
 
-    /// Returns when it was asked for no more jobs, and what was settled by then.
+    /// Returns the times of the requests to stop, and the jobs that were settled by then.
     pub(crate) fn stops(&self) -> Vec<Stopped> {
         self.lock().stops.clone()
     }
@@ -143,7 +143,7 @@ impl Channel {
         self.lock().most_unsettled
     }
 
-    /// Returns what was settled, by number of the job.
+    /// Returns the settled jobs, by their number.
     pub(crate) fn settled(&self) -> Vec<(u64, Verdict)> {
         let mut settled = self.lock().settled.clone();
         settled.sort_by_key(|(number, _)| *number);
@@ -277,7 +277,7 @@ impl Subscription for Deliveries {
             state.stops.push(stopped);
         }
         drop(state);
-        // Whoever asks for a job after this is told that it is over.
+        // A later pull gets the end of the stream.
         self.is_over = true;
         match stopping {
             Stopping::AtOnce => Poll::Ready(()),

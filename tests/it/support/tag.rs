@@ -1,4 +1,4 @@
-//! [`Tag`]: a tag whose broker does as a test says.
+//! [`Tag`], whose broker behaves as a test says.
 
 use std::{
     fmt,
@@ -20,10 +20,10 @@ type Settled = Result<(), Unsettled<Tag, Refused>>;
 type Settling = dyn Fn(Tag) -> BoxFuture<'static, Settled> + Send + Sync;
 type Keeping = dyn Fn() -> BoxFuture<'static, Result<Lease, Refused>> + Send + Sync;
 
-/// A tag that is settled and kept alive as it is told; also a job that is all in its tag.
+/// A tag that is settled and kept alive as it is set to; also a job that consists of its tag.
 ///
-/// Without being told anything it is settled at once and held for ever, by a broker that counts no
-/// deliveries and has no capabilities. Clones are the same delivery.
+/// Without settings it is settled at once and held for ever, by a broker that counts no deliveries and has no
+/// capabilities. Clones are the same delivery.
 #[derive(Clone)]
 pub(crate) struct Tag {
     settling: Arc<Settling>,
@@ -140,7 +140,7 @@ impl Tag {
         self.told().iter().map(|told| told.at - started).collect()
     }
 
-    /// Returns how often it was asked to be kept alive.
+    /// Returns the number of requests to keep it alive.
     pub(crate) fn asked(&self) -> usize {
         self.asked.get()
     }

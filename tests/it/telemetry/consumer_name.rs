@@ -1,4 +1,4 @@
-//! All that is told of a consumer and its jobs bears the consumer's name.
+//! All traces, logs and metrics of a consumer and its jobs have the consumer's name.
 
 use std::time::Duration;
 
@@ -113,7 +113,7 @@ async fn every_event_of_a_consumer_bears_its_name() {
         }
         for line in &lines {
             assert!(line.contains("consumer.name=\"orders\""), "{line}");
-            // A job is a trace of its own.
+            // Each job is a separate trace.
             assert_ne!(
                 line.contains(" consumer{"),
                 line.contains(" process{"),

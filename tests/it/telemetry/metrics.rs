@@ -1,4 +1,4 @@
-//! What is counted and measured: for every fate of a job, and down to zero afterwards.
+//! Counts and measurements: for every fate of a job, and down to zero afterwards.
 
 use std::{
     cell::RefCell,
@@ -31,7 +31,7 @@ type Values = BTreeMap<String, Vec<f64>>;
 
 struct Metrics {
     snapshotter: Snapshotter,
-    /// A snapshot takes the gauges away as well: each is the sum of what it was.
+    /// A snapshot takes the gauges away as well: each is the sum of its snapshots.
     gauges: RefCell<BTreeMap<String, f64>>,
 }
 
@@ -47,7 +47,7 @@ impl Metrics {
         (metrics, guard)
     }
 
-    /// Returns the gauges, and what was counted and sampled since the last time.
+    /// Returns the gauges, and the counts and samples since the last time.
     fn take(&self) -> Values {
         let mut values = Values::new();
         for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
@@ -201,7 +201,7 @@ async fn each_verdict_that_the_broker_was_told_is_counted_and_timed() {
         (Fate::Value, quick.clone(), Some("ack")),
         (Fate::Error, quick.clone(), Some("retry")),
         (Fate::PanicFirst, quick, Some("retry")),
-        // The broker was told nothing.
+        // The broker got no settlement.
         (Fate::Value, failing, None),
     ];
     for (fate, tag, verdict) in table {
@@ -240,7 +240,7 @@ async fn each_verdict_that_the_broker_was_told_is_counted_and_timed() {
 #[tokio::test(start_paused = true)]
 async fn the_state_of_an_intensity_layer_is_a_gauge() {
     const PAUSE: Duration = Duration::from_secs(1);
-    // The other recorder adds up what a gauge is set to.
+    // The other recorder adds up the values that a gauge is set to.
     let recorder = PrometheusBuilder::new().build_recorder();
     let text = recorder.handle();
     let _guard = metrics::set_default_local_recorder(&recorder);

@@ -22,7 +22,7 @@ use self::otlp_example::{exporting, flush, run, subscriber};
 #[path = "../../../examples/otlp.rs"]
 mod otlp_example;
 
-/// A collector that keeps what it is sent.
+/// A collector that keeps the requests that it gets.
 #[derive(Clone, Default)]
 struct Receiver(Arc<Mutex<Vec<Span>>>);
 
@@ -51,7 +51,7 @@ impl Receiver {
     }
 }
 
-/// Returns what is of OpenTelemetry's conventions, and not of `tracing`'s bridge.
+/// Returns the attributes of OpenTelemetry's conventions, without those of `tracing`'s bridge.
 fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
     let prefixes = ["messaging.", "error.", "exception."];
     let ours = attributes
@@ -68,7 +68,7 @@ fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
     .collect()
 }
 
-/// How a job ended.
+/// End of a job.
 struct Ended {
     id: &'static str,
     error_type: Option<&'static str>,
@@ -80,7 +80,7 @@ struct Ended {
 async fn a_collector_gets_the_spans_of_each_job_linked_to_its_sender() {
     let receiver = Receiver::default();
     let provider = exporting(Some(receiver.listen().await)).unwrap();
-    // Of this thread alone, which runs the jobs too.
+    // For this thread only, which runs the jobs too.
     let guard = tracing::subscriber::set_default(subscriber(&provider));
     let counts = run().await.unwrap();
     drop(guard);

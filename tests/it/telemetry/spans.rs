@@ -1,4 +1,4 @@
-//! What a job's traces say: names, fields, parents and levels of spans and events.
+//! Traces of a job: names, fields, parents and levels of spans and events.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ use tracing_subscriber::{
 
 use crate::support::{Refused, call, raise, tag::Tag};
 
-// === what is recorded ===
+// === records ===
 
 type Fields = BTreeMap<&'static str, String>;
 
@@ -110,7 +110,7 @@ fn fields<const N: usize>(fields: [(&'static str, &str); N]) -> Fields {
 
 // === the job and its tag ===
 
-/// How a settlement goes.
+/// Result of a settlement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Works,
@@ -153,7 +153,7 @@ async fn process(delivery: Delivery) -> io::Result<()> {
     pending().await
 }
 
-/// Runs a job from within a span `caller`, and returns what was recorded.
+/// Runs a job from within a span `caller`, and returns the record.
 async fn record(fate: Fate, tag: Tag) -> Recorded {
     let (recording, _guard) = Recording::start();
     let shutdown = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! The log of a job that has not completed says why, and what becomes of it.
+//! The log of a job that has not completed contains the reason, and the verdict.
 
 use std::{
     convert::Infallible,
@@ -69,7 +69,7 @@ fn deliver<P: Clone>(payload: P, has_dead_letter: bool) -> (impl Sized, Delivery
     (jobs, job)
 }
 
-/// Returns what is logged of a job, and what it is known by there.
+/// Returns the log of a job, and the name by which it is known there.
 async fn logged<D>(fate: Fate, decision: D, has_dead_letter: bool) -> Vec<String>
 where
     D: Decision<DeliveryTag<Fate>, (), Refused> + Clone + Send + 'static,

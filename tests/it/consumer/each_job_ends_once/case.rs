@@ -1,4 +1,4 @@
-//! [`Case`]: what is drawn.
+//! [`Case`], which is drawn at random.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ pub(super) struct Case {
     pub(super) faults: Vec<(Duration, Fault)>,
     pub(super) lease: Option<Lease>,
     pub(super) has_intensity: bool,
-    /// Where the subscriber of traces panics.
+    /// Place at which the subscriber of traces panics.
     pub(super) burst: Option<Site>,
-    /// When the whole process ends, without a word.
+    /// Time at which the whole process is killed.
     pub(super) killed: Option<Duration>,
 }
 
-/// A job, and what becomes of it at each delivery; afterwards it completes.
+/// A job, with its fate at each delivery; afterwards it completes.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     pub(super) published: Duration,
@@ -43,9 +43,9 @@ pub(super) enum Fate {
     /// Hangs, and panics when it is aborted.
     PanicInDrop,
     Hang,
-    /// Hangs, and waits to be told to stop by a waker that panics.
+    /// Hangs, and waits for its cancellation with a waker that panics.
     BadWaker,
-    /// Hangs, and returns a value once it is told to stop.
+    /// Hangs, and returns a value once it is cancelled.
     StopsWithValue,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct Worker {
     pub(super) goes_on: bool,
 }
 
-/// What ends a worker.
+/// Cause of a worker's end.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum End {
     /// The queue is empty.

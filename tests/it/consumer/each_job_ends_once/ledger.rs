@@ -1,4 +1,4 @@
-//! [`Ledger`]: what the worker was given and what it answered, beside what the broker counts.
+//! [`Ledger`] of the worker's jobs and settlements, beside the counts of the broker.
 
 use std::{
     future::Future,
@@ -16,14 +16,14 @@ use tower_sentinel::{
 /// The job's number is its payload.
 pub(super) type Jobs = Queue<usize>;
 
-/// What is known of each job, from the worker's side.
+/// Known facts of each job, from the worker's side.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<Entries>>);
 
 #[derive(Default)]
 struct Entries {
     jobs: Vec<Entry>,
-    /// How often the policy was called, for each delivery.
+    /// Number of calls of the policy, for each delivery.
     policy_calls: Vec<u32>,
     violations: Vec<String>,
 }
@@ -33,11 +33,11 @@ struct Entry {
     /// A process that is killed does not come to all of them.
     is_published: bool,
     deliveries: usize,
-    /// What the broker is to say of the next delivery.
+    /// Expected count of the next delivery, by the broker.
     next: u32,
     acks: u32,
     rejects: u32,
-    /// How often it was found in the queue at the end.
+    /// Number of times that it was found in the queue at the end.
     left: u32,
 }
 
@@ -58,7 +58,7 @@ impl Ledger {
         self.lock().jobs[job].is_published = true;
     }
 
-    /// Enters a delivery, which no more than `prefetch` may be unanswered with.
+    /// Enters a delivery, with which no more than `prefetch` may be unsettled.
     pub(super) fn deliver(&self, queue: &Jobs, prefetch: usize, it: &Delivery<usize>) -> Tracked {
         let unacked = queue.counts().unacked;
         let (job, tag) = (*it.payload(), it.tag());
@@ -121,7 +121,7 @@ impl Ledger {
         }
     }
 
-    /// Enters what is still in the queue.
+    /// Enters a job that is still in the queue.
     pub(super) fn leave(&self, job: usize) {
         self.lock().jobs[job].left += 1;
     }
@@ -172,7 +172,7 @@ pub(super) struct Tracked {
     tag: DeliveryTag<usize>,
     ledger: Ledger,
     pub(super) job: usize,
-    /// How often the job was delivered before, whatever was charged.
+    /// Number of deliveries of the job before this one, charged or not.
     pub(super) attempt: usize,
     number: usize,
     is_retry: bool,

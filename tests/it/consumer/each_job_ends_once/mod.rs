@@ -1,4 +1,4 @@
-//! Whatever happens, each job ends in one place: the ledger of drawn cases adds up.
+//! Each job ends in one place, with all faults: the ledger of drawn cases adds up.
 //!
 //! A case that fails is printed as small as it can be made, with the seed that draws it again:
 //! `PROPTEST_RNG_SEED=… cargo test --test it each_job_ends_once`.
@@ -63,7 +63,7 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 /// Longer than any case takes.
 const FOREVER: Duration = Duration::from_secs(20);
 
-/// By the clock of the wall, for a case that takes milliseconds.
+/// On the wall clock, for a case that takes milliseconds.
 const WATCHDOG: Duration = Duration::from_secs(20);
 
 type CallError = SentinelError<Failed, SettleError<DeliveryError>>;
@@ -98,7 +98,7 @@ impl Decision<Tracked, (), Failed> for Rules {
     }
 }
 
-/// Where a case takes place; what outlives the process is the broker.
+/// Scene of a case; only the broker outlives the process.
 #[derive(Clone)]
 struct Scene {
     case: Arc<Case>,
@@ -191,7 +191,7 @@ impl Scene {
                 false => OnDrop::Abort,
             })
             .shutdown(shutdown)
-            // Nobody waits for the answer that is lost, so the consumer does not hear of it.
+            // Nobody waits for the settlement that is lost, so the consumer does not learn of it.
             .on_unsettled(move |_: CallError| scene.disconnect(worker));
         let keep_alive = lease.filter(|lease| lease.is_kept_alive);
         let keep_alive = keep_alive.map(|lease| KeepAliveLayer::new(lease.length / 3));
@@ -241,7 +241,7 @@ impl Scene {
                     cancelled().await;
                     Ok(())
                 }
-                // A timer of zero takes its time: a caller in a hurry would never have an answer.
+                // A timer of zero takes its time: a caller in a hurry would never get a response.
                 Fate::Value(Duration::ZERO) => Ok(()),
                 Fate::Value(after) => {
                     sleep(after).await;
@@ -255,7 +255,7 @@ impl Scene {
         })
     }
 
-    /// Consumes until the worker's end, and returns what it did, if somebody waited for that.
+    /// Consumes until the worker's end, and returns the result, if somebody waited for it.
     async fn consume(self, worker: usize, done: CancellationToken) -> Option<Summary> {
         let Worker {
             tasks,

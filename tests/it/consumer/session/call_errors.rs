@@ -1,4 +1,4 @@
-//! Errors of calls, and how far they reach.
+//! Errors of calls, and their reach.
 
 use std::time::Duration;
 

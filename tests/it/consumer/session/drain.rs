@@ -36,7 +36,7 @@ async fn a_service_that_can_not_be_stopped_is_abandoned() {
         let mut consumer = Consumer::new(channel.subscribe(), service_fn(plain))
             .escalation(call_alone)
             .with_graceful_shutdown(sleep(MS(500)));
-        // Where nobody is told, nobody is waited for.
+        // Without a token no job is cancelled, and the drain waits for none after that.
         let mut after = MS(500 + 30_000);
         if let Some(token) = token {
             consumer = consumer.shutdown(token);

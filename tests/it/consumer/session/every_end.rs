@@ -1,4 +1,4 @@
-//! What ends a consumer × what runs then × how many tasks it has.
+//! Causes of a consumer's end × running jobs × number of tasks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,10 +42,10 @@ enum Load {
     Blocking,
 }
 
-/// What is to be seen at the end.
+/// Expected observations at the end.
 struct Expected {
     verdicts: Vec<Verdict>,
-    /// When it stops to ask for jobs, counted from the first poll.
+    /// Time at which it stops pulling jobs, counted from the first poll.
     begins: Duration,
     /// The end, counted likewise.
     after: Duration,

@@ -1,4 +1,4 @@
-//! A consumer ends in order, whatever ends it and whatever runs then.
+//! A consumer ends in order, with each cause and with each kind of running job.
 
 mod call_errors;
 mod drain;
@@ -35,7 +35,7 @@ use crate::support::{
 type Ended = Result<Summary, ConsumerError<Refused, CallError>>;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// Becomes unready with an error when it is told to.
+/// Becomes unready with an error when it is set to.
 #[derive(Clone, Debug, Default)]
 struct Switch(Arc<(AtomicBool, AtomicWaker)>);
 

@@ -1,4 +1,4 @@
-//! When a job is pulled.
+//! Time at which a job is pulled.
 
 use std::{convert::Infallible, future::IntoFuture, time::Duration};
 
@@ -70,7 +70,7 @@ async fn a_stream_that_is_always_ready_starves_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn jobs_that_wait_for_each_other_are_all_taken() {
-    // More than are taken at once. None ends before all are there, so no answer brings the next.
+    // More than are taken at once. None ends before all are there, so no settlement brings the next.
     const JOBS: u64 = 1_000;
     let channel = Channel::of([Fate::Value; JOBS as usize]);
     let all = channel.clone();

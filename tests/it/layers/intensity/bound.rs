@@ -19,7 +19,7 @@ use tower_sentinel::{IntensityLayer, SentinelLayer};
 use super::{Fate, Worker, let_it_pause, ms};
 use crate::support::{Count, Recorder, Refused, Unit, until};
 
-/// A dependency that answers at once, and refuses while it is down.
+/// A dependency that responds at once, and refuses while it is down.
 #[derive(Clone, Debug, Default)]
 struct Dependency {
     is_down: Arc<AtomicBool>,
@@ -27,13 +27,13 @@ struct Dependency {
     served: Count,
 }
 
-/// What an outage came to.
+/// Result of an outage.
 #[derive(Debug)]
 struct Outage {
     wasted: u64,
     /// From its end to the first job that succeeds.
     until_resumed: Duration,
-    /// How many jobs succeed in the millisecond after that one.
+    /// Number of jobs that succeed in the millisecond after that one.
     served: usize,
 }
 

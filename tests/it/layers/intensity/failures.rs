@@ -1,4 +1,4 @@
-//! What counts as a failure.
+//! Outcomes that count as failures.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tower_sentinel::{
 use super::{Fate, Worker, ms, paused, strict};
 use crate::support::{Recorder, Seen, Unit, current_thread, raise, turn, until};
 
-/// How a job is brought to its end.
+/// End of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// By itself, or by its limit of 1 s.
@@ -28,7 +28,7 @@ enum End {
     Shutdown,
 }
 
-/// Runs two jobs in a sentinel and returns whether they made it pause, and what they were.
+/// Runs two jobs in a sentinel; returns whether they made it pause, and their outcomes.
 async fn run_two(fate: Fate, end: End, grace: Duration) -> (bool, Vec<OutcomeKind>) {
     let recorder = Recorder::default();
     let layer = strict();

@@ -47,7 +47,7 @@ fn strict() -> IntensityLayer {
 
 // === jobs ===
 
-/// What the next jobs do.
+/// Behaviour of the next jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Ok,
@@ -57,7 +57,7 @@ enum Fate {
     Hang,
     /// Hangs, and panics when it is dropped.
     HangWithBomb,
-    /// Hangs until it is told to stop.
+    /// Hangs until it is cancelled, and completes.
     OkWhenTold,
     ErrorWhenTold,
     PanicWhenTold,
@@ -68,7 +68,7 @@ enum Fate {
     CancelsInUnwinding,
     /// As the one before, in `call`.
     CancelsInUnwindingOfCall,
-    /// Catches a panic whose guard asks for its cancellation, and panics when it is told.
+    /// Catches a panic whose guard requests its cancellation, and panics when it is cancelled.
     CatchesThenPanics,
     /// Catches such a panic, and panics when it is dropped.
     CatchesThenHangsWithBomb,
@@ -178,7 +178,7 @@ impl Service<Unit> for Worker {
     }
 }
 
-/// Whether `service` is ready now; the ready instance stays so.
+/// Returns whether `service` is ready now; the ready instance stays so.
 async fn is_ready<S: Service<Unit, Error: fmt::Debug>>(service: &mut S) -> bool {
     matches!(poll!(pin!(service.ready())), Poll::Ready(Ok(_)))
 }

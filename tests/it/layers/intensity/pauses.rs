@@ -1,4 +1,4 @@
-//! When a worker pauses, and what is seen of it.
+//! Times of a worker's pauses, and their traces.
 
 use std::{
     fmt,
@@ -115,7 +115,7 @@ async fn readiness_errors_pass_through_in_a_pause_too() {
         assert_eq!(error.to_string(), "no connection");
     }
     assert_eq!(paused(*layer.watch().borrow()), Some(ms(100)), "no result");
-    // Nor does who is refused keep the probe.
+    // A call that is refused does not keep the probe either.
     sleep(ms(100)).await;
     assert!(service.poll_ready().is_ready());
     handle.send_error("no connection");
@@ -136,7 +136,7 @@ async fn a_service_that_is_not_ready_does_not_take_the_probe() {
     assert!(is_ready(&mut service).await);
 }
 
-// === what is seen ===
+// === observations ===
 
 #[tokio::test(start_paused = true)]
 async fn the_state_can_be_watched() {

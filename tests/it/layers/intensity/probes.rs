@@ -38,7 +38,7 @@ async fn each_probe_that_fails_makes_the_pause_longer_and_one_that_succeeds_ends
     for clone in &mut clones {
         assert!(is_ready(clone).await);
     }
-    // And what came before is forgotten: one failure is none of two, and the pause is the first.
+    // The earlier outcomes are forgotten: one failure is none of two, and the pause is the first.
     worker.set(Fate::Error);
     let _refused = service.ready().await.unwrap().call(Unit::default()).await;
     assert!(is_ready(&mut service).await);
@@ -182,7 +182,7 @@ fn a_probe_that_blocks_its_thread_has_failed_when_its_limit_has_passed() {
             }
             thread.release();
         });
-    // What it says now is no news.
+    // A later outcome changes nothing.
     drop(jobs);
     assert_eq!(*layer.watch().borrow(), IntensityState::Running);
 }

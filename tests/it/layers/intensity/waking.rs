@@ -1,4 +1,4 @@
-//! Those that wait for the end of a pause are woken.
+//! Calls that wait for the end of a pause are woken.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn all_clones_that_wait_are_woken_when_it_resumes() {
     let mut service = strict().layer(worker.clone());
     let_it_pause(&mut service).await;
     let mut waiting: Vec<_> = (0..100).map(|_| waits(service.clone())).collect();
-    // The probe is one of them, whichever.
+    // The probe is any one of them.
     sleep(ms(101)).await;
     let mut probes = Vec::new();
     for _ in 0..100 {
@@ -63,7 +63,7 @@ async fn a_service_that_moves_to_another_task_is_woken_there() {
     yield_now().await;
     sleep(ms(100)).await;
     drop(Waiting(moved).finish().await);
-    // Whoever is no longer asked does not keep the others from the probe.
+    // A waiter that is no longer polled does not keep the others from the probe.
     assert!(is_ready(&mut service).await);
 }
 

@@ -1,4 +1,4 @@
-//! When the broker is asked, and what its answers do.
+//! Times of the keep-alives, and the effects of their responses.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn a_runtime_without_timers_is_refused() {
     drop(KeepAliveLayer::new(INTERVAL).runtime(runtime.handle().clone()));
 }
 
-// === what an answer does ===
+// === responses ===
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_lease_cancels_the_job_which_is_abandoned_and_no_longer_kept_alive() {

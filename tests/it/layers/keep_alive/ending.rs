@@ -1,4 +1,4 @@
-//! When it is asked no more.
+//! End of the keep-alives.
 
 use std::{
     future::poll_fn,
@@ -30,7 +30,7 @@ use crate::support::{
     wait_until,
 };
 
-/// Who ends the job while a keep-alive is in flight.
+/// Cause of a job's end while a keep-alive is in flight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Itself,
@@ -118,7 +118,7 @@ async fn a_detached_job_is_kept_alive_without_its_caller() {
     assert_eq!(tag.verdicts(), [Verdict::Ack]);
 }
 
-/// A job that blocks its thread though it is to stop: on a runtime of its own, with the tickers here.
+/// A job that blocks its thread though it was cancelled: on its own runtime, with the tickers here.
 #[tokio::test]
 async fn a_job_that_blocks_a_worker_is_kept_alive_until_it_is_settled_though_it_did_not_stop() {
     let jobs = Builder::new_multi_thread()
@@ -191,7 +191,7 @@ fn a_keep_alive_whose_runtime_fails_it_is_told_of() {
     assert_eq!(run(layer.clone(), without_timers(), Some(own)), [TOLD]);
     // It has ended by now.
     assert_eq!(run(layer, without_timers(), None), [TOLD]);
-    // Stopped with its job, it has nothing to tell.
+    // Stopped with its job, it reports nothing.
     let layer = KeepAliveLayer::new(INTERVAL);
     assert_eq!(run(layer, current_thread(), None), [""; 0]);
 }

@@ -1,5 +1,4 @@
-//! Keep-alive: when the broker is asked for more time, what its answers do, and that it is asked no
-//! more once it is told.
+//! Keep-alive: its times, the effects of the broker's responses, and its end once the job is settled.
 
 mod asking;
 mod ending;
@@ -27,10 +26,10 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The interval of the layers here, unless they say otherwise.
 const INTERVAL: Duration = Duration::from_secs(8);
 
-/// How long a slow keep-alive takes until it sends what it has to send.
+/// Time that a slow keep-alive takes until it sends its request.
 const SLOW: Duration = Duration::from_millis(400);
 
-/// What one keep-alive does.
+/// Behaviour of one keep-alive.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ask {
     Held,
@@ -47,7 +46,7 @@ enum Ask {
     PanicInFuture,
 }
 
-/// What the broker has seen.
+/// Requests that the broker has seen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Seen {
     Asked,
@@ -110,7 +109,7 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// An error that can panic in whatever is done with it.
+/// An error that can panic in each of its methods.
 #[derive(Debug)]
 struct Fault(Option<Bomb>);
 

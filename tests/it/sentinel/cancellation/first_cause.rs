@@ -1,4 +1,4 @@
-//! What came first is the cause, though nobody had looked.
+//! The first event is the cause, though nobody had polled.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -79,15 +79,15 @@ async fn a_request_that_comes_after_the_limit_is_not_the_cause() {
     assert_eq!(recorder.reports(), [Seen::timed_out(true)]);
 }
 
-/// What may stop a job besides its limit.
+/// Cause that may stop a job besides its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Shutdown,
     LeaseLost,
 }
 
-/// Runs a job that is stopped at these times, by this thread or another one, and that nobody looks at
-/// before it is polled or dropped thereafter.
+/// Runs a job that is stopped at these times, by this thread or another one, and that is only polled or
+/// dropped after that.
 async fn look_late(causes: [Option<(Cause, u32)>; 2], elsewhere: bool, polls: bool) -> Seen {
     let recorder = Recorder::default();
     let token = CancellationToken::new();
@@ -228,7 +228,7 @@ async fn a_shutdown_that_comes_after_a_panic_does_not_excuse_it_in_a_busy_task()
     let mut response = pin!(service.call(Work::new(Fate::PanicFirst)));
     settle_down().await;
     token.cancel();
-    // A task out of budget is told by tokio that the job has not ended, although it has.
+    // tokio reports to a task out of budget that the job has not ended, although it has.
     poll_fn(|cx| {
         exhaust_budget(cx);
         assert!(response.as_mut().poll(cx).is_pending());
@@ -345,7 +345,7 @@ async fn a_job_is_told_of_its_limit_though_the_task_of_its_caller_is_busy() {
     let mut response = pin!(service.call(Unit::default()));
     assert!(poll!(&mut response).is_pending());
     sleep(LIMIT + SECOND).await;
-    // What is polled before the response uses up the budget of the task each time.
+    // The futures that are polled before the response use up the budget of the task each time.
     poll_fn(|cx| {
         exhaust_budget(cx);
         assert!(response.as_mut().poll(cx).is_pending());

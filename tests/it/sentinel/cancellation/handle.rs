@@ -41,7 +41,7 @@ async fn a_job_is_told_when_its_limit_passes_and_not_before() {
         assert!(!handle.is_cancelled());
         handle.cancelled().await;
         assert!(handle.is_cancelled());
-        // Once told, each later call resolves at once.
+        // After the first one, each later call resolves at once.
         assert!(poll!(pin!(cancelled())).is_ready());
         assert!(poll!(pin!(handle.clone().cancelled())).is_ready());
         Ok(())
@@ -91,7 +91,7 @@ async fn the_handle_is_known_in_call_in_the_future_and_in_its_destructor() {
     }));
     let report = call(&mut sentinel, Unit::default()).await.unwrap();
     assert_eq!(report.elapsed, SECOND);
-    // No panic: the destructor saw what it should.
+    // No panic: the destructor saw the expected state.
     let seen = Seen::cancelled(CancelReason::LeaseLost, true);
     assert_eq!(recorder.reports(), [seen]);
 }

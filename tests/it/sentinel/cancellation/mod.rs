@@ -1,4 +1,4 @@
-//! Jobs that are told to stop: by themselves, their tasks, a token or the end of their runtime.
+//! Jobs that are cancelled: by themselves, their tasks, a token or the end of their runtime.
 
 mod first_cause;
 mod handle;

@@ -1,4 +1,4 @@
-//! Requests to stop, from wherever they come.
+//! Requests to stop, from each place.
 
 use std::{
     convert::Infallible,

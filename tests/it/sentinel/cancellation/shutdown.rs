@@ -137,7 +137,7 @@ async fn a_destructor_that_panics_at_the_end_of_its_runtime_is_attached() {
     turn(&jobs);
     jobs.shutdown_background();
     report.await.unwrap().unwrap();
-    // Nobody had told it to stop; but it did not panic of its own accord either.
+    // Nobody had cancelled it; but it did not panic by itself either.
     let seen = Seen::cancelled(CancelReason::RuntimeGone, true).with_panic(true);
     assert_eq!(recorder.reports(), [seen]);
 }

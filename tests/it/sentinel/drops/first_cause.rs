@@ -90,7 +90,7 @@ async fn a_drop_during_the_stop_does_not_change_its_cause_nor_cut_its_grace() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_finished_before_the_drop_has_completed_though_nobody_had_looked() {
     for on_drop in BOTH {
-        // Even when the limit has passed since: what is finished must not run twice.
+        // Even if the limit has passed since: a finished job must not run twice.
         for time in [2 * WORK, 2 * LIMIT] {
             for (fate, seen) in [
                 (Fate::Value, Seen::completed()),
@@ -117,7 +117,7 @@ async fn a_job_that_panicked_before_the_drop_has_panicked_though_nobody_had_look
                 call_and_look_away(&mut sentinel, Work::new(Fate::PanicLater), time).await;
             drop(response);
             idle(&Handle::current()).await;
-            // Nobody had told it to stop: a poison job must not pass for a cancelled one.
+            // Nobody had cancelled it: a poison job must not pass for a cancelled one.
             assert_eq!(
                 recorder.reports(),
                 [Seen::panicked()],

@@ -1,4 +1,4 @@
-//! Callers that drop the response future: where, when, and what becomes of the job.
+//! Callers that drop the response future: places, times, and the end of the job.
 
 mod first_cause;
 mod moments;

@@ -1,4 +1,4 @@
-//! When a caller drops.
+//! Times at which a caller drops.
 
 use std::{
     future::{Future, poll_fn},
@@ -15,7 +15,7 @@ use tower_sentinel::{SentinelLayer, cancelled, sentinel::OnDrop};
 use super::{BOTH, LIMIT, SECOND, caller_dropped, layer};
 use crate::support::{Count, Fate, Plan, Recorder, Refused, Seen, Unit, Work, Worker, call, idle};
 
-/// How often the job of the next two tests awaits.
+/// Number of awaits in the job of the next two tests.
 const AWAITS: usize = 4;
 
 /// Drops the caller while the job is at its await number `at`; returns how many it got past.
@@ -104,7 +104,7 @@ async fn g1_a_drop_after_any_number_of_polls_leaves_one_outcome() {
                 );
             }
             if resolved {
-                // The job's end, the policy's readiness and its answer were each polled for.
+                // The job's end, the policy's readiness and its response were each polled for.
                 assert!(polls >= 4, "{polls}");
                 break;
             }

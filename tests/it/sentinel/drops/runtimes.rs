@@ -1,4 +1,4 @@
-//! Where a caller drops, and the end of its runtime.
+//! Places where a caller drops, and the end of its runtime.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -232,7 +232,7 @@ fn callers_runtime_ends(on_drop: OnDrop, already_dropped: bool) -> Vec<Seen> {
         }
     });
     drop(callers);
-    // Its runtime is alive, but nobody is left to stop it except there.
+    // Its runtime is alive, and only its drop there can stop it.
     assert!(wait_until(|| guards.get() == 1), "the job goes on");
     wait_until(|| !recorder.reports().is_empty());
     recorder.reports()

@@ -1,5 +1,5 @@
-//! Code of others that is told of a job and panics: a subscriber, a recorder, a waker, a printer.
-//! None of it costs a job its policy call, reaches the caller's task, or ends the process.
+//! Foreign code that is called for a job and panics: a subscriber, a recorder, a waker, a printer. None of it
+//! costs a job its policy call, reaches the caller's task, or ends the process.
 
 #[cfg(feature = "metrics")]
 mod recorders;
@@ -34,7 +34,7 @@ use tracing_subscriber::{
 
 use crate::support::{Fate, WORK, Work, Worker, raise};
 
-/// When a subscriber panics.
+/// Time at which a subscriber panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Site {
     Enter,
@@ -123,7 +123,7 @@ fn span_of(_: &Fate) -> tracing::Span {
     tracing::info_span!("process", error.type = tracing::field::Empty, otel.status_code = tracing::field::Empty)
 }
 
-/// How a caller waits for a job.
+/// Way in which a caller waits for a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Caller {
     Waits,
@@ -151,7 +151,7 @@ const FATES: [(Fate, OutcomeKind); 7] = [
     (Fate::CancelsItself, OutcomeKind::Cancelled),
 ];
 
-/// Runs a job by a caller, and returns the kinds that the policy was told.
+/// Runs a job by a caller, and returns the kinds that the policy got.
 async fn run(layer: SentinelLayer<crate::support::Script>, fate: Fate, caller: Caller) {
     let on_drop = match caller {
         Caller::Detaches => OnDrop::Detach,
@@ -160,7 +160,7 @@ async fn run(layer: SentinelLayer<crate::support::Script>, fate: Fate, caller: C
     let layer = layer.on_drop(on_drop).timeout(10 * WORK);
     let mut sentinel = layer.make_span(span_of).layer(Worker::default());
     let response = sentinel.ready().await.unwrap().call(Work::new(fate));
-    // On a task of its own, as a panic on it is what must not be.
+    // On its own task, as a panic on it is the failure to find.
     let calling = tokio::spawn(async move {
         let mut response = pin!(response);
         match caller {

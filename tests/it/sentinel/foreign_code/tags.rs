@@ -1,4 +1,4 @@
-//! Tags and errors that panic when they are printed, and subscribers that are told of them.
+//! Tags and errors that panic when they are printed, and subscribers that get them.
 
 use std::{
     future::{IntoFuture, pending},

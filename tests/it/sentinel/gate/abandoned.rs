@@ -211,7 +211,7 @@ async fn g4_a_timed_out_job_that_did_not_stop_frees_its_permit() {
     assert_eq!(permits.available_permits(), 0);
     assert_eq!(response.await.unwrap(), OutcomeKind::TimedOut);
     assert_eq!(permits.available_permits(), 1);
-    // The permit is free and the service is not ready: that is what `max_abandoned` is for.
+    // The permit is free and the service is not ready: this is the purpose of `max_abandoned`.
     assert!(poll!(service.ready()).is_pending());
     drop(release);
     within("the service is ready", service.ready())

@@ -34,7 +34,7 @@ enum When {
 
 async fn a_drop_frees_the_permit(on_drop: OnDrop, when: When) {
     let permits = Arc::new(Semaphore::new(1));
-    // The job returns, and the policy answers, once the test gives them leave.
+    // The job returns, and the policy responds, once the test allows it.
     let (run, settle) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let reports = Arc::new(Mutex::new(Vec::new()));
     let policy = {
@@ -95,7 +95,7 @@ async fn a_drop_frees_the_permit(on_drop: OnDrop, when: When) {
         (_, When::Settling) | (OnDrop::Detach, _) => OutcomeKind::Completed,
         (OnDrop::Abort, _) => OutcomeKind::Cancelled,
     };
-    // A second job is let in while the first is not settled, which is what the permit means.
+    // A second job is let in while the first is not settled: this is the meaning of the permit.
     let second = service.ready().await.unwrap().call(Arc::new(8));
     run.add_permits(2);
     settle.add_permits(2);
@@ -131,7 +131,7 @@ async fn g4_a_drop_frees_its_permit_at_once_when_jobs_are_detached() {
 
 #[tokio::test(start_paused = true)]
 async fn g4_callers_that_drop_outrun_a_gate_that_they_own_themselves() {
-    // Why the test below needs its outer sentinel.
+    // The reason for the outer sentinel of the test below.
     const PERMITS: usize = 4;
     let ledger = Ledger::new(2 * PERMITS, PERMITS);
     let mut service = ServiceBuilder::new()
@@ -165,7 +165,7 @@ impl Lcg {
     }
 }
 
-/// What a policy that forwards gives to the caller: the outcome of the whole gated stack.
+/// Response of a policy that forwards to the caller: the outcome of the whole gated stack.
 type Forwarded = Outcome<OutcomeKind, SentinelError<&'static str, &'static str>>;
 
 async fn drop_at_random(permits: usize, jobs: usize, limit: Duration) {
@@ -235,7 +235,7 @@ async fn drop_at_random(permits: usize, jobs: usize, limit: Duration) {
     );
 
     meet(&mut service, &ledger, jobs, permits).await;
-    // Those that met had permits, so whoever had them before is settled.
+    // The jobs that met had permits, so the jobs that had them before are settled.
     assert_eq!(ledger.gauge.max(), permits);
     let calls = ledger.calls();
     assert!(calls.iter().all(|&calls| calls <= 1));

@@ -37,7 +37,7 @@ fn throw() -> ! {
     panic::resume_unwind(Box::new("thrown"))
 }
 
-// === What is counted ===
+// === Counts ===
 
 /// The jobs that run or are not settled now, and the most that ever were at once.
 #[derive(Debug, Default)]
@@ -71,11 +71,11 @@ impl Drop for Presence {
     }
 }
 
-/// What the jobs and the policies of one test share.
+/// State that the jobs and the policies of one test share.
 #[derive(Debug)]
 struct Ledger {
     gauge: Arc<Gauge>,
-    /// How often the policy was called for each job.
+    /// Number of calls of the policy for each job.
     calls: Vec<AtomicUsize>,
     /// The policies that never become ready, and so are never called.
     never_ready: AtomicUsize,
@@ -255,7 +255,7 @@ enum PolicyFate {
     NeverReady,
 }
 
-/// As many as are coprime to the nine fates of a job: each meets each.
+/// A number that is coprime to the nine fates of a job: each meets each.
 const POLICY_FATES: [PolicyFate; 10] = [
     PolicyFate::Answers,
     PolicyFate::AnswersLate,

@@ -1,4 +1,4 @@
-//! G6: what failures of a policy cost.
+//! G6: the cost of a policy's failures.
 
 use std::{
     future::{Future, ready},
@@ -111,7 +111,7 @@ async fn g6_a_policy_that_panics_in_clone_panics_in_call_and_nothing_is_spawned(
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
 }
 
-/// A future that panics when it is dropped, whether it has answered or not.
+/// A future that panics when it is dropped, before or after its response.
 struct Fragile(Option<Result<&'static str, Refused>>);
 
 impl Future for Fragile {
@@ -133,7 +133,7 @@ async fn g6_a_policy_that_panics_in_drop_keeps_its_answer() {
     for (answer, result) in [
         (Some(Ok("acked")), Ok(Ok("acked"))),
         (Some(Err(Refused)), Ok(Err(Refused))),
-        // It has none, so its limit is the answer.
+        // It has none, so its limit is the result.
         (None, Err(())),
     ] {
         let policy = service_fn(move |_: Report<Unit, (), Refused>| Fragile(answer));

@@ -42,7 +42,7 @@ async fn a_policy_may_be_under_towers_timeout() {
 #[tokio::test(start_paused = true)]
 async fn a_policy_may_be_behind_towers_buffer() {
     let recorder = Recorder::default();
-    // One worker answers for all jobs, in their order, from a policy that need not be `Clone`.
+    // One worker settles all jobs, in their order, with a policy that need not be `Clone`.
     let policy = Buffer::new(recorder.scripted(Plan::SlowReadiness, PAUSE), 2);
     let sentinel = SentinelLayer::new(policy).layer(returns());
     let jobs = (0..20).map(|_| sentinel.clone().oneshot(Unit::default()));
@@ -52,7 +52,7 @@ async fn a_policy_may_be_behind_towers_buffer() {
     assert_eq!(recorder.reports(), [Seen::completed(); 20]);
 }
 
-/// Retries what fails, a few times.
+/// Retries failed calls, a few times.
 #[derive(Clone)]
 struct Attempts(usize);
 

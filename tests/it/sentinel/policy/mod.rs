@@ -1,4 +1,4 @@
-//! The policy: when it is asked and called, and what its own failures cost (G5, G6).
+//! The policy: the times of its polls and calls, and the cost of its failures (G5, G6).
 
 mod failures;
 mod middleware;

@@ -1,4 +1,4 @@
-//! G5: when a policy is asked and called.
+//! G5: the times of a policy's polls for readiness and of its calls.
 
 use std::{
     future::ready,
@@ -26,7 +26,7 @@ async fn g5_the_policy_is_not_asked_before_the_outcome_is_known() {
     assert_eq!(recorder.reports(), [Seen::completed()]);
 }
 
-/// A policy whose instances insist that they be asked right before they are called.
+/// A policy whose instances require a poll for readiness right before each call.
 #[derive(Debug, Default)]
 struct Strict {
     /// One for each clone.

@@ -46,7 +46,7 @@ async fn a_limit_is_punctual_for_a_blocking_job_on_a_runtime_of_its_own() {
     let timed_out = timed_out(report);
     assert_eq!((timed_out.limit(), timed_out.stopped()), (limit, false));
 
-    // It returns a value then, which is nobody's business any more.
+    // It returns a value then, which nobody needs any more.
     let watch = usize::from(cfg!(feature = "metrics"));
     assert_eq!(jobs.metrics().num_alive_tasks(), 1 + watch);
     thread.release();

@@ -1,4 +1,4 @@
-//! The ladder: told, grace, abort, wait.
+//! The ladder: cancel, grace, abort, wait.
 
 use std::{
     future::pending,
@@ -45,7 +45,7 @@ async fn a_job_is_told_then_has_its_grace_then_is_aborted() {
     assert_eq!(recorder.reports().len(), 1);
 }
 
-/// When something happened.
+/// Time at which something happened.
 #[derive(Clone, Default)]
 struct Moment(Arc<Mutex<Option<Instant>>>);
 
@@ -152,7 +152,7 @@ async fn a_job_that_does_not_stop_is_waited_for_and_then_reported_as_still_runni
     assert_eq!((timed_out.limit(), timed_out.stopped()), (LIMIT, false));
     assert!(timed_out.started());
 
-    // Whatever becomes of it now, it has had its outcome.
+    // Its end does not matter any more: it has had its outcome.
     thread.release();
     assert!(wait_until(|| jobs.metrics().num_alive_tasks() == 0));
     idle(&Handle::current()).await;

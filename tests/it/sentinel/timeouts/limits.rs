@@ -1,4 +1,4 @@
-//! Limits: when they pass, and against completion.
+//! Limits: the time at which they pass, and their order against completion.
 
 use std::{
     future::pending,
@@ -264,7 +264,7 @@ async fn a_limit_that_races_completion_many_thousand_times_gives_one_outcome_eac
     }
 }
 
-/// Returns the longest duration after which this clock can still tell the time.
+/// Returns the longest duration after which this clock still has a time.
 fn longest(now: Instant) -> Duration {
     let seconds = (0..64).rev().map(|bit| Duration::new(1 << bit, 0));
     let nanos = (0..30).rev().map(|bit| Duration::from_nanos(1 << bit));

@@ -97,7 +97,7 @@ async fn a_job_whose_lease_is_lost_is_abandoned_through_its_tag() {
     let settled = call(&mut sentinel, tag.clone()).await.unwrap();
     assert_eq!(settled.verdict, Verdict::Abandon);
     assert!(!settled.charged);
-    // The tag is told of it, and sends nothing.
+    // The tag gets the verdict, and sends nothing.
     assert_eq!(tag.told()[0].verdict, Verdict::Abandon);
     assert_eq!(tag.tries(), 1);
 }

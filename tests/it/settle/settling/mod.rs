@@ -1,4 +1,4 @@
-//! Settling: what the broker is told, how often and when, and what is said if it isn't.
+//! Settling: the broker's verdicts, their number and time, and the events of a failure.
 
 mod drain;
 mod reasons;
@@ -19,7 +19,7 @@ use crate::support::{Refused, raise, tag::Tag};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long a try takes that is not ready at once.
+/// Time that an attempt takes that is not ready at once.
 const TRY: Duration = Duration::from_millis(300);
 
 fn ms(ms: u64) -> Duration {
@@ -28,7 +28,7 @@ fn ms(ms: u64) -> Duration {
 
 // === a tag with a script ===
 
-/// What one try does.
+/// Behaviour of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Try {
     /// Succeeds when it is first polled.
@@ -113,7 +113,7 @@ fn capabilities() -> impl Iterator<Item = Capabilities> {
     })
 }
 
-/// How a settlement ends.
+/// End of a settlement.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Settled { charged: bool },
@@ -123,7 +123,7 @@ enum End {
     Panicked(&'static str),
 }
 
-/// What the documented rules say of a cell: when each try is made, when it is over, and how.
+/// Expected result of a cell by the documented rules: the time of each attempt, its end, and its result.
 fn expected(
     script: &[Try],
     verdict: Verdict,

@@ -1,4 +1,4 @@
-//! What the broker, the caller and the log are told.
+//! Reports to the broker, the caller and the log.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::support::{
     tag::{Tag, Told},
 };
 
-// === what the broker and the caller are told ===
+// === reports to the broker and the caller ===
 
 #[tokio::test(start_paused = true)]
 async fn the_reason_says_what_became_of_the_job_at_each_try() {

@@ -39,7 +39,7 @@ async fn nothing_is_sent_without_a_verdict() {
         assert_eq!(error.to_string(), format!("there is no verdict: {why}"));
     }
     assert_eq!(tag.tries(), 0);
-    // What does not depend on the count is settled.
+    // An outcome that does not depend on the count is settled.
     let done = Outcome::<_, Refused>::Completed(());
     assert_eq!(
         settle(limit, &tag, done).await.unwrap().verdict,

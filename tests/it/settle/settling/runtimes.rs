@@ -1,4 +1,4 @@
-//! What a settlement costs, and the runtimes that it needs and outlives.
+//! Cost of a settlement, and the runtimes that it needs and outlives.
 
 use std::mem;
 

@@ -1,4 +1,4 @@
-//! Tries, their limits and the pauses between them.
+//! Attempts, their limits and the pauses between them.
 
 use std::time::Duration;
 
