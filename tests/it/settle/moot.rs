@@ -59,7 +59,7 @@ async fn a_job_that_outlives_its_lease_costs_no_other_job_its_session() {
     let lines = log.lines();
     let said = lines
         .iter()
-        .filter(|line| line.contains("the consumer goes on"));
+        .filter(|line| line.contains("consumer continuing"));
     let said: Vec<_> = said.collect();
     assert_eq!(said.len(), 1, "{lines:#?}");
     assert!(said[0].contains("the lease of the delivery is over"));
