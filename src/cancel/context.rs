@@ -217,6 +217,7 @@ impl JobContext {
     }
 
     /// Returns whether the broker was asked for more time.
+    #[inline]
     pub(crate) fn is_kept_alive(&self) -> bool {
         let beside = self.beside.get();
         beside.is_some_and(|beside| beside.kept_alive.load(Ordering::Relaxed))
@@ -255,14 +256,18 @@ impl JobContext {
         }
     }
 
+    /// Returns the end of the job's time limit.
+    #[inline]
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match self.is_kept_alive() {
+            true => self.limit.kept_alive,
+            false => self.limit.due,
+        }
+    }
+
     /// Returns the time that the job has left.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        let Limit { due, kept_alive } = self.limit;
-        let due = match self.is_kept_alive() {
-            true => kept_alive,
-            false => due,
-        };
-        Some(due?.saturating_duration_since(Instant::now()))
+        Some(self.due()?.saturating_duration_since(Instant::now()))
     }
 
     /// Stops all companions, because the job has its outcome.

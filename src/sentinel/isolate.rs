@@ -24,7 +24,6 @@ use crate::{
     outcome::{CancelReason, Outcome, Panic, Stop},
     sentinel::{
         cause::{Cause, Ladder},
-        lease::DEFAULT_TIMEOUT,
         runtimes::{Clock, Runtimes},
         settings::Settings,
         shutdown::Shutdown,
@@ -41,8 +40,6 @@ const LATE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy)]
 enum Rung {
     Running,
-    /// Running under a limit that is derived from its lease, and that holds until the job is kept alive.
-    Leased,
     /// The job has been told to stop.
     Grace(Cause),
     /// The job has been told to stop, and aborted.
@@ -71,7 +68,7 @@ impl<T, E> Isolated<T, E> {
         context: &Arc<JobContext>,
         span: GuardedSpan,
         (service, job): (S, J),
-        (started, due, is_leased): (Instant, Option<Instant>, bool),
+        started: Instant,
     ) -> Self
     where
         S: Service<J, Response = T, Error = E> + Send + 'static,
@@ -85,20 +82,16 @@ impl<T, E> Isolated<T, E> {
             join: Some(runtimes.spawn(task)),
             shutdown: None,
             started,
-            step: match is_leased {
-                true => Rung::Leased,
-                false => Rung::Running,
-            },
-            due,
+            step: Rung::Running,
+            due: context.due(),
         }
     }
 
-    /// Gives a job that is kept alive the full default limit.
+    /// Follows the time limit of the job, which is another one once the job is kept alive.
     #[inline]
-    fn lift_limit(&mut self, context: &JobContext) {
-        if matches!(self.step, Rung::Leased) && context.is_kept_alive() {
-            self.step = Rung::Running;
-            self.due = deadline(self.started, DEFAULT_TIMEOUT);
+    fn follow_limit(&mut self, context: &JobContext) {
+        if let Rung::Running = self.step {
+            self.due = context.due();
         }
     }
 
@@ -118,7 +111,7 @@ impl<T, E> Isolated<T, E> {
         cx: &mut Context<'_>,
     ) -> Poll<Outcome<T, E>> {
         let ladder = settings.ladder;
-        self.lift_limit(context);
+        self.follow_limit(context);
         let mut is_blocking = false;
         if let Rung::Stopping(_) = self.step {
             is_blocking = context.poll_blocking(cx.waker()).is_pending();
@@ -132,7 +125,7 @@ impl<T, E> Isolated<T, E> {
         }
         loop {
             match self.step {
-                Rung::Running | Rung::Leased => {
+                Rung::Running => {
                     let cause = ready!(self.poll_cause(
                         context,
                         clock.as_mut(),
@@ -238,8 +231,8 @@ impl<T, E> Isolated<T, E> {
         runtimes: &Runtimes,
         shutdown: Option<&Shutdown>,
     ) {
-        self.lift_limit(context);
-        if self.has_ended() || !matches!(self.step, Rung::Running | Rung::Leased) {
+        self.follow_limit(context);
+        if self.has_ended() || !matches!(self.step, Rung::Running) {
             return;
         }
         let cause = self.first_cause(context, runtimes, shutdown, false);
@@ -288,7 +281,7 @@ impl<T, E> Isolated<T, E> {
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
         let cause = match self.step {
-            Rung::Running | Rung::Leased => {
+            Rung::Running => {
                 let request = context.request();
                 request.and_then(|_| self.first_cause(context, runtimes, None, false))
             }
@@ -324,7 +317,7 @@ impl<T, E> Isolated<T, E> {
             return None;
         }
         let limit = match self.step {
-            Rung::Running | Rung::Leased => self.due? - self.started,
+            Rung::Running => self.due? - self.started,
             Rung::Grace(Cause::TimeLimit(limit)) | Rung::Stopping(Cause::TimeLimit(limit)) => limit,
             Rung::Grace(_) | Rung::Stopping(_) => return None,
         };

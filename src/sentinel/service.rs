@@ -170,8 +170,7 @@ where
         let clock = runtimes.clock(due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
         let policy = self.policy.clone();
-        let is_leased = is_default && lease.is_some();
-        let kept_alive = match is_leased {
+        let kept_alive = match is_default && lease.is_some() {
             true => deadline(started, DEFAULT_TIMEOUT),
             false => due,
         };
@@ -198,8 +197,7 @@ where
                 // The ready instance is the one to call.
                 let service = mem::replace(&mut self.service, clone);
                 let call = (service, job);
-                let times = (started, due, is_leased);
-                let mut isolated = Isolated::spawn(runtimes, &context, job_span, call, times);
+                let mut isolated = Isolated::spawn(runtimes, &context, job_span, call, started);
                 if let (Some(shutdown), false) = (base.shutdown(), settings.is_told_by_polls) {
                     isolated.listen(shutdown);
                 }
