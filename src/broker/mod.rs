@@ -89,5 +89,9 @@ pub mod nats;
 pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+mod settlement;
 
 pub use self::envelope::Envelope;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+pub use self::settlement::Settlement;

@@ -1,13 +1,6 @@
 //! [`DeliveryTag`], the handle that settles a delivery.
 
-use std::{
-    fmt,
-    future::{Future, ready},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use async_nats::jetstream::AckKind;
 use tokio::time::Instant;
@@ -18,7 +11,10 @@ use super::{
     place::Place,
     schedule::{self, Scheduled},
 };
-use crate::settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict};
+use crate::{
+    broker::settlement,
+    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
+};
 
 /// Failed settlement, with the way to go on.
 enum Failure {
@@ -162,11 +158,9 @@ impl Settle for DeliveryTag {
     type Future = Settlement;
 
     fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
-        Settlement {
-            future: match self.refusal() {
-                Some(error) => Box::pin(ready(Err(Unsettled::last(error)))),
-                None => Box::pin(self.answer(verdict, reason)),
-            },
+        match self.refusal() {
+            Some(error) => Settlement::new(ready(Err(Unsettled::last(error)))),
+            None => Settlement::new(self.answer(verdict, reason)),
         }
     }
 
@@ -248,31 +242,9 @@ impl fmt::Debug for DeliveryTag {
     }
 }
 
-// === impl Settlement ===
-
 /// Future of a [`DeliveryTag`]'s settlement.
 ///
 /// # Cancel safety
 ///
 /// Not cancel safe: if it is dropped, the server may or may not have received the settlement.
-#[must_use = "a delivery is not settled unless this is polled"]
-pub struct Settlement {
-    future: Answering,
-}
-
-type Answering =
-    Pin<Box<dyn Future<Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>> + Send>>;
-
-impl Future for Settlement {
-    type Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.future.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for Settlement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settlement").finish_non_exhaustive()
-    }
-}
+pub type Settlement = settlement::Settlement<DeliveryTag, DeliveryError>;

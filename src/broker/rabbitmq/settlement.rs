@@ -1,13 +1,6 @@
 //! [`Settlement`], the future that settles a delivery, in one step or two.
 
-use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
@@ -18,6 +11,7 @@ use super::{
     message::Message, republished,
 };
 use crate::{
+    broker::settlement,
     outcome::guard,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
@@ -39,7 +33,7 @@ impl Settle for DeliveryTag {
     type Future = Settlement;
 
     fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
-        Settlement::new(self, verdict, reason)
+        Settlement::new(settle(self, verdict, reason))
     }
 
     /// Fails: RabbitMQ has no keep-alive.
@@ -83,47 +77,25 @@ impl Settle for DeliveryTag {
 ///
 /// Not cancel safe: the tag is used up at the first poll. If it is dropped after that, the job may
 /// have been republished and not acked.
-#[must_use = "a delivery is not settled unless this is polled"]
-pub struct Settlement {
-    answer: Pin<Box<dyn Future<Output = Result<(), Failed>> + Send>>,
-}
+pub type Settlement = settlement::Settlement<DeliveryTag, DeliveryError>;
 
 type Failed = Unsettled<DeliveryTag, DeliveryError>;
 
-impl Settlement {
-    pub(super) fn new(tag: DeliveryTag, verdict: Verdict, reason: Reason) -> Self {
-        let answer = Box::pin(async move {
-            let answered = match tag.message.claim() {
-                Ok(()) => answer(&tag.message, verdict, &reason).await,
-                Err(error) => Err(error),
-            };
-            let answered = match answered {
-                Err(error) if error.passes() && tag.message.is_let_go_of() => {
-                    let message = Arc::clone(&tag.message);
-                    tokio::spawn(keep(message, verdict, reason));
-                    Err(error)
-                }
-                Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
-                answered => answered,
-            };
-            answered.map_err(|error| failed(&tag.message, error))
-        });
-        Self { answer }
-    }
-}
-
-impl Future for Settlement {
-    type Output = Result<(), Failed>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.answer.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for Settlement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settlement").finish_non_exhaustive()
-    }
+async fn settle(tag: DeliveryTag, verdict: Verdict, reason: Reason) -> Result<(), Failed> {
+    let answered = match tag.message.claim() {
+        Ok(()) => answer(&tag.message, verdict, &reason).await,
+        Err(error) => Err(error),
+    };
+    let answered = match answered {
+        Err(error) if error.passes() && tag.message.is_let_go_of() => {
+            let message = Arc::clone(&tag.message);
+            tokio::spawn(keep(message, verdict, reason));
+            Err(error)
+        }
+        Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
+        answered => answered,
+    };
+    answered.map_err(|error| failed(&tag.message, error))
 }
 
 /// Returns the failure with its reach.

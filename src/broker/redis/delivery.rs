@@ -3,13 +3,10 @@
 use std::{
     borrow::Cow,
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,7 +18,7 @@ use super::{
     reply::DeliveryId,
 };
 use crate::{
-    broker::envelope::Envelope,
+    broker::{envelope::Envelope, settlement},
     job::Job,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
@@ -179,7 +176,7 @@ impl Settle for DeliveryTag {
     fn settle(self, verdict: Verdict, reason: Reason) -> Settlement {
         // Taken here and not in the future, so that the call itself uses the tag up.
         let first = !self.shared.settled.swap(true, Ordering::AcqRel);
-        let future = Box::pin(async move {
+        Settlement::new(async move {
             if !first {
                 return Err(Unsettled::last(DeliveryError::AlreadySettled));
             }
@@ -204,8 +201,7 @@ impl Settle for DeliveryTag {
                     Left::Channel => Unsettled::last(error),
                 }),
             }
-        });
-        Settlement { future }
+        })
     }
 
     async fn keep_alive(&self) -> Result<Lease, DeliveryError> {
@@ -265,24 +261,4 @@ impl fmt::Debug for DeliveryTag {
 /// Not cancel safe: the call uses the tag up. An ack is sent once this was polled, also if it is dropped
 /// then. After any other verdict the server may or may not have carried it out, and its place of the
 /// [prefetch](super::ConsumerGroup::prefetch) may stay taken.
-#[must_use = "a delivery is not settled unless this is polled"]
-pub struct Settlement {
-    future: Settling,
-}
-
-type Settling =
-    Pin<Box<dyn Future<Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>> + Send>>;
-
-impl Future for Settlement {
-    type Output = Result<(), Unsettled<DeliveryTag, DeliveryError>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.future.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for Settlement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settlement").finish_non_exhaustive()
-    }
-}
+pub type Settlement = settlement::Settlement<DeliveryTag, DeliveryError>;
