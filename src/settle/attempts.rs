@@ -127,11 +127,11 @@ where
                 let _entered = span.enter();
                 let result = ready!(settling.poll(cx));
                 match &result {
-                    Ok(settled) => stopwatch.settled(settled.verdict.as_str()),
+                    Ok(settled) => stopwatch.settled(settled.verdict.kind().index()),
                     Err(SettleError::TimedOut { .. }) => span.record_error("timeout"),
                     Err(error) => {
                         if let SettleError::Moot { verdict, .. } = error {
-                            stopwatch.moot(verdict.as_str());
+                            stopwatch.moot(verdict.kind().index());
                         }
                         span.record_error(type_name::<E>());
                     }

@@ -23,7 +23,7 @@ use crate::{
         events::{self, Decided, Fate},
         reason::{Reason, Settled},
         spans::settle_span,
-        verdict::Verdict,
+        verdict::{Verdict, VerdictKind},
     },
     telemetry::metrics::{Labels, SettleInstruments},
 };
@@ -144,7 +144,7 @@ impl<D> SettlePolicy<D> {
                 retries: 3,
                 pauses: Delays::new(ms(100)..=ms(1_000)),
             },
-            instruments: SettleInstruments::new(Labels::default()),
+            instruments: SettleInstruments::new(Labels::default(), VerdictKind::NAMES),
         }
     }
 
@@ -238,7 +238,10 @@ impl<D> SettlePolicy<D> {
         K: Into<::metrics::SharedString>,
         V: Into<::metrics::SharedString>,
     {
-        self.instruments = SettleInstruments::new(crate::telemetry::metrics::labels(labels));
+        self.instruments = SettleInstruments::new(
+            crate::telemetry::metrics::labels(labels),
+            VerdictKind::NAMES,
+        );
         self
     }
 }

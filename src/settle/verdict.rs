@@ -131,6 +131,20 @@ pub enum VerdictKind {
 }
 
 impl VerdictKind {
+    /// The names of all kinds, by [`index`](Self::index).
+    pub(crate) const NAMES: [&str; 5] = [
+        VerdictKind::Ack.as_str(),
+        VerdictKind::Retry.as_str(),
+        VerdictKind::Release.as_str(),
+        VerdictKind::Reject.as_str(),
+        VerdictKind::Abandon.as_str(),
+    ];
+
+    /// Returns the place of the kind among all of them.
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+
     /// Returns the name in snake case, as for a log field.
     pub const fn as_str(self) -> &'static str {
         match self {

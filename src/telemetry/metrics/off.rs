@@ -35,7 +35,7 @@ pub(crate) struct InFlightGauge;
 pub(crate) struct SettleInstruments;
 
 impl SettleInstruments {
-    pub(crate) fn new(_: Labels) -> Self {
+    pub(crate) fn new(_: Labels, _: [&'static str; 5]) -> Self {
         Self
     }
 
@@ -47,9 +47,9 @@ impl SettleInstruments {
 pub(crate) struct Stopwatch;
 
 impl Stopwatch {
-    pub(crate) fn settled(&self, _: &'static str) {}
+    pub(crate) fn settled(&self, _: usize) {}
 
-    pub(crate) fn moot(&self, _: &'static str) {}
+    pub(crate) fn moot(&self, _: usize) {}
 }
 
 #[derive(Debug, Default)]

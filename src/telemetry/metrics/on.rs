@@ -251,18 +251,21 @@ pub(crate) struct SettleInstruments(Arc<Settlements>);
 
 struct Settlements {
     labels: Labels,
-    /// In the order of [`NAMES`]. Looked up for the first settlement: before its labels are set, a policy
+    names: [&'static str; 5],
+    /// In the order of the names. Looked up for the first settlement: before its labels are set, a policy
     /// has other labels, which must not be seen.
     verdicts: OnceLock<[(Counter, Histogram); 5]>,
 }
 
-/// Names of the verdicts.
-const NAMES: [&str; 5] = ["ack", "retry", "release", "reject", "abandon"];
-
 impl SettleInstruments {
-    pub(crate) fn new(labels: Labels) -> Self {
+    /// Creates the metrics of a policy, with the `names` of the verdicts by index.
+    pub(crate) fn new(labels: Labels, names: [&'static str; 5]) -> Self {
         let verdicts = OnceLock::new();
-        Self(Arc::new(Settlements { labels, verdicts }))
+        Self(Arc::new(Settlements {
+            labels,
+            names,
+            verdicts,
+        }))
     }
 
     /// Begins to measure a settlement.
@@ -273,18 +276,21 @@ impl SettleInstruments {
         }
     }
 
-    fn of(&self, verdict: &'static str) -> Option<&(Counter, Histogram)> {
-        let Settlements { labels, verdicts } = &*self.0;
+    fn of(&self, verdict: usize) -> &(Counter, Histogram) {
+        let Settlements {
+            labels,
+            names,
+            verdicts,
+        } = &*self.0;
         let verdicts = verdicts.get_or_init(|| {
             let labels = &of_consumer(labels);
-            NAMES.map(|name| {
+            names.map(|name| {
                 let labels = with(labels, VERDICT, name);
                 let verdicts = counter!(VERDICTS, labels.clone());
                 (verdicts, histogram!(SETTLE_DURATION, labels))
             })
         });
-        let index = NAMES.iter().position(|&name| name == verdict);
-        index.map(|index| &verdicts[index])
+        &verdicts[verdict]
     }
 }
 
@@ -295,22 +301,21 @@ pub(crate) struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Counts a settlement with `verdict`.
-    pub(crate) fn settled(&self, verdict: &'static str) {
+    /// Counts a settlement with the verdict that has this index.
+    pub(crate) fn settled(&self, verdict: usize) {
         guard(|| {
-            if let Some((verdicts, duration)) = self.instruments.of(verdict) {
-                guard(|| verdicts.increment(1));
-                duration.record(self.started.elapsed());
-            }
+            let (verdicts, duration) = self.instruments.of(verdict);
+            guard(|| verdicts.increment(1));
+            duration.record(self.started.elapsed());
         });
     }
 
-    /// Counts a settlement with `verdict` that the broker did not wait for any more.
-    pub(crate) fn moot(&self, verdict: &'static str) {
-        let Settlements { labels, .. } = &*self.instruments.0;
+    /// Counts a settlement with that verdict that the broker did not wait for any more.
+    pub(crate) fn moot(&self, verdict: usize) {
+        let Settlements { labels, names, .. } = &*self.instruments.0;
         // Rare, so it is looked up each time.
         let labels = &of_consumer(labels);
-        guard(|| counter!(MOOT, with(labels, VERDICT, verdict)).increment(1));
+        guard(|| counter!(MOOT, with(labels, VERDICT, names[verdict])).increment(1));
     }
 }
 
