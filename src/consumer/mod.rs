@@ -360,15 +360,10 @@ impl<B, S, C> Consumer<B, S, C> {
         Sentinel<S, P, H>: Service<B::Job>,
     {
         self.options.is_bounded = true;
-        Consumer {
-            subscription: self.subscription,
-            services: Services::Supervised(Box::new(Supervised::new(self.services, layer))),
-            tasks: self.tasks,
-            classify: self.classify,
-            options: self.options,
-            signals: self.signals,
-            name: self.name,
-        }
+        self.map(
+            |handlers| Services::Supervised(Box::new(Supervised::new(handlers, layer))),
+            |classify| classify,
+        )
     }
 
     /// Sets the function that decides the effect of a service error on the channel; by default the error
@@ -411,11 +406,19 @@ impl<B, S, C> Consumer<B, S, C> {
     where
         F: Fn(&E) -> Escalation,
     {
+        self.map(|services| services, |_| ByClosure(classify))
+    }
+
+    fn map<T, D>(
+        self,
+        services: impl FnOnce(Services<S>) -> Services<T>,
+        classify: impl FnOnce(C) -> D,
+    ) -> Consumer<B, T, D> {
         Consumer {
             subscription: self.subscription,
-            services: self.services,
+            services: services(self.services),
             tasks: self.tasks,
-            classify: ByClosure(classify),
+            classify: classify(self.classify),
             options: self.options,
             signals: self.signals,
             name: self.name,

@@ -266,17 +266,10 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         Sentinel<S, P, H>: Service<B::Job>,
     {
         self.options.is_bounded = true;
-        ReconnectingConsumer {
-            connect: self.connect,
-            make_services: Supervised::new(self.make_services, layer),
-            classify: self.classify,
-            options: self.options,
-            signals: self.signals,
-            retry: self.retry,
-            connect_timeout: self.connect_timeout,
-            tasks: self.tasks,
-            name: self.name,
-        }
+        self.map(
+            |handlers| Supervised::new(handlers, layer),
+            |classify| classify,
+        )
     }
 
     /// Sets the function that decides the effect of a service error on the channel; see
@@ -285,10 +278,18 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     where
         K: Fn(&E) -> Escalation,
     {
+        self.map(|services| services, |_| ByClosure(classify))
+    }
+
+    fn map<N, D>(
+        self,
+        make_services: impl FnOnce(M) -> N,
+        classify: impl FnOnce(C) -> D,
+    ) -> ReconnectingConsumer<F, N, D> {
         ReconnectingConsumer {
             connect: self.connect,
-            make_services: self.make_services,
-            classify: ByClosure(classify),
+            make_services: make_services(self.make_services),
+            classify: classify(self.classify),
             options: self.options,
             signals: self.signals,
             retry: self.retry,

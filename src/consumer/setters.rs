@@ -12,7 +12,7 @@ macro_rules! setters {
         ///   the span in which the consumer is awaited, if there is one. Other spans are children of the span
         ///   `consumer`. So if you export traces without
         ///   [`process_span`](crate::SentinelLayer::process_span), filter out the target
-        ///   `tower_sentinel::consumer_name`.
+        ///   `tower_sentinel::telemetry::consumer_name`.
         /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel or
         ///   policy have the name of the first consumer that called one of them.
         ///
