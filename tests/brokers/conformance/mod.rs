@@ -14,7 +14,7 @@ mod worker;
 
 use std::{
     error::Error,
-    fmt::Debug,
+    fmt::{self, Debug},
     future::{Future, poll_fn},
     pin::Pin,
     time::Duration,
@@ -34,6 +34,24 @@ use self::verdicts::Row;
 
 /// Longest time that an expected event may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Error of an adapter that connects before it subscribes.
+#[derive(Debug)]
+pub(crate) enum NoSubscription<C, S> {
+    Connect(C),
+    Subscribe(S),
+}
+
+impl<C: fmt::Display, S: fmt::Display> fmt::Display for NoSubscription<C, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSubscription::Connect(error) => error.fmt(f),
+            NoSubscription::Subscribe(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<C: Debug + fmt::Display, S: Debug + fmt::Display> Error for NoSubscription<C, S> {}
 
 /// Connects anew and subscribes, at each call; see [`Consumer::reconnecting`].
 ///

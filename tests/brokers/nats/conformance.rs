@@ -1,8 +1,6 @@
 //! Scenarios of all brokers on NATS.
 
 use std::{
-    error::Error,
-    fmt,
     process::Command,
     sync::{
         Arc, Mutex, OnceLock,
@@ -51,22 +49,7 @@ struct Nats<const DEAD_LETTER: bool, const SCHEDULES: bool = false> {
     published: AtomicU64,
 }
 
-#[derive(Debug)]
-enum NoSubscription {
-    Connect(ConnectError),
-    Subscribe(SubscriptionError),
-}
-
-impl fmt::Display for NoSubscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NoSubscription::Connect(error) => error.fmt(f),
-            NoSubscription::Subscribe(error) => error.fmt(f),
-        }
-    }
-}
-
-impl Error for NoSubscription {}
+type NoSubscription = crate::conformance::NoSubscription<ConnectError, SubscriptionError>;
 
 async fn subscribe(
     address: &str,

@@ -1,8 +1,6 @@
 //! Scenarios of all brokers on RabbitMQ, with classic and with quorum queues.
 
 use std::{
-    error::Error,
-    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -105,22 +103,7 @@ impl Servers {
     }
 }
 
-#[derive(Debug)]
-enum NoSubscription {
-    Connect(ConnectError),
-    Subscribe(SubscriptionError),
-}
-
-impl fmt::Display for NoSubscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NoSubscription::Connect(error) => error.fmt(f),
-            NoSubscription::Subscribe(error) => error.fmt(f),
-        }
-    }
-}
-
-impl Error for NoSubscription {}
+type NoSubscription = crate::conformance::NoSubscription<ConnectError, SubscriptionError>;
 
 impl<const QUORUM: bool, const DEAD_LETTER: bool> Rabbit<QUORUM, DEAD_LETTER> {
     async fn on(server: Servers) -> Self {
