@@ -75,6 +75,8 @@
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod address;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+mod addresses;
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod cause;
 pub mod dead_letter;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
@@ -92,6 +94,8 @@ pub mod redis;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod settlement;
 
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
+pub use self::addresses::ToAddresses;
 pub use self::envelope::Envelope;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 pub use self::settlement::Settlement;

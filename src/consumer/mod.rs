@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::IntoFuture,
     sync::{Arc, Mutex},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     sentinel::{Sentinel, SentinelLayer},
 };
 
+mod connect;
 mod consuming;
 mod drain;
 mod error;
@@ -33,6 +34,7 @@ mod supervised;
 mod tasks;
 
 pub use self::{
+    connect::{Connect, ConnectFn, connect_fn},
     consuming::Consuming,
     error::{ConsumerError, EndCause},
     escalation::{ByClosure, ByError, Classify, Escalate, Escalation},
@@ -266,21 +268,12 @@ impl Consumer<(), ()> {
     ///
     /// `make_service` gets the token for [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown). Each
     /// service has its own token, because the token is cancelled at the end of the service's drain.
-    pub fn reconnecting<F, M, Fut, B, S, X>(
-        connect: F,
-        make_service: M,
-    ) -> ReconnectingConsumer<F, M>
+    pub fn reconnecting<K, M, B, S>(connect: K, make_service: M) -> ReconnectingConsumer<K, M>
     where
-        F: FnMut() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<B, X>> + Send + 'static,
+        K: Connect<Subscription = B, Error: fmt::Display + Send, Future: Send> + Send + 'static,
         M: FnMut(CancellationToken) -> S + Send + 'static,
-        X: fmt::Display + Send + 'static,
-        B: Subscription + Send + 'static,
-        B::Job: Send,
-        B::Error: fmt::Display + Send + 'static,
-        S: Service<B::Job> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Response: Send + 'static,
+        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
+        S: Service<B::Job, Response: Send, Future: Send> + Send + 'static,
         S::Error: fmt::Display + Send + 'static,
     {
         ReconnectingConsumer::new(connect, make_service)

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::IntoFuture,
     ops::RangeInclusive,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use super::{
     ByClosure, ByError, Classify, ConsumerError, Consuming, Escalation, Summary,
+    connect::Connect,
     options::Options,
     sessions::{Retry, Sessions},
     setters::setters,
@@ -117,8 +118,8 @@ use crate::{
 /// # }
 /// ```
 #[must_use = "a consumer does nothing unless it is awaited"]
-pub struct ReconnectingConsumer<F, M, C = ByError> {
-    connect: F,
+pub struct ReconnectingConsumer<K, M, C = ByError> {
+    connect: K,
     make_services: M,
     classify: C,
     options: Options,
@@ -129,8 +130,8 @@ pub struct ReconnectingConsumer<F, M, C = ByError> {
     name: Option<Arc<str>>,
 }
 
-impl<F, M> ReconnectingConsumer<F, M> {
-    pub(super) fn new(connect: F, make_services: M) -> Self {
+impl<K, M> ReconnectingConsumer<K, M> {
+    pub(super) fn new(connect: K, make_services: M) -> Self {
         let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
         Self {
             connect,
@@ -151,7 +152,7 @@ impl<F, M> ReconnectingConsumer<F, M> {
     }
 }
 
-impl<F, M, C> ReconnectingConsumer<F, M, C> {
+impl<K, M, C> ReconnectingConsumer<K, M, C> {
     setters!();
 
     /// Sets the ceilings of the pauses; from 500 ms to 30 s by default. The first is the lower bound, each is
@@ -251,13 +252,12 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     /// assert_eq!(summary.answered, 1);
     /// # }
     /// ```
-    pub fn sentinel<P, H, Fut, B, S, X>(
+    pub fn sentinel<P, H, B, S>(
         mut self,
         layer: SentinelLayer<P, H>,
-    ) -> ReconnectingConsumer<F, Supervised<M, P, H>, C>
+    ) -> ReconnectingConsumer<K, Supervised<M, P, H>, C>
     where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
+        K: Connect<Subscription = B>,
         B: Subscription,
         M: MakeServices<Service = S>,
         S: Clone,
@@ -274,9 +274,9 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
 
     /// Sets the function that decides the effect of a service error on the channel; see
     /// [`Consumer::escalation`](crate::Consumer::escalation).
-    pub fn escalation<E, K>(self, classify: K) -> ReconnectingConsumer<F, M, ByClosure<K>>
+    pub fn escalation<E, F>(self, classify: F) -> ReconnectingConsumer<K, M, ByClosure<F>>
     where
-        K: Fn(&E) -> Escalation,
+        F: Fn(&E) -> Escalation,
     {
         self.map(|services| services, |_| ByClosure(classify))
     }
@@ -285,7 +285,7 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
         self,
         make_services: impl FnOnce(M) -> N,
         classify: impl FnOnce(C) -> D,
-    ) -> ReconnectingConsumer<F, N, D> {
+    ) -> ReconnectingConsumer<K, N, D> {
         ReconnectingConsumer {
             connect: self.connect,
             make_services: make_services(self.make_services),
@@ -300,20 +300,14 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     }
 }
 
-impl<F, M, C> ReconnectingConsumer<F, M, C> {
+impl<K, M, C> ReconnectingConsumer<K, M, C> {
     /// Returns the future that `.await` would poll; see [`Consumer::run`](crate::Consumer::run).
-    pub fn run<Fut, B, S, X>(self) -> Consuming<B::Error, S::Error, X>
+    pub fn run<B, S>(self) -> Consuming<B::Error, S::Error, K::Error>
     where
-        F: FnMut() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<B, X>> + Send + 'static,
+        K: Connect<Subscription = B, Error: fmt::Display + Send, Future: Send> + Send + 'static,
         M: MakeServices<Service = S> + Send + 'static,
-        X: fmt::Display + Send + 'static,
-        B: Subscription + Send + 'static,
-        B::Job: Send,
-        B::Error: fmt::Display + Send + 'static,
-        S: Service<B::Job> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Response: Send + 'static,
+        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
+        S: Service<B::Job, Response: Send, Future: Send> + Send + 'static,
         S::Error: fmt::Display + Send + 'static,
         C: Classify<S::Error> + Send + 'static,
     {
@@ -340,30 +334,24 @@ impl<F, M, C> ReconnectingConsumer<F, M, C> {
     }
 }
 
-impl<F, M, C, Fut, B, S, X> IntoFuture for ReconnectingConsumer<F, M, C>
+impl<K, M, C, B, S> IntoFuture for ReconnectingConsumer<K, M, C>
 where
-    F: FnMut() -> Fut + Send + 'static,
-    Fut: Future<Output = Result<B, X>> + Send + 'static,
+    K: Connect<Subscription = B, Error: fmt::Display + Send, Future: Send> + Send + 'static,
     M: MakeServices<Service = S> + Send + 'static,
-    X: fmt::Display + Send + 'static,
-    B: Subscription + Send + 'static,
-    B::Job: Send,
-    B::Error: fmt::Display + Send + 'static,
-    S: Service<B::Job> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
+    B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
+    S: Service<B::Job, Response: Send, Future: Send> + Send + 'static,
     S::Error: fmt::Display + Send + 'static,
     C: Classify<S::Error> + Send + 'static,
 {
-    type Output = Result<Summary, ConsumerError<B::Error, S::Error, X>>;
-    type IntoFuture = Consuming<B::Error, S::Error, X>;
+    type Output = Result<Summary, ConsumerError<B::Error, S::Error, K::Error>>;
+    type IntoFuture = Consuming<B::Error, S::Error, K::Error>;
 
     fn into_future(self) -> Self::IntoFuture {
         self.run()
     }
 }
 
-impl<F, M, C> fmt::Debug for ReconnectingConsumer<F, M, C> {
+impl<K, M, C> fmt::Debug for ReconnectingConsumer<K, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReconnectingConsumer")
             .field("name", &self.name)

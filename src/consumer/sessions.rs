@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::poll_fn,
     panic::resume_unwind,
     pin::pin,
     sync::{Arc, Mutex},
@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::{
     Classify, EndCause, Summary,
+    connect::Connect,
     in_flight::Call,
     options::Options,
     signals::{Asked, Signals},
@@ -42,8 +43,8 @@ pub(super) struct Retry {
 }
 
 /// Sessions of a consumer, and the sum of their summaries.
-pub(super) struct Sessions<F, M, C> {
-    pub(super) connect: F,
+pub(super) struct Sessions<K, M, C> {
+    pub(super) connect: K,
     pub(super) make_services: M,
     pub(super) classify: Arc<Mutex<C>>,
     pub(super) options: Options,
@@ -78,18 +79,16 @@ impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
     }
 }
 
-impl<F, M, C> Sessions<F, M, C> {
+impl<K, M, C> Sessions<K, M, C> {
     /// Runs one session after another, and returns the cause to give up; `None` if the end was requested.
-    pub(super) async fn run<Fut, B, S, X>(
+    pub(super) async fn run<B, S>(
         &mut self,
         retry: Retry,
         signals: &mut Signals,
-    ) -> Option<EndCause<B::Error, S::Error, X>>
+    ) -> Option<EndCause<B::Error, S::Error, K::Error>>
     where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
+        K: Connect<Subscription = B, Error: fmt::Display>,
         M: MakeServices<Service = S>,
-        X: fmt::Display,
         B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
         S: Service<B::Job, Response: Send + 'static> + Send + 'static,
         S::Error: fmt::Display + Send + 'static,
@@ -99,12 +98,13 @@ impl<F, M, C> Sessions<F, M, C> {
         // The failures in a row, and the number of the next pause.
         let (mut failures, mut step) = (0_u32, 0_u32);
         loop {
-            guard(|| tracing::info!(attempt = failures + 1, "connecting"));
+            let attempt = failures.saturating_add(1);
+            guard(|| tracing::info!(attempt, "connecting"));
             let Failure {
                 cause,
                 answered,
                 lasted,
-            } = self.next(signals).await?;
+            } = self.next(attempt, signals).await?;
             let worked = answered > 0 || lasted > retry.longest;
             (failures, step) = match worked {
                 true => (0, 1),
@@ -133,13 +133,13 @@ impl<F, M, C> Sessions<F, M, C> {
     }
 
     /// Runs one session, and returns the cause of its end or failed start; `None` if the end was requested.
-    async fn next<Fut, B, S, X>(
+    async fn next<B, S>(
         &mut self,
+        attempt: u32,
         signals: &mut Signals,
-    ) -> Option<Failure<B::Error, S::Error, X>>
+    ) -> Option<Failure<B::Error, S::Error, K::Error>>
     where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
+        K: Connect<Subscription = B>,
         M: MakeServices<Service = S>,
         B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
         S: Service<B::Job, Response: Send + 'static> + Send + 'static,
@@ -157,7 +157,7 @@ impl<F, M, C> Sessions<F, M, C> {
             Ok(services) => services,
             Err(panic) => return Some(EndCause::MakeServicePanicked(panic).into()),
         };
-        let subscription = match self.subscribe(signals).await {
+        let subscription = match self.subscribe(attempt, signals).await {
             Some(Ok(subscription)) => subscription,
             unconnected => {
                 // Owners of the token or of the services may wait for their end.
@@ -272,15 +272,15 @@ impl<F, M, C> Sessions<F, M, C> {
     }
 
     /// Connects, unless the end is requested first.
-    async fn subscribe<Fut, B, T, E, X>(
+    async fn subscribe<T, E>(
         &mut self,
+        attempt: u32,
         signals: &mut Signals,
-    ) -> Option<Result<B, EndCause<T, E, X>>>
+    ) -> Option<Result<K::Subscription, EndCause<T, E, K::Error>>>
     where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<B, X>>,
+        K: Connect,
     {
-        let connecting = match catch(&mut self.connect) {
+        let connecting = match catch(|| self.connect.connect(attempt)) {
             Ok(connecting) => connecting,
             Err(panic) => return Some(Err(EndCause::ConnectPanicked(panic))),
         };

@@ -4,9 +4,15 @@ use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, uri::AMQPUri};
 use url::{Host, Url};
 
 use super::{connection::Connection, endpoint::Endpoint, error::ConnectError};
-use crate::broker::address::{SPLIT, is_split};
+use crate::broker::{
+    address::{SPLIT, is_split},
+    addresses::{Rotation, ToAddresses},
+};
 
-/// Connects to `address`, as in `amqp://user:password@host:5672/%2f`, or with `amqps` by TLS.
+/// Connects to an address, as in `amqp://user:password@host:5672/%2f`, or with `amqps` by TLS.
+///
+/// Of [several](ToAddresses), as those of a cluster, it tries one after the other without a pause, and uses the first that
+/// works.
 ///
 /// In a user, a password and a virtual host the signs `/`, `?`, `#`, `@`, `:` and `%` are
 /// percent-encoded: `amqp://me:p%40ss%2Fw@host/%2fsome`. The virtual host `/` is `%2f`, or left out
@@ -18,8 +24,9 @@ use crate::broker::address::{SPLIT, is_split};
 /// lapin's recovery of connections is off: a subscription ends with its connection, and its reader connects
 /// anew.
 ///
-/// It takes at most 10 s, or `?connection_timeout=<milliseconds>` of the address. This limit covers the
-/// look-up of the name, TCP and the handshake of AMQP together.
+/// It takes at most 10 s, or 3 s for each one if there are several addresses, or several records of a name in DNS.
+/// `?connection_timeout=<milliseconds>` of an address sets another limit. It covers TCP and the handshake of AMQP
+/// together, and so much is the look-up of the name allowed to take.
 ///
 /// ```
 /// use tower_sentinel::broker::rabbitmq;
@@ -29,12 +36,16 @@ use crate::broker::address::{SPLIT, is_split};
 /// let error = rabbitmq::connect("amqp://me:secret@127.0.0.1:9/%2f").await.unwrap_err();
 /// assert_eq!(error.to_string(), "rabbitmq at 127.0.0.1:9 can't be reached");
 /// assert!(format!("{error:#}").starts_with("rabbitmq at 127.0.0.1:9 can't be reached: "));
+///
+/// let nodes = ["amqp://me:secret@127.0.0.1:9", "amqp://me:secret@127.0.0.1:11"];
+/// let error = rabbitmq::connect(nodes).await.unwrap_err();
+/// assert!(error.to_string().starts_with("none of 2 addresses of rabbitmq works: rabbitmq at 127.0.0.1:"));
 /// # }
 /// ```
 ///
 /// # Errors
 ///
-/// [`ConnectError`], which names the address without its credentials.
+/// [`ConnectError`], which names each address without its credentials.
 ///
 /// # Panics
 ///
@@ -43,19 +54,19 @@ use crate::broker::address::{SPLIT, is_split};
 /// # Cancel safety
 ///
 /// Cancel safe: a connection that is half made is closed.
-pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
+pub async fn connect(addresses: impl ToAddresses) -> Result<Connection, ConnectError> {
     connect_with(
         ConnectionProperties::default(),
         OwnedTLSConfig::default(),
-        address,
+        addresses,
     )
     .await
 }
 
-/// Connects to `address` with `properties`, such as a name for the connection, and with `tls`, such as your
-/// own certificate authority and certificate.
+/// Connects with `properties`, such as a name for the connection, and with `tls`, such as your own certificate authority
+/// and certificate.
 ///
-/// `tls` is used if the address begins with `amqps`; [TLS](crate::_guide::rabbitmq#tls) has a recipe.
+/// `tls` is used if an address begins with `amqps`; [TLS](crate::_guide::rabbitmq#tls) has a recipe.
 ///
 /// # Errors
 ///
@@ -71,17 +82,38 @@ pub async fn connect(address: &str) -> Result<Connection, ConnectError> {
 pub async fn connect_with(
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
-    address: &str,
+    addresses: impl ToAddresses,
 ) -> Result<Connection, ConnectError> {
-    let parsed = parse(address);
-    let uri = parsed.map_err(|reason| ConnectError::InvalidAddress { reason })?;
-    let endpoint = Endpoint {
-        uri,
-        properties,
-        tls,
-    };
-    let connection = endpoint.open().await?;
-    Ok(Connection::new(connection, endpoint))
+    let endpoints = endpoints(&properties, &tls, &addresses.to_addresses());
+    let endpoints = endpoints.map_err(|reason| ConnectError::InvalidAddress { reason })?;
+    let mut errors = Vec::new();
+    for endpoint in endpoints.round() {
+        match endpoint.open().await {
+            Ok(connection) => return Ok(Connection::new(connection, endpoint.clone())),
+            Err(error) => errors.push(error),
+        }
+    }
+    Err(ConnectError::of_round(errors))
+}
+
+/// Reads `addresses` and brings them into an order, or returns a description of the mistake in one.
+pub(super) fn endpoints(
+    properties: &ConnectionProperties,
+    tls: &OwnedTLSConfig,
+    addresses: &[String],
+) -> Result<Rotation<Endpoint>, String> {
+    if addresses.is_empty() {
+        return Err("the list is empty".to_owned());
+    }
+    let endpoints = addresses.iter().map(|address| {
+        Ok(Endpoint {
+            uri: parse(address)?,
+            properties: properties.clone(),
+            tls: tls.clone(),
+            is_one_of_several: addresses.len() > 1,
+        })
+    });
+    endpoints.collect::<Result<_, _>>().map(Rotation::new)
 }
 
 /// Returns the parts of an address, or a description of the mistake in it.

@@ -1,20 +1,26 @@
 //! [`Endpoint`]: a server, with the settings for a connection to it.
 
-use std::time::Duration;
+use std::{io, net::SocketAddr, time::Duration};
 
 use lapin::{ConnectionProperties, tcp::OwnedTLSConfig, types::LongString, uri::AMQPUri};
-use tokio::time::timeout;
+use tokio::{net::lookup_host, time::timeout};
 
 use super::{error::ConnectError, half_made::HalfMade};
-use crate::{broker::address::place, outcome::guard};
+use crate::{
+    broker::{address::place, addresses::LIMIT_OF_ONE},
+    outcome::guard,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// All settings of a connection, so that a second one can be like the first.
+#[derive(Clone)]
 pub(super) struct Endpoint {
     pub(super) uri: AMQPUri,
     pub(super) properties: ConnectionProperties,
     pub(super) tls: OwnedTLSConfig,
+    /// `true` if there are others to be tried.
+    pub(super) is_one_of_several: bool,
 }
 
 impl Endpoint {
@@ -22,9 +28,8 @@ impl Endpoint {
     pub(super) fn named(&self, name: &str) -> Self {
         let properties = self.properties.clone();
         Self {
-            uri: self.uri.clone(),
             properties: properties.with_connection_name(name.into()),
-            tls: self.tls.clone(),
+            ..self.clone()
         }
     }
 
@@ -36,29 +41,99 @@ impl Endpoint {
 
     /// Opens one lapin connection.
     pub(super) async fn open(&self) -> Result<lapin::Connection, ConnectError> {
-        open(&self.uri, self.properties.clone(), self.tls.clone()).await
+        let (host, port) = (&*self.uri.authority.host, self.uri.authority.port);
+        let limit = self.limit(1);
+        match timeout(limit, lookup_host((host, port))).await {
+            Ok(Ok(records)) => self.open_one_of(Vec::from_iter(records)).await,
+            Ok(Err(error)) => Err(self.error(error.into())),
+            Err(_) => Err(self.timed_out(limit)),
+        }
+    }
+
+    /// Opens a connection to the first of the `records` of the host's name that works.
+    ///
+    /// # Errors
+    ///
+    /// The error of the last record.
+    async fn open_one_of(
+        &self,
+        records: Vec<SocketAddr>,
+    ) -> Result<lapin::Connection, ConnectError> {
+        let limit = self.limit(records.len());
+        let mut failure = self.error(io::Error::from(io::ErrorKind::NotFound).into());
+        for record in records {
+            let half_made = HalfMade::new();
+            let (uri, properties, tls) = self.parts();
+            match timeout(limit, half_made.connect(record, uri, properties, tls)).await {
+                Ok(Ok(connection)) => {
+                    let (address, vhost) = (self.place(), &self.uri.vhost);
+                    guard(|| tracing::info!(address, vhost, "connected to rabbitmq"));
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => failure = self.error(error),
+                Err(_) => failure = self.timed_out(limit),
+            }
+        }
+        Err(failure)
+    }
+
+    fn place(&self) -> String {
+        place(&self.uri.authority.host, self.uri.authority.port)
+    }
+
+    fn error(&self, error: lapin::Error) -> ConnectError {
+        ConnectError::new(self.place(), self.uri.vhost.clone(), error)
+    }
+
+    fn timed_out(&self, limit: Duration) -> ConnectError {
+        let address = self.place();
+        ConnectError::TimedOut { address, limit }
+    }
+
+    fn parts(&self) -> (AMQPUri, ConnectionProperties, OwnedTLSConfig) {
+        (self.uri.clone(), self.properties.clone(), self.tls.clone())
+    }
+
+    /// Returns the time limit of a connection to one of the `records` of the name.
+    fn limit(&self, records: usize) -> Duration {
+        let given = self.uri.query.connection_timeout.map(Duration::from_millis);
+        let is_short = self.is_one_of_several || records > 1;
+        given.unwrap_or(if is_short { LIMIT_OF_ONE } else { LIMIT })
     }
 }
 
-/// Opens one lapin connection.
-async fn open(
-    uri: &AMQPUri,
-    properties: ConnectionProperties,
-    tls: OwnedTLSConfig,
-) -> Result<lapin::Connection, ConnectError> {
-    let place = place(&uri.authority.host, uri.authority.port);
-    let limit = uri.query.connection_timeout.map(Duration::from_millis);
-    let limit = limit.unwrap_or(LIMIT);
-    let half_made = HalfMade::new();
-    match timeout(limit, half_made.connect(uri.clone(), properties, tls)).await {
-        Ok(Ok(connection)) => {
-            guard(|| tracing::info!(address = place, vhost = uri.vhost, "connected to rabbitmq"));
-            Ok(connection)
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn endpoint(address: &str) -> Endpoint {
+        Endpoint {
+            uri: address.parse().unwrap(),
+            properties: ConnectionProperties::default(),
+            tls: OwnedTLSConfig::default(),
+            is_one_of_several: false,
         }
-        Ok(Err(error)) => Err(ConnectError::new(place, uri.vhost.clone(), error)),
-        Err(_) => Err(ConnectError::TimedOut {
-            address: place,
-            limit,
-        }),
+    }
+
+    #[tokio::test]
+    async fn each_record_of_a_name_has_its_own_limit() {
+        let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let [one, other] = [&silent, &closed].map(|listener| listener.local_addr().unwrap());
+        drop(closed);
+        let endpoint = endpoint("amqp://host.invalid?connection_timeout=200");
+        let error = endpoint.open_one_of(vec![other, one]).await.unwrap_err();
+        assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
+        let error = endpoint.open_one_of(vec![one, other]).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_limit_is_short_if_there_are_others() {
+        let endpoint = endpoint("amqp://host");
+        assert_eq!(endpoint.limit(1), LIMIT);
+        assert_eq!(endpoint.limit(2), LIMIT_OF_ONE);
     }
 }

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, time::Duration};
 use lapin::ErrorKind;
 
 use super::half_made::NoTls;
-use crate::broker::cause::write_cause;
+use crate::broker::{addresses::write_errors, cause::write_cause};
 
 /// Error of a connection that can't be made.
 ///
@@ -55,9 +55,24 @@ pub enum ConnectError {
         /// The client's error.
         error: lapin::Error,
     },
+    /// None of several addresses works.
+    ///
+    /// The message has all their errors, each with its cause.
+    AllFailed {
+        /// The error of each address, in the order of the tries.
+        errors: Vec<ConnectError>,
+    },
 }
 
 impl ConnectError {
+    /// Creates it from the errors of all addresses.
+    pub(super) fn of_round(mut errors: Vec<ConnectError>) -> Self {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => ConnectError::AllFailed { errors },
+        }
+    }
+
     pub(super) fn new(address: String, vhost: String, error: lapin::Error) -> Self {
         if has_no_tls(&error) {
             return ConnectError::NoTls { address };
@@ -125,6 +140,7 @@ impl fmt::Display for ConnectError {
                 f,
                 "rabbitmq at {address} does not open virtual host \"{vhost}\""
             ),
+            ConnectError::AllFailed { errors } => write_errors(f, "rabbitmq", errors),
         }?;
         write_cause(f, self)
     }
@@ -135,7 +151,8 @@ impl Error for ConnectError {
         match self {
             ConnectError::InvalidAddress { .. }
             | ConnectError::NoTls { .. }
-            | ConnectError::TimedOut { .. } => None,
+            | ConnectError::TimedOut { .. }
+            | ConnectError::AllFailed { .. } => None,
             ConnectError::Unreachable { error, .. }
             | ConnectError::Denied { error, .. }
             | ConnectError::NoVirtualHost { error, .. } => Some(error),

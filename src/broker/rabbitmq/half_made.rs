@@ -6,7 +6,7 @@ use std::os::fd::AsFd as AsSocket;
 use std::os::windows::io::AsSocket;
 use std::{
     fmt, io,
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -58,9 +58,10 @@ impl HalfMade {
         }
     }
 
-    /// Connects in the same way as lapin.
+    /// Connects to a record of the host's name in the same way as lapin.
     pub(super) async fn connect(
         &self,
+        record: SocketAddr,
         uri: AMQPUri,
         properties: ConnectionProperties,
         tls: OwnedTLSConfig,
@@ -71,18 +72,18 @@ impl HalfMade {
         let reactor = runtime.clone();
         let tcp = async move |uri: AMQPUri, _| {
             let making = async {
-                let host = uri.authority.host.clone();
-                let addresses = reactor.to_socket_addrs((host.clone(), uri.authority.port));
-                let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
+                let stream = AsyncTcpStream::connect(&reactor, record).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     hold(&progress, plain.get_ref())?;
                 }
                 match uri.scheme {
                     AMQPScheme::AMQP => Ok(stream),
-                    AMQPScheme::AMQPS => match stream.into_tls(&host, tls.as_ref()).await? {
-                        AsyncTcpStream::Plain(_) => Err(Error::from(io::Error::other(NoTls))),
-                        encrypted => Ok(encrypted),
-                    },
+                    AMQPScheme::AMQPS => {
+                        match stream.into_tls(&uri.authority.host, tls.as_ref()).await? {
+                            AsyncTcpStream::Plain(_) => Err(Error::from(io::Error::other(NoTls))),
+                            encrypted => Ok(encrypted),
+                        }
+                    }
                 }
             };
             match select(pin!(given_up.cancelled()), pin!(making)).await {

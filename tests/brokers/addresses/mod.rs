@@ -8,6 +8,7 @@ mod literals;
 mod output;
 mod passwords;
 mod renewal;
+mod several;
 mod tls;
 
 use std::{error::Error, fmt::Write, time::Duration};

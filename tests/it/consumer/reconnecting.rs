@@ -12,7 +12,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
 use tower_sentinel::{
-    Consumer, Verdict, consumer::EndCause, outcome::OutcomeKind, settle::Settled,
+    Consumer, Verdict,
+    consumer::{EndCause, connect_fn},
+    outcome::OutcomeKind,
+    settle::Settled,
 };
 
 use crate::{
@@ -150,6 +153,21 @@ async fn the_backoff_starts_over_after_a_session_that_worked() {
         (channel.verdicts(), channel.closed()),
         (vec![Verdict::Ack], 1)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_may_take_the_number_of_its_attempt() {
+    let (_, session) = short([Fate::Value]);
+    let broker = Broker::new([Try::Fails, Try::Fails, session]);
+    let numbers = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&numbers);
+    let connect = connect_fn(move |attempt| {
+        noted.lock().unwrap().push(attempt);
+        broker.connect()
+    });
+    let consumer = Consumer::reconnecting(connect, service).max_attempts(3);
+    assert!(ends(consumer).await.is_err());
+    assert_eq!(*numbers.lock().unwrap(), [1, 2, 3, 1, 2, 3]);
 }
 
 #[tokio::test(start_paused = true)]
