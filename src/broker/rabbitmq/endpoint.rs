@@ -77,7 +77,8 @@ impl Endpoint {
         Err(failure)
     }
 
-    fn place(&self) -> String {
+    /// Returns host and port.
+    pub(super) fn place(&self) -> String {
         place(&self.uri.authority.host, self.uri.authority.port)
     }
 

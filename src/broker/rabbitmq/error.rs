@@ -215,6 +215,13 @@ pub enum SubscriptionError {
         /// The queue.
         queue: String,
     },
+    /// A queue can't be declared: the user does not have the right, or the queue exists with other arguments.
+    Undeclared {
+        /// The queue.
+        queue: String,
+        /// The client's error.
+        error: lapin::Error,
+    },
     /// The server did not respond in time. A quorum queue without a leader is one reason.
     TimedOut {
         /// The queue.
@@ -303,6 +310,12 @@ impl fmt::Display for SubscriptionError {
                      or declare it with `x-queue-type: quorum`"
                 )
             }
+            SubscriptionError::Undeclared { queue, .. } => {
+                write!(
+                    f,
+                    "\"{queue}\" can't be declared: declare it yourself, or as it is"
+                )
+            }
             SubscriptionError::TimedOut { queue, limit } => {
                 write!(f, "no subscription to \"{queue}\" within {limit:?}")
             }
@@ -321,6 +334,7 @@ impl Error for SubscriptionError {
             | SubscriptionError::ConnectionClosed(error)
             | SubscriptionError::ConnectionLost(error)
             | SubscriptionError::Unreadable { error, .. }
+            | SubscriptionError::Undeclared { error, .. }
             | SubscriptionError::Refused { error, .. } => Some(error),
             SubscriptionError::NoPublisher { error, .. } => Some(&**error),
             SubscriptionError::NoTarget { error, .. } => Some(&**error),

@@ -71,6 +71,8 @@
 mod acks;
 mod connect;
 mod connection;
+mod connector;
+mod declaration;
 mod deliveries;
 mod delivery;
 mod delivery_error;
@@ -95,6 +97,7 @@ pub use lapin;
 pub use self::{
     connect::{connect, connect_with},
     connection::Connection,
+    connector::{Connector, ConnectorError},
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag},
     delivery_error::{DeliveryError, Right},

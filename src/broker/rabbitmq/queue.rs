@@ -24,9 +24,12 @@ use super::{
 };
 use crate::outcome::guard;
 
+/// Default limit of a subscription.
+const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Builder of [`Deliveries`]: the name of a queue, and the settings to read it and to settle its jobs.
 ///
-/// The queue must exist; its owner declares it.
+/// The queue must exist: its owner declares it, or a [connector](Self::connector) does if it is told to.
 ///
 /// A classic queue that is read as a quorum one is an error of [`subscribe`](Self::subscribe). The type is
 /// found by a request for an invalid consumer: the server names the type in its refusal (and logs a line). If
@@ -40,11 +43,11 @@ pub struct Queue {
     pub(super) name: String,
     pub(super) kind: QueueKind,
     prefetch: u16,
-    dead_letter: Option<(String, String)>,
+    pub(super) dead_letter: Option<(String, String)>,
     retry_queues: BTreeMap<Duration, String>,
-    reading: Reading,
+    pub(super) reading: Reading,
     consumer: ConsumerSettings,
-    subscribe_timeout: Duration,
+    pub(super) subscribe_timeout: Option<Duration>,
 }
 
 /// Settings of the consumer.
@@ -80,7 +83,7 @@ impl Queue {
                 free_release: false,
             },
             consumer: ConsumerSettings::default(),
-            subscribe_timeout: Duration::from_secs(10),
+            subscribe_timeout: None,
         }
     }
 
@@ -125,6 +128,12 @@ impl Queue {
     ) -> Self {
         self.dead_letter = Some((exchange.into(), routing_key.into()));
         self
+    }
+
+    /// Returns the queue of the dead letters, if they go to one by its name.
+    pub(super) fn dead_letter_queue(&self) -> Option<&str> {
+        let (exchange, queue) = self.dead_letter.as_ref()?;
+        exchange.is_empty().then_some(queue)
     }
 
     /// Adds a retry queue for a `delay`, which its owner declares. By default there are none, and retry
@@ -287,11 +296,12 @@ impl Queue {
         self
     }
 
-    /// Sets the time that [`subscribe`](Self::subscribe) waits for the server; 10 s by default.
+    /// Sets the time that [`subscribe`](Self::subscribe) waits for the server; 10 s by default, or 5 s for each
+    /// of several addresses of a [connector](Self::connector).
     ///
     /// A quorum queue without a leader makes it wait.
     pub fn subscribe_timeout(mut self, limit: Duration) -> Self {
-        self.subscribe_timeout = limit;
+        self.subscribe_timeout = Some(limit);
         self
     }
 
@@ -327,7 +337,7 @@ impl Queue {
             None => None,
         };
         let tag = short(self.consumer.tag.clone())?;
-        let limit = self.subscribe_timeout;
+        let limit = self.subscribe_timeout.unwrap_or(SUBSCRIBE_LIMIT);
         let opening = self.open(connection, name, tag, dead_letter, retry_queues);
         match timeout(limit, opening).await {
             Ok(opened) => opened,

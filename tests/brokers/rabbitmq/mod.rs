@@ -3,6 +3,7 @@
 mod acks;
 mod conformance;
 mod connecting;
+mod connector;
 mod consumer_timeout;
 mod consumers;
 mod dead_letters;
