@@ -30,14 +30,7 @@ use tower::ServiceBuilder;
 use tower_sentinel::{
     Consumer, DecisionExt, DecodeLayer, IntensityLayer, SentinelLayer, SettlePolicy, Verdict,
     ack_on_success,
-    broker::rabbitmq::{
-        self, Deliveries, Queue,
-        lapin::{
-            Channel,
-            options::QueueDeclareOptions,
-            types::{AMQPValue, FieldTable},
-        },
-    },
+    broker::rabbitmq::{Connector, Queue},
     decode::DecodeError,
     panic_hook,
 };
@@ -50,7 +43,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// Processes orders from a RabbitMQ queue. `RUST_LOG` sets the log filter.
 #[derive(Clone, Debug, Parser)]
 struct Options {
-    /// Address of the broker
+    /// Address of the broker, or those of its nodes, separated by commas
     #[arg(
         long,
         env,
@@ -81,16 +74,13 @@ struct Options {
 }
 
 impl Options {
-    fn dead_letters(&self) -> String {
-        format!("{}.dead", self.queue)
-    }
-
-    /// Returns the queue to subscribe to.
-    fn jobs(&self) -> Queue {
+    /// Returns what connects, declares the queues and subscribes, at the start and after each lost connection.
+    fn connector(&self) -> Connector {
         Queue::quorum(&self.queue)
             .prefetch(self.prefetch.into())
-            .dead_letter(self.dead_letters())
-            .delivery_limit(None) // it has a dead-letter exchange, see `subscribe`
+            .dead_letter(format!("{}.dead", self.queue))
+            .connector(&self.amqp_addr)
+            .declare_queues()
     }
 }
 
@@ -132,37 +122,6 @@ async fn process(order: Order) -> Result<(), OrderError> {
 
 // === the worker ===
 
-/// Connects, declares the queues and subscribes; called at the start and after each lost connection.
-async fn subscribe(options: Options) -> Result<Deliveries, BoxError> {
-    let connection = rabbitmq::connect(&options.amqp_addr).await?;
-    let dead_letters = options.dead_letters();
-    let channel = connection.create_channel().await?;
-    // Jobs that the broker itself dead-letters go to the same queue as rejected ones.
-    let arguments = [
-        ("x-dead-letter-exchange", ""),
-        ("x-dead-letter-routing-key", &dead_letters),
-    ];
-    declare(&channel, &dead_letters, &[]).await?;
-    declare(&channel, &options.queue, &arguments).await?;
-    channel.close(200, "declared".into()).await?;
-
-    Ok(options.jobs().subscribe(&connection).await?)
-}
-
-async fn declare(
-    channel: &Channel,
-    queue: &str,
-    arguments: &[(&str, &str)],
-) -> Result<(), BoxError> {
-    let durable = QueueDeclareOptions::durable();
-    let mut table = FieldTable::default();
-    for (key, value) in [("x-queue-type", "quorum")].iter().chain(arguments) {
-        table.insert((*key).into(), AMQPValue::LongString((*value).into()));
-    }
-    channel.queue_declare(queue.into(), durable, table).await?;
-    Ok(())
-}
-
 async fn run(options: Options) -> Result<(), BoxError> {
     let seconds = Duration::from_secs;
     let (time_limit, drain_timeout) = (seconds(options.time_limit), seconds(options.drain_timeout));
@@ -185,15 +144,12 @@ async fn run(options: Options) -> Result<(), BoxError> {
         // For jobs that take the process down: they have no outcome to decide on.
         .delivery_limit(2 * delivery_limit)
         .process_span();
-    let summary = Consumer::reconnecting(
-        move || subscribe(options.clone()),
-        move |_| {
-            ServiceBuilder::new()
-                .layer(intensity.clone())
-                .layer(DecodeLayer::json())
-                .service_fn(process)
-        },
-    )
+    let summary = Consumer::reconnecting(options.connector(), move |_| {
+        ServiceBuilder::new()
+            .layer(intensity.clone())
+            .layer(DecodeLayer::json())
+            .service_fn(process)
+    })
     .sentinel(layer) // with the prefetch as its limit
     .with_graceful_shutdown(first_signal)
     .with_forced_shutdown(second_signal)

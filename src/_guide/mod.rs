@@ -5,6 +5,7 @@
 //! - [Layer order](layer_order): which middleware belongs outside of the sentinel, and which inside.
 //! - [Retry, dead letters, backoff](retry): verdicts, and how decisions compose.
 //! - [Shutdown and deploys](shutdown): what ends a worker, in which order, and how long it takes.
+//! - [Running on clusters](clusters): several addresses, faults of servers, and many workers.
 //! - [Time limits and blocking work](time_limits): what a limit can promise, leases, and jobs that block.
 //! - [Bring your own broker](own_broker): a complete adapter, with its tests.
 //! - [From a raw lapin loop](lapin_loop): a loop by hand, and what to replace in it.
@@ -32,6 +33,10 @@ pub mod retry {
 
 pub mod shutdown {
     #![doc = include_str!("shutdown.md")]
+}
+
+pub mod clusters {
+    #![doc = include_str!("clusters.md")]
 }
 
 pub mod time_limits {

@@ -177,6 +177,9 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
     /// Sets the number of attempts in a row, without a session that worked, after which the consumer gives
     /// up; never by default.
     ///
+    /// A connector tries all its addresses in one attempt. With pauses of up to 30 s, ten attempts may be over after
+    /// two minutes: a worker that should outlast an outage of its broker sets no number.
+    ///
     /// # Panics
     ///
     /// Panics if `max` is 0, since that would never connect.
