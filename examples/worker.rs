@@ -15,13 +15,16 @@ use std::{
     fmt,
     future::Future,
     io::{self, IsTerminal},
+    net::SocketAddr,
     process::ExitCode,
     time::Duration,
 };
 
+use axum::{Router, http::StatusCode, routing::get};
 use clap::Parser;
 use serde::Deserialize;
 use tokio::{
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
@@ -31,6 +34,7 @@ use tower_sentinel::{
     Consumer, DecisionExt, DecodeLayer, IntensityLayer, SentinelLayer, SettlePolicy, Verdict,
     ack_on_success,
     broker::rabbitmq::{Connector, Queue},
+    consumer::Watch,
     decode::DecodeError,
     panic_hook,
 };
@@ -67,6 +71,10 @@ struct Options {
     /// Number of deliveries after which a job is a dead letter
     #[arg(long, env, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     delivery_limit: u32,
+
+    /// Where `/livez` and `/readyz` are served; nowhere by default
+    #[arg(long, env)]
+    probe_addr: Option<SocketAddr>,
 
     /// Seconds that running jobs may take to finish after the first signal
     #[arg(long, env, default_value_t = 30)]
@@ -144,7 +152,7 @@ async fn run(options: Options) -> Result<(), BoxError> {
         // For jobs that take the process down: they have no outcome to decide on.
         .delivery_limit(2 * delivery_limit)
         .process_span();
-    let summary = Consumer::reconnecting(options.connector(), move |_| {
+    let consumer = Consumer::reconnecting(options.connector(), move |_| {
         ServiceBuilder::new()
             .layer(intensity.clone())
             .layer(DecodeLayer::json())
@@ -153,9 +161,13 @@ async fn run(options: Options) -> Result<(), BoxError> {
     .sentinel(layer) // with the prefetch as its limit
     .with_graceful_shutdown(first_signal)
     .with_forced_shutdown(second_signal)
-    .drain_timeout(drain_timeout)
-    .run()
-    .await?;
+    .drain_timeout(drain_timeout);
+    if let Some(address) = options.probe_addr {
+        let listener = TcpListener::bind(address).await?;
+        let probes = probes(consumer.watch());
+        tokio::spawn(async move { axum::serve(listener, probes).await });
+    }
+    let summary = consumer.run().await?;
     tracing::info!(
         summary.answered,
         summary.failed,
@@ -166,6 +178,20 @@ async fn run(options: Options) -> Result<(), BoxError> {
 }
 
 // === the process ===
+
+/// Returns the probes of Kubernetes. An outage of the broker makes the worker unready, and is no reason to restart it.
+fn probes(watch: Watch) -> Router {
+    fn status(is_well: bool) -> StatusCode {
+        match is_well {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+    let (live, ready) = (watch.clone(), watch);
+    Router::new()
+        .route("/livez", get(async move || status(live.is_live())))
+        .route("/readyz", get(async move || status(ready.is_ready())))
+}
 
 /// Returns two futures, which resolve at the first and at the second SIGTERM or SIGINT.
 ///

@@ -12,7 +12,11 @@ use std::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{ConsumerError, EndCause, Summary, signals::Signals};
+use super::{
+    ConsumerError, EndCause, Summary,
+    signals::Signals,
+    watched::{UntilEnd, Watched},
+};
 use crate::telemetry::consumer_name::named;
 
 /// Result of a consumer: its summary, or the cause of an end that was not requested.
@@ -48,15 +52,25 @@ impl<T, E, C> Consuming<T, E, C> {
     pub(super) fn new<F>(
         name: Option<Arc<str>>,
         mut signals: Signals,
+        watched: Option<Arc<Watched>>,
         run: impl FnOnce(Signals) -> F,
     ) -> Self
     where
         F: Future<Output = Ended<T, E, C>> + Send + 'static,
     {
-        let dropped = CancellationToken::new();
+        let dropped = match &watched {
+            Some(watched) => watched.drain.child_token(),
+            None => CancellationToken::new(),
+        };
         signals.watch(dropped.clone());
+        let run = run(signals);
+        let until_end = watched.map(UntilEnd);
+        let run = async move {
+            let _until_end = until_end;
+            run.await
+        };
         Self {
-            state: State::Idle(Some((name, Box::pin(run(signals))))),
+            state: State::Idle(Some((name, Box::pin(run)))),
             _dropped: dropped.drop_guard(),
         }
     }

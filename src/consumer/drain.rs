@@ -116,6 +116,7 @@ where
             while let Err(other) = self.take_answers(cx) {
                 add_cause(cause, other);
             }
+            self.note();
             // Not before the calls: a settlement that failed may be the first sign.
             self.note_if_gone();
             match self.calls.is_empty() {

@@ -32,6 +32,8 @@ mod subscription;
 mod summary;
 mod supervised;
 mod tasks;
+mod watch;
+mod watched;
 
 pub use self::{
     connect::{Connect, ConnectFn, connect_fn},
@@ -43,6 +45,8 @@ pub use self::{
     subscription::Subscription,
     summary::Summary,
     supervised::{MakeServices, Supervised},
+    watch::Watch,
+    watched::{Pauser, Progress, State},
 };
 use self::{
     options::Options,
@@ -454,7 +458,8 @@ impl<B, S, C> Consumer<B, S, C> {
         }
         let subscription = Box::pin(subscription);
         let classify = Arc::new(Mutex::new(classify));
-        Consuming::new(name, signals, |mut signals| async move {
+        let watched = options.watched.get().cloned();
+        Consuming::new(name, signals, watched.clone(), |mut signals| async move {
             let stop = signals.stop_token();
             let shutdown = options.shutdown.clone().unwrap_or_default();
             let services = match catch(|| services.make_services(tasks, &shutdown)) {
@@ -477,6 +482,9 @@ impl<B, S, C> Consumer<B, S, C> {
                 stop.clone(),
             )
             .await;
+            if let Some(watched) = &watched {
+                watched.drain();
+            }
             let ended = end_last(&mut rest, &gone, &stop);
             let ended = signals.attend(ended).await;
             match cause {

@@ -1,8 +1,13 @@
 //! [`Options`] of a session: its end, and its reaction to errors.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
+
+use super::watched::Watched;
 
 /// Reaction of a [`Consumer`](crate::Consumer) to an error that concerns [only one
 /// call](crate::consumer::Escalation::Call).
@@ -31,6 +36,8 @@ pub(super) struct Options {
     pub(super) checks_token: bool,
     /// Cancelled when the channel is known to be gone.
     pub(super) gone: CancellationToken,
+    /// Set once there is a handle to the consumer.
+    pub(super) watched: OnceLock<Arc<Watched>>,
 }
 
 impl Default for Options {
@@ -44,6 +51,7 @@ impl Default for Options {
             limit: usize::MAX,
             checks_token: false,
             gone: CancellationToken::new(),
+            watched: OnceLock::new(),
         }
     }
 }

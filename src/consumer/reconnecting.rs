@@ -326,7 +326,8 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
             beside: None,
         };
         let retry = self.retry;
-        Consuming::new(self.name, signals, |mut signals| async move {
+        let watched = sessions.options.watched.get().cloned();
+        Consuming::new(self.name, signals, watched, |mut signals| async move {
             let cause = sessions.run(retry, &mut signals).await;
             signals.attend(sessions.join_beside()).await;
             match cause {

@@ -19,6 +19,7 @@ use super::{
     rebound::Rebound,
     signals::{Asked, Signals},
     subscription::Subscription,
+    watched::Part,
 };
 use crate::{
     outcome::{Panic, catch, drop_quietly, guard},
@@ -41,6 +42,10 @@ pub(super) struct Session<B, S, F, C> {
     pub(super) is_stopped: bool,
     /// Ends the other tasks of the subscription with this one, if there are any.
     peers: Option<CancellationToken>,
+    /// `None` if nobody watches the consumer.
+    part: Option<Part>,
+    /// `true` if there is room for a call, and the service is not ready.
+    is_unready: bool,
 }
 
 impl<B, S, C> Session<B, S, S::Future, C>
@@ -55,12 +60,15 @@ where
         classify: Arc<Mutex<C>>,
         options: Options,
     ) -> Self {
+        let part = options.watched.get().map(|it| Part::new(Arc::clone(it)));
         Self {
             subscription,
             service,
             calls: InFlight::new(),
             classify,
             options,
+            part,
+            is_unready: false,
             summary: Summary::default(),
             rebound: Some(Rebound::default()),
             is_stopped: false,
@@ -79,7 +87,12 @@ where
         &mut self,
         signals: &mut Signals,
     ) -> Option<EndCause<B::Error, S::Error>> {
-        let cause = poll_fn(|cx| self.poll_cause(signals, cx)).await;
+        let cause = poll_fn(|cx| {
+            let polled = self.poll_cause(signals, cx);
+            self.note();
+            polled
+        });
+        let cause = cause.await;
         // Jobs that are released during a drain do not come back here.
         self.rebound = None;
         if let Some(peers) = &self.peers {
@@ -92,6 +105,19 @@ where
             Some(cause) => guard(|| tracing::warn!(cause = cause.print(), "session ending")),
         }
         cause
+    }
+
+    /// Tells the consumer's handles of the calls.
+    pub(super) fn note(&mut self) {
+        if let Some(part) = &mut self.part {
+            let Summary {
+                called,
+                answered,
+                failed,
+                ..
+            } = self.summary;
+            part.note(self.calls.len(), called, answered + failed, self.is_unready);
+        }
     }
 
     /// Returns the number of calls that have succeeded.
@@ -174,9 +200,17 @@ where
 
     /// Polls the service for readiness, if there is room for its call.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
-        if self.calls.len() >= self.options.limit {
+        self.is_unready = false;
+        let is_full = self.calls.len() >= self.options.limit;
+        if is_full || self.part.as_mut().is_some_and(|it| it.poll_paused(cx)) {
             return Ok(Poll::Pending);
         }
+        let polled = self.ask(cx);
+        self.is_unready = matches!(polled, Ok(Poll::Pending));
+        polled
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
         let mut ask = || catch(|| self.service.poll_ready(cx));
         if !mem::take(&mut self.options.checks_token) {
             return ask();

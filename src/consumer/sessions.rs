@@ -97,6 +97,7 @@ impl<K, M, C> Sessions<K, M, C> {
     {
         // The failures in a row, and the number of the next pause.
         let (mut failures, mut step) = (0_u32, 0_u32);
+        self.note(1, None);
         loop {
             let attempt = failures.saturating_add(1);
             guard(|| tracing::info!(attempt, "connecting"));
@@ -127,8 +128,17 @@ impl<K, M, C> Sessions<K, M, C> {
                     "reconnecting after a pause"
                 );
             });
+            self.note(failures.saturating_add(1), Some(&cause));
             drop_quietly(cause);
             signals.unless_asked(sleep(pause)).await?;
+        }
+    }
+
+    /// Tells the consumer's handles of the next attempt.
+    fn note(&self, attempt: u32, error: Option<&dyn fmt::Display>) {
+        if let Some(watched) = self.options.watched.get() {
+            let error = error.and_then(|error| catch(|| format!("{error:#}").into()).ok());
+            watched.connect(attempt, error);
         }
     }
 
@@ -189,6 +199,9 @@ impl<K, M, C> Sessions<K, M, C> {
             lasted,
             mut rest,
         } = consuming.await;
+        if let Some(watched) = self.options.watched.get() {
+            watched.drain();
+        }
         // A session whose end was requested is the last one, so it is waited for.
         let is_last = cause.is_none();
         let ended = async {

@@ -32,6 +32,12 @@ macro_rules! setters {
             self
         }
 
+        /// Returns a handle to see the consumer's state from outside, and to operate it.
+        pub fn watch(&self) -> crate::consumer::Watch {
+            let watched = self.options.watched.get_or_init(Default::default);
+            crate::consumer::Watch::new(std::sync::Arc::clone(watched))
+        }
+
         /// Drains and returns once `signal` resolves.
         ///
         /// A signal that panics counts as given.

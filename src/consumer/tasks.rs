@@ -85,6 +85,9 @@ where
     }
     let tasks = services.len();
     let limit = |task| prefetch.map_or(usize::MAX, |prefetch| share_of(prefetch, task, tasks));
+    if let Some(watched) = options.watched.get() {
+        watched.consume(tasks, prefetch);
+    }
     signals.watch_shutdown(shutdown.clone());
     let (cause, answered, rest): (_, _, Rest<_, _>) = if tasks == 1 {
         // Invariant: there is exactly one.

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tower_sentinel::broker::rabbitmq::{
     connect,
     lapin::{
@@ -20,7 +24,7 @@ use tower_sentinel::broker::rabbitmq::{
 };
 
 use super::{example, rabbitmq::counts};
-use crate::rabbitmq::server::shared;
+use crate::{rabbitmq::server::shared, redis::server::free_port};
 
 const ORDERS: u64 = 400;
 
@@ -28,13 +32,16 @@ const ORDERS: u64 = 400;
 struct Worker {
     child: Child,
     log: PathBuf,
+    probes: u16,
 }
 
 impl Worker {
     fn start(queue: &str) -> Self {
         let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{queue}.log"));
+        let probes = free_port();
         let child = example("worker")
             .args(["--queue", queue])
+            .env("PROBE_ADDR", format!("127.0.0.1:{probes}"))
             .env("AMQP_ADDR", shared().address())
             .env("PREFETCH", "4")
             .env_remove("RUST_LOG")
@@ -42,7 +49,19 @@ impl Worker {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Self { child, log }
+        Self { child, log, probes }
+    }
+
+    /// Returns the status line of a probe.
+    async fn probe(&self, path: &str) -> String {
+        let mut client = TcpStream::connect(("127.0.0.1", self.probes))
+            .await
+            .unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer.lines().next().unwrap_or_default().to_owned()
     }
 
     fn log(&self) -> String {
@@ -136,6 +155,8 @@ async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
         publish(&channel, queue, r#"{"article": "tea", "quantity": 2}"#).await;
     }
     worker.until(|worker| worker.sent() >= 10).await;
+    assert_eq!(worker.probe("/livez").await, "HTTP/1.1 200 OK");
+    assert_eq!(worker.probe("/readyz").await, "HTTP/1.1 200 OK");
 
     let pid = worker.child.id().to_string();
     let sent = Command::new("kill").args(["-TERM", &pid]).status();

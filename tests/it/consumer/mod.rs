@@ -10,6 +10,7 @@ mod session;
 mod session_end;
 mod supervised;
 mod tasks;
+mod watch;
 
 use std::{future::IntoFuture, time::Duration};
 

@@ -1,0 +1,132 @@
+//! [`Watch`], by which others see and operate a consumer.
+
+use std::{fmt, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::watched::{Phase, State, Watched};
+
+/// Handle to a consumer, to see its state from outside and to operate it.
+///
+/// It comes from [`Consumer::watch`](crate::Consumer::watch), before the consumer is awaited. Clones are handles to the
+/// same consumer. It does not keep the consumer alive.
+///
+/// # Probes
+///
+/// - [`is_ready`](Self::is_ready): the consumer has a subscription, and takes jobs.
+/// - [`is_live`](Self::is_live): the consumer has not ended. An outage of the broker is no reason to restart the process,
+///   since the consumer connects anew by itself.
+///
+/// # Costs
+///
+/// Without a handle, nothing. With one, a task of the consumer updates the counts each time that it has taken or settled
+/// jobs, and not once for each job.
+///
+/// # Examples
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+/// use tokio::time::sleep;
+/// use tower::service_fn;
+/// use tower_sentinel::{
+///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+///     broker::memory::{Broker, Delivery},
+///     consumer::State,
+/// };
+///
+/// async fn process(_: Delivery<u32>) -> Result<(), Infallible> {
+///     sleep(Duration::from_secs(10)).await;
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let queue = Broker::new().queue("jobs").declare();
+/// queue.publish(7);
+/// let consumer = Consumer::new(queue.subscribe(64).unwrap(), service_fn(process))
+///     .sentinel(SentinelLayer::new(SettlePolicy::new(ack_on_success())));
+/// let watch = consumer.watch();
+/// let consumer = tokio::spawn(consumer.run());
+///
+/// sleep(Duration::from_secs(1)).await;
+/// let State::Consuming(progress) = watch.state() else { panic!() };
+/// assert_eq!((progress.running, progress.free), (1, Some(63)));
+/// assert!(watch.is_ready());
+///
+/// watch.drain();
+/// let summary = consumer.await.unwrap().unwrap();
+/// assert_eq!(summary.answered, 1);
+/// assert_eq!(watch.state(), State::Ended);
+/// assert!(!watch.is_live());
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Watch {
+    watched: Arc<Watched>,
+    changes: watch::Receiver<Phase>,
+}
+
+impl Watch {
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        let changes = watched.phase.subscribe();
+        Self { watched, changes }
+    }
+
+    /// Returns the present state.
+    pub fn state(&self) -> State {
+        self.watched.state()
+    }
+
+    /// Waits until the consumer begins to connect, consumes, drains or ends, and returns its state then.
+    ///
+    /// Changes since the last call, or since [`Consumer::watch`](crate::Consumer::watch), count. Several of them may be
+    /// one. Jobs that are taken and settled are no change, nor are pauses. After the end it returns at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn changed(&mut self) -> State {
+        // An error can't occur, since this holds the sender.
+        drop(self.changes.changed().await);
+        self.state()
+    }
+
+    /// Returns whether the consumer has a subscription and takes jobs, now or as soon as a job ends.
+    ///
+    /// For a readiness probe: it is `false` while the consumer connects, is paused or drains.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state(), State::Consuming(_) | State::Saturated(_))
+    }
+
+    /// Returns whether the consumer has not ended.
+    ///
+    /// For a liveness probe: it is `true` while the broker is out of reach.
+    pub fn is_live(&self) -> bool {
+        !matches!(*self.watched.phase.borrow(), Phase::Ended)
+    }
+
+    /// Lets the consumer take no more jobs until [`resume`](Self::resume) is called. Jobs that run go on, and the
+    /// subscription stays.
+    ///
+    /// Jobs that the broker has already sent, up to the prefetch, wait in this process and are not given to others. A
+    /// broker with a lease or a consumer timeout may take them back.
+    pub fn pause(&self) {
+        self.watched.paused.send_replace(true);
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.watched.paused.send_replace(false);
+    }
+
+    /// Ends the consumer as the [graceful signal](crate::Consumer::with_graceful_shutdown) does.
+    pub fn drain(&self) {
+        self.watched.drain.cancel();
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watch").field(&self.state()).finish()
+    }
+}
