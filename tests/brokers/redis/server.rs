@@ -128,7 +128,13 @@ impl Drop for Server {
 }
 
 /// Returns a port that nothing listens on.
+///
+/// It is below those that the kernel chooses, so that no connection takes it before the server does.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    loop {
+        let port = fastrand::u16(10_000..32_768);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
