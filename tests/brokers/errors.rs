@@ -53,6 +53,22 @@ fn caused() -> Vec<(Box<dyn Error>, &'static str)> {
             "redis at host:1 can't be reached",
         ),
         (
+            redis::ConnectError::ReadOnly {
+                address: address(),
+                error: of_redis(),
+            }
+            .into(),
+            "redis at host:1 is a read-only replica",
+        ),
+        (
+            redis::SubscriptionError::Moved(of_redis()).into(),
+            "the server of redis has lost the slot of the stream",
+        ),
+        (
+            redis::DeliveryError::Unavailable(of_redis()).into(),
+            "the server of redis can't serve the stream at present",
+        ),
+        (
             rabbitmq::SubscriptionError::ConnectionLost(of_lapin()).into(),
             "the connection to rabbitmq is lost",
         ),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+use ::redis::RedisError;
 
 use super::{
     acks::Acks,
@@ -10,6 +10,7 @@ use super::{
     link::{Link, millis},
     reply::{DeliveryId, Reply},
     scripts,
+    standing::Standing,
 };
 use crate::settle::{Lease, Reason, Verdict};
 
@@ -78,7 +79,7 @@ impl Channel {
                     true => Left::Again,
                     false => Left::Channel,
                 };
-                failed(left, DeliveryError::Command(error))
+                failed(left, DeliveryError::of(error))
             }
         }
     }
@@ -92,7 +93,7 @@ impl Channel {
         match self.link.invoke(&script).await {
             Ok(Reply::Settled) => Ok(Lease::Held),
             Ok(Reply::Lost | Reply::SomeLost { .. } | Reply::Gone) => Ok(Lease::Lost),
-            Err(error) => Err(DeliveryError::Command(error)),
+            Err(error) => Err(DeliveryError::of(error)),
         }
     }
 
@@ -166,15 +167,5 @@ impl fmt::Debug for Channel {
 /// The scripts read before they write, and these conditions refuse their first write. After any other error
 /// it is not known what was done.
 fn is_refused_whole(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-    match error.kind() {
-        ErrorKind::Server(kind) => matches!(
-            kind,
-            BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain
-        ),
-        _ => matches!(
-            error.code(),
-            Some("BUSY" | "MISCONF" | "NOREPLICAS" | "OOM")
-        ),
-    }
+    Standing::of(error).is_some() || matches!(error.code(), Some("BUSY" | "MISCONF" | "OOM"))
 }

@@ -1,6 +1,6 @@
 //! [`Server`] of a consumer group, and the connections to it.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
 use ::redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, ProtocolVersion,
@@ -8,10 +8,14 @@ use ::redis::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::error::ConnectError;
+use super::ConnectError;
 use crate::broker::address::{SPLIT, is_split, place};
 
+/// Port of a server by default.
+pub(super) const PORT: u16 = 6_379;
+
 /// A server, with its name for errors.
+#[derive(Clone)]
 pub(super) struct Server {
     client: Client,
     pub(super) place: String,
@@ -21,13 +25,14 @@ impl Server {
     /// Reads an address.
     ///
     /// No error repeats any part of an invalid address: it may belong to the password.
-    pub(super) fn parse(address: &str) -> Result<Self, ConnectError> {
-        let invalid = |text| RedisError::from((ErrorKind::InvalidClientConfig, text));
+    ///
+    /// Its port is `port` by default.
+    pub(super) fn parse(address: &str, port: u16) -> Result<Self, ConnectError> {
         let url = parse_redis_url(address);
         let has_host = url.as_ref().is_some_and(|url| url.has_host());
         // The path of a socket may contain any sign.
         if has_host && is_split(address) {
-            return Err(ConnectError::InvalidAddress(invalid(SPLIT)));
+            return Err(ConnectError::invalid(SPLIT));
         }
         if let Some(url) = &url {
             let is_encrypted = matches!(url.scheme(), "rediss" | "valkeys");
@@ -40,11 +45,16 @@ impl Server {
         }
         let client = Client::open(address).map_err(|error| {
             // The client repeats the value of the protocol's version, which may be any part of the address.
-            let is_bare = error.detail().is_none();
-            let text = "a parameter of it is not valid";
-            ConnectError::InvalidAddress(if is_bare { error } else { invalid(text) })
+            match error.detail() {
+                None => ConnectError::InvalidAddress(error),
+                Some(_) => ConnectError::invalid("a parameter of it is not valid"),
+            }
         })?;
-        Self::new(&client)
+        let server = Self::new(&client)?;
+        match url.is_some_and(|url| url.has_host() && url.port().is_none()) {
+            true => server.moved(None, port),
+            false => Ok(server),
+        }
     }
 
     /// Creates it from the address and the certificates of a client.
@@ -62,6 +72,56 @@ impl Server {
         let info = info.set_redis_settings(settings.set_protocol(ProtocolVersion::RESP3));
         let client = with_roots(info).map_err(ConnectError::InvalidAddress)?;
         Ok(Self { client, place })
+    }
+
+    /// Returns its host and its port, unless it is a socket.
+    pub(super) fn host(&self) -> Option<(&str, u16)> {
+        match self.client.get_connection_info().addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Some((host, *port))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the server at another place, as a cluster or a sentinel names it, with the same credentials and the same
+    /// kind of connection.
+    ///
+    /// A place without a host, or with the host `?`, is on the same host.
+    pub(super) fn at(&self, place: &str) -> Option<Self> {
+        let (host, port) = place.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = Some(host).filter(|host| !matches!(*host, "" | "?"));
+        self.moved(host, port.parse().ok()?).ok()
+    }
+
+    /// Returns the server with another port, and another host if there is one.
+    fn moved(&self, host: Option<&str>, port: u16) -> Result<Self, ConnectError> {
+        let own = self.host().map(|(host, _)| host);
+        let host = host.or(own).unwrap_or("localhost").to_owned();
+        let info = self.client.get_connection_info().clone();
+        let address = match info.addr().clone() {
+            ConnectionAddr::TcpTls {
+                insecure,
+                tls_params,
+                ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure,
+                tls_params,
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        let client = Client::open(info.set_addr(address)).map_err(ConnectError::InvalidAddress)?;
+        Self::new(&client)
+    }
+
+    /// Returns the place that a `MOVED` names.
+    pub(super) fn owner(&self, error: &RedisError) -> String {
+        let named = error.redirect_node().map_or("", |(place, _)| place);
+        self.at(named)
+            .map_or_else(|| named.to_owned(), |owner| owner.place)
     }
 
     /// Opens a connection that waits at most `patience` for a reply, and cancels `lost` when it is lost.
@@ -83,6 +143,11 @@ impl Server {
         let client = &self.client;
         let opened = client.get_multiplexed_async_connection_with_config(&config);
         opened.await.map_err(|error| self.refusal(error))
+    }
+
+    /// Returns the error of a server that does not respond in time.
+    pub(super) fn timed_out(&self) -> ConnectError {
+        self.refusal(io::Error::from(io::ErrorKind::TimedOut).into())
     }
 
     pub(super) fn refusal(&self, error: RedisError) -> ConnectError {
@@ -141,4 +206,69 @@ fn has_tls() -> bool {
         tls_params: None,
     };
     encrypted.is_supported()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PORT, Server};
+
+    fn place_of(address: &str, place: &str) -> Option<String> {
+        let server = Server::parse(address, PORT).unwrap();
+        server.at(place).map(|server| server.place)
+    }
+
+    #[test]
+    fn a_server_at_another_place_is_reached_in_the_same_way() {
+        let server = Server::parse("redis://me:secret@seed:1/2", PORT).unwrap();
+        let other = server.at("owner:3").unwrap();
+        assert_eq!(other.place, "owner:3");
+        let (own, others) = (
+            server.client.get_connection_info(),
+            other.client.get_connection_info(),
+        );
+        let (own, others) = (own.redis_settings(), others.redis_settings());
+        assert_eq!(
+            (own.username(), own.password(), own.db()),
+            (others.username(), others.password(), others.db())
+        );
+        assert_eq!(others.password(), Some("secret"));
+    }
+
+    #[test]
+    fn a_place_may_have_no_host_of_its_own() {
+        let named = |place| place_of("redis://seed:1", place);
+        assert_eq!(named(":3").as_deref(), Some("seed:3"));
+        assert_eq!(named("?:3").as_deref(), Some("seed:3"));
+        assert_eq!(named("::1:3").as_deref(), Some("[::1]:3"));
+        assert_eq!(named("[::1]:3").as_deref(), Some("[::1]:3"));
+        for nonsense in ["", "owner", "owner:x", "owner:70000"] {
+            assert_eq!(named(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(
+            place_of("unix:///run/redis", ":3").as_deref(),
+            Some("localhost:3")
+        );
+    }
+
+    #[cfg(any(feature = "rustls", feature = "native-tls"))]
+    #[test]
+    fn a_server_at_another_place_is_encrypted_if_this_one_is() {
+        use ::redis::ConnectionAddr;
+
+        let server = Server::parse("rediss://seed", PORT).unwrap();
+        let other = server.at("owner:3").unwrap();
+        let info = other.client.get_connection_info();
+        assert!(matches!(
+            info.addr(),
+            ConnectionAddr::TcpTls { host, port: 3, insecure: false, .. } if host == "owner"
+        ));
+    }
+
+    #[test]
+    fn a_port_has_a_default() {
+        let place = |address, port| Server::parse(address, port).unwrap().place;
+        assert_eq!(place("redis://host", 26_379), "host:26379");
+        assert_eq!(place("redis://host:1", 26_379), "host:1");
+        assert_eq!(place("redis://[::1]", PORT), "[::1]:6379");
+    }
 }

@@ -118,8 +118,8 @@ impl Job for Delivery {
 /// It shares the fields with the delivery, since [traces](Settle::messaging) use some of them.
 ///
 /// The [module's docs](super#verdicts) show the effect of each verdict. A failed settlement gives the tag
-/// back if the server refused it as a whole (it is loading its data, it is out of memory, it is a replica,
-/// its master is down): nothing was done then. It is [moot](Unsettled::moot) if the entry is not pending for
+/// back if the server refused it as a whole (it is loading its data, it is out of memory, it has become a replica, it has
+/// lost the stream's hash slot): nothing was done then. It is [moot](Unsettled::moot) if the entry is not pending for
 /// this delivery any more ([`Lost`](DeliveryError::Lost), [`SomeLost`](DeliveryError::SomeLost),
 /// [`Gone`](DeliveryError::Gone)). After any other failure it is not known whether it took effect, and a
 /// second attempt could hit the entry's next delivery.

@@ -1,28 +1,13 @@
 //! [`ConsumerGroup`], the builder of a subscription.
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::time::Duration;
 
-use ::redis::{Client, Value, aio::MultiplexedConnection, cmd};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{
-    ConnectError, Deliveries,
-    acks::Acks,
-    channel::Channel,
-    connect::Server,
-    keys::Keys,
-    link::Link,
-    probe::{Newer, Unfit, probe},
-    reader::{Reader, Timing},
-};
-use crate::outcome::guard;
+use super::{keys::Keys, reader::Timing};
+use crate::broker::addresses::LIMIT_OF_ONE;
 
-/// Builder of [`Deliveries`]: a consumer group of a stream, and the settings of one consumer.
+/// Builder of [`Deliveries`](super::Deliveries): a consumer group of a stream, and the settings of one consumer.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -40,15 +25,18 @@ use crate::outcome::guard;
 /// ```
 #[derive(Clone, Debug)]
 pub struct ConsumerGroup {
-    keys: Keys,
-    group: String,
-    consumer: String,
-    start: String,
-    prefetch: usize,
-    payload_field: String,
-    delete_settled: bool,
-    response_timeout: Duration,
-    timing: Timing,
+    pub(super) keys: Keys,
+    pub(super) group: String,
+    pub(super) consumer: String,
+    pub(super) start: String,
+    pub(super) prefetch: usize,
+    pub(super) payload_field: String,
+    pub(super) delete_settled: bool,
+    pub(super) response_timeout: Duration,
+    /// Limit of the connection to one server, if it is set.
+    pub(super) connect_timeout: Option<Duration>,
+    pub(super) failover_timeout: Duration,
+    pub(super) timing: Timing,
 }
 
 impl ConsumerGroup {
@@ -64,6 +52,8 @@ impl ConsumerGroup {
             payload_field: "payload".to_owned(),
             delete_settled: false,
             response_timeout: Duration::from_secs(5),
+            connect_timeout: None,
+            failover_timeout: Duration::from_secs(10),
             timing: Timing {
                 poll_interval: Duration::from_millis(100),
                 min_idle: Duration::from_secs(60),
@@ -90,7 +80,7 @@ impl ConsumerGroup {
     /// sentinel.
     ///
     /// For [`Consumer::reconnecting`](crate::Consumer::reconnecting), whose service is made before there is a
-    /// subscription. It equals the [`gate`](Deliveries::gate) of the deliveries.
+    /// subscription. It equals the [`gate`](super::Deliveries::gate) of the deliveries.
     pub fn gate(&self) -> ConcurrencyLimitLayer {
         ConcurrencyLimitLayer::new(self.prefetch)
     }
@@ -137,6 +127,23 @@ impl ConsumerGroup {
     /// by default.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
+        self
+    }
+
+    /// Sets the time that the connection to one server may take, until it reads; 10 s by default, or 3 s where another
+    /// server may serve as well: of several addresses, in a cluster, and for a sentinel and its primary.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = Some(limit);
+        self
+    }
+
+    /// Sets the time for which a connect waits for the end of a failover; 10 s by default.
+    ///
+    /// It waits while servers respond, and none can serve the stream: a sentinel names a primary that is down or a
+    /// replica; a cluster is down, or moves the stream's hash slot; a server loads its data. It asks again every 250 ms,
+    /// so that it needs no longer than that after the failover. A server that does not respond at all is no failover.
+    pub fn failover_timeout(mut self, limit: Duration) -> Self {
+        self.failover_timeout = limit;
         self
     }
 
@@ -216,163 +223,11 @@ impl ConsumerGroup {
         self.keys.dead.as_deref()
     }
 
-    /// Connects to the server at `address`, creates the group and its stream if they are missing, and
-    /// begins to read.
-    ///
-    /// An address is `redis://user:password@host:6379/0`, `rediss://…` by TLS, or
-    /// `unix:///path?user=…&pass=…`; `valkey` is the same as `redis`. The signs `/`, `?`, `#`, `@`, `:`
-    /// and `%` are percent-encoded in a user and a password: `redis://me:p%40ss%2Fw@host`. IPv6 has
-    /// brackets: `redis://[::1]:6379`.
-    ///
-    /// `rediss` needs the feature `rustls` or `native-tls`; see [TLS](crate::_guide::redis#tls).
-    ///
-    /// # Errors
-    ///
-    /// [`ConnectError`], a line that names the address. There is one attempt: use a reconnect loop for more.
-    /// A missing [right](crate::_guide::redis#rights) is an error here, since a script that is refused a
-    /// command in its middle would be half done.
-    ///
-    /// # Panics
-    ///
-    /// Panics outside of a tokio runtime.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: only the group is left behind.
-    pub async fn connect(&self, address: impl AsRef<str>) -> Result<Deliveries, ConnectError> {
-        self.connect_to(Server::parse(address.as_ref())?).await
-    }
-
-    /// Connects to the server of `client`, like [`connect`](Self::connect).
-    ///
-    /// The client can hold more than an address: a certificate authority, your own certificate, or a password
-    /// with any signs. It makes no connection itself.
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`connect`](Self::connect).
-    ///
-    /// # Panics
-    ///
-    /// Panics outside of a tokio runtime.
-    ///
-    /// # Cancel safety
-    ///
-    /// The same as for [`connect`](Self::connect).
-    pub async fn connect_with(&self, client: &Client) -> Result<Deliveries, ConnectError> {
-        self.connect_to(Server::new(client)?).await
-    }
-
-    async fn connect_to(&self, server: Server) -> Result<Deliveries, ConnectError> {
-        let lost = CancellationToken::new();
-        let mut settling = server.open(self.response_timeout, &lost).await?;
-        let patience = self
-            .response_timeout
-            .saturating_add(self.timing.poll_interval);
-        let reading = server.open(patience, &lost).await?;
-        let consumer = format!("{}-{:016x}", self.consumer, fastrand::u64(..));
-        let probed = probe(&settling, &self.keys, self.delete_settled, &consumer).await;
-        let newer = probed.map_err(|unfit| self.unfit(&server, unfit))?;
-        let created = self.create(&mut settling).await;
-        created.map_err(|error| self.unfit(&server, error))?;
-        guard(|| {
-            tracing::info!(
-                address = server.place,
-                stream = self.keys.stream,
-                group = self.group,
-                consumer,
-                prefetch = self.prefetch,
-                "subscribed to a group of redis"
-            );
-        });
-        Ok(self.subscribe(consumer, newer, settling, reading, lost))
-    }
-
-    fn unfit(&self, server: &Server, unfit: Unfit) -> ConnectError {
-        let (address, stream) = (server.place.clone(), self.keys.stream.clone());
-        match unfit {
-            Unfit::Failed(error) => server.refusal(error),
-            Unfit::Forbidden {
-                command,
-                key,
-                error,
-            } => ConnectError::Forbidden {
-                address,
-                command,
-                key,
-                error,
-            },
-            Unfit::OtherSlot { key, error } => ConnectError::OtherSlot {
-                address,
-                stream,
-                key,
-                error,
-            },
-            Unfit::NoGroup(error) => ConnectError::Group {
-                address,
-                stream,
-                group: self.group.clone(),
-                error,
-            },
-        }
-    }
-
-    /// Creates the group, unless it is there.
-    async fn create(&self, connection: &mut MultiplexedConnection) -> Result<(), Unfit> {
-        let created: Result<Value, _> = cmd("XGROUP")
-            .arg("CREATE")
-            .arg(&self.keys.stream)
-            .arg(&self.group)
-            .arg(&self.start)
-            .arg("MKSTREAM")
-            .query_async(connection)
-            .await;
-        match created {
-            Err(error) if error.code() == Some("NOPERM") => Err(Unfit::Forbidden {
-                command: "XGROUP CREATE",
-                key: Some(self.keys.stream.clone()),
-                error,
-            }),
-            Err(error) if error.code() != Some("BUSYGROUP") => Err(Unfit::NoGroup(error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn subscribe(
-        &self,
-        consumer: String,
-        newer: Newer,
-        settling: MultiplexedConnection,
-        reading: MultiplexedConnection,
-        lost: CancellationToken,
-    ) -> Deliveries {
-        let link = Arc::new(Link {
-            connection: settling,
-            keys: self.keys.clone(),
-            group: self.group.clone(),
-            consumer,
-            newer,
-            delete_settled: self.delete_settled,
-            min_idle: self.timing.min_idle,
-            lease: self.timing.min_idle.saturating_sub(self.response_timeout),
-            free: Semaphore::new(self.prefetch),
-            lost,
-            closed: AtomicBool::new(false),
-        });
-        let acks = Acks::new();
-        let channel = Arc::new(Channel { link, acks });
-        let (incoming, reads) = mpsc::unbounded_channel();
-        let (close, closing) = oneshot::channel();
-        let reader = Reader::new(
-            reading,
-            Arc::clone(&channel),
-            incoming,
-            closing,
-            self.timing,
-            self.payload_field.clone(),
-        );
-        let reader = tokio::spawn(reader.run());
-        let min_idle = self.timing.min_idle;
-        Deliveries::new(reads, close, reader, channel, self.prefetch, min_idle)
+    /// Returns the limit of the connection to one server, which is the only one or not.
+    pub(super) fn limit_of_one(&self, is_only: bool) -> Duration {
+        self.connect_timeout.unwrap_or(match is_only {
+            true => Duration::from_secs(10),
+            false => LIMIT_OF_ONE,
+        })
     }
 }

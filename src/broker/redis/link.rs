@@ -1,7 +1,10 @@
 //! [`Link`] to the server: the connection for settlements, with its keys and its places.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,10 +13,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    error::is_of_the_connection,
+    error::{SubscriptionError, is_of_the_connection},
     keys::Keys,
     probe::Newer,
     reply::{DeliveryId, Reply},
+    standing::Standing,
 };
 
 /// A subscription's link to the server: its connection, its keys and its places.
@@ -29,14 +33,24 @@ pub(super) struct Link {
     pub(super) lease: Duration,
     /// One permit for each delivery that may still be read. Only the reader takes permits.
     pub(super) free: Semaphore,
-    /// Cancelled when a connection of the subscription is lost.
+    /// Cancelled when a connection of the subscription is lost, or its server can't serve the stream any more.
     pub(super) lost: CancellationToken,
+    /// The server's error then, if there is one.
+    pub(super) cause: OnceLock<RedisError>,
     pub(super) closed: AtomicBool,
 }
 
 impl Link {
     pub(super) fn is_stale(&self) -> bool {
         self.closed.load(Ordering::Acquire) || self.lost.is_cancelled()
+    }
+
+    /// Returns the error with which a lost subscription ends.
+    pub(super) fn loss(&self) -> SubscriptionError {
+        match self.cause.get() {
+            Some(error) => SubscriptionError::of(error.clone()),
+            None => SubscriptionError::Disconnected(None),
+        }
     }
 
     /// Returns the command by which scripts delete settled entries, or an empty text if they don't.
@@ -85,8 +99,15 @@ impl Link {
         reply.inspect_err(|error| self.heed(error))
     }
 
+    /// Ends the subscription after an error that all later commands would meet.
     fn heed(&self, error: &RedisError) {
-        if is_of_the_connection(error) {
+        let is_elsewhere = matches!(
+            Standing::of(error),
+            Some(Standing::Replica | Standing::Elsewhere)
+        );
+        if is_elsewhere || is_of_the_connection(error) {
+            // The first one is the cause.
+            drop(self.cause.set(error.clone()));
             self.lost.cancel();
         }
     }

@@ -64,12 +64,20 @@
 //! [`response_timeout`]: ConsumerGroup::response_timeout
 //! [`min_idle`]: ConsumerGroup::min_idle
 //!
+//! # Several servers
+//!
+//! [`ConsumerGroup::connector`] takes the addresses of a primary and its replicas or of a cluster, and
+//! [`ConsumerGroup::connector_sentinel`] those of sentinels. Each returns a [`Connector`] for
+//! [`Consumer::reconnecting`](crate::Consumer::reconnecting), which finds the server that may be written to.
+//!
 //! Rights, limits and the behaviour of servers are in the guide:
 //! [Running on Redis and Valkey](crate::_guide::redis).
 
 mod acks;
 mod channel;
 mod connect;
+mod connect_error;
+mod connector;
 mod dead_letter;
 mod deliveries;
 mod delivery;
@@ -80,13 +88,19 @@ mod link;
 mod probe;
 mod reader;
 mod reply;
+mod requests;
 mod scripts;
+mod sentinel;
+mod standing;
+mod subscribe;
 
 pub use ::redis;
 
 pub use self::{
+    connect_error::ConnectError,
+    connector::Connector,
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag, Settlement},
-    error::{ConnectError, DeliveryError, SubscriptionError},
+    error::{DeliveryError, SubscriptionError},
     group::ConsumerGroup,
 };

@@ -8,7 +8,7 @@
 use ::redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 use futures_util::future::join_all;
 
-use super::{error::is_of_the_connection, keys::Keys};
+use super::{error::is_of_the_connection, keys::Keys, standing::Standing};
 
 /// Newer commands that the server has and the user may run.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,14 @@ pub(super) struct Newer {
     pub(super) nack: bool,
 }
 
+/// What a group needs beside the commands of every group.
+#[derive(Clone, Copy)]
+pub(super) struct Needs<'a> {
+    pub(super) keys: &'a Keys,
+    /// It deletes entries that are settled.
+    pub(super) deletes: bool,
+}
+
 /// Reason why a server can't serve a group.
 pub(super) enum Unfit {
     /// It did not respond.
@@ -32,11 +40,24 @@ pub(super) enum Unfit {
         error: RedisError,
     },
     NoGroup(RedisError),
+    /// Another server serves the stream, or none at present.
+    Misplaced(Standing, RedisError),
     /// A key is in another slot than the stream.
     OtherSlot {
         key: String,
         error: RedisError,
     },
+}
+
+impl Unfit {
+    /// Returns the reason that has nothing to do with the command, if the error is one.
+    pub(super) fn of(error: &RedisError) -> Option<Self> {
+        match Standing::of(error) {
+            Some(standing) => Some(Unfit::Misplaced(standing, error.clone())),
+            None if is_of_the_connection(error) => Some(Unfit::Failed(error.clone())),
+            None => None,
+        }
+    }
 }
 
 struct Probe<'a> {
@@ -66,32 +87,37 @@ impl<'a> Probe<'a> {
 /// `nobody` is the name of a group that does not exist.
 pub(super) async fn probe(
     connection: &MultiplexedConnection,
-    keys: &Keys,
-    deletes: bool,
+    mut needs: Needs<'_>,
     nobody: &str,
 ) -> Result<Newer, Unfit> {
-    let newer = find_newer(connection, &keys.stream, nobody).await?;
-    let probes = needed(keys, deletes && !newer.ack_delete, nobody);
+    let newer = find_newer(connection, &needs.keys.stream, nobody).await?;
+    needs.deletes &= !newer.ack_delete;
+    let probes = needed(needs, nobody);
     let answers = join_all(probes.iter().map(|probe| probe.send(connection))).await;
+    let mut misplaced = None;
     for (probe, answer) in probes.iter().zip(answers) {
-        match answer {
-            Err(error) if is_of_the_connection(&error) => return Err(Unfit::Failed(error)),
-            Err(error) if error.code() == Some("NOPERM") => {
+        // There is no such group, entry or script; any other error will show when the command is needed.
+        let Err(error) = answer else { continue };
+        match error.code() {
+            Some("NOPERM") => {
                 return Err(Unfit::Forbidden {
                     command: probe.command,
                     key: probe.key.map(str::to_owned),
                     error,
                 });
             }
-            Err(error) if error.code() == Some("CROSSSLOT") => {
+            Some("CROSSSLOT") => {
                 return Err(Unfit::OtherSlot {
                     key: probe.key.unwrap_or_default().to_owned(),
                     error,
                 });
             }
-            // There is no such group, entry or script; any other error will show when the command is needed.
-            Ok(_) | Err(_) => {}
+            // A key in another slot may be on another server: first of all it is in another slot.
+            _ => misplaced = misplaced.or_else(|| Unfit::of(&error)),
         }
+    }
+    if let Some(unfit) = misplaced {
+        return Err(unfit);
     }
     Ok(newer)
 }
@@ -118,8 +144,10 @@ async fn find_newer(
     for (found, answer) in found.iter_mut().zip(answers) {
         *found = match answer {
             Ok(_) => true,
-            Err(error) if is_of_the_connection(&error) => return Err(Unfit::Failed(error)),
-            Err(error) => error.code() == Some("NOGROUP"),
+            Err(error) => match Unfit::of(&error) {
+                Some(unfit) => return Err(unfit),
+                None => error.code() == Some("NOGROUP"),
+            },
         };
     }
     let [claim, ack_delete, nack] = found;
@@ -131,13 +159,13 @@ async fn find_newer(
 }
 
 /// Returns a probe for each command that is always needed, and each key of the scripts.
-fn needed<'a>(keys: &'a Keys, deletes: bool, nobody: &str) -> Vec<Probe<'a>> {
+fn needed<'a>(needs: Needs<'a>, nobody: &str) -> Vec<Probe<'a>> {
     let Keys {
         stream,
         delayed,
         dead,
         ..
-    } = keys;
+    } = needs.keys;
     let of_stream = |command, arguments: &[&str]| {
         let mut with_key = vec![&**stream];
         with_key.extend(arguments);
@@ -161,7 +189,7 @@ fn needed<'a>(keys: &'a Keys, deletes: bool, nobody: &str) -> Vec<Probe<'a>> {
         Probe::new("ZRANGE", Some(delayed), &[delayed, "1", "0"]),
         Probe::new("ZREM", Some(delayed), &[delayed, "-"]),
     ];
-    if deletes {
+    if needs.deletes {
         probes.push(of_stream("XDEL", &["0-0"]));
     }
     if let Some(dead) = dead {

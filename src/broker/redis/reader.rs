@@ -9,17 +9,15 @@ use tokio::{
         mpsc::{UnboundedSender, error::SendError},
         oneshot,
     },
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     SubscriptionError,
     channel::Channel,
     delivery::{Delivery, DeliveryTag},
-    link::millis,
-    reply::DeliveryId,
-    reply::{Entry, counted_entries, cursor_and_entries, new_entries},
-    scripts,
+    reply::{DeliveryId, Entry},
+    standing::Standing,
 };
 use crate::{
     job::Job,
@@ -31,13 +29,20 @@ use crate::{
 /// it: its `timeout` is in whole seconds, and only a longer silence exceeds it.
 const PING: Duration = Duration::from_secs(1);
 
+/// Time for which a server may be unable to serve the stream. A slot that is moved is not served for milliseconds, and a
+/// server that is not in a failover is better than none.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Longest pause before a server that is busy is asked again. A close waits for its end.
+const PAUSE: Duration = Duration::from_millis(100);
+
 pub(super) struct Reader {
-    connection: MultiplexedConnection,
-    channel: Arc<Channel>,
+    pub(super) connection: MultiplexedConnection,
+    pub(super) channel: Arc<Channel>,
     incoming: UnboundedSender<Delivery>,
     /// Closes the subscription, and brings the ids of deliveries that nobody has seen.
     close: oneshot::Receiver<Vec<String>>,
-    timing: Timing,
+    pub(super) timing: Timing,
     payload_field: String,
     /// Time of the next read of parked entries.
     next_due: Instant,
@@ -47,9 +52,9 @@ pub(super) struct Reader {
     claims_took_all: bool,
     /// Time of the next search for entries that nobody settles.
     next_reclaim: Instant,
-    cursor: String,
+    pub(super) cursor: String,
     /// Ids of entries that were read when the subscription was already closed or stopped.
-    unseen: Vec<String>,
+    pub(super) unseen: Vec<String>,
     /// Those of them that are not yet given back.
     unread: Vec<Delivery>,
 }
@@ -135,10 +140,22 @@ impl Reader {
 
     /// Reads until the subscription is closed; returns the ids of entries that nobody has seen.
     async fn read(&mut self) -> Result<Vec<String>, SubscriptionError> {
+        // Time of the first read that a busy server refused.
+        let mut busy = None;
         loop {
-            match self.wait().await? {
+            let free = match self.wait().await? {
                 Wait::Closed(unseen) => return Ok(unseen),
-                Wait::Free(free) => self.fetch(free).await.map_err(SubscriptionError::of)?,
+                Wait::Free(free) => free,
+            };
+            match self.fetch(free).await {
+                Ok(()) => busy = None,
+                Err(error) if Standing::of(&error) == Some(Standing::Busy) => {
+                    if busy.get_or_insert_with(Instant::now).elapsed() >= BUSY {
+                        return Err(SubscriptionError::of(error));
+                    }
+                    sleep(PAUSE.min(self.timing.poll_interval)).await;
+                }
+                Err(error) => return Err(SubscriptionError::of(error)),
             }
             // If it was stopped meanwhile. After a close all entries go back at once.
             release(mem::take(&mut self.unread)).await;
@@ -163,7 +180,7 @@ impl Reader {
                     return Ok(Wait::Closed(unseen.unwrap_or_default()));
                 }
                 Ok(Either::Left((Either::Right(_), _))) => {
-                    return Err(SubscriptionError::Disconnected(None));
+                    return Err(self.channel.link.loss());
                 }
                 Ok(Either::Right((permit, _))) => {
                     drop(permit);
@@ -219,60 +236,6 @@ impl Reader {
         Ok(())
     }
 
-    async fn read_new(
-        &mut self,
-        limit: usize,
-        block: Duration,
-        claims: bool,
-    ) -> Result<Vec<Entry>, RedisError> {
-        let mut read = cmd("XREADGROUP");
-        read.arg("GROUP")
-            .arg(&self.channel.link.group)
-            .arg(&self.channel.link.consumer)
-            .arg("COUNT")
-            .arg(limit);
-        // A 0 would block for ever.
-        if !block.is_zero() {
-            read.arg("BLOCK").arg(millis(block));
-        }
-        if claims {
-            read.arg("CLAIM").arg(millis(self.timing.min_idle));
-        }
-        read.arg("STREAMS")
-            .arg(&self.channel.link.keys.stream)
-            .arg(">");
-        new_entries(read.query_async(&mut self.connection).await?)
-    }
-
-    async fn take_due(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
-        let mut script = scripts::TAKE_DUE.prepare_invoke();
-        script
-            .key(&self.channel.link.keys.stream)
-            .key(&self.channel.link.keys.delayed)
-            .arg(&self.channel.link.group)
-            .arg(&self.channel.link.consumer)
-            .arg(limit);
-        counted_entries(script.invoke_async(&mut self.connection).await?)
-    }
-
-    async fn reclaim(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {
-        let forget_after = self.timing.min_idle.saturating_mul(10);
-        let forget_after = forget_after.max(Duration::from_secs(3_600));
-        let mut script = scripts::RECLAIM.prepare_invoke();
-        script
-            .key(&self.channel.link.keys.stream)
-            .arg(&self.channel.link.group)
-            .arg(&self.channel.link.consumer)
-            .arg(limit)
-            .arg(millis(self.timing.min_idle))
-            .arg(&self.cursor)
-            .arg(millis(forget_after));
-        let reply = script.invoke_async(&mut self.connection).await?;
-        let (cursor, entries) = cursor_and_entries(reply)?;
-        self.cursor = cursor;
-        Ok(entries)
-    }
-
     fn deliver(&mut self, entries: Vec<Entry>, asked_at: Instant) {
         for Entry {
             id,
@@ -299,20 +262,6 @@ impl Reader {
             }
         }
     }
-
-    /// Gives back all entries of this consumer.
-    async fn give_back(&self) -> Result<(), RedisError> {
-        let mut script = scripts::GIVE_BACK.prepare_invoke();
-        script
-            .key(&self.channel.link.keys.stream)
-            .key(&self.channel.link.keys.delayed)
-            .arg(&self.channel.link.group)
-            .arg(&self.channel.link.consumer)
-            .arg(self.channel.link.newer.nack)
-            .arg(&self.unseen);
-        // It follows the acks that are still open on this connection.
-        self.channel.link.invoke(&script).await
-    }
 }
 
 /// Pings the connection for settlements, on which nothing else is sent while jobs run; ends when a connection
@@ -322,7 +271,7 @@ async fn watch<T>(channel: &Channel) -> Result<T, SubscriptionError> {
         // An error of the connection cancels `lost`, and any other shows that it lives.
         drop(channel.link.query::<Value>(&cmd("PING")).await);
     }
-    Err(SubscriptionError::Disconnected(None))
+    Err(channel.link.loss())
 }
 
 /// Gives back deliveries that nobody took, without a charge.

@@ -1,6 +1,7 @@
 //! Redis Streams, on a private server for each test.
 
 mod acks;
+mod cluster;
 mod conformance;
 mod connecting;
 mod dead_letters;
@@ -13,11 +14,14 @@ mod leases;
 mod losing;
 mod newer;
 mod prefetch;
+mod replica;
 mod rights;
+mod sentinel;
 pub(crate) mod server;
 mod stopping;
 mod tracing;
 mod verdicts;
+mod work;
 
 use std::{collections::HashMap, future::poll_fn, pin::Pin, time::Duration};
 

@@ -183,7 +183,7 @@ async fn serve(
 }
 
 /// Reads a command, an array of strings.
-async fn read(stream: &mut BufStream<TcpStream>) -> Option<Vec<String>> {
+pub(super) async fn read(stream: &mut BufStream<TcpStream>) -> Option<Vec<String>> {
     let count = length(stream).await?;
     let mut words = Vec::with_capacity(count);
     for _ in 0..count {

@@ -11,6 +11,9 @@ use std::{
 
 use tower_sentinel::broker::redis::redis::{self, Client, Connection};
 
+/// Options with which a replica gets its data at once.
+pub(crate) const QUICK: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
 pub(crate) struct Server {
     process: Option<Child>,
     folder: PathBuf,
@@ -87,6 +90,57 @@ impl Server {
         let pid = self.process.as_ref().unwrap().id().to_string();
         let stopped = Command::new("kill").args(["-STOP", &pid]).status();
         assert!(stopped.unwrap().success());
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn resume(&self) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        let resumed = Command::new("kill").args(["-CONT", &pid]).status();
+        assert!(resumed.unwrap().success());
+    }
+
+    /// Starts a replica of this server, and waits until it has all data.
+    pub(crate) fn replica(&self) -> Self {
+        let port = self.port.to_string();
+        let options = ["--replicaof", "127.0.0.1", &port];
+        let replica = Self::with(&[&options[..], &QUICK].concat());
+        replica.wait_for("replication", "master_link_status:up");
+        self.wait_for("replication", "state=online");
+        replica
+    }
+
+    /// Waits until a replica has all that was written.
+    pub(crate) fn has_replicated(&self) {
+        let mut inspect = self.inspect();
+        // `WAIT` waits for the writes of its own connection, and for those before.
+        let () = redis::cmd("PUBLISH")
+            .arg("nobody")
+            .arg("")
+            .query(&mut inspect)
+            .unwrap();
+        let confirmed: usize = redis::cmd("WAIT")
+            .arg(1)
+            .arg(10_000)
+            .query(&mut inspect)
+            .unwrap();
+        assert!(confirmed > 0, "no replica");
+    }
+
+    /// Waits until a section of the server's info contains a text.
+    pub(crate) fn wait_for(&self, section: &str, text: &str) {
+        for _ in 0..1_000 {
+            // A sentinel ends connections when it changes what a server is.
+            let connected = Client::open(self.url()).unwrap().get_connection();
+            let info = connected.and_then(|mut connection| {
+                let mut info = redis::cmd("INFO");
+                info.arg(section).query::<String>(&mut connection)
+            });
+            if info.is_ok_and(|info| info.contains(text)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("no {text} after 20 s");
     }
 
     /// `127.0.0.1:port`.
