@@ -94,7 +94,8 @@ impl Link {
             lost if lost == of => Reply::Lost,
             lost => Reply::SomeLost { lost, of },
         });
-        self.answer_all(acks, &reply.map(|reply| move |_| reply));
+        self.answer_all(acks, &reply.map(|reply| move |_| reply))
+            .await;
     }
 
     /// Acks the entries that still belong to this consumer.
@@ -119,18 +120,30 @@ impl Link {
                 false => Reply::Settled,
             }
         });
-        self.answer_all(acks, &reply);
+        self.answer_all(acks, &reply).await;
     }
 
     /// Frees the places of settled entries, and gives each ack the reply to its position, from 1 on.
-    fn answer_all(&self, acks: Vec<Ack>, reply: &Result<impl Fn(usize) -> Reply, RedisError>) {
+    async fn answer_all(
+        &self,
+        acks: Vec<Ack>,
+        reply: &Result<impl Fn(usize) -> Reply, RedisError>,
+    ) {
         if reply.is_ok() {
             // All at once, so that the reader learns of them together.
             self.free.add_permits(acks.len());
         }
+        // The replicas have all of the batch, or not.
+        let settled = match reply {
+            Ok(_) => self.replicated(Reply::Settled).await,
+            Err(_) => Reply::Settled,
+        };
         for (position, ack) in (1..).zip(acks) {
             let reply = match reply {
-                Ok(reply) => Ok(reply(position)),
+                Ok(reply) => Ok(match reply(position) {
+                    Reply::Settled => settled,
+                    other => other,
+                }),
                 Err(error) => Err(error.clone()),
             };
             // A settlement that no longer waits has reported that it does not know the result.

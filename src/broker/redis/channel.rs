@@ -74,6 +74,9 @@ impl Channel {
             Ok(Reply::Lost) => moot(DeliveryError::Lost),
             Ok(Reply::SomeLost { lost, of }) => moot(DeliveryError::SomeLost { lost, of }),
             Ok(Reply::Gone) => moot(DeliveryError::Gone),
+            Ok(Reply::NotReplicated { confirmed, wanted }) => {
+                moot(DeliveryError::NotReplicated { confirmed, wanted })
+            }
             Err(error) => {
                 let left = match is_refused_whole(&error) {
                     true => Left::Again,
@@ -91,7 +94,7 @@ impl Channel {
         let mut script = scripts::KEEP_ALIVE.prepare_invoke();
         self.link.owned(&mut script, id);
         match self.link.invoke(&script).await {
-            Ok(Reply::Settled) => Ok(Lease::Held),
+            Ok(Reply::Settled | Reply::NotReplicated { .. }) => Ok(Lease::Held),
             Ok(Reply::Lost | Reply::SomeLost { .. } | Reply::Gone) => Ok(Lease::Lost),
             Err(error) => Err(DeliveryError::of(error)),
         }

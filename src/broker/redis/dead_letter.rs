@@ -51,7 +51,7 @@ impl Link {
             return Ok(None);
         }
         self.free.add_permits(1);
-        Ok(Some(Reply::from(&*reply)))
+        Ok(Some(self.replicated(Reply::from(&*reply)).await))
     }
 
     /// Writes a dead letter that is too large for a script.

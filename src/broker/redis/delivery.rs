@@ -121,7 +121,7 @@ impl Job for Delivery {
 /// back if the server refused it as a whole (it is loading its data, it is out of memory, it has become a replica, it has
 /// lost the stream's hash slot): nothing was done then. It is [moot](Unsettled::moot) if the entry is not pending for
 /// this delivery any more ([`Lost`](DeliveryError::Lost), [`SomeLost`](DeliveryError::SomeLost),
-/// [`Gone`](DeliveryError::Gone)). After any other failure it is not known whether it took effect, and a
+/// [`Gone`](DeliveryError::Gone)), or if it is done and [too few replicas](DeliveryError::NotReplicated) have it. After any other failure it is not known whether it took effect, and a
 /// second attempt could hit the entry's next delivery.
 #[derive(Clone)]
 pub struct DeliveryTag {

@@ -98,6 +98,16 @@ pub enum DeliveryError {
     /// The entry was trimmed or deleted from the stream, so there was nothing to settle. It is not pending
     /// any more.
     Gone,
+    /// The delivery is settled, and fewer replicas have confirmed it in time than
+    /// [`wait_replicas`](super::ConsumerGroup::wait_replicas) asks for.
+    ///
+    /// If one that lacks it becomes the primary, the job may run once more.
+    NotReplicated {
+        /// The number of replicas that have confirmed it.
+        confirmed: usize,
+        /// The number that was asked for.
+        wanted: usize,
+    },
     /// The server has become a read-only replica. Nothing was done.
     ReadOnly(RedisError),
     /// The server has lost the hash slot of the stream to another server of its cluster, which the error names. Nothing
@@ -134,6 +144,10 @@ impl fmt::Display for DeliveryError {
                 "{lost} of {of} entries that were acked together were not pending any more"
             ),
             DeliveryError::Gone => f.write_str("the entry is deleted from its stream"),
+            DeliveryError::NotReplicated { confirmed, wanted } => write!(
+                f,
+                "the settlement is on {confirmed} replicas in time, and not on {wanted}"
+            ),
             DeliveryError::ReadOnly(_) => Standing::Replica.fmt(f),
             DeliveryError::Moved(_) => Standing::Elsewhere.fmt(f),
             DeliveryError::Unavailable(_) => Standing::Busy.fmt(f),
@@ -154,7 +168,8 @@ impl Error for DeliveryError {
             | DeliveryError::Stale
             | DeliveryError::Lost
             | DeliveryError::SomeLost { .. }
-            | DeliveryError::Gone => None,
+            | DeliveryError::Gone
+            | DeliveryError::NotReplicated { .. } => None,
         }
     }
 }

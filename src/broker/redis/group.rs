@@ -36,6 +36,8 @@ pub struct ConsumerGroup {
     /// Limit of the connection to one server, if it is set.
     pub(super) connect_timeout: Option<Duration>,
     pub(super) failover_timeout: Duration,
+    /// The number of replicas that have to confirm a settlement, and the time that they have.
+    pub(super) replicas: Option<(usize, Duration)>,
     pub(super) timing: Timing,
 }
 
@@ -54,6 +56,7 @@ impl ConsumerGroup {
             response_timeout: Duration::from_secs(5),
             connect_timeout: None,
             failover_timeout: Duration::from_secs(10),
+            replicas: None,
             timing: Timing {
                 poll_interval: Duration::from_millis(100),
                 min_idle: Duration::from_secs(60),
@@ -147,6 +150,47 @@ impl ConsumerGroup {
         self
     }
 
+    /// Waits after each settlement, for up to `timeout`, until `number` replicas have it (`WAIT`); for none by default.
+    ///
+    /// A primary that is killed takes with it what its replicas don't have yet, and the new primary delivers those jobs
+    /// again. This makes the time in which that can happen visible, and shorter.
+    ///
+    /// The settlement has taken effect on the primary in any case. If fewer replicas confirm it in time, the settlement
+    /// ends with [`DeliveryError::NotReplicated`](super::DeliveryError::NotReplicated). That is
+    /// [moot](crate::settle::Unsettled::moot): an event and a count, and the consumer goes on, since to give the job back
+    /// is not possible any more.
+    ///
+    /// It promises no more than it says. `WAIT` is no consensus: a replica that has not confirmed may become the primary,
+    /// and a replica confirms what it has in memory, not on its disk. Deliveries, keep-alives and entries that a close
+    /// gives back are not waited for.
+    ///
+    /// The price is one more round trip, to the server and on to its replicas. Settlements that come at the same time
+    /// share it. The connection of the settlements serves nothing else meanwhile, so if a replica is down each batch
+    /// takes the whole `timeout`. It needs the right `+wait`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sentinel::broker::redis::ConsumerGroup;
+    ///
+    /// let group = ConsumerGroup::new("jobs", "workers").wait_replicas(1, Duration::from_millis(200));
+    /// # drop(group);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `number` is 0, which waits for nothing, or `timeout` is less than 1 ms, which the server would take for
+    /// no limit at all.
+    #[track_caller]
+    pub fn wait_replicas(mut self, number: usize, timeout: Duration) -> Self {
+        assert!(number > 0, "a wait for no replica");
+        assert!(
+            timeout >= Duration::from_millis(1),
+            "a wait of less than 1 ms"
+        );
+        self.replicas = Some((number, timeout));
+        self
+    }
+
     /// Sets the prefix of the consumer's name; `tower-sentinel` by default.
     ///
     /// Each subscription adds 16 random digits, so that no two have the same name: the name tells a consumer
@@ -229,5 +273,12 @@ impl ConsumerGroup {
             true => Duration::from_secs(10),
             false => LIMIT_OF_ONE,
         })
+    }
+
+    /// Returns the time that a settlement may take until its reply.
+    pub(super) fn patience(&self) -> Duration {
+        // It may stand behind a wait for the replicas.
+        let wait = self.replicas.map_or(Duration::ZERO, |(_, limit)| limit);
+        self.response_timeout.saturating_add(wait)
     }
 }

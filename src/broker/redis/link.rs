@@ -16,6 +16,7 @@ use super::{
     error::{SubscriptionError, is_of_the_connection},
     keys::Keys,
     probe::Newer,
+    replicas::Replicas,
     reply::{DeliveryId, Reply},
     standing::Standing,
 };
@@ -33,6 +34,8 @@ pub(super) struct Link {
     pub(super) lease: Duration,
     /// One permit for each delivery that may still be read. Only the reader takes permits.
     pub(super) free: Semaphore,
+    /// Replicas that have to confirm a settlement.
+    pub(super) replicas: Option<Replicas>,
     /// Cancelled when a connection of the subscription is lost, or its server can't serve the stream any more.
     pub(super) lost: CancellationToken,
     /// The server's error then, if there is one.
@@ -66,7 +69,15 @@ impl Link {
     pub(super) async fn answer(&self, script: &ScriptInvocation<'_>) -> Result<Reply, RedisError> {
         let reply = self.invoke(script).await?;
         self.free.add_permits(1);
-        Ok(reply)
+        Ok(self.replicated(reply).await)
+    }
+
+    /// Waits until the replicas have a settlement, if that is wanted.
+    pub(super) async fn replicated(&self, reply: Reply) -> Reply {
+        match (&self.replicas, reply) {
+            (Some(replicas), Reply::Settled) => replicas.confirm(&self.connection).await,
+            _ => reply,
+        }
     }
 
     /// Adds the keys and arguments that `owned.lua` reads.

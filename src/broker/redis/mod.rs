@@ -87,6 +87,7 @@ mod keys;
 mod link;
 mod probe;
 mod reader;
+mod replicas;
 mod reply;
 mod requests;
 mod scripts;

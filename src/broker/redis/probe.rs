@@ -28,6 +28,8 @@ pub(super) struct Needs<'a> {
     pub(super) keys: &'a Keys,
     /// It deletes entries that are settled.
     pub(super) deletes: bool,
+    /// It waits for replicas.
+    pub(super) waits: bool,
 }
 
 /// Reason why a server can't serve a group.
@@ -189,6 +191,10 @@ fn needed<'a>(needs: Needs<'a>, nobody: &str) -> Vec<Probe<'a>> {
         Probe::new("ZRANGE", Some(delayed), &[delayed, "1", "0"]),
         Probe::new("ZREM", Some(delayed), &[delayed, "-"]),
     ];
+    if needs.waits {
+        // For no replica, so that it does not wait.
+        probes.push(Probe::new("WAIT", None, &["0", "1"]));
+    }
     if needs.deletes {
         probes.push(of_stream("XDEL", &["0-0"]));
     }

@@ -123,6 +123,7 @@ pub(super) enum Reply {
     Lost,
     SomeLost { lost: usize, of: usize },
     Gone,
+    NotReplicated { confirmed: usize, wanted: usize },
 }
 
 impl From<&str> for Reply {

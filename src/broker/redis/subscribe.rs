@@ -17,9 +17,10 @@ use super::{
     acks::Acks,
     channel::Channel,
     connect::Server,
-    link::Link,
+    link::{Link, millis},
     probe::{Needs, Newer, Unfit, probe},
     reader::Reader,
+    replicas::Replicas,
     standing::Standing,
 };
 use crate::outcome::guard;
@@ -37,7 +38,7 @@ impl ConsumerGroup {
 
     async fn try_at(&self, server: &Server) -> Result<Deliveries, ConnectError> {
         let lost = CancellationToken::new();
-        let mut settling = server.open(self.response_timeout, &lost).await?;
+        let mut settling = server.open(self.patience(), &lost).await?;
         let patience = self
             .response_timeout
             .saturating_add(self.timing.poll_interval);
@@ -46,6 +47,7 @@ impl ConsumerGroup {
         let needs = Needs {
             keys: &self.keys,
             deletes: self.delete_settled,
+            waits: self.replicas.is_some(),
         };
         let probed = probe(&settling, needs, &consumer).await;
         let newer = probed.map_err(|unfit| self.unfit(server, unfit))?;
@@ -144,8 +146,11 @@ impl ConsumerGroup {
             newer,
             delete_settled: self.delete_settled,
             min_idle: self.timing.min_idle,
-            lease: self.timing.min_idle.saturating_sub(self.response_timeout),
+            lease: self.timing.min_idle.saturating_sub(self.patience()),
             free: Semaphore::new(self.prefetch),
+            replicas: self
+                .replicas
+                .map(|(number, limit)| Replicas::new(number, millis(limit))),
             lost,
             cause: OnceLock::new(),
             closed: AtomicBool::new(false),

@@ -1,17 +1,20 @@
-//! Primaries and replicas: connections, and failovers by hand.
+//! Primaries and replicas: connections, failovers by hand, and settlements that wait for replicas.
 
 use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use tokio::time::timeout;
 use tower_sentinel::{
     Job, Verdict,
-    broker::redis::{ConnectError, Deliveries, DeliveryError, SubscriptionError, redis::cmd},
+    broker::redis::{
+        ConnectError, Deliveries, DeliveryError, SubscriptionError,
+        redis::{Connection, Value, cmd},
+    },
     consumer::Subscription,
     settle::{Settle, Unsettled},
 };
 
 use super::{
-    add, dead, group, next, pending, reason,
+    add, calls_of, dead, forget_calls, group, next, pending, reason,
     server::{QUICK, Server, free_port},
     settle,
     work::{Work, publish},
@@ -203,4 +206,115 @@ async fn a_failover_by_hand_under_load_loses_no_job() {
     work.has_done(&jobs).await;
     work.end().await;
     assert_eq!(pending(&mut replica.inspect()), 0);
+}
+
+// === Settlements that wait for replicas ===
+
+fn calls_of_wait(connection: &mut Connection) -> u64 {
+    calls_of(connection, "wait")
+}
+
+#[tokio::test]
+async fn a_settlement_waits_for_the_replicas() {
+    let (primary, replica) = pair();
+    let mut inspect = primary.inspect();
+    let waiting = group().wait_replicas(1, Duration::from_secs(4));
+    let mut deliveries = waiting.connect(primary.url()).await.unwrap();
+    for verdict in [Verdict::Ack, Verdict::Reject] {
+        add(&mut inspect, "one");
+        let delivery = next(&mut deliveries).await;
+        settle(&delivery, verdict).await.unwrap();
+        // Without a pause: the replica has it when the settlement ends.
+        assert_eq!(pending(&mut replica.inspect()), 0, "{verdict}");
+    }
+    add(&mut inspect, "one");
+    settle(&next(&mut deliveries).await, Verdict::retry())
+        .await
+        .unwrap();
+    settle(&next(&mut deliveries).await, Verdict::Ack)
+        .await
+        .unwrap();
+    assert_eq!(dead(&mut replica.inspect()).len(), 1);
+}
+
+#[tokio::test]
+async fn a_settlement_that_too_few_replicas_have_is_moot_and_done() {
+    let (primary, replica) = pair();
+    let mut inspect = primary.inspect();
+    let waiting = group()
+        .prefetch(30)
+        .wait_replicas(1, Duration::from_millis(300));
+    let mut deliveries = waiting.connect(primary.url()).await.unwrap();
+    for _ in 0..30 {
+        add(&mut inspect, "one");
+    }
+    let mut taken = Vec::new();
+    for _ in 0..30 {
+        taken.push(next(&mut deliveries).await);
+    }
+    replica.pause();
+    forget_calls(&mut inspect);
+    let settling = taken.iter().enumerate().map(|(n, delivery)| {
+        let verdict = match n % 3 {
+            0 => Verdict::retry_after(Duration::from_secs(60)),
+            1 => Verdict::Reject,
+            _ => Verdict::Ack,
+        };
+        delivery.tag().settle(verdict, reason())
+    });
+    for unsettled in futures_util::future::join_all(settling).await {
+        let unsettled = unsettled.unwrap_err();
+        assert!(unsettled.is_moot());
+        let error = unsettled.error;
+        let DeliveryError::NotReplicated { confirmed, wanted } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((confirmed, wanted), (0, 1));
+    }
+    // Each was done on the primary, and they have shared the waits.
+    assert_eq!(pending(&mut inspect), 0);
+    let waits = calls_of_wait(&mut inspect);
+    assert!((1..=3).contains(&waits), "{waits}");
+
+    replica.resume();
+    // It may need some time to catch up.
+    loop {
+        add(&mut inspect, "one");
+        let delivery = next(&mut deliveries).await;
+        match settle(&delivery, Verdict::Ack).await {
+            Ok(()) => break,
+            Err(error) => assert!(
+                matches!(error, DeliveryError::NotReplicated { .. }),
+                "{error}"
+            ),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_settlement_waits_by_default() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    add(&mut inspect, "one");
+    let mut deliveries = group().connect(server.url()).await.unwrap();
+    settle(&next(&mut deliveries).await, Verdict::Ack)
+        .await
+        .unwrap();
+    assert_eq!(calls_of_wait(&mut inspect), 0);
+}
+
+#[tokio::test]
+async fn the_right_to_wait_is_needed_only_to_wait() {
+    let server = Server::start();
+    let mut allow = cmd("ACL");
+    allow
+        .arg("SETUSER")
+        .arg("alice")
+        .arg(&["on", ">secret", "~*", "+@all", "-wait"]);
+    let _: Value = allow.query(&mut server.inspect()).unwrap();
+    let url = format!("redis://alice:secret@{}", server.host());
+    let waiting = group().wait_replicas(1, Duration::from_millis(100));
+    let error = waiting.connect(&url).await.unwrap_err();
+    assert!(error.to_string().ends_with("grant +wait"), "{error}");
+    assert!(group().connect(&url).await.is_ok());
 }
