@@ -82,6 +82,8 @@ impl ConsumerGroup {
     ///
     /// An address of a sentinel is one of a server; its port is 26379 by default. One sentinel after the other is asked,
     /// until one names a primary that works: an answer that is out of date, which names a replica by now, is not used.
+    /// While the subscription lives a sentinel is asked each second, and the subscription ends when another server is the
+    /// primary ([`SubscriptionError::Replaced`](super::SubscriptionError::Replaced)).
     ///
     /// `primary` is the name by which the sentinels know it, as `mymaster`, or an address with that name in the place of
     /// the host: `redis://user:password@mymaster/0`, or `rediss://…` for TLS. The users and passwords of the sentinels
@@ -184,7 +186,7 @@ pub struct Connector {
 /// Way to the server.
 struct Route {
     /// Servers, or sentinels.
-    servers: Rotation<Server>,
+    servers: Arc<Rotation<Server>>,
     /// Names of the servers.
     places: Vec<String>,
     /// The primary for which the sentinels are asked.
@@ -228,7 +230,7 @@ impl Connector {
         let mut errors = Vec::new();
         for server in route.servers.round() {
             let subscribed = match &route.primary {
-                Some(primary) => round.ask(server, primary).await,
+                Some(primary) => round.ask(&route.servers, server, primary).await,
                 None => round.follow(server).await,
             };
             match subscribed {
@@ -251,7 +253,7 @@ impl Route {
         }
         Ok(Self {
             places: servers.iter().map(|server| server.place.clone()).collect(),
-            servers: Rotation::new(servers),
+            servers: Arc::new(Rotation::new(servers)),
             primary: primary.transpose()?,
         })
     }
@@ -270,18 +272,21 @@ impl Round<'_> {
     /// Subscribes at the primary that a sentinel names.
     async fn ask(
         &mut self,
+        sentinels: &Arc<Rotation<Server>>,
         sentinel: &Server,
         primary: &Primary,
     ) -> Result<Deliveries, ConnectError> {
-        let server = primary
-            .ask(sentinel, self.group.limit_of_one(false))
-            .await?;
-        let subscribed = self.follow(&server).await;
-        subscribed.map_err(|error| ConnectError::Primary {
+        let limit = self.group.limit_of_one(false);
+        let named = primary.ask(sentinel, limit).await?;
+        let subscribed = self.follow(&named.server).await;
+        let deliveries = subscribed.map_err(|error| ConnectError::Primary {
             address: sentinel.place.clone(),
             name: primary.name.clone(),
             error: Box::new(error),
-        })
+        })?;
+        let (primary, sentinels) = (primary.clone(), Arc::clone(sentinels));
+        primary.watch(sentinels, limit, named, deliveries.link());
+        Ok(deliveries)
     }
 
     /// Subscribes at a server, or at the one of its cluster that owns the slot.

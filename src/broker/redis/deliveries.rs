@@ -17,7 +17,7 @@ use tokio::{
 };
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{Delivery, SubscriptionError, channel::Channel, reader::release};
+use super::{Delivery, SubscriptionError, channel::Channel, link::Link, reader::release};
 use crate::{broker::ending::Ending, consumer::Subscription};
 
 /// Stream of the deliveries to one consumer of a group.
@@ -88,6 +88,10 @@ impl Deliveries {
     /// Returns the name under which the server knows this consumer.
     pub fn consumer(&self) -> &str {
         &self.channel.link.consumer
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.channel.link
     }
 
     fn begin_close(&mut self) {

@@ -19,6 +19,11 @@ pub enum SubscriptionError {
     Disconnected(Option<RedisError>),
     /// The server has become a read-only replica.
     ReadOnly(RedisError),
+    /// By the sentinels another server is the primary now. This one may still take settlements, and would lose them.
+    Replaced {
+        /// Host and port of the primary.
+        primary: String,
+    },
     /// The server has lost the hash slot of the stream to another server of its cluster, which the error names.
     Moved(RedisError),
     /// The server could not serve the stream for 5 s: it moves the slot of the stream to another server, its cluster is
@@ -52,6 +57,9 @@ impl fmt::Display for SubscriptionError {
         match self {
             SubscriptionError::Disconnected(_) => f.write_str("the connection to redis is lost"),
             SubscriptionError::ReadOnly(_) => Standing::Replica.fmt(f),
+            SubscriptionError::Replaced { primary } => {
+                write!(f, "by the redis sentinels {primary} is the primary now")
+            }
             SubscriptionError::Moved(_) => Standing::Elsewhere.fmt(f),
             SubscriptionError::Unavailable(_) => Standing::Busy.fmt(f),
             SubscriptionError::Refused(_) => f.write_str("the server refuses to deliver"),
@@ -64,6 +72,7 @@ impl Error for SubscriptionError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             SubscriptionError::Disconnected(error) => error.as_ref().map(|error| error as _),
+            SubscriptionError::Replaced { .. } => None,
             SubscriptionError::ReadOnly(error)
             | SubscriptionError::Moved(error)
             | SubscriptionError::Unavailable(error)

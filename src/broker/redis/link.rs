@@ -38,8 +38,8 @@ pub(super) struct Link {
     pub(super) replicas: Option<Replicas>,
     /// Cancelled when a connection of the subscription is lost, or its server can't serve the stream any more.
     pub(super) lost: CancellationToken,
-    /// The server's error then, if there is one.
-    pub(super) cause: OnceLock<RedisError>,
+    /// The reason then, if there is one.
+    pub(super) cause: OnceLock<SubscriptionError>,
     pub(super) closed: AtomicBool,
 }
 
@@ -50,10 +50,8 @@ impl Link {
 
     /// Returns the error with which a lost subscription ends.
     pub(super) fn loss(&self) -> SubscriptionError {
-        match self.cause.get() {
-            Some(error) => SubscriptionError::of(error.clone()),
-            None => SubscriptionError::Disconnected(None),
-        }
+        let cause = self.cause.get().cloned();
+        cause.unwrap_or(SubscriptionError::Disconnected(None))
     }
 
     /// Returns the command by which scripts delete settled entries, or an empty text if they don't.
@@ -117,10 +115,15 @@ impl Link {
             Some(Standing::Replica | Standing::Elsewhere)
         );
         if is_elsewhere || is_of_the_connection(error) {
-            // The first one is the cause.
-            drop(self.cause.set(error.clone()));
-            self.lost.cancel();
+            self.lose(SubscriptionError::of(error.clone()));
         }
+    }
+
+    /// Ends the subscription.
+    pub(super) fn lose(&self, cause: SubscriptionError) {
+        // The first one is the cause.
+        drop(self.cause.set(cause));
+        self.lost.cancel();
     }
 }
 

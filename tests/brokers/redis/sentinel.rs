@@ -7,13 +7,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
     Verdict,
     broker::redis::{
-        ConnectError,
+        ConnectError, SubscriptionError,
         redis::{Client, Connection, RedisResult, cmd},
     },
+    consumer::Connect,
 };
 
 use super::{
@@ -88,6 +90,15 @@ impl Sentinel {
             .query(&mut self.try_inspect().unwrap())
             .unwrap();
         named.1
+    }
+
+    fn fail_over(&self) {
+        let mut sentinel = self.try_inspect().unwrap();
+        let begun: RedisResult<()> = cmd("SENTINEL")
+            .arg("FAILOVER")
+            .arg(NAME)
+            .query(&mut sentinel);
+        begun.unwrap();
     }
 
     /// Waits until it knows the others and the replica.
@@ -204,7 +215,7 @@ async fn the_answer_of_a_sentinel_that_is_out_of_date_is_not_used() {
     let connector = impatient.connector_sentinel(&both, NAME);
     for _ in 0..2 {
         let mut connector = connector.clone();
-        let connecting = tower_sentinel::consumer::Connect::connect(&mut connector, 1);
+        let connecting = connector.connect(1);
         assert!(connecting.await.is_ok());
     }
 }
@@ -240,4 +251,26 @@ async fn a_primary_that_is_killed_is_replaced_and_no_job_is_lost() {
     work.has_done(&jobs).await;
     work.end().await;
     assert_eq!(pending(&mut replica.inspect()), 0);
+}
+
+/// The old primary stays a primary for some ten seconds, and takes what is lost then.
+#[tokio::test]
+async fn a_primary_that_is_replaced_and_alive_is_left() {
+    let primary = Server::with(&QUICK);
+    let replica = primary.replica();
+    let sentinel = Sentinel::start(&primary, 1, "");
+    sentinel.is_ready("1").await;
+    let mut connector = group().connector_sentinel(sentinel.url(), NAME);
+    let mut deliveries = connector.connect(1).await.unwrap();
+    sentinel.fail_over();
+    let ended = timeout(Duration::from_secs(60), deliveries.next()).await;
+    let error = ended.unwrap().unwrap().unwrap_err();
+    let host = replica.host();
+    assert!(
+        matches!(&error, SubscriptionError::Replaced { primary } if *primary == host),
+        "{error:?}"
+    );
+    add(&mut replica.inspect(), "one");
+    let mut deliveries = connector.connect(1).await.unwrap();
+    next(&mut deliveries).await;
 }
