@@ -46,7 +46,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Pauser {
-    /// [`Watch::pause`].
+    /// [`Watch::pause`](crate::consumer::Watch::pause).
     Operator,
     /// The service is not ready, though no job runs. For example, an [`IntensityLayer`](crate::IntensityLayer) pauses it.
     Service,
