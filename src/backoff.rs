@@ -38,14 +38,6 @@ impl Delays {
     pub(crate) fn is_longest(self, n: u32) -> bool {
         n > LAST || self.nth(n) == self.max
     }
-
-    /// Returns the sum of the first `n` delays.
-    pub(crate) fn sum(self, n: u32) -> Duration {
-        let growing = (1..=n.min(LAST))
-            .map(|n| self.nth(n))
-            .fold(Duration::ZERO, Duration::saturating_add);
-        growing.saturating_add(self.max.saturating_mul(n.saturating_sub(LAST)))
-    }
 }
 
 /// Returns `ceiling` times `draw`, which is from 0 to 1: "full jitter".

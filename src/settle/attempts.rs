@@ -11,6 +11,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 
 use crate::{
     backoff::Delays,
@@ -24,11 +25,11 @@ use crate::{
     time::Timer,
 };
 
-/// Limits of a settlement: the time of one try, the number of tries, and the pauses between them.
+/// Limits of a settlement: the time of one try, the time in which tries begin, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempts {
     pub(crate) limit: Duration,
-    pub(crate) retries: u32,
+    pub(crate) budget: Duration,
     pub(crate) pauses: Delays,
 }
 
@@ -82,9 +83,9 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
     where
         Tag: Settle<Future = F>,
     {
-        let kept = match attempts.retries {
-            0 => None,
-            _ => message.as_deref().map(Box::from),
+        let kept = match attempts.budget.is_zero() {
+            true => None,
+            false => message.as_deref().map(Box::from),
         };
         let reason = settled.reason(message);
         let future = {
@@ -98,6 +99,7 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
                 settling: Settling {
                     step: Step::Trying { future },
                     timer: None,
+                    since: None,
                     tries: 1,
                     attempts,
                     settled,
@@ -166,6 +168,8 @@ pin_project! {
         step: Step<Tag, F>,
         // The limit of a try, or a pause. A try that is ready at once has none.
         timer: Option<Timer>,
+        // Begin of the budget: when the first try was not ready, or failed.
+        since: Option<Instant>,
         // Number of tries begun.
         tries: u32,
         attempts: Attempts,
@@ -196,7 +200,10 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
                 StepProjection::Trying { future } => {
                     let Poll::Ready(result) = future.poll(cx) else {
                         let limit = this.attempts.limit;
-                        let limit = this.timer.get_or_insert_with(|| Timer::after(limit));
+                        let limit = this.timer.get_or_insert_with(|| {
+                            this.since.get_or_insert_with(Instant::now);
+                            Timer::after(limit)
+                        });
                         return match limit.poll(cx) {
                             Some(Poll::Ready(())) => Poll::Ready(Err(self.time_out())),
                             Some(Poll::Pending) | None => Poll::Pending,
@@ -204,13 +211,12 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
                     };
                     match result {
                         Ok(()) => return Poll::Ready(Ok(this.settled.take())),
-                        Err(unsettled) => self.as_mut().fail(unsettled)?,
+                        Err(unsettled) => self.as_mut().fail(unsettled, cx)?,
                     }
                 }
                 StepProjection::Pausing { tag } => {
-                    let pause = this.attempts.pauses.nth(*this.tries);
-                    let pause = this.timer.get_or_insert_with(|| Timer::after(pause));
-                    if let Some(pause) = pause.poll(cx) {
+                    // No runtime measures the rest of the pause if that of its timer has ended.
+                    if let Some(pause) = this.timer.as_mut().and_then(|pause| pause.poll(cx)) {
                         ready!(pause);
                     }
                     // Invariant: the step is left here.
@@ -225,12 +231,20 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
     fn fail(
         self: Pin<&mut Self>,
         unsettled: Unsettled<Tag, Tag::Error>,
+        cx: &mut Context<'_>,
     ) -> Result<(), SettleError<Tag::Error>> {
         let mut this = self.project();
         let (verdict, tries) = (this.settled.verdict, *this.tries);
         let reach = unsettled.reach();
         let Unsettled { tag, error, .. } = unsettled;
-        let tag = tag.filter(|_| tries <= this.attempts.retries);
+        let now = Instant::now();
+        let spent = now - *this.since.get_or_insert(now);
+        let pause = this.attempts.pauses.nth(tries);
+        let tag = tag.filter(|_| spent.saturating_add(pause) <= this.attempts.budget);
+        let mut timer = tag.is_some().then(|| Timer::after(pause));
+        // Without timers there would be no pause at all.
+        let is_timed = timer.as_mut().is_some_and(|pause| pause.poll(cx).is_some());
+        let tag = tag.filter(|_| is_timed);
         let again = tag.is_some();
         guard(|| {
             let printed = || print("error", &error);
@@ -247,7 +261,7 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
                 Reach::Consumer => SettleError::Misconfigured { verdict, error },
             });
         }
-        *this.timer = None;
+        *this.timer = timer;
         this.step.set(Step::Pausing { tag });
         // Last, since its destructor is foreign code.
         drop_quietly(error);

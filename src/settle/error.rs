@@ -36,7 +36,8 @@ pub enum SettleError<E> {
         /// The limit of the try.
         limit: Duration,
     },
-    /// The last try failed: the tag can't be settled again, or all retries are used up.
+    /// The last try failed: the tag can't be settled again, or the
+    /// [`retry_budget`](crate::SettlePolicy::retry_budget) is used up.
     Failed {
         /// The verdict to settle with.
         verdict: Verdict,

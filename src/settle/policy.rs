@@ -38,14 +38,16 @@ use crate::{
 /// - A try that takes longer than [`try_timeout`](Self::try_timeout) is dropped, together with its tag.
 ///   The settlement has failed; it may or may not have reached the broker.
 /// - A try that fails is repeated if it gave its tag back
-///   ([`Unsettled::tag`](crate::settle::Unsettled::tag)): up to [`retries`](Self::retries) times, each time
-///   after a longer pause.
+///   ([`Unsettled::tag`](crate::settle::Unsettled::tag)), each time after a longer pause, while the
+///   [`retry_budget`](Self::retry_budget) lasts. Its 10 s outlast the election of a leader in a cluster.
 /// - Otherwise the tag can't be settled any more. The channel must be given up, so that the broker
 ///   redelivers; [`SettleError::must_give_up_channel`] says so.
 ///
-/// By default all tries and pauses together take less than 21 s ([`longest`](Self::longest)). That fits
-/// into the sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s. If you change one,
-/// check the other: the sentinel drops a settlement at its limit, also between two tries.
+/// By default a settlement takes at most 15 s ([`longest`](Self::longest)): the budget, and the limit of a
+/// try that begins at its end. That fits into the sentinel's
+/// [`settle_timeout`](crate::SentinelLayer::settle_timeout) of 30 s, and with it into the consumer's
+/// [`stop_timeout`](crate::Consumer::stop_timeout) of 40 s. If you change one, check the others: the sentinel
+/// drops a settlement at its limit, also between two tries.
 ///
 /// # Contract
 ///
@@ -66,7 +68,7 @@ use crate::{
 ///   try that failed, with its verdict. None for a success.
 /// - *Runtime*: a settlement may move to another tokio runtime, also when its own runtime ends. Its limits
 ///   and pauses keep their deadlines. Outside of any runtime, or in one without timers, a try has no limit
-///   but the sentinel's, and there is no pause between tries.
+///   but the sentinel's, a pause that has begun ends, and a try that fails is not repeated.
 ///
 /// A settlement that is ready at its first poll makes no timer and no allocation, apart from the message
 /// of a [`Reason`]. A completed job has no message.
@@ -141,7 +143,7 @@ impl<D> SettlePolicy<D> {
             decision,
             attempts: Attempts {
                 limit: Duration::from_secs(5),
-                retries: 3,
+                budget: Duration::from_secs(10),
                 pauses: Delays::new(ms(100)..=ms(1_000)),
             },
             instruments: SettleInstruments::new(Labels::default(), VerdictKind::NAMES),
@@ -157,11 +159,15 @@ impl<D> SettlePolicy<D> {
         self
     }
 
-    /// Sets how often a failed settlement is tried again; 3 times by default.
+    /// Sets the time in which a failed settlement is tried again; 10 s by default.
     ///
-    /// Only a tag that [comes back](crate::settle::Unsettled::tag) from a try can be settled again.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.attempts.retries = retries;
+    /// It counts from the first try. Each further try begins within it, so the last one may end up to
+    /// [`try_timeout`](Self::try_timeout) later. With `Duration::ZERO` there is only one try.
+    ///
+    /// Only a tag that [comes back](crate::settle::Unsettled::tag) from a try can be settled again. A failure
+    /// that is final or [moot](crate::settle::Unsettled::moot) ends the settlement at once.
+    pub fn retry_budget(mut self, budget: Duration) -> Self {
+        self.attempts.budget = budget;
         self
     }
 
@@ -180,7 +186,8 @@ impl<D> SettlePolicy<D> {
         self
     }
 
-    /// Returns the longest time that a settlement can take: all of its tries and pauses.
+    /// Returns the longest time that a settlement can take: its [`retry_budget`](Self::retry_budget) and one
+    /// [`try_timeout`](Self::try_timeout).
     ///
     /// The sentinel's [`settle_timeout`](crate::SentinelLayer::settle_timeout) should not be shorter.
     ///
@@ -189,22 +196,16 @@ impl<D> SettlePolicy<D> {
     /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};
     ///
     /// let policy = SettlePolicy::new(ack_on_success());
-    /// assert_eq!(policy.longest(), Duration::from_millis(4 * 5_000 + 100 + 200 + 400));
+    /// assert_eq!(policy.longest(), Duration::from_secs(10 + 5));
     ///
-    /// let patient = policy.retries(20);
+    /// let patient = policy.retry_budget(Duration::from_secs(60));
     /// let limit = patient.longest() + Duration::from_secs(1);
     /// let layer = SentinelLayer::new(patient).settle_timeout(limit);
     /// # drop(layer);
     /// ```
     pub fn longest(&self) -> Duration {
-        let Attempts {
-            limit,
-            retries,
-            pauses,
-        } = self.attempts;
-        pauses
-            .sum(retries)
-            .saturating_add(limit.saturating_mul(retries.saturating_add(1)))
+        let Attempts { limit, budget, .. } = self.attempts;
+        budget.saturating_add(limit)
     }
 }
 

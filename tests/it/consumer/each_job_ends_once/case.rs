@@ -85,7 +85,7 @@ pub(super) struct Patience {
     pub(super) grace: Duration,
     pub(super) settle_timeout: Duration,
     pub(super) try_timeout: Duration,
-    pub(super) retries: u32,
+    pub(super) retry_budget: Duration,
     pub(super) is_detached_on_drop: bool,
 }
 
@@ -223,17 +223,17 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
         ms(0..20),
         prop_oneof![ms(10..50), ms(400..401)],
         ms(10..60),
-        0..4_u32,
+        ms(0..30),
         any::<bool>(),
     )
         .prop_map(
-            |(timeout, grace, settle_timeout, try_timeout, retries, is_detached_on_drop)| {
+            |(timeout, grace, settle_timeout, try_timeout, retry_budget, is_detached_on_drop)| {
                 Patience {
                     timeout,
                     grace,
                     settle_timeout,
                     try_timeout,
-                    retries,
+                    retry_budget,
                     is_detached_on_drop,
                 }
             },

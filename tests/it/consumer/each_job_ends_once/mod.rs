@@ -179,7 +179,7 @@ impl Scene {
         } = self.case.workers[worker];
         let policy = SettlePolicy::new(rules)
             .try_timeout(patience.try_timeout)
-            .retries(patience.retries)
+            .retry_budget(patience.retry_budget)
             .retry_backoff(MS(2)..=MS(8));
         let scene = self.clone();
         let sentinel = SentinelLayer::new(policy)

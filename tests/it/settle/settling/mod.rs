@@ -6,7 +6,7 @@ mod refusals;
 mod runtimes;
 mod tries;
 
-use std::{fmt, future::pending, time::Duration};
+use std::{fmt, future::pending, iter::repeat, time::Duration};
 
 use tokio::time::sleep;
 use tower::ServiceExt;
@@ -18,6 +18,9 @@ use tower_sentinel::{
 use crate::support::{Refused, raise, tag::Tag};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Time in which an attempt begins, by default.
+const BUDGET: Duration = Duration::from_secs(10);
 
 /// Time that an attempt takes that is not ready at once.
 const TRY: Duration = Duration::from_millis(300);
@@ -136,10 +139,8 @@ fn expected(
     }
     let mut now = Duration::ZERO;
     let mut times = Vec::new();
-    for (index, pause) in [ms(100), ms(200), ms(400), Duration::ZERO]
-        .into_iter()
-        .enumerate()
-    {
+    let pauses = [100, 200, 400, 800].map(ms).into_iter();
+    for (index, pause) in pauses.chain(repeat(SECOND)).enumerate() {
         let step = script[index.min(script.len() - 1)];
         times.push(now);
         now += match step {
@@ -158,7 +159,7 @@ fn expected(
                     _ => false,
                 },
             },
-            Try::Again | Try::AgainAtOnce if tries < 4 => {
+            Try::Again | Try::AgainAtOnce if now + pause <= BUDGET => {
                 now += pause;
                 continue;
             }
@@ -169,5 +170,5 @@ fn expected(
         };
         return (times, now, end);
     }
-    unreachable!("the fourth try is the last");
+    unreachable!("the budget ends");
 }

@@ -78,7 +78,7 @@ async fn an_error_of_the_tag_is_the_source() {
         ),
         (
             &[Try::Again],
-            "the delivery was not settled with \"ack\" in 4 tries: refused",
+            "the delivery was not settled with \"ack\" in 10 tries: refused",
         ),
     ] {
         let tag = scripted(script);

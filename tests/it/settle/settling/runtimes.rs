@@ -52,7 +52,7 @@ fn a_settlement_adds_little_to_the_future_of_its_tag() {
     let added = mem::size_of::<SettleFuture<u8, Boxed, Refused>>() - mem::size_of::<Boxed>();
     // Its own span is 40 of them.
     let measured = if cfg!(feature = "metrics") { 24 } else { 0 };
-    assert!(added <= 200 + measured, "{added} bytes");
+    assert!(added <= 224 + measured, "{added} bytes");
     // And the outcome, which is dropped last.
     type Done = Outcome<(), Refused>;
     type Keeping = SettleFuture<u8, Boxed, Refused, Done>;
@@ -72,11 +72,13 @@ fn timerless(fails: usize) -> Tag {
 }
 
 #[test]
-fn a_settlement_outside_of_a_runtime_has_no_limit_and_no_pause() {
-    for (fails, settles) in [(3, true), (4, false)] {
-        let report = Report::new(timerless(fails), failed(), SECOND);
+fn a_settlement_outside_of_a_runtime_has_no_limit_and_is_not_repeated() {
+    for fails in [0, 1] {
+        let tag = timerless(fails);
+        let report = Report::new(tag.clone(), failed(), SECOND);
         let answer = block_on(SettlePolicy::default().oneshot(report));
-        assert_eq!(answer.is_ok(), settles);
+        assert_eq!(answer.is_ok(), fails == 0);
+        assert_eq!(tag.tries(), 1);
     }
 }
 

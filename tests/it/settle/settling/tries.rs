@@ -7,7 +7,7 @@ use tower::{Layer, service_fn};
 use tower_sentinel::{
     SentinelError, SentinelLayer, SettlePolicy, Verdict,
     outcome::OutcomeKind,
-    settle::{SettleError, Settled},
+    settle::{Capabilities, SettleError, Settled, Unsettled},
 };
 
 use super::{End, SECOND, TRY, Try, always, capabilities, expected, failed, ms, scripted, settle};
@@ -125,49 +125,85 @@ async fn each_capability_verdict_and_result_settles_as_documented() {
 
 // === the knobs ===
 
-#[test]
-fn by_default_all_tries_fit_into_the_settle_timeout_of_a_sentinel() {
+#[tokio::test(start_paused = true)]
+async fn by_default_the_longest_settlement_fits_into_the_sentinel_and_into_a_drain() {
     let longest = SettlePolicy::default().longest();
-    assert_eq!(longest, 20 * SECOND + ms(700));
-    // The sentinel's default, which `policy.rs` tests.
-    assert!(longest < 30 * SECOND);
+    assert_eq!(longest, 15 * SECOND);
+    // Half a minute is the sentinel's limit, which `policy.rs` tests. The last try begins at the very end of
+    // the budget, and hangs.
+    let policy = SettlePolicy::new(always(Verdict::Ack)).retry_backoff(5 * SECOND..=5 * SECOND);
+    let mut sentinel =
+        SentinelLayer::new(policy).layer(service_fn(async |_: Tag| Ok::<_, Refused>(())));
+    let tag = scripted(&[Try::AgainAtOnce, Try::AgainAtOnce, Try::Hang]);
+    let started = Instant::now();
+    let error = call(&mut sentinel, tag.clone()).await.unwrap_err();
+    assert!(matches!(
+        error,
+        SentinelError::Policy(SettleError::TimedOut { .. })
+    ));
+    assert_eq!(started.elapsed(), longest);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_settlement_takes_as_long_as_is_said() {
+async fn each_try_begins_within_the_budget_and_there_is_one_without_a_budget() {
     // Each try takes nearly its limit and fails.
-    for (retries, longest) in [(0, 300), (1, 1_100), (3, 3_700), (5, 6_300)] {
+    for (budget, begins) in [
+        (0, &[0_u64] as &[u64]),
+        (799, &[0]),
+        (800, &[0, 800]),
+        (2_099, &[0, 800]),
+        (2_100, &[0, 800, 2_100]),
+        (3_400, &[0, 800, 2_100, 3_400]),
+    ] {
         let policy = SettlePolicy::new(always(Verdict::Ack))
             .try_timeout(TRY + ms(1))
-            .retries(retries)
+            .retry_budget(ms(budget))
             .retry_backoff(ms(500)..=SECOND);
-        let tries = retries + 1;
-        assert_eq!(policy.longest(), ms(longest) + ms(1) * tries);
+        let longest = policy.longest();
+        assert_eq!(longest, ms(budget) + TRY + ms(1));
         let tag = scripted(&[Try::Again]);
         let started = Instant::now();
         let error = settle(policy, &tag, failed()).await.unwrap_err();
-        assert!(matches!(error, SettleError::Failed { tries: t, .. } if t == tries));
-        assert_eq!(started.elapsed(), ms(longest));
-        assert_eq!(tag.tries(), tries as usize);
+        let count = begins.len() as u32;
+        assert!(matches!(error, SettleError::Failed { tries, .. } if tries == count));
+        let begins: Vec<_> = begins.iter().copied().map(ms).collect();
+        assert_eq!(tag.times(started), begins);
+        assert!(started.elapsed() <= longest);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_outlasts_an_election_of_nine_seconds() {
+    let tag = Tag::new().can(Capabilities::none());
+    let elected = Instant::now() + 9 * SECOND;
+    let tag = tag.delivered(1).settling(move |tag| async move {
+        match Instant::now() < elected {
+            true => Err(Unsettled::again(tag, Refused)),
+            false => Ok(()),
+        }
+    });
+    settle(SettlePolicy::default(), &tag, failed())
+        .await
+        .unwrap();
+    // Not a storm of tries.
+    assert!(tag.tries() < 15, "{}", tag.tries());
 }
 
 #[test]
 fn the_longest_settlement_may_be_longer_than_the_clock_can_tell() {
     let policy = SettlePolicy::default();
-    assert_eq!(
-        policy.clone().try_timeout(Duration::MAX).longest(),
-        Duration::MAX
-    );
-    let retries = policy.try_timeout(Duration::ZERO).retries(u32::MAX);
-    // 100, 200, 400 and 800 ms, and the rest at 1 s.
-    assert_eq!(retries.longest(), SECOND * (u32::MAX - 4) + ms(1_500));
+    for endless in [
+        policy.clone().try_timeout(Duration::MAX),
+        policy.retry_budget(Duration::MAX),
+    ] {
+        assert_eq!(endless.longest(), Duration::MAX);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn pauses_double_up_to_their_upper_bound() {
     let policy = SettlePolicy::new(always(Verdict::Ack))
-        .retries(5)
+        .retry_budget(4 * SECOND)
         .retry_backoff(ms(250)..=SECOND);
     let tag = scripted(&[Try::AgainAtOnce]);
     let started = Instant::now();
