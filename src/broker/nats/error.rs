@@ -1,4 +1,4 @@
-//! Errors of connections and subscriptions.
+//! Errors of subscriptions.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -12,70 +12,6 @@ use async_nats::{
 };
 
 use crate::broker::cause::write_cause;
-
-/// Error of a connection that can't be made.
-///
-/// The message is one line that names the server's address, and never a user or a password. With `{:#}` it
-/// includes the cause.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The address is not valid for NATS.
-    InvalidAddress(Arc<std::io::Error>),
-    /// The address asks for a WebSocket, and this crate is built without them; nothing was sent.
-    NoWebSockets {
-        /// Host and port.
-        address: String,
-    },
-    /// The server can't be reached, or does not respond.
-    Unreachable {
-        /// Host and port.
-        address: String,
-        /// The client's error.
-        error: Arc<async_nats::ConnectError>,
-    },
-    /// The server refuses the credentials.
-    Denied {
-        /// Host and port.
-        address: String,
-        /// The client's error.
-        error: Arc<async_nats::ConnectError>,
-    },
-}
-
-impl fmt::Display for ConnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ConnectError::InvalidAddress(_) => {
-                f.write_str("the address of the nats server is not valid")
-            }
-            ConnectError::NoWebSockets { address } => write!(
-                f,
-                "no websocket to nats at {address}: \
-                 turn on the feature `websockets` of tower-sentinel"
-            ),
-            ConnectError::Unreachable { address, .. } => {
-                write!(f, "nats at {address} can't be reached")
-            }
-            ConnectError::Denied { address, .. } => {
-                write!(f, "nats at {address} refuses the credentials")
-            }
-        }?;
-        write_cause(f, self)
-    }
-}
-
-impl Error for ConnectError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            ConnectError::NoWebSockets { .. } => None,
-            ConnectError::InvalidAddress(error) => Some(error),
-            ConnectError::Unreachable { error, .. } | ConnectError::Denied { error, .. } => {
-                Some(error)
-            }
-        }
-    }
-}
 
 /// Error of a subscription that can't be made, or that ended without being closed from this side.
 #[derive(Clone, Debug)]

@@ -64,6 +64,7 @@
 mod breaks;
 mod channel;
 mod connect;
+mod connect_error;
 mod dead_letter;
 mod delays;
 mod deliveries;
@@ -86,10 +87,11 @@ pub use ::async_nats;
 
 pub use self::{
     connect::{connect, connect_with},
+    connect_error::ConnectError,
     deliveries::Deliveries,
     delivery::Delivery,
     delivery_error::DeliveryError,
-    error::{ConnectError, NoPriority, NoSchedules, SubscriptionError},
+    error::{NoPriority, NoSchedules, SubscriptionError},
     pull::Pull,
     tag::{DeliveryTag, Settlement},
 };

@@ -1,5 +1,6 @@
 //! `broker::nats` against a private `nats-server`.
 
+mod addresses;
 mod breaking;
 mod conformance;
 mod connecting;

@@ -10,6 +10,7 @@ use std::{
     thread,
     time::Duration,
 };
+use tokio::time::sleep;
 
 /// A server with its own port and its own folder.
 pub(crate) struct Server {
@@ -26,11 +27,20 @@ impl Server {
     }
 
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        Self::new(free_port(), arguments)
+    }
+
+    /// Starts a server at a port that is free.
+    pub(crate) fn start_at(port: u16) -> Self {
+        Self::new(port, &[])
+    }
+
+    fn new(port: u16, arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("nats-{}-{nth}", std::process::id());
         let mut server = Self {
-            port: free_port(),
+            port,
             folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             process: None,
@@ -42,6 +52,31 @@ impl Server {
     /// `127.0.0.1:port`.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `nats://127.0.0.1:port`.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", self.address())
+    }
+
+    /// Sends a signal, such as `USR2`, which begins the lame-duck mode.
+    pub(crate) fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("the server runs");
+        let mut kill = Command::new("kill");
+        let status = kill.args(["-s", name, &process.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) async fn join(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        while process.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Kills the process with SIGKILL.
