@@ -8,14 +8,19 @@ use std::{
 
 use async_nats::{
     Client, Request, Subject,
-    client::RequestErrorKind,
     connection::State,
-    jetstream::{AckKind, Context, consumer::Info},
+    jetstream::{AckKind, Context, consumer::Info, context::PublishError, message::PublishMessage},
 };
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, sleep};
 
-use super::{delays::Delays, delivery_error::DeliveryError, fetched::Fetched};
+use super::{
+    delays::Delays,
+    delivery_error::DeliveryError,
+    fetched::Fetched,
+    miss::{Miss, Missed},
+    repeat::repeat,
+};
 use crate::outcome::guard;
 
 /// Pause between two checks for the connection, in a settlement that must not be sent late.
@@ -143,21 +148,55 @@ impl Channel {
     }
 
     /// Sends an ack of any kind and waits until the server confirms it.
+    ///
+    /// A NAK is repeated only if it certainly did not arrive: a second one would take the job from the worker
+    /// that has it next.
     pub(super) async fn confirm(
         &self,
         reply: Subject,
         kind: AckKind,
         limit: Duration,
     ) -> Result<(), DeliveryError> {
-        let request = Request::new().payload(kind.into()).timeout(Some(limit));
-        match self.client.send_request(reply, request).await {
+        let is_idempotent = !matches!(kind, AckKind::Nak(_));
+        let asking = repeat(
+            || self.is_connected(),
+            limit,
+            is_idempotent,
+            || {
+                let request = Request::new().payload(kind.into()).timeout(None);
+                self.client.send_request(reply.clone(), request)
+            },
+        );
+        match asking.await {
             Ok(_) => Ok(()),
-            Err(error) => Err(match error.kind() {
-                RequestErrorKind::TimedOut => DeliveryError::Unconfirmed { limit },
-                RequestErrorKind::NoResponders => DeliveryError::NoConsumer,
-                _ => DeliveryError::Request(error.into()),
-            }),
+            Err(None) => Err(DeliveryError::Unconfirmed { limit }),
+            Err(Some(error)) if error.miss() == Miss::Absent => Err(DeliveryError::NoConsumer),
+            Err(Some(error)) => Err(DeliveryError::Request(error.into())),
         }
+    }
+
+    /// Publishes a message and waits until its stream stores it.
+    ///
+    /// It may be sent more than once, so its headers have a `Nats-Msg-Id`: the stream drops the second.
+    ///
+    /// # Errors
+    ///
+    /// `None` if it is not known whether the stream stores it.
+    pub(super) async fn store(
+        &self,
+        subject: &Subject,
+        message: PublishMessage,
+    ) -> Result<(), Option<PublishError>> {
+        let storing = repeat(
+            || self.is_connected(),
+            self.confirm_timeout,
+            true,
+            || {
+                let sending = self.context.send_publish(subject.clone(), message.clone());
+                async { sending.await?.await }
+            },
+        );
+        storing.await.map(drop)
     }
 
     /// Waits for the connection and returns the rest of the time limit.

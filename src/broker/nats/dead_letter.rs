@@ -1,18 +1,11 @@
 //! Dead letters: copies of rejected messages, with the outcome in their headers.
 
-use std::{
-    future::Future,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_nats::{
     HeaderMap, HeaderValue, Subject, header,
-    jetstream::{
-        context::{PublishAckFuture, PublishError, PublishErrorKind},
-        message::StreamMessage,
-    },
+    jetstream::message::{PublishMessage, StreamMessage},
 };
-use tokio::time::timeout;
 
 use super::{
     channel::Channel,
@@ -35,13 +28,8 @@ pub(super) async fn publish(
     let deliveries = fetched.deliveries();
     describe(&mut headers, &fetched.id, reason);
     headers.insert(DELIVERIES, deliveries.to_string());
-    let payload = fetched.message.payload.clone();
-    let context = &channel.context;
-    keep(
-        channel,
-        context.publish_with_headers(subject.clone(), headers, payload),
-    )
-    .await
+    let message = PublishMessage::build().payload(fetched.message.payload.clone());
+    keep(channel, subject, message.headers(headers)).await
 }
 
 /// Publishes the payload of a message whose headers can't be parsed.
@@ -55,27 +43,22 @@ pub(super) async fn publish_unreadable(
     let time = message.time;
     let id = format!("{}:{}:{time}", channel.stream, message.sequence);
     describe(&mut headers, &id, reason);
-    let context = &channel.context;
-    keep(
-        channel,
-        context.publish_with_headers(subject.clone(), headers, message.payload),
-    )
-    .await
+    let message = PublishMessage::build().payload(message.payload);
+    keep(channel, subject, message.headers(headers)).await
 }
 
 async fn keep(
     channel: &Channel,
-    publishing: impl Future<Output = Result<PublishAckFuture, PublishError>>,
+    subject: &Subject,
+    message: PublishMessage,
 ) -> Result<(), DeliveryError> {
-    let limit = channel.confirm_timeout;
-    match timeout(limit, async { publishing.await?.await }).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if error.kind() == PublishErrorKind::TimedOut => {
-            Err(DeliveryError::Unconfirmed { limit })
-        }
-        Ok(Err(error)) => Err(DeliveryError::DeadLetter(error.into())),
-        Err(_) => Err(DeliveryError::Unconfirmed { limit }),
-    }
+    let kept = channel.store(subject, message).await;
+    kept.map_err(|error| match error {
+        Some(error) => DeliveryError::DeadLetter(error.into()),
+        None => DeliveryError::Unconfirmed {
+            limit: channel.confirm_timeout,
+        },
+    })
 }
 
 /// Returns the headers of a message without those that instruct a server: to roll a stream up, to expect a

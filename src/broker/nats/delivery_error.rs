@@ -26,10 +26,13 @@ pub enum DeliveryError {
         /// The limit.
         limit: Duration,
     },
-    /// Nobody receives the settlement: the consumer is deleted, or JetStream is starting.
+    /// Nobody receives the settlement: the consumer is deleted, or was without a leader for the whole time
+    /// limit.
     NoConsumer,
     /// No stream stores the dead letter; the job was not rejected.
     DeadLetter(Arc<PublishError>),
+    /// No stream stores the schedule of the retry; the job was not given back. The next try does so by a NAK.
+    Schedule(Arc<PublishError>),
     /// The client can't send the settlement.
     Request(Arc<RequestError>),
 }
@@ -48,6 +51,7 @@ impl fmt::Display for DeliveryError {
             }
             DeliveryError::NoConsumer => f.write_str("no consumer takes the settlement"),
             DeliveryError::DeadLetter(_) => f.write_str("the dead letter is not kept"),
+            DeliveryError::Schedule(_) => f.write_str("the schedule of the retry is not kept"),
             DeliveryError::Request(_) => f.write_str("the request to nats failed"),
         }?;
         write_cause(f, self)
@@ -57,7 +61,7 @@ impl fmt::Display for DeliveryError {
 impl Error for DeliveryError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            DeliveryError::DeadLetter(error) => Some(error),
+            DeliveryError::DeadLetter(error) | DeliveryError::Schedule(error) => Some(error),
             DeliveryError::Request(error) => Some(error),
             DeliveryError::AlreadySettled
             | DeliveryError::Stale

@@ -69,7 +69,8 @@ pub enum SubscriptionError {
     ConsumerDeleted,
     /// The stream does not exist.
     StreamDeleted,
-    /// JetStream was silent for longer than [`Pull::reconnect_limit`](super::Pull::reconnect_limit).
+    /// JetStream was silent for longer than [`Pull::reconnect_limit`](super::Pull::reconnect_limit), or for
+    /// 15 s at [`subscribe`](super::Pull::subscribe).
     Unreachable {
         /// The duration of the silence.
         silence: Duration,

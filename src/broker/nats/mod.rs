@@ -33,9 +33,9 @@
 //! | verdict | sent | confirmation lost |
 //! | --- | --- | --- |
 //! | `Ack` | `+ACK` | may be tried again |
-//! | `Retry` | `-NAK`, with the delay if there is one; counts | used up |
+//! | `Retry` | `-NAK`, with the delay if there is one; counts | moot: comes back, at the latest after the ack wait |
 //! | `Retry` with a delay and [schedules](crate::_guide::nats#delayed-retries) | the schedule, and `+ACK` once the stream stores it; counts | may be tried again |
-//! | `Release` | `-NAK`, with the delay if there is one; counts, so it is not free | used up |
+//! | `Release` | `-NAK`, with the delay if there is one; counts, so it is not free | moot, like the `Retry` |
 //! | `Release` with a delay and schedules | like the `Retry`, but does not count | may be tried again |
 //! | `Reject` | the dead letter, and `+TERM` once its stream stores it | may be tried again |
 //! | `Abandon` | nothing: the job comes back after the ack wait | |
@@ -54,9 +54,11 @@
 //! A NAK is not idempotent: one that arrives late takes the job from the worker that has it next, and the
 //! server does not refuse it. So it is not sent after the ack wait has passed by the clock of this process
 //! ([`DeliveryError::LeaseLost`], which is [moot](crate::settle::Unsettled::moot)). It is not queued while
-//! there is no connection, and not sent again if it may have arrived. The sentinel's [default
+//! there is no connection, and not sent again if it may have arrived, which is moot, too. The sentinel's [default
 //! limit](crate::SentinelLayer::timeout) leaves a third of the `ack_wait` for the settlement. With another
 //! limit, let the `ack_wait` be longer than the limit and the settlement together, or keep the job alive.
+//!
+//! While a cluster elects a leader, all of them are sent again; see [clusters](crate::_guide::nats#clusters).
 //!
 //! Rights, limits and the behaviour of servers are in the guide:
 //! [Running on NATS JetStream](crate::_guide::nats).
@@ -73,9 +75,11 @@ mod delivery_error;
 mod error;
 mod fetched;
 mod liveness;
+mod miss;
 mod place;
 mod priority;
 mod pull;
+mod repeat;
 mod requests;
 mod schedule;
 mod settings;

@@ -25,6 +25,8 @@ pub(super) struct Place {
     freed: AtomicBool,
     /// `true` if the stream stores a schedule that brings the job back.
     scheduled: AtomicBool,
+    /// `true` if no stream took the schedule, so that a NAK brings the job back.
+    unschedulable: AtomicBool,
 }
 
 impl Place {
@@ -38,6 +40,7 @@ impl Place {
             answered: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             scheduled: AtomicBool::new(false),
+            unschedulable: AtomicBool::new(false),
             fetched,
         }
     }
@@ -76,6 +79,14 @@ impl Place {
 
     pub(super) fn set_scheduled(&self) {
         self.scheduled.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_unschedulable(&self) -> bool {
+        self.unschedulable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_unschedulable(&self) {
+        self.unschedulable.store(true, Ordering::Release);
     }
 
     pub(super) async fn confirm(

@@ -48,7 +48,7 @@ impl Pull {
             dead_letter: None,
             schedules: None,
             confirm_timeout: Duration::from_secs(4),
-            idle_heartbeat: Duration::from_secs(5),
+            idle_heartbeat: Duration::from_secs(2),
             reconnect_limit: Duration::from_secs(30),
         }
     }
@@ -150,6 +150,9 @@ impl Pull {
 
     /// Sets the time that one settlement attempt waits for the server's confirmation; 4 s by default.
     ///
+    /// A settlement that nobody takes, as while a leader is elected, is sent again within this time. So is one without
+    /// a response, after 1 s and 3 s, unless it is a NAK.
+    ///
     /// It has to be shorter than [`SettlePolicy::try_timeout`](crate::SettlePolicy::try_timeout), after which
     /// the tag is dropped: then a settlement can be tried again.
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
@@ -157,9 +160,10 @@ impl Pull {
         self
     }
 
-    /// Sets the interval at which the server reports that a request still waits; 5 s by default.
+    /// Sets the interval at which the server reports that a request still waits; 2 s by default.
     ///
-    /// After twice this time without such a report, the request is treated as lost and made anew. While
+    /// After twice this time without such a report, the request is treated as lost and made anew: so long may a worker
+    /// wait after the leader of a cluster was killed. While
     /// nothing is requested, a deleted consumer is noticed after this time, too.
     ///
     /// # Panics

@@ -1,13 +1,22 @@
 //! Schedules for delayed retries: messages that the server publishes anew when they are due.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use async_nats::{HeaderMap, Subject, header, jetstream::context::PublishErrorKind};
+use async_nats::{
+    HeaderMap, Subject, header,
+    jetstream::{context::PublishError, message::PublishMessage},
+};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::time::timeout;
 
 use super::{
-    channel::Channel, dead_letter::own_headers, delivery_error::DeliveryError, fetched::Fetched,
+    channel::Channel,
+    dead_letter::own_headers,
+    delivery_error::DeliveryError,
+    fetched::Fetched,
+    miss::{Miss, Missed},
 };
 use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
 
@@ -17,6 +26,8 @@ pub(super) enum Scheduled {
     Kept,
     /// The server refuses it; nothing is stored.
     Refused,
+    /// No stream took it for the whole time limit; nothing is stored.
+    Absent(Arc<PublishError>),
 }
 
 /// Publishes the schedule of a job, with `deliveries` made so far, and waits until the stream stores it.
@@ -34,27 +45,17 @@ pub(super) async fn publish(
     deliveries: u32,
     after: Duration,
 ) -> Result<Scheduled, DeliveryError> {
-    let limit = channel.confirm_timeout;
     let Some(headers) = headers(channel, fetched, deliveries, after) else {
         return Ok(Scheduled::Refused);
     };
-    let subject = format!("{prefix}.{}", fetched.sequence);
-    let payload = fetched.message.payload.clone();
-    let publishing = async {
-        let context = &channel.context;
-        let ack = context.publish_with_headers(subject, headers, payload);
-        ack.await?.await
-    };
-    let error = match timeout(limit, publishing).await {
-        Ok(Ok(_)) => return Ok(Scheduled::Kept),
-        Ok(Err(error)) => error,
-        Err(_) => return Err(DeliveryError::Unconfirmed { limit }),
-    };
-    match error.kind() {
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            Err(DeliveryError::Unconfirmed { limit })
-        }
-        _ => {
+    let subject = Subject::from(format!("{prefix}.{}", fetched.sequence));
+    let message = PublishMessage::build().payload(fetched.message.payload.clone());
+    match channel.store(&subject, message.headers(headers)).await {
+        Ok(()) => Ok(Scheduled::Kept),
+        Err(None) => Err(DeliveryError::Unconfirmed {
+            limit: channel.confirm_timeout,
+        }),
+        Err(Some(error)) => {
             guard(|| {
                 tracing::warn!(
                     stream = channel.stream,
@@ -63,7 +64,10 @@ pub(super) async fn publish(
                     "schedule refused: delayed by a NAK instead, which is a delivery more and counts toward `max_ack_pending`"
                 );
             });
-            Ok(Scheduled::Refused)
+            Ok(match error.miss() {
+                Miss::Absent => Scheduled::Absent(error.into()),
+                _ => Scheduled::Refused,
+            })
         }
     }
 }
@@ -84,6 +88,9 @@ fn headers(
         header::NATS_SCHEDULE_TARGET,
         fetched.message.subject.as_str(),
     );
+    // A schedule that is due before its confirmation gets lost would bring the job back twice.
+    let id = format!("{}:{}", fetched.id, fetched.delivered);
+    headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
     headers.insert(DELIVERIES, deliveries.to_string());
     Some(headers)

@@ -5,7 +5,6 @@ use std::time::Duration;
 use async_nats::{
     Subject,
     jetstream::{
-        Context,
         consumer::{AckPolicy, Config, Info, PriorityPolicy},
         stream::RetentionPolicy,
     },
@@ -15,6 +14,7 @@ use super::{
     SubscriptionError,
     error::{NoPriority, NoSchedules},
     priority::Priority,
+    repeat::{Asking, LIMIT},
 };
 use crate::outcome::guard;
 
@@ -74,14 +74,17 @@ fn check_priority(config: &Config, priority: &Priority) -> Result<(), NoPriority
 
 /// Checks that a stream stores the dead letters, and that it is not the stream of the jobs.
 pub(super) async fn check_dead_letter(
-    context: &Context,
+    asking: &Asking<'_>,
     info: &Info,
     subject: &Subject,
 ) -> Result<(), SubscriptionError> {
-    let stream = context.stream_by_subject(subject.as_str()).await;
-    let stream = stream.map_err(|error| SubscriptionError::NoDeadLetterStream {
-        subject: subject.to_string(),
-        error: error.into(),
+    let stream = asking.ask(|| asking.context.stream_by_subject(subject.as_str()));
+    let stream = stream.await.map_err(|error| match error {
+        Some(error) => SubscriptionError::NoDeadLetterStream {
+            subject: subject.to_string(),
+            error: error.into(),
+        },
+        None => SubscriptionError::Unreachable { silence: LIMIT },
     })?;
     match stream == info.stream_name {
         true => Err(SubscriptionError::DeadLetterAmongJobs {
@@ -94,12 +97,15 @@ pub(super) async fn check_dead_letter(
 
 /// Checks that the stream stores schedules below `prefix`, and that the consumer reads none of them as a job.
 pub(super) async fn check_schedules(
-    context: &Context,
+    asking: &Asking<'_>,
     info: &Info,
     prefix: &Subject,
 ) -> Result<(), SubscriptionError> {
-    let stream = context.get_stream(&info.stream_name).await;
-    let stream = stream.map_err(|error| SubscriptionError::Stream(error.into()))?;
+    let stream = asking.ask(|| asking.context.get_stream(&info.stream_name));
+    let stream = stream.await.map_err(|error| match error {
+        Some(error) => SubscriptionError::Stream(error.into()),
+        None => SubscriptionError::Unreachable { silence: LIMIT },
+    })?;
     let stream = &stream.cached_info().config;
     let subject = format!("{prefix}.1");
     let is_among = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, &subject));

@@ -2,10 +2,18 @@
 
 use std::sync::Arc;
 
-use async_nats::jetstream::{Context, consumer::PullConsumer};
+use async_nats::jetstream::{
+    Context,
+    consumer::{PullConsumer, pull},
+};
 
 use super::{
-    channel::Channel, deliveries::Deliveries, error::SubscriptionError, pull::Pull, settings,
+    channel::Channel,
+    deliveries::Deliveries,
+    error::SubscriptionError,
+    pull::Pull,
+    repeat::{Asking, LIMIT},
+    settings,
 };
 use crate::outcome::guard;
 
@@ -15,21 +23,36 @@ impl Pull {
     /// # Errors
     ///
     /// If there is no such pull consumer, or if its configuration or that of the streams would lose, strand
-    /// or stall jobs: see the variants of [`SubscriptionError`].
+    /// or stall jobs: see the variants of [`SubscriptionError`]. While a cluster elects a leader, it asks again
+    /// for up to 15 s.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: nothing is requested before the stream is polled.
     pub async fn subscribe(self, context: &Context) -> Result<Deliveries, SubscriptionError> {
-        let consumer = context.get_consumer_from_stream(&self.consumer, &self.stream);
-        let consumer: PullConsumer = consumer.await.map_err(SubscriptionError::no_consumer)?;
+        self.subscribe_by(&Asking::new(context)).await
+    }
+
+    /// Subscribes within the time of other requests.
+    pub(super) async fn subscribe_by(
+        self,
+        asking: &Asking<'_>,
+    ) -> Result<Deliveries, SubscriptionError> {
+        let context = asking.context;
+        let consumer = asking.ask(|| {
+            context.get_consumer_from_stream::<pull::Config, _, _>(&self.consumer, &self.stream)
+        });
+        let consumer: PullConsumer = consumer.await.map_err(|error| match error {
+            Some(error) => SubscriptionError::no_consumer(error),
+            None => SubscriptionError::Unreachable { silence: LIMIT },
+        })?;
         let info = consumer.cached_info();
         settings::check_consumer(info, &self.priority)?;
         if let Some(subject) = &self.dead_letter {
-            settings::check_dead_letter(context, info, subject).await?;
+            settings::check_dead_letter(asking, info, subject).await?;
         }
         if let Some(prefix) = &self.schedules {
-            settings::check_schedules(context, info, prefix).await?;
+            settings::check_schedules(asking, info, prefix).await?;
         }
         let channel = Channel::new(
             context.clone(),

@@ -19,7 +19,6 @@ use crate::{
 /// Failed settlement, with the way to go on.
 enum Failure {
     Again(DeliveryError),
-    Last(DeliveryError),
     Moot(DeliveryError),
 }
 
@@ -74,7 +73,6 @@ impl DeliveryTag {
                 };
                 Err(Unsettled::again(again, error))
             }
-            Err(Failure::Last(error)) => Err(Unsettled::last(error)),
             Err(Failure::Moot(error)) => Err(Unsettled::moot(error)),
         }
     }
@@ -102,6 +100,9 @@ impl DeliveryTag {
         let (Some(delay), Some(prefix)) = (after, &channel.schedules) else {
             return self.give_back(after).await;
         };
+        if place.is_unschedulable() {
+            return self.give_back(after).await;
+        }
         if !place.is_scheduled() {
             if place.is_lapsed() {
                 return Err(Failure::Moot(DeliveryError::LeaseLost));
@@ -115,6 +116,11 @@ impl DeliveryTag {
             match scheduling.await.map_err(Failure::Again)? {
                 Scheduled::Kept => place.set_scheduled(),
                 Scheduled::Refused => return self.give_back(after).await,
+                // The time of this try is over.
+                Scheduled::Absent(error) => {
+                    place.set_unschedulable();
+                    return Err(Failure::Again(DeliveryError::Schedule(error)));
+                }
             }
         }
         self.finish(AckKind::Ack).await.map_err(Failure::Again)
@@ -132,8 +138,9 @@ impl DeliveryTag {
         let confirming = place.confirm(AckKind::Nak(after), left);
         confirming.await.map_err(|error| match error {
             // A NAK concerns the delivery: one that has arrived must not be followed by another, which would
-            // take the job from the worker that has it next.
-            DeliveryError::Unconfirmed { .. } | DeliveryError::Request(_) => Failure::Last(error),
+            // take the job from the worker that has it next. Either way the job comes back, at the latest after
+            // the ack wait.
+            DeliveryError::Unconfirmed { .. } | DeliveryError::Request(_) => Failure::Moot(error),
             error => Failure::Again(error),
         })?;
         if let Some(after) = after {

@@ -21,7 +21,7 @@ use async_nats::jetstream::{
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{channel::Channel, dead_letter};
+use super::{channel::Channel, dead_letter, repeat::repeat};
 use crate::{
     outcome::{Outcome, guard},
     settle::Reason,
@@ -75,10 +75,13 @@ impl Search {
 
 async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
     let searching = async {
-        let info = consumer
-            .get_info()
-            .await
-            .map_err(|error| error.to_string())?;
+        let info = repeat(
+            || channel.is_connected(),
+            SEARCH_LIMIT,
+            true,
+            || consumer.get_info(),
+        );
+        let info = info.await.map_err(explain)?;
         let found = find(&channel, &info).await?;
         for message in &found {
             set_aside(&channel, &info, message).await;
@@ -109,6 +112,11 @@ async fn search(channel: Arc<Channel>, consumer: Arc<PullConsumer>) {
             );
         }),
     }
+}
+
+fn explain(error: Option<impl ToString>) -> String {
+    let error = error.map(|error| error.to_string());
+    error.unwrap_or_else(|| "jetstream does not respond".to_owned())
 }
 
 #[derive(Serialize)]
@@ -145,11 +153,13 @@ async fn find(channel: &Channel, info: &Info) -> Result<Vec<RawMessage>, String>
             seq,
             next_by_subj: filter,
         };
-        let response: Response<Got> = channel
-            .context
-            .request(subject.clone(), &next)
-            .await
-            .map_err(|error| error.to_string())?;
+        let asking = repeat(
+            || channel.is_connected(),
+            SEARCH_LIMIT,
+            true,
+            || channel.context.request(subject.clone(), &next),
+        );
+        let response: Response<Got> = asking.await.map_err(explain)?;
         let message = match response {
             Response::Ok(got) => got.message,
             Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => break,

@@ -9,7 +9,7 @@ use tower_sentinel::{
     broker::{
         Envelope,
         nats::{
-            NoSchedules, Pull, SubscriptionError,
+            DeliveryError, NoSchedules, Pull, SubscriptionError,
             async_nats::{
                 HeaderMap,
                 jetstream::{
@@ -22,7 +22,7 @@ use tower_sentinel::{
     settle::{Messaging, Settle},
 };
 
-use super::{Jobs, SOON, jobs, next, settings::consumer, settle};
+use super::{Jobs, SOON, jobs, next, reason, settings::consumer, settle};
 use crate::log::Log;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -251,6 +251,27 @@ async fn a_schedule_outlives_a_killed_server() {
     settle(&job, Verdict::Ack).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_schedule_that_is_published_twice_is_stored_once() {
+    let mut jobs = jobs(SOON).await;
+    if !with_schedules(&mut jobs, 4).await {
+        return;
+    }
+    jobs.publish("a").await;
+    let mut deliveries = scheduled(&jobs).subscribe(&jobs.context).await.unwrap();
+    let job = next(&mut deliveries).await;
+    settle(&job, Verdict::retry_after(HOUR)).await.unwrap();
+    let stream = jobs.context.get_stream("jobs").await.unwrap();
+    let stored = stream.get_last_raw_message_by_subject("delayed.1").await;
+    let stored = stored.unwrap();
+    let publishing = jobs.context.publish_with_headers(
+        "delayed.1",
+        stored.headers.clone(),
+        stored.payload.clone(),
+    );
+    assert!(publishing.await.unwrap().await.unwrap().duplicate);
+}
+
 /// The server refuses it if the stream has given up its subject.
 #[tokio::test]
 async fn a_schedule_that_is_refused_is_a_nak() {
@@ -260,15 +281,23 @@ async fn a_schedule_that_is_refused_is_a_nak() {
         return;
     }
     jobs.publish("a").await;
-    let mut deliveries = scheduled(&jobs).subscribe(&jobs.context).await.unwrap();
+    let pull = scheduled(&jobs).confirm_timeout(Duration::from_secs(1));
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     let stream = jobs.context.get_stream("jobs").await.unwrap();
     let mut config = stream.cached_info().config.clone();
     config.subjects = vec!["jobs".into()];
     jobs.context.update_stream(config).await.unwrap();
-    settle(&job, Verdict::retry_after(Duration::from_millis(300)))
-        .await
-        .unwrap();
+    // As nobody takes it, the stream might be without a leader. The next try doesn't wait for that.
+    let verdict = Verdict::retry_after(Duration::from_millis(300));
+    let settled = job.tag().settle(verdict, reason("it failed")).await;
+    let unsettled = settled.unwrap_err();
+    assert!(
+        matches!(unsettled.error, DeliveryError::Schedule(_)),
+        "{unsettled}"
+    );
+    let tag = unsettled.tag.expect("nothing was sent");
+    tag.settle(verdict, reason("it failed")).await.unwrap();
     assert_eq!(jobs.info().await.num_ack_pending, 1);
     let job = next(&mut deliveries).await;
     assert_eq!(job.tag().deliveries(), Some(2));

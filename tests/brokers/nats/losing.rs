@@ -6,11 +6,12 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{sleep, timeout};
 use tower_sentinel::{
     Job, Verdict,
-    broker::nats::{DeliveryError, SubscriptionError},
+    broker::nats::{DeliveryError, SubscriptionError, async_nats::jetstream, connect},
     settle::Settle,
 };
 
 use super::{SOON, closed, jobs, next, nothing_within, reason, settle};
+use crate::proxy::Proxy;
 
 #[tokio::test]
 async fn a_deleted_consumer_ends_the_stream_while_it_waits() {
@@ -74,7 +75,8 @@ async fn a_deleted_consumer_or_stream_is_noticed_while_nobody_pulls() {
 async fn an_answer_to_a_deleted_consumer_is_an_error() {
     let jobs = jobs(SOON).await;
     jobs.publish("a").await;
-    let mut deliveries = jobs.subscribe(1).await;
+    let pull = jobs.pull().confirm_timeout(Duration::from_secs(1));
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     jobs.context
         .delete_consumer_from_stream("workers", "jobs")
@@ -82,6 +84,81 @@ async fn an_answer_to_a_deleted_consumer_is_an_error() {
         .unwrap();
     let error = settle(&job, Verdict::Ack).await.unwrap_err();
     assert!(matches!(error, DeliveryError::NoConsumer), "{error}");
+}
+
+#[tokio::test]
+async fn a_settlement_waits_until_somebody_takes_it() {
+    // As while a leader is elected.
+    for verdict in [Verdict::Ack, Verdict::Reject, Verdict::retry()] {
+        let jobs = jobs(SOON * 6).await;
+        jobs.publish("a").await;
+        let mut deliveries = jobs.subscribe(1).await;
+        let job = next(&mut deliveries).await;
+        jobs.context
+            .delete_consumer_from_stream("workers", "jobs")
+            .await
+            .unwrap();
+        let settling = tokio::spawn(async move { settle(&job, verdict).await });
+        sleep(Duration::from_millis(500)).await;
+        assert!(!settling.is_finished());
+        // A newer server's consumer would not confirm what another one of its name has delivered.
+        let mut taken = jobs.client.subscribe("$JS.ACK.jobs.>").await.unwrap();
+        let taken = timeout(SOON, taken.next()).await.unwrap().unwrap();
+        jobs.client
+            .publish(taken.reply.unwrap(), "".into())
+            .await
+            .unwrap();
+        settling.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_waits_until_a_stream_takes_it_and_is_kept_once() {
+    let jobs = jobs(SOON * 6).await;
+    jobs.publish("a").await;
+    let pull = jobs.pull().dead_letter("dead");
+    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
+    let job = next(&mut deliveries).await;
+    let dead = jobs.context.get_stream("dead").await.unwrap();
+    let config = dead.cached_info().config.clone();
+    jobs.context.delete_stream("dead").await.unwrap();
+    let settling = tokio::spawn(async move { settle(&job, Verdict::Reject).await });
+    sleep(Duration::from_millis(500)).await;
+    assert!(!settling.is_finished());
+    jobs.context.create_stream(config).await.unwrap();
+    settling.await.unwrap().unwrap();
+    assert_eq!(jobs.messages("dead").await, 1);
+    assert_eq!(jobs.messages("jobs").await, 0);
+}
+
+#[tokio::test]
+async fn without_a_response_an_ack_comes_back_and_a_nak_is_moot() {
+    for (verdict, comes_back) in [
+        (Verdict::Ack, true),
+        (Verdict::Reject, true),
+        (Verdict::retry(), false),
+        (Verdict::release_after(Duration::from_secs(1)), false),
+    ] {
+        let jobs = jobs(SOON * 6).await;
+        jobs.publish("a").await;
+        let proxy = Proxy::start(jobs.server.address()).await;
+        let client = connect(format!("nats://{}", proxy.address()))
+            .await
+            .unwrap();
+        let pull = jobs.pull().confirm_timeout(Duration::from_secs(1));
+        let context = jetstream::new(client);
+        let mut deliveries = pull.subscribe(&context).await.unwrap();
+        let job = next(&mut deliveries).await;
+        proxy.stall();
+        let settled = job.tag().settle(verdict, reason("it failed")).await;
+        let unsettled = settled.unwrap_err();
+        assert!(
+            matches!(unsettled.error, DeliveryError::Unconfirmed { .. }),
+            "{verdict}: {unsettled}"
+        );
+        assert_eq!(unsettled.tag.is_some(), comes_back, "{verdict}");
+        assert_eq!(unsettled.is_moot(), !comes_back, "{verdict}");
+    }
 }
 
 #[tokio::test]
