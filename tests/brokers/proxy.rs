@@ -44,6 +44,11 @@ impl Proxy {
         Self::at(listener, server)
     }
 
+    /// Returns the number of connections since the last cut.
+    pub(crate) fn taken(&self) -> usize {
+        self.lock().running.len()
+    }
+
     /// Takes the connections that come in at `listener`.
     pub(crate) fn at(listener: TcpListener, server: String) -> Self {
         Self::forwarding(listener, server, b"")

@@ -1,7 +1,10 @@
-//! [`ConnectError`], the error of a connection.
+//! Errors of connections, and of a connector.
 
 use std::{error::Error, fmt, sync::Arc};
 
+use async_nats::jetstream::{context::CreateStreamError, stream::ConsumerError};
+
+use super::error::SubscriptionError;
 use crate::broker::{addresses::write_errors, cause::write_cause};
 
 /// Error of a connection that can't be made.
@@ -89,6 +92,63 @@ impl Error for ConnectError {
             ConnectError::Unreachable { error, .. } | ConnectError::Denied { error, .. } => {
                 Some(error)
             }
+        }
+    }
+}
+
+/// Error of a [`Connector`](super::Connector): an attempt of a reconnecting consumer that failed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ConnectorError {
+    /// No server can be connected to.
+    Connect(ConnectError),
+    /// A stream can't be created.
+    Stream {
+        /// Its name.
+        name: String,
+        /// The client's error; `None` if JetStream did not respond.
+        error: Option<Arc<CreateStreamError>>,
+    },
+    /// The consumer can't be created.
+    Consumer {
+        /// Its name.
+        name: String,
+        /// The client's error; `None` if JetStream did not respond.
+        error: Option<Arc<ConsumerError>>,
+    },
+    /// The consumer can't be subscribed to.
+    Subscribe(SubscriptionError),
+}
+
+/// The message of a connection or a subscription is that of its own error.
+impl fmt::Display for ConnectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_silent = match self {
+            ConnectorError::Connect(error) => return error.fmt(f),
+            ConnectorError::Subscribe(error) => return error.fmt(f),
+            ConnectorError::Stream { name, error } => {
+                write!(f, "stream \"{name}\" can't be created")?;
+                error.is_none()
+            }
+            ConnectorError::Consumer { name, error } => {
+                write!(f, "consumer \"{name}\" can't be created")?;
+                error.is_none()
+            }
+        };
+        if is_silent {
+            f.write_str(", as jetstream does not respond")?;
+        }
+        write_cause(f, self)
+    }
+}
+
+impl Error for ConnectorError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ConnectorError::Connect(error) => error.source(),
+            ConnectorError::Subscribe(error) => error.source(),
+            ConnectorError::Stream { error, .. } => error.as_ref().map(|error| error as _),
+            ConnectorError::Consumer { error, .. } => error.as_ref().map(|error| error as _),
         }
     }
 }

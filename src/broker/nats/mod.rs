@@ -67,6 +67,7 @@ mod breaks;
 mod channel;
 mod connect;
 mod connect_error;
+mod connector;
 mod dead_letter;
 mod delays;
 mod deliveries;
@@ -91,7 +92,8 @@ pub use ::async_nats;
 
 pub use self::{
     connect::{connect, connect_with},
-    connect_error::ConnectError,
+    connect_error::{ConnectError, ConnectorError},
+    connector::Connector,
     deliveries::Deliveries,
     delivery::Delivery,
     delivery_error::DeliveryError,

@@ -2,10 +2,13 @@
 
 mod addresses;
 mod breaking;
+mod cluster;
 mod conformance;
 mod connecting;
+mod connector;
 mod dead_letters;
 mod delays;
+mod elections;
 mod kills;
 mod leases;
 mod losing;
