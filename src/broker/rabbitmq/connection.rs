@@ -131,6 +131,11 @@ impl Connection {
         self.consuming.update_secret(secret, reason).await
     }
 
+    /// Returns the connection that consumes.
+    pub(super) fn consuming(&self) -> Arc<lapin::Connection> {
+        Arc::clone(&self.consuming)
+    }
+
     /// Returns the connection for publishing, and opens it if there is none that lives.
     pub(super) async fn publisher(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
         match &self.publishing {

@@ -84,6 +84,7 @@ mod headers;
 mod kind;
 mod leaving;
 mod message;
+mod opening;
 mod publisher;
 mod queue;
 mod republished;

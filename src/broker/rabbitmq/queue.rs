@@ -17,6 +17,7 @@ use super::{
     error::SubscriptionError,
     kind::QueueKind,
     message::Reading,
+    opening::Opening,
     publisher::{Publisher, Target},
     retry_queues::RetryQueues,
     server,
@@ -325,7 +326,10 @@ impl Queue {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: open channels are closed, and delivered jobs go back.
+    /// Cancel safe: channels that were opened are closed, and delivered jobs go back. This also holds at the
+    /// end of the [time](Self::subscribe_timeout). If the server does not close the channel, for example since
+    /// the queue has no leader, the connection that consumes is closed: 5 s and two heartbeats later, 25 s by
+    /// default.
     pub async fn subscribe(self, connection: &Connection) -> Result<Deliveries, SubscriptionError> {
         let name = short(self.name.clone())?;
         let retry_queues = RetryQueues::new(&name, &self.retry_queues)?;
@@ -410,7 +414,8 @@ impl Queue {
         name: ShortString,
         tag: ShortString,
     ) -> lapin::Result<(Channel, lapin::Consumer, Reading)> {
-        let channel = connection.create_channel().await?;
+        let opening = Opening::open(connection.consuming()).await?;
+        let channel = opening.channel();
         channel
             .basic_qos(self.prefetch, BasicQosOptions::default())
             .await?;
@@ -425,7 +430,7 @@ impl Queue {
         };
         let arguments = self.consumer.arguments.clone();
         let consumer = channel.basic_consume(name, tag, options, arguments).await?;
-        Ok((channel, consumer, reading))
+        Ok((opening.made(), consumer, reading))
     }
 
     /// Logs a warning for settings that no adapter can mend.

@@ -18,6 +18,7 @@ mod republishing;
 mod retry_queues;
 pub(crate) mod server;
 mod stopping;
+mod subscribing;
 mod tracing;
 mod verdicts;
 
