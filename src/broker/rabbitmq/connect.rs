@@ -9,6 +9,9 @@ use crate::broker::{
     addresses::{Rotation, ToAddresses},
 };
 
+/// Time between two heartbeats in seconds, if the address has none.
+const HEARTBEAT: u16 = 10;
+
 /// Connects to an address, as in `amqp://user:password@host:5672/%2f`, or with `amqps` by TLS.
 ///
 /// Of [several](ToAddresses), as those of a cluster, it tries one after the other without a pause, and uses the first that
@@ -27,6 +30,10 @@ use crate::broker::{
 /// It takes at most 10 s, or 3 s for each one if there are several addresses, or several records of a name in DNS.
 /// `?connection_timeout=<milliseconds>` of an address sets another limit. It covers TCP and the handshake of AMQP
 /// together, and so much is the look-up of the name allowed to take.
+///
+/// A server that is silent for 20 s is given up, as each side sends a heartbeat every 10 s at least.
+/// `?heartbeat=<seconds>` sets another time, of which the server may choose a shorter one; zero leaves it to the
+/// server, which has 60 s by default. See [heartbeats](crate::_guide::rabbitmq#heartbeats).
 ///
 /// ```
 /// use tower_sentinel::broker::rabbitmq;
@@ -137,5 +144,6 @@ pub(super) fn parse(address: &str) -> Result<AMQPUri, String> {
     if let Some(Host::Ipv6(host)) = url.host() {
         uri.authority.host = host.to_string();
     }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT);
     Ok(uri)
 }

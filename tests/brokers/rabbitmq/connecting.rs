@@ -9,12 +9,18 @@ use tokio::{
 };
 use tower_sentinel::{
     Job, Verdict,
-    broker::rabbitmq::{self, ConnectError, Queue, QueueKind, SubscriptionError},
+    broker::rabbitmq::{
+        self, ConnectError, Queue, QueueKind, SubscriptionError, lapin::ConnectionProperties,
+    },
     settle::Settle,
 };
 
-use super::{KINDS, Scene, next, server::shared, settle};
-use crate::proxy::Proxy;
+use super::{
+    KINDS, Scene, next,
+    server::{Server, shared},
+    settle,
+};
+use crate::{conformance::eventually, proxy::Proxy};
 
 #[tokio::test]
 async fn a_server_that_is_silent_is_given_up_on() {
@@ -122,4 +128,41 @@ async fn a_classic_queue_taken_for_a_quorum_queue_tells_no_count() {
     assert_eq!(job.tag().redelivered(), Some(true));
     settle(job.tag(), Verdict::Ack).await.unwrap();
     scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn a_silent_server_is_noticed_by_its_missing_heartbeats() {
+    let server = shared();
+    for (parameter, seconds) in [("", 10), ("?heartbeat=7", 7), ("?heartbeat=0", 60)] {
+        let name = format!("heartbeats.{seconds}");
+        let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
+        let address = format!("{}{parameter}", server.address());
+        let connected = rabbitmq::connect_with(properties, Default::default(), &address).await;
+        let connection = connected.unwrap();
+        assert_eq!(connection.configuration().heartbeat(), seconds);
+        // The server's own view; it lists a connection a moment after it was opened.
+        let is_listed = async || {
+            let list = ["list_connections", "timeout", "client_properties"];
+            let connections = server.ctl(&list);
+            let mut rows = connections.lines().filter(|row| row.contains(&name));
+            rows.any(|row| row.starts_with(&format!("{seconds}\t")))
+        };
+        eventually(true, is_listed).await;
+    }
+}
+
+#[tokio::test]
+async fn the_connection_that_publishes_has_the_same_heartbeat() {
+    let test = "the_connection_that_publishes_has_the_same_heartbeat";
+    let server = Server::start("");
+    let scene = Scene::on(&server, test, QueueKind::Classic).await;
+    let _jobs = scene.subscribe().await;
+    let is_listed = async || {
+        let connections = server.ctl(&["list_connections", "timeout", "client_properties"]);
+        let mut rows = connections
+            .lines()
+            .filter(|row| row.contains("dead letters"));
+        rows.any(|row| row.starts_with("10\t"))
+    };
+    eventually(true, is_listed).await;
 }
