@@ -24,6 +24,9 @@ const MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// 2 s, see [Queues that are new](crate::_guide::rabbitmq#queues-that-are-new).
 const UNWRITTEN: Duration = Duration::from_millis(2_500);
 
+/// The least difference between two delays in milliseconds: each retry queue is a Raft group of its own.
+const STEP: u64 = 128;
+
 /// The longest delay in milliseconds: with the margin it fits into the 32 bits of `x-expires`.
 const LONGEST_DELAY: u64 = 1 << 31;
 
@@ -188,12 +191,13 @@ pub(super) fn arguments(queue: &str, millis: u64) -> FieldTable {
     arguments
 }
 
-/// Rounds up to milliseconds with three leading bits, so that jitter does not make a queue for each job;
-/// `None` if that is too long.
+/// Rounds up to milliseconds with three leading bits, and in steps of at least [`STEP`], so that jitter does
+/// not make a queue for each job; `None` if that is too long.
 fn rounded_up(delay: Duration) -> Option<u64> {
     let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).ok()?;
-    let step = 1 << millis.max(1).ilog2().saturating_sub(2);
-    let rounded = millis.max(1).checked_next_multiple_of(step)?;
+    let millis = millis.max(1);
+    let step = STEP.max(1 << millis.ilog2().saturating_sub(2));
+    let rounded = millis.checked_next_multiple_of(step)?;
     (rounded <= LONGEST_DELAY).then_some(rounded)
 }
 
@@ -202,17 +206,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delay_is_rounded_up_by_at_most_a_quarter() {
+    fn a_delay_is_rounded_up_by_at_most_a_quarter_or_a_step() {
         for millis in (0..100_000).chain([LONGEST_DELAY - 1, LONGEST_DELAY]) {
             let rounded = rounded_up(Duration::from_millis(millis)).unwrap();
             assert!(rounded >= millis.max(1), "{millis} became {rounded}");
-            assert!(
-                4 * rounded <= 5 * millis.max(1),
-                "{millis} became {rounded}"
-            );
+            let most = (millis + STEP).max(5 * millis / 4);
+            assert!(rounded <= most, "{millis} became {rounded}");
         }
-        let micros = Duration::from_micros(1_001);
-        assert_eq!(rounded_up(micros), Some(2));
+        let micros = Duration::from_micros(256_001);
+        assert_eq!(rounded_up(micros), Some(384));
         let too_long = Duration::from_millis(LONGEST_DELAY + 1);
         assert_eq!(rounded_up(too_long), None);
         assert_eq!(rounded_up(Duration::MAX), None);
@@ -220,9 +222,11 @@ mod tests {
 
     #[test]
     fn a_minute_of_delays_needs_few_queues() {
-        let delays = (1..=60_000).map(|millis| rounded_up(Duration::from_millis(millis)));
-        let queues: std::collections::BTreeSet<_> = delays.collect();
-        assert_eq!(queues.len(), 60);
+        for (longest, number) in [(4_000, 16), (60_000, 32)] {
+            let delays = (1..=longest).map(|millis| rounded_up(Duration::from_millis(millis)));
+            let queues: std::collections::BTreeSet<_> = delays.collect();
+            assert_eq!(queues.len(), number, "up to {longest} ms");
+        }
     }
 
     #[test]

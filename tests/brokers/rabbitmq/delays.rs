@@ -108,7 +108,7 @@ async fn a_retry_queue_that_may_be_new_is_not_used_yet() {
     for kind in KINDS {
         let scene = Scene::new("a_retry_queue_that_may_be_new_is_not_used_yet", kind).await;
         let mut jobs = scene.subscribe().await;
-        for (delay, is_new) in [(1, true), (1, false), (2, true), (1, false)] {
+        for (delay, is_new) in [(1, true), (128, false), (129, true), (1, false)] {
             scene.publish("one").await;
             let started = Instant::now();
             let verdict = Verdict::retry_after(Duration::from_millis(delay));

@@ -131,7 +131,7 @@ async fn a_queue_that_changes_its_type_keeps_its_retry_queues() {
 async fn a_retry_queue_with_other_arguments_is_named() {
     let test = "a_retry_queue_with_other_arguments_is_named";
     let scene = Scene::new(test, QueueKind::Classic).await;
-    let other = format!("{}.retry.quorum.64", scene.name);
+    let other = format!("{}.retry.quorum.128", scene.name);
     declare(
         &scene.admin,
         &other,
