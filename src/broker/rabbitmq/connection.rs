@@ -16,7 +16,7 @@ const NAME: &str = "tower-sentinel: retries and dead letters";
 /// publishes. On the connection that consumes, one retry would hold up the acks of all jobs. So retries and
 /// dead letters have their own connection, as RabbitMQ's documentation advises. The first
 /// [`subscribe`](super::Queue::subscribe) opens it, and all subscriptions of this connection share it. If it
-/// is lost, a later `subscribe` opens it anew. The server lists it as `tower-sentinel: retries and dead
+/// is lost, the next retry, dead letter or `subscribe` opens it anew. The server lists it as `tower-sentinel: retries and dead
 /// letters`.
 ///
 /// It dereferences to lapin's connection that consumes: use it to declare queues.
@@ -56,13 +56,32 @@ pub struct Connection {
     publishing: Publishing,
 }
 
-enum Publishing {
+/// The connection that publishes.
+#[derive(Clone)]
+pub(super) enum Publishing {
     /// Opened when it is needed.
-    Own(Box<Mutex<Own>>),
+    Own(Arc<Mutex<Own>>),
     Given(Arc<lapin::Connection>),
 }
 
-struct Own {
+impl Publishing {
+    /// Returns the connection, and opens it if there is none that lives.
+    pub(super) async fn open(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
+        match self {
+            Self::Given(given) => Ok(Arc::clone(given)),
+            Self::Own(own) => {
+                let mut own = own.lock().await;
+                let living = match own.take_living() {
+                    Some(living) => living,
+                    None => Arc::new(own.endpoint.named(NAME).open().await?),
+                };
+                Ok(Arc::clone(own.opened.insert(living)))
+            }
+        }
+    }
+}
+
+pub(super) struct Own {
     endpoint: Endpoint,
     opened: Option<Arc<lapin::Connection>>,
 }
@@ -80,7 +99,7 @@ impl Connection {
     pub(super) fn new(consuming: lapin::Connection, endpoint: Endpoint) -> Self {
         Self {
             consuming: Arc::new(consuming),
-            publishing: Publishing::Own(Box::new(Mutex::new(Own {
+            publishing: Publishing::Own(Arc::new(Mutex::new(Own {
                 endpoint,
                 opened: None,
             }))),
@@ -136,19 +155,9 @@ impl Connection {
         Arc::clone(&self.consuming)
     }
 
-    /// Returns the connection for publishing, and opens it if there is none that lives.
-    pub(super) async fn publisher(&self) -> Result<Arc<lapin::Connection>, ConnectError> {
-        match &self.publishing {
-            Publishing::Given(given) => Ok(Arc::clone(given)),
-            Publishing::Own(own) => {
-                let mut own = own.lock().await;
-                let living = match own.take_living() {
-                    Some(living) => living,
-                    None => Arc::new(own.endpoint.named(NAME).open().await?),
-                };
-                Ok(Arc::clone(own.opened.insert(living)))
-            }
-        }
+    /// Returns the connection that publishes.
+    pub(super) fn publisher(&self) -> Publishing {
+        self.publishing.clone()
     }
 }
 

@@ -18,6 +18,7 @@ use lapin::{
     Channel, ConnectionStatus, Consumer, message::Delivery as Received, options::BasicCancelOptions,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
@@ -87,9 +88,9 @@ impl Deliveries {
         reading: Reading,
     ) -> Self {
         let link = Arc::new(Link {
-            publisher,
+            publisher: Arc::new(publisher),
             reading,
-            is_over: AtomicBool::new(false),
+            is_over: CancellationToken::new(),
             is_cancelled: AtomicBool::new(false),
             acks: Arc::new(Acks::new(channel.clone())),
         });
@@ -172,7 +173,7 @@ impl Deliveries {
 
     /// Makes the tags stale, and drops the jobs that were not taken.
     fn give_up(&mut self) {
-        self.link.is_over.store(true, Ordering::Release);
+        self.link.is_over.cancel();
         self.link.acks.give_up();
         self.received.clear();
     }
@@ -244,7 +245,7 @@ impl Subscription for Deliveries {
     }
 
     fn is_gone(&self) -> bool {
-        self.link.is_over.load(Ordering::Acquire)
+        self.link.is_over.is_cancelled()
             || !self.channel.status().connected()
             || !self.connection.connected()
     }

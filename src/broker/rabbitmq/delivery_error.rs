@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::error::{amqp_code, exchange_named, queue_named, server_text};
+use super::error::{ConnectError, amqp_code, exchange_named, queue_named, server_text};
 use crate::{broker::cause::write_cause, settle::Unsettled};
 
 /// A user's right to a resource of the server: one of RabbitMQ's
@@ -47,6 +47,12 @@ pub enum DeliveryError {
     /// has `x-overflow` set to `reject-publish`. The job is given back after a second. If the queue would
     /// count this and the job is near the delivery limit, it is kept instead, and settled when there is room.
     NotConfirmed,
+    /// The server has not yet confirmed the republished job, for example since a quorum queue has no leader,
+    /// or has not yet declared its retry queue. The job keeps its place, and is settled with the confirmation;
+    /// if that can't come any more, it is given back.
+    NotYetConfirmed,
+    /// The connection that publishes was lost, and can't be opened anew.
+    NoPublisher(Box<ConnectError>),
     /// No queue takes the dead letter; the original is not acked.
     Unroutable {
         /// The exchange of the dead letter.
@@ -140,6 +146,13 @@ impl DeliveryError {
         matches!(self, DeliveryError::Blocked | DeliveryError::NotConfirmed)
     }
 
+    /// Returns whether a request failed since its channel or connection was lost, and not since the server
+    /// refuses it.
+    pub(super) fn is_lost(&self) -> bool {
+        // CONNECTION_FORCED: the server ends, or an operator has closed the connection.
+        matches!(self, DeliveryError::Client(error) if matches!(amqp_code(error), None | Some(320)))
+    }
+
     /// Returns whether the job is given back after this error, since it concerns no other job.
     pub(super) fn gives_back(&self) -> bool {
         self.passes() || matches!(self, DeliveryError::NoRoom { .. })
@@ -153,14 +166,16 @@ impl DeliveryError {
             | DeliveryError::NoExchange { .. }
             | DeliveryError::Unroutable { .. }
             | DeliveryError::DelayTooLong(_) => Unsettled::misconfigured(self),
-            DeliveryError::Blocked | DeliveryError::NotConfirmed | DeliveryError::NoRoom { .. } => {
-                Unsettled::moot(self)
-            }
+            DeliveryError::Blocked
+            | DeliveryError::NotConfirmed
+            | DeliveryError::NotYetConfirmed
+            | DeliveryError::NoRoom { .. } => Unsettled::moot(self),
             DeliveryError::AlreadySettled
             | DeliveryError::Stale
             | DeliveryError::Lost
             | DeliveryError::NotSent
             | DeliveryError::Client(_)
+            | DeliveryError::NoPublisher(_)
             | DeliveryError::NoKeepAlive => Unsettled::last(self),
         }
     }
@@ -179,6 +194,10 @@ impl fmt::Display for DeliveryError {
             DeliveryError::NotConfirmed => {
                 f.write_str("the server does not take the republished job: is its queue full?")
             }
+            DeliveryError::NotYetConfirmed => f.write_str(
+                "the server has not confirmed the republished job yet: has its queue a leader?",
+            ),
+            DeliveryError::NoPublisher(_) => f.write_str("no connection to republish jobs"),
             DeliveryError::Unroutable {
                 exchange,
                 routing_key,
@@ -224,6 +243,7 @@ impl Error for DeliveryError {
             | DeliveryError::Denied { error, .. }
             | DeliveryError::Conflict { error, .. }
             | DeliveryError::NoExchange { error, .. } => Some(error),
+            DeliveryError::NoPublisher(error) => Some(&**error),
             _ => None,
         }
     }

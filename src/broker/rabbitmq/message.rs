@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     acks::{Acks, Place},
@@ -22,10 +23,10 @@ use super::{
 /// State that the deliveries of one channel share.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     pub(super) reading: Reading,
-    /// Set when the channel is closed or given up.
-    pub(super) is_over: AtomicBool,
+    /// Cancelled when the channel is closed or given up.
+    pub(super) is_over: CancellationToken,
     /// Set when the server has cancelled the consumer.
     pub(super) is_cancelled: AtomicBool,
     pub(super) acks: Arc<Acks>,
@@ -83,7 +84,7 @@ impl Message {
 
     /// Checks that the channel on which it can be settled still lives.
     pub(super) fn check(&self) -> Result<(), DeliveryError> {
-        if self.link.is_over.load(Ordering::Acquire) || self.delivery.acker.poisoned() {
+        if self.link.is_over.is_cancelled() || self.delivery.acker.poisoned() {
             return Err(DeliveryError::Stale);
         }
         Ok(())

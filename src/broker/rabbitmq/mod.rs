@@ -69,6 +69,7 @@
 //! [Running on RabbitMQ](crate::_guide::rabbitmq).
 
 mod acks;
+mod channels;
 mod connect;
 mod connection;
 mod connector;
@@ -85,8 +86,10 @@ mod kind;
 mod leaving;
 mod message;
 mod opening;
+mod publish;
 mod publisher;
 mod queue;
+mod reopened;
 mod republished;
 mod retry_queues;
 mod server;

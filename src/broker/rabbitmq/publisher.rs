@@ -1,65 +1,74 @@
 //! [`Publisher`] of retries and dead letters.
 
 use std::{
-    future::Future,
+    collections::HashMap,
+    fmt,
+    future::{Future, poll_fn},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
+use futures_util::{
+    FutureExt,
+    future::{Shared, maybe_done},
+};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection,
-    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::ShortString,
+    BasicProperties, Channel, Connection, options::QueueDeclareOptions, types::ShortString,
 };
 use tokio::{
-    sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::{sleep, sleep_until, timeout},
+    runtime::Handle,
+    sync::{Mutex, oneshot},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
+    channels::{Channels, open},
+    connection::Publishing,
     delivery_error::DeliveryError,
     kind::QueueKind,
+    publish::{Target, publish},
+    reopened::Reopened,
     retry_queues::{self, RetryQueue, RetryQueues},
 };
 
-/// Time that a publish waits while the server blocks the connection.
-///
-/// Together with the wait for a new retry queue it is less than the 5 s of one settlement attempt. So the job
-/// is given back, and no other job has to be.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time that a job waits for its retry queue, before a longer one is used. It covers the wait for a new one.
+const DECLARED: Duration = Duration::from_secs(3);
 
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) exchange: ShortString,
-    pub(super) routing_key: ShortString,
-}
+/// Time after which a declaration is begun anew.
+const DECLARATION: Duration = Duration::from_secs(60);
 
-/// A channel with publisher confirms, on the connection that publishes.
-#[derive(Debug)]
+/// Time from which a retry queue that is being declared can be used.
+type Declaring = Shared<oneshot::Receiver<Result<Instant, DeliveryError>>>;
+
+/// Channels with publisher confirms, on the connection that publishes.
 pub(super) struct Publisher {
-    connection: Arc<Connection>,
+    connection: Reopened,
     queue: ShortString,
     kind: QueueKind,
     dead_letter: Option<Target>,
     retry_queues: RetryQueues,
-    /// Taken exclusively by a publish that may be returned. lapin pairs a returned message with the next
-    /// confirmation. So with a second one in flight, that one could get the error, and the returned one could
-    /// pass for stored.
-    channel: RwLock<Channel>,
-    /// Set while a publish may be returned, and stays set if its future is dropped: from then on a return
-    /// can't be distinguished from that of another publish.
-    is_torn: AtomicBool,
-    /// Another channel, since a declaration that the server refuses closes it.
-    declaring: Mutex<Option<Channel>>,
+    /// Shared by all publishes to queues that are known to exist.
+    shared: Mutex<Channel>,
+    /// For dead letters, which no retry waits for.
+    dead_letters: Channels,
+    /// For declarations, and for publishes to retry queues that may be gone.
+    retries: Channels,
+    /// Declarations on their way, by their delays.
+    declaring: StdMutex<HashMap<u64, Declaring>>,
+    /// Runtime that drives the connection; jobs may run on another one.
+    runtime: Handle,
 }
 
 impl Publisher {
+    /// Creates it for a connection that is open.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
     pub(super) async fn open(
-        connection: Arc<Connection>,
+        (publishing, connection): (Publishing, Arc<Connection>),
         queue: ShortString,
         kind: QueueKind,
         dead_letter: Option<Target>,
@@ -67,14 +76,16 @@ impl Publisher {
     ) -> lapin::Result<Self> {
         let channel = open(&connection).await?;
         Ok(Self {
-            connection,
+            connection: Reopened::new(publishing, connection),
             queue,
             kind,
             dead_letter,
             retry_queues,
-            channel: RwLock::new(channel),
-            is_torn: AtomicBool::new(false),
-            declaring: Mutex::default(),
+            shared: Mutex::new(channel),
+            dead_letters: Channels::new(),
+            retries: Channels::new(),
+            declaring: StdMutex::default(),
+            runtime: Handle::current(),
         })
     }
 
@@ -92,7 +103,7 @@ impl Publisher {
 
     /// Returns the largest size of a frame on the connection, in bytes.
     pub(super) fn frame_max(&self) -> u32 {
-        self.connection.configuration().frame_max()
+        self.connection.frame_max()
     }
 
     /// Publishes to the end of the original's queue.
@@ -106,9 +117,22 @@ impl Publisher {
         self.store(self.queue.clone(), payload, properties).await
     }
 
-    /// Publishes to the retry queue of `delay`, if the original `is_held` until then.
-    pub(super) async fn delay(
+    /// Publishes a dead letter, and a queue has to take it.
+    pub(super) async fn reject(
         &self,
+        target: &Target,
+        payload: &[u8],
+        properties: BasicProperties,
+    ) -> Result<(), DeliveryError> {
+        self.deliver(&self.dead_letters, target, payload, properties)
+            .await
+    }
+
+    /// Publishes to the retry queue of `delay`, if the original `is_held` until then.
+    ///
+    /// If that queue can't be declared in time, it is the next longer one that is known.
+    pub(super) async fn delay(
+        self: &Arc<Self>,
         delay: Duration,
         payload: &[u8],
         properties: BasicProperties,
@@ -116,58 +140,114 @@ impl Publisher {
     ) -> Result<(), DeliveryError> {
         match self.retry_queues.of(delay)? {
             RetryQueue::Own { millis, name } => {
-                self.unless_blocked(self.declare(&name, millis)).await?;
-                sleep_until(self.retry_queues.written(millis)).await;
+                let declared = self.declare(millis, name.clone());
+                let usable = self.connection.unless_blocked(async {
+                    // Its runtime has ended.
+                    let written = declared.await.unwrap_or(Err(DeliveryError::NotSent))?;
+                    sleep_until(written).await;
+                    Ok(())
+                });
+                let mut usable = pin!(usable);
+                match timeout(DECLARED, &mut usable).await {
+                    Ok(usable) => usable?,
+                    Err(_) => {
+                        for (millis, longer) in self.retry_queues.longer(millis) {
+                            is_held()?;
+                            match self.given(longer, payload, properties.clone()).await {
+                                Err(DeliveryError::Unroutable { .. }) => {
+                                    self.retry_queues.forget(millis);
+                                }
+                                published => return published,
+                            }
+                        }
+                        usable.await?;
+                    }
+                }
                 // The wait for a new queue may outlast the channel, and then the job is back already.
                 is_held()?;
                 // Not mandatory: it was just declared.
                 self.store(name, payload, properties).await
             }
-            RetryQueue::Given(name) => {
-                let target = Target {
-                    exchange: "".into(),
-                    routing_key: name,
-                };
-                self.deliver(&target, payload, properties).await
-            }
+            RetryQueue::Given(name) => self.given(name, payload, properties).await,
         }
     }
 
-    async fn declare(&self, name: &ShortString, millis: u64) -> Result<(), DeliveryError> {
-        let channel = {
-            self.unblocked().await;
-            let mut declaring = self.declaring.lock().await;
-            match declaring.take().filter(|open| open.status().connected()) {
-                Some(open) => declaring.insert(open).clone(),
-                None => declaring
-                    .insert(self.connection.create_channel().await?)
-                    .clone(),
-            }
-        };
+    /// Publishes to a retry queue that may be gone.
+    async fn given(
+        &self,
+        queue: ShortString,
+        payload: &[u8],
+        properties: BasicProperties,
+    ) -> Result<(), DeliveryError> {
+        let target = Target::of_queue(queue);
+        self.deliver(&self.retries, &target, payload, properties)
+            .await
+    }
+
+    /// Declares a retry queue, unless that is on its way. It goes on if nobody waits for it any more.
+    fn declare(self: &Arc<Self>, millis: u64, name: ShortString) -> Declaring {
+        let mut declaring = lock(&self.declaring);
+        if let Some(declared) = declaring.get(&millis) {
+            return declared.clone();
+        }
+        let (done, declared) = oneshot::channel();
+        let declared = declared.shared();
+        declaring.insert(millis, declared.clone());
+        drop(declaring);
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let declared = timeout(DECLARATION, this.declare_now(name, millis)).await;
+            lock(&this.declaring).remove(&millis);
+            let declared = declared.unwrap_or(Err(DeliveryError::NotYetConfirmed));
+            // An error means that no job waits.
+            drop(done.send(declared.map(|()| this.retry_queues.written(millis))));
+        });
+        declared
+    }
+
+    async fn declare_now(&self, name: ShortString, millis: u64) -> Result<(), DeliveryError> {
+        self.connection.unblocked().await;
+        let connection = self.connection.get().await?;
+        // A channel of its own: one slow declaration holds up no other.
+        let channel = self.retries.take(&connection).await?;
         let arguments = retry_queues::arguments(self.queue(), millis);
         let options = QueueDeclareOptions::durable();
         let declared = channel.queue_declare(name.clone(), options, arguments);
         match declared.await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.retries.put(channel);
+                Ok(())
+            }
             Err(error) => Err(self.retry_queues.undeclared(name.as_str(), error)),
         }
     }
 
-    /// Publishes to `target`, and a queue has to take it.
-    pub(super) async fn deliver(
+    /// Publishes to `target` on one of `channels`, and a queue has to take it.
+    async fn deliver(
         &self,
+        channels: &Channels,
         target: &Target,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        self.unless_blocked(async {
-            let channel = self.exclusive().await?;
-            self.is_torn.store(true, Ordering::Relaxed);
-            let published = publish(&channel, target, true, payload, properties).await;
-            self.is_torn.store(false, Ordering::Relaxed);
-            published
-        })
-        .await
+        self.republished(|| self.deliver_once(channels, target, payload, properties.clone()))
+            .await
+    }
+
+    async fn deliver_once(
+        &self,
+        channels: &Channels,
+        target: &Target,
+        payload: &[u8],
+        properties: BasicProperties,
+    ) -> Result<(), DeliveryError> {
+        let _place = channels.place().await;
+        self.connection.unblocked().await;
+        let connection = self.connection.get().await?;
+        let channel = channels.take(&connection).await?;
+        let published = publish(&channel, target, true, payload, properties).await;
+        channels.put(channel);
+        published
     }
 
     /// Publishes to a queue that exists.
@@ -177,102 +257,63 @@ impl Publisher {
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        let target = Target {
-            exchange: "".into(),
-            routing_key: queue,
-        };
-        self.unless_blocked(async {
-            let channel = self.shared().await?;
-            publish(&channel, &target, false, payload, properties).await
-        })
-        .await
+        let target = Target::of_queue(queue);
+        self.republished(|| self.store_once(&target, payload, properties.clone()))
+            .await
     }
 
-    async fn shared(&self) -> Result<RwLockReadGuard<'_, Channel>, DeliveryError> {
-        self.unblocked().await;
-        let channel = self.channel.read().await;
-        if self.is_usable(&channel) {
-            return Ok(channel);
-        }
-        drop(channel);
-        Ok(self.exclusive().await?.downgrade())
-    }
-
-    async fn exclusive(&self) -> Result<RwLockWriteGuard<'_, Channel>, DeliveryError> {
-        self.unblocked().await;
-        let mut channel = self.channel.write().await;
-        if !self.is_usable(&channel) {
-            *channel = open(&self.connection).await?;
-            self.is_torn.store(false, Ordering::Relaxed);
-        }
-        Ok(channel)
-    }
-
-    fn is_usable(&self, channel: &Channel) -> bool {
-        channel.status().connected() && !self.is_torn.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the server does not block the connection: a message that is sent meanwhile can't be called
-    /// back, so each new attempt would add a copy.
-    async fn unblocked(&self) {
-        while self.connection.status().blocked() {
-            sleep(PATIENCE / 20).await;
-        }
-    }
-
-    /// Gives `publishing` up if the server blocks the connection for too long.
-    async fn unless_blocked(
+    async fn store_once(
         &self,
-        publishing: impl Future<Output = Result<(), DeliveryError>>,
+        target: &Target,
+        payload: &[u8],
+        properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        let mut publishing = pin!(publishing);
-        loop {
-            match timeout(PATIENCE, &mut publishing).await {
-                Ok(published) => return published,
-                Err(_) if self.connection.status().blocked() => return Err(DeliveryError::Blocked),
-                Err(_) => {}
-            }
+        self.connection.unblocked().await;
+        let mut shared = self.shared.lock().await;
+        if !shared.status().connected() {
+            let connection = self.connection.get().await?;
+            *shared = open(&connection).await?;
         }
+        let channel = shared.clone();
+        let published = publish(&channel, target, false, payload, properties);
+        let mut published = pin!(maybe_done(published));
+        // The first poll hands it over, under the lock: lapin numbers a publish before it queues it, and two
+        // at a time could get each other's confirmations.
+        let _pending = poll_fn(|cx| Poll::Ready(published.as_mut().poll(cx))).await;
+        drop(shared);
+        published.as_mut().await;
+        // Invariant: it is done, and was not taken.
+        published.take_output().expect("a publish is done once")
     }
-}
 
-async fn open(connection: &Connection) -> lapin::Result<Channel> {
-    let channel = connection.create_channel().await?;
-    let options = ConfirmSelectOptions::default();
-    channel.confirm_select(options).await?;
-    Ok(channel)
-}
-
-async fn publish(
-    channel: &Channel,
-    target: &Target,
-    mandatory: bool,
-    payload: &[u8],
-    properties: BasicProperties,
-) -> Result<(), DeliveryError> {
-    let options = BasicPublishOptions {
-        mandatory,
-        ..BasicPublishOptions::default()
-    };
-    let Target {
-        exchange,
-        routing_key,
-    } = target.clone();
-    let confirmed = async {
-        let confirm = channel.basic_publish(exchange, routing_key, options, payload, properties);
-        confirm.await?.await
-    };
-    match confirmed.await {
-        Ok(Confirmation::Ack(None)) => Ok(()),
-        Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
-            Err(DeliveryError::Unroutable {
-                exchange: target.exchange.to_string(),
-                routing_key: target.routing_key.to_string(),
+    /// Publishes, and once more if the connection or the channel is lost before the confirmation.
+    ///
+    /// The second one may be a copy, as it would be if the job were delivered again.
+    async fn republished<F>(&self, publish: impl Fn() -> F) -> Result<(), DeliveryError>
+    where
+        F: Future<Output = Result<(), DeliveryError>>,
+    {
+        self.connection
+            .unless_blocked(async {
+                match publish().await {
+                    Err(error) if error.is_lost() => publish().await,
+                    published => published,
+                }
             })
-        }
-        Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => {
-            Err(DeliveryError::NotConfirmed)
-        }
-        Err(error) => Err(DeliveryError::of_publish(target.exchange.as_str(), error)),
+            .await
     }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("queue", &self.queue)
+            .field("retry_queues", &self.retry_queues)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

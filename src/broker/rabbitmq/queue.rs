@@ -18,7 +18,8 @@ use super::{
     kind::QueueKind,
     message::Reading,
     opening::Opening,
-    publisher::{Publisher, Target},
+    publish::Target,
+    publisher::Publisher,
     retry_queues::RetryQueues,
     server,
     targets::{self, Unmet},
@@ -379,13 +380,14 @@ impl Queue {
                 },
                 Unmet::Client(error) => self.refused(error),
             })?;
-        let publishing = connection.publisher().await;
-        let publishing = publishing.map_err(|error| SubscriptionError::NoPublisher {
+        let publishing = connection.publisher();
+        let opened = publishing.open().await;
+        let opened = opened.map_err(|error| SubscriptionError::NoPublisher {
             queue: self.name.clone(),
             error: Box::new(error),
         })?;
         let publisher = Publisher::open(
-            publishing,
+            (publishing, opened),
             name.clone(),
             self.kind,
             dead_letter,

@@ -52,6 +52,13 @@ pub(super) struct Used {
     written: Instant,
 }
 
+impl Used {
+    /// Returns whether it may have expired.
+    fn may_be_gone(self, now: Instant) -> bool {
+        now - self.at >= MARGIN
+    }
+}
+
 /// A retry queue for one delay.
 #[derive(Debug)]
 pub(super) enum RetryQueue {
@@ -141,6 +148,33 @@ impl RetryQueues {
         }
     }
 
+    /// Returns the known ones for at least `millis` and at most four times as long, with their delays; the
+    /// shortest first. They survive the end of the server, and should not have expired.
+    pub(super) fn longer(&self, millis: u64) -> Vec<(u64, ShortString)> {
+        let Self::Own { queue, used, .. } = self else {
+            return Vec::new();
+        };
+        let now = Instant::now();
+        let used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = used.iter().filter(|(longer, used)| {
+            (millis..=4 * millis).contains(*longer) && used.written <= now && !used.may_be_gone(now)
+        });
+        let mut known: Vec<_> = known.map(|(longer, _)| *longer).collect();
+        known.sort_unstable();
+        let named = known.into_iter();
+        named
+            .map(|longer| (longer, name_of(queue, longer).into()))
+            .collect()
+    }
+
+    /// Notes that an own retry queue is gone.
+    pub(super) fn forget(&self, millis: u64) {
+        if let Self::Own { used, .. } = self {
+            let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+            used.remove(&millis);
+        }
+    }
+
     /// Returns the time from which an own retry queue that was just declared survives the end of the server.
     ///
     /// It may be new, unless it was used so recently that it can't have expired.
@@ -155,7 +189,7 @@ impl RetryQueues {
         };
         let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = used.entry(millis).or_insert(new);
-        if now - queue.at >= MARGIN {
+        if queue.may_be_gone(now) {
             *queue = new;
         }
         queue.at = now;
@@ -227,6 +261,26 @@ mod tests {
             let queues: std::collections::BTreeSet<_> = delays.collect();
             assert_eq!(queues.len(), number, "up to {longest} ms");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_longer_queue_stands_in_if_it_is_known() {
+        let queues = RetryQueues::new(&"jobs".into(), &BTreeMap::new()).unwrap();
+        let longer = |millis| Vec::from_iter(queues.longer(millis).into_iter().map(|(it, _)| it));
+        for millis in [256, 512, 1_024, 2_048] {
+            queues.written(millis);
+        }
+        assert_eq!(longer(256), [0; 0], "none is old enough");
+        tokio::time::advance(UNWRITTEN).await;
+        queues.written(128);
+        assert_eq!(longer(256), [256, 512, 1_024]);
+        assert_eq!(longer(384), [512, 1_024]);
+        queues.forget(512);
+        assert_eq!(longer(384), [1_024]);
+        let (_, name) = queues.longer(384).remove(0);
+        assert_eq!(name.as_str(), "jobs.retry.quorum.1024");
+        tokio::time::advance(MARGIN).await;
+        assert_eq!(longer(256), [0; 0], "each may have expired");
     }
 
     #[test]

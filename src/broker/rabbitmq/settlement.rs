@@ -1,10 +1,10 @@
 //! [`Settlement`], the future that settles a delivery, in one step or two.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     delivery::DeliveryTag, delivery_error::DeliveryError, headers, kind::QueueKind,
@@ -79,23 +79,50 @@ impl Settle for DeliveryTag {
 /// have been republished and not acked.
 pub type Settlement = settlement::Settlement<DeliveryTag, DeliveryError>;
 
+/// Time that a settlement waits for the server to take a republished job.
+///
+/// Less than the 5 s of one settlement attempt, which would cost the other jobs their channel.
+const LIMIT: Duration = Duration::from_secs(4);
+
 type Failed = Unsettled<DeliveryTag, DeliveryError>;
 
 async fn settle(tag: DeliveryTag, verdict: Verdict, reason: Reason) -> Result<(), Failed> {
-    let answered = match tag.message.claim() {
-        Ok(()) => answer(&tag.message, verdict, &reason).await,
+    let message = tag.message;
+    let answered = match message.claim() {
+        Ok(()) => in_time(&message, verdict, &reason).await,
         Err(error) => Err(error),
     };
     let answered = match answered {
-        Err(error) if error.passes() && tag.message.is_let_go_of() => {
-            let message = Arc::clone(&tag.message);
-            tokio::spawn(keep(message, verdict, reason));
+        Err(error) if error.passes() && message.is_let_go_of() => {
+            let answering = answer(Arc::clone(&message), verdict, reason.clone());
+            keep(Arc::clone(&message), verdict, reason, Box::pin(answering));
             Err(error)
         }
-        Err(error) if error.gives_back() => Err(give_back(&tag.message, error).await),
+        Err(error) if error.gives_back() => Err(give_back(&message, error).await),
         answered => answered,
     };
-    answered.map_err(|error| failed(&tag.message, error))
+    answered.map_err(|error| failed(&message, error))
+}
+
+/// Settles a job, or keeps it if that takes too long.
+async fn in_time(
+    message: &Arc<Message>,
+    verdict: Verdict,
+    reason: &Reason,
+) -> Result<(), DeliveryError> {
+    let answering = answer(Arc::clone(message), verdict, reason.clone());
+    if let Verdict::Ack = verdict {
+        // It waits for no server.
+        return answering.await;
+    }
+    let mut answering = Box::pin(answering);
+    match timeout(LIMIT, &mut answering).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            keep(Arc::clone(message), verdict, reason.clone(), answering);
+            Err(DeliveryError::NotYetConfirmed)
+        }
+    }
 }
 
 /// Returns the failure with its reach.
@@ -109,7 +136,12 @@ fn failed(message: &Message, error: DeliveryError) -> Failed {
     }
 }
 
-async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<(), DeliveryError> {
+async fn answer(
+    message: Arc<Message>,
+    verdict: Verdict,
+    reason: Reason,
+) -> Result<(), DeliveryError> {
+    let message = &*message;
     let publisher = &message.link.publisher;
     let frame_max = publisher.frame_max();
     let payload = &message.delivery.data;
@@ -139,9 +171,13 @@ async fn answer(message: &Message, verdict: Verdict, reason: &Reason) -> Result<
             Some(target) => {
                 message.check_held()?;
                 let deliveries = message.deliveries();
-                let properties =
-                    republished::for_dead_letter(&message.delivery, deliveries, reason, frame_max)?;
-                publisher.deliver(target, payload, properties).await?;
+                let properties = republished::for_dead_letter(
+                    &message.delivery,
+                    deliveries,
+                    &reason,
+                    frame_max,
+                )?;
+                publisher.reject(target, payload, properties).await?;
             }
             None => {
                 let options = BasicRejectOptions { requeue: false };
@@ -205,26 +241,38 @@ async fn release(message: &Message) -> Result<(), DeliveryError> {
     otherwise(message, message.delivery.acker.nack(options).await)
 }
 
-/// Settles a job when the alarm is over, or its queue has room. Until then it keeps its place, unless the
-/// channel ends.
-async fn keep(message: Arc<Message>, verdict: Verdict, reason: Reason) {
-    let answered = loop {
-        let answered = match message.check() {
-            Ok(()) => answer(&message, verdict, &reason).await,
-            Err(stale) => Err(stale),
-        };
-        match answered {
-            // It has waited already.
-            Err(DeliveryError::Blocked) => {}
-            Err(DeliveryError::NotConfirmed) => sleep(PAUSE).await,
-            answered => break answered,
+/// Goes on to settle a job in a task. Until it is settled it keeps its place, unless the channel ends.
+fn keep(
+    message: Arc<Message>,
+    verdict: Verdict,
+    reason: Reason,
+    answering: Pin<Box<impl Future<Output = Result<(), DeliveryError>> + Send + 'static>>,
+) {
+    let kept = Arc::clone(&message);
+    let settling = async move {
+        let mut answered = answering.await;
+        loop {
+            match answered {
+                // It has waited already.
+                Err(DeliveryError::Blocked) if message.is_let_go_of() => {}
+                Err(DeliveryError::NotConfirmed) if message.is_let_go_of() => sleep(PAUSE).await,
+                Err(error) => return Err(give_back(&message, error).await),
+                Ok(()) => return Ok(()),
+            }
+            answered = match message.check() {
+                Ok(()) => answer(Arc::clone(&message), verdict, reason.clone()).await,
+                Err(stale) => Err(stale),
+            };
         }
     };
-    if let Err(error) = answered {
-        guard(|| {
-            tracing::warn!(error = format_args!("{error:#}"), "kept job not settled");
-        });
-    }
+    tokio::spawn(async move {
+        let settled = kept.link.is_over.run_until_cancelled(settling).await;
+        if let Some(Err(error)) = settled {
+            guard(|| {
+                tracing::warn!(error = format_args!("{error:#}"), "kept job not settled");
+            });
+        }
+    });
 }
 
 /// Gives back a job that can't be republished, so that it does not keep its place.

@@ -9,7 +9,7 @@ use lapin::{
 use super::{
     connection::Connection,
     error::{exchange_named, queue_named},
-    publisher::Target,
+    publish::Target,
     retry_queues::RetryQueues,
 };
 use crate::outcome::guard;

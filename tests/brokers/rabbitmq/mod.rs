@@ -17,6 +17,7 @@ mod queue_types;
 mod republishing;
 mod retry_queues;
 pub(crate) mod server;
+mod slow_servers;
 mod stopping;
 mod subscribing;
 mod tracing;

@@ -15,7 +15,7 @@ use super::{
 use crate::conformance::eventually;
 
 /// Lets the process of a classic queue stand still, or go on: meanwhile a consumer waits for it.
-async fn is_held(server: &Server, queue: &str, is_held: bool) {
+pub(super) async fn is_held(server: &Server, queue: &str, is_held: bool) {
     let act = if is_held { "suspend" } else { "resume" };
     let code = format!(
         r#"Name = rabbit_misc:r(<<"/">>, queue, <<"{queue}">>),
