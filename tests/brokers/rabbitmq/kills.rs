@@ -1,10 +1,14 @@
 //! A server that is killed.
 
-use std::time::Duration;
+use std::{future::IntoFuture, time::Duration};
 
+use tokio::{sync::mpsc, time::timeout};
+use tower::ServiceBuilder;
 use tower_sentinel::{
-    Job, Verdict,
-    broker::rabbitmq::{self, ConnectError, DeliveryError, Queue, QueueKind, SubscriptionError},
+    Consumer, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    broker::rabbitmq::{
+        self, ConnectError, Delivery, DeliveryError, Queue, QueueKind, SubscriptionError,
+    },
     settle::Settle,
 };
 
@@ -85,5 +89,63 @@ async fn a_delayed_retry_outlives_a_kill() {
         assert_eq!(job.as_ref(), b"one");
         assert_eq!(job.tag().deliveries(), Some(2));
         settle(job.tag(), Verdict::Ack).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_worker_waits_for_the_dead() {
+    // Of the first one the node is killed, or only the connection that publishes is closed.
+    for is_killed in [false, true] {
+        let mut servers = [Server::start(""), Server::start("")];
+        let test = "no_worker_waits_for_the_dead";
+        let mut scenes = Vec::new();
+        for server in &servers {
+            scenes.push(Scene::on(server, test, QueueKind::Classic).await);
+        }
+        let name = scenes[0].name.clone();
+        let addresses = [servers[0].address(), servers[1].address()];
+        let mut sessions = 0;
+        let connect = move || {
+            let (address, name) = (addresses[sessions % 2].clone(), name.clone());
+            sessions += 1;
+            async move {
+                let connection = rabbitmq::connect(&address).await?;
+                let jobs = Queue::classic(name).subscribe(&connection).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(jobs)
+            }
+        };
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let make_service = move |shutdown| {
+            let began = began.clone();
+            let policy = SettlePolicy::new(ack_on_success());
+            ServiceBuilder::new()
+                .layer(SentinelLayer::new(policy).no_timeout().shutdown(shutdown))
+                .service_fn(move |job: Delivery| {
+                    let (began, body) = (began.clone(), job.payload().to_vec());
+                    async move {
+                        began.send(body.clone()).unwrap();
+                        if body == b"long" {
+                            std::future::pending::<()>().await;
+                        }
+                        Ok::<_, std::convert::Infallible>(())
+                    }
+                })
+        };
+        let consumer = Consumer::reconnecting(connect, make_service).into_future();
+        let working = tokio::spawn(consumer);
+        let mut next = async || timeout(Duration::from_secs(20), begun.recv()).await;
+        scenes[0].publish("long").await;
+        assert_eq!(next().await.unwrap().unwrap(), b"long");
+        if is_killed {
+            servers[0].kill();
+            scenes[1].publish("short").await;
+        } else {
+            servers[0].close_connection("tower-sentinel: retries and dead letters");
+            scenes[0].publish("short").await;
+        }
+        // The long job goes on for as long as it is let, and the drain would wait for half a minute.
+        let short = next().await.expect("the other job begins at once");
+        assert_eq!(short.unwrap(), b"short");
+        working.abort();
     }
 }
