@@ -6,12 +6,12 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
 use tower_sentinel::{
     Job, Verdict,
-    broker::rabbitmq::{DeliveryError, QueueKind},
+    broker::rabbitmq::{DeliveryError, DeliveryTag, QueueKind},
     settle::Settle,
 };
 
 use super::{
-    KINDS, Scene, close, next, reason,
+    KINDS, Scene, close, next, quiet, reason,
     server::{Server, shared},
     settle,
     subscribing::is_held,
@@ -21,7 +21,7 @@ use crate::conformance::eventually;
 /// The time limit of one try of a `SettlePolicy`: a settlement that takes longer ends its session.
 const TRY: Duration = Duration::from_secs(5);
 
-async fn assert_not_yet(tag: tower_sentinel::broker::rabbitmq::DeliveryTag, verdict: Verdict) {
+async fn assert_not_yet(tag: DeliveryTag, verdict: Verdict) {
     let started = Instant::now();
     let unsettled = tag.settle(verdict, reason()).await.unwrap_err();
     assert!(started.elapsed() < TRY, "{:?}", started.elapsed());
@@ -62,7 +62,7 @@ async fn a_dead_letter_that_waits_holds_up_no_other_job_and_is_not_doubled() {
         let rejected = async { while rejecting.next().await.is_some() {} };
         tokio::join!(rejected, others);
         // None of them was given back, since it would run and be published again.
-        super::quiet(&mut jobs).await;
+        quiet(&mut jobs).await;
         is_held(shared(), &scene.dead(), false).await;
         let dead = async || {
             let mut dead = 0;
@@ -100,6 +100,27 @@ async fn a_job_that_waits_comes_back_with_the_end_of_its_subscription() {
     assert_eq!(job.tag().redelivered(), Some(true));
     settle(job.tag(), Verdict::Ack).await.unwrap();
     is_held(shared(), &scene.dead(), false).await;
+    scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn a_job_that_waits_outlives_the_connection_that_publishes() {
+    let server = Server::start("");
+    let test = "a_job_that_waits_outlives_the_connection";
+    let scene = Scene::on(&server, test, QueueKind::Classic).await;
+    scene.declare_dead().await;
+    let queue = scene.queue().dead_letter(scene.dead());
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    is_held(&server, &scene.dead(), true).await;
+    scene.publish("poison").await;
+    assert_not_yet(next(&mut jobs).await.tag(), Verdict::Reject).await;
+    server.close_connection("tower-sentinel: retries and dead letters");
+    quiet(&mut jobs).await;
+    is_held(&server, &scene.dead(), false).await;
+    let is_there = async || scene.get(&scene.dead()).await.is_some();
+    eventually(true, is_there).await;
+    // It was not run again. That the first one was stored too, nobody could know.
+    quiet(&mut jobs).await;
     scene.assert_empty(jobs).await;
 }
 
