@@ -14,9 +14,7 @@ use std::{
 };
 
 use futures_util::Stream;
-use lapin::{
-    Channel, ConnectionStatus, Consumer, message::Delivery as Received, options::BasicCancelOptions,
-};
+use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery as Received};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
@@ -26,7 +24,7 @@ use super::{
     delivery::Delivery,
     error::SubscriptionError,
     kind::QueueKind,
-    leaving::{flush, stop},
+    leaving::{cancel, close, flush, stop},
     message::{Link, Reading},
     publisher::Publisher,
 };
@@ -42,6 +40,9 @@ use crate::{broker::ending::Ending, consumer::Subscription};
 /// [`poll_close`](Subscription::poll_close) lets a quorum queue carry out the last acks before it closes the
 /// channel, since the close would discard them. To do so it cancels the consumer and waits for the
 /// confirmation, or after a stop waits until 100 ms after the last settlement.
+///
+/// Each of their requests waits for the server for 5 s at most, for example if the queue has no leader. The
+/// server carries out a late one as soon as it can.
 ///
 /// Dropping it closes the channel at once: unsettled jobs are redelivered, and their tags are stale.
 #[must_use = "jobs wait unsettled unless the stream is polled"]
@@ -142,17 +143,13 @@ impl Deliveries {
     fn answer_cancel(&mut self, cx: &mut Context<'_>) {
         self.link.is_cancelled.store(true, Ordering::Release);
         let (channel, tag) = (self.channel.clone(), self.consumer.tag());
-        let mut cancel = Step::new(async move {
-            // An error means that the channel is closed, which makes the server forget it, too.
-            drop(
-                channel
-                    .basic_cancel(tag, BasicCancelOptions::default())
-                    .await,
-            );
+        let mut cancelling = Step::new(async move {
+            // If the channel is closed, that makes the server forget it, too.
+            cancel(&channel, tag).await;
         });
         // The first poll hands the cancel over.
-        let _pending = cancel.poll(cx);
-        self.stopping = Some(cancel);
+        let _pending = cancelling.poll(cx);
+        self.stopping = Some(cancelling);
     }
 
     /// Returns the reason for the end of the stream: lapin ends it alike for a cancel by the server and for a
@@ -269,8 +266,7 @@ impl Subscription for Deliveries {
                 if link.publisher.kind() == QueueKind::Quorum {
                     flush(&channel, consumer, &link).await;
                 }
-                // An error means that the channel is closed, or lost, already.
-                drop(channel.close(200, "OK".into()).await);
+                close(&channel).await;
             })
         });
         closing.poll(cx)

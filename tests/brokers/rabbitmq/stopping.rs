@@ -25,7 +25,9 @@ use tower_sentinel::{
     settle::Settle,
 };
 
-use super::{KINDS, Scene, close, closed, next, settle};
+use super::{
+    KINDS, Scene, close, close_now, closed, next, server::shared, settle, subscribing::is_held,
+};
 
 async fn stop(jobs: &mut Deliveries) {
     let stopped = poll_fn(|cx| Pin::new(&mut *jobs).poll_stop(cx));
@@ -138,4 +140,23 @@ async fn a_consumer_that_drains_leaves_the_others_what_waits() {
         assert_eq!((summary.answered, begun.load(Ordering::SeqCst)), (10, 10));
         scene.assert_empty(others).await;
     }
+}
+
+#[tokio::test]
+async fn a_subscription_ends_without_a_queue_that_is_silent() {
+    let test = "a_subscription_ends_without_a_queue_that_is_silent";
+    let scene = Scene::new(test, KINDS[0]).await;
+    let mut jobs = scene.subscribe().await;
+    scene.publish("one").await;
+    drop(next(&mut jobs).await);
+    is_held(shared(), &scene.name, true).await;
+    stop(&mut jobs).await;
+    drop(close_now(jobs).await);
+    is_held(shared(), &scene.name, false).await;
+    // The late requests were carried out, and the connection lives.
+    let mut jobs = scene.subscribe().await;
+    let one = next(&mut jobs).await.tag();
+    assert_eq!(one.redelivered(), Some(true));
+    settle(one, Verdict::Ack).await.unwrap();
+    scene.assert_empty(jobs).await;
 }
