@@ -196,7 +196,9 @@ impl Publisher {
         drop(declaring);
         let this = Arc::clone(self);
         self.runtime.spawn(async move {
-            let declared = timeout(DECLARATION, this.declare_now(name, millis)).await;
+            let declared = || this.declare_now(name.clone(), millis);
+            let declared = this.connection.again_if_lost(declared);
+            let declared = timeout(DECLARATION, declared).await;
             lock(&this.declaring).remove(&millis);
             let declared = declared.unwrap_or(Err(DeliveryError::NotYetConfirmed));
             // An error means that no job waits.
@@ -293,14 +295,8 @@ impl Publisher {
     where
         F: Future<Output = Result<(), DeliveryError>>,
     {
-        self.connection
-            .unless_blocked(async {
-                match publish().await {
-                    Err(error) if error.is_lost() => publish().await,
-                    published => published,
-                }
-            })
-            .await
+        let published = self.connection.again_if_lost(publish);
+        self.connection.unless_blocked(published).await
     }
 }
 

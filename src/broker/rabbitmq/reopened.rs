@@ -18,6 +18,9 @@ use super::{connection::Publishing, delivery_error::DeliveryError};
 /// is given back, and no other job has to be.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Time in which the loss of a connection is noticed.
+const NOTICED: Duration = Duration::from_secs(1);
+
 /// The connection that publishes, which is opened anew when it is lost.
 pub(super) struct Reopened {
     publishing: Publishing,
@@ -46,6 +49,34 @@ impl Reopened {
         let opened = opened.map_err(|error| DeliveryError::NoPublisher(Box::new(error)))?;
         *self.last() = Arc::clone(&opened);
         Ok(opened)
+    }
+
+    /// Makes a `request` once more if the connection or the channel is lost before its response.
+    pub(super) async fn again_if_lost<F>(
+        &self,
+        request: impl Fn() -> F,
+    ) -> Result<(), DeliveryError>
+    where
+        F: Future<Output = Result<(), DeliveryError>>,
+    {
+        match request().await {
+            Err(error) if error.is_lost() => {
+                self.noticed().await;
+                request().await
+            }
+            responded => responded,
+        }
+    }
+
+    /// Waits until the connection is known to be lost: lapin tells the requests that wait before.
+    async fn noticed(&self) {
+        let lost = async {
+            while self.last().status().connected() {
+                sleep(NOTICED / 100).await;
+            }
+        };
+        // If only the channel is lost, the connection is used again.
+        drop(timeout(NOTICED, lost).await);
     }
 
     fn is_blocked(&self) -> bool {
