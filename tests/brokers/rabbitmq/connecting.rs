@@ -130,39 +130,38 @@ async fn a_classic_queue_taken_for_a_quorum_queue_tells_no_count() {
     scene.assert_empty(jobs).await;
 }
 
+/// Waits until the server has a connection with this name and heartbeat.
+async fn has_heartbeat(server: &Server, name: &str, seconds: u16) {
+    let code = format!(
+        r#"Has = fun([{{timeout, Found}}, {{client_properties, Properties}}]) ->
+            Found =:= {seconds} andalso lists:member({{<<"connection_name">>, longstr, <<"{name}">>}}, Properties)
+        end,
+        lists:any(Has, rabbit_networking:connection_info_all([timeout, client_properties]))"#
+    );
+    eventually(Some("true".to_owned()), async || server.eval(&code).await).await;
+}
+
 #[tokio::test]
 async fn a_silent_server_is_noticed_by_its_missing_heartbeats() {
     let server = shared();
     for (parameter, seconds) in [("", 10), ("?heartbeat=7", 7), ("?heartbeat=0", 60)] {
         let name = format!("heartbeats.{seconds}");
         let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
-        let address = format!("{}{parameter}", server.address());
+        let address = format!("amqp://{}/%2f{parameter}", server.host());
         let connected = rabbitmq::connect_with(properties, Default::default(), &address).await;
         let connection = connected.unwrap();
         assert_eq!(connection.configuration().heartbeat(), seconds);
-        // The server's own view; it lists a connection a moment after it was opened.
-        let is_listed = async || {
-            let list = ["list_connections", "timeout", "client_properties"];
-            let connections = server.ctl(&list);
-            let mut rows = connections.lines().filter(|row| row.contains(&name));
-            rows.any(|row| row.starts_with(&format!("{seconds}\t")))
-        };
-        eventually(true, is_listed).await;
+        has_heartbeat(server, &name, seconds).await;
     }
 }
 
 #[tokio::test]
 async fn the_connection_that_publishes_has_the_same_heartbeat() {
     let test = "the_connection_that_publishes_has_the_same_heartbeat";
-    let server = Server::start("");
-    let scene = Scene::on(&server, test, QueueKind::Classic).await;
-    let _jobs = scene.subscribe().await;
-    let is_listed = async || {
-        let connections = server.ctl(&["list_connections", "timeout", "client_properties"]);
-        let mut rows = connections
-            .lines()
-            .filter(|row| row.contains("dead letters"));
-        rows.any(|row| row.starts_with("10\t"))
-    };
-    eventually(true, is_listed).await;
+    let scene = Scene::new(test, QueueKind::Classic).await;
+    let address = format!("amqp://{}/%2f?heartbeat=9", shared().host());
+    let connection = rabbitmq::connect(&address).await.unwrap();
+    let _jobs = scene.queue().subscribe(&connection).await.unwrap();
+    let name = "tower-sentinel: retries and dead letters";
+    has_heartbeat(shared(), name, 9).await;
 }

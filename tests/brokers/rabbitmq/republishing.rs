@@ -58,7 +58,7 @@ fn filling(frame_max: usize, left: usize) -> BasicProperties {
 async fn a_reason_is_cut_to_the_frame() {
     let scene = Scene::new("a_reason_is_cut_to_the_frame", QueueKind::Classic).await;
     scene.declare_dead().await;
-    let address = format!("{}?frame_max=8192", shared().address());
+    let address = format!("{}&frame_max=8192", shared().address());
     let connection = rabbitmq::connect(&address).await.unwrap();
     let queue = scene.queue().dead_letter(scene.dead());
     let mut jobs = queue.subscribe(&connection).await.unwrap();

@@ -174,8 +174,10 @@ impl Server {
         self.address_of("guest", "guest")
     }
 
+    /// With a long heartbeat: [`ctl`](Self::ctl) blocks the runtime, for many seconds on a busy machine.
     pub(crate) fn address_of(&self, user: &str, password: &str) -> String {
-        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.port)
+        let host = self.host();
+        format!("amqp://{user}:{password}@{host}/%2f?heartbeat=60")
     }
 
     /// Runs `rabbitmqctl` and returns its output.

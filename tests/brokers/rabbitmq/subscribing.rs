@@ -87,7 +87,7 @@ async fn a_channel_that_the_server_does_not_close_ends_its_connection() {
     }
     is_held(server, &scene.name, true).await;
     // The limit follows it.
-    let address = format!("{}?heartbeat=2", server.address());
+    let address = format!("amqp://{}/%2f?heartbeat=2", server.host());
     let connection = rabbitmq::connect(&address).await.unwrap();
     let queue = scene.queue().subscribe_timeout(Duration::from_millis(500));
     queue.subscribe(&connection).await.unwrap_err();
