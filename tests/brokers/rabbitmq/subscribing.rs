@@ -14,6 +14,9 @@ use super::{
 };
 use crate::conformance::eventually;
 
+/// Long enough for all requests before that for the consumer.
+const LIMIT: Duration = Duration::from_secs(3);
+
 /// Lets the process of a classic queue stand still, or go on: meanwhile a consumer waits for it.
 pub(super) async fn is_held(server: &Server, queue: &str, is_held: bool) {
     let act = if is_held { "suspend" } else { "resume" };
@@ -51,7 +54,6 @@ async fn a_consumer_that_comes_too_late_is_no_ghost() {
             scene.publish(body).await;
         }
         is_held(server, &scene.name, true).await;
-        let limit = Duration::from_millis(500);
         if is_dropped {
             let connection = rabbitmq::connect(&server.address()).await.unwrap();
             let queue = scene.queue();
@@ -59,13 +61,13 @@ async fn a_consumer_that_comes_too_late_is_no_ghost() {
                 drop(queue.subscribe(&connection).await);
                 unreachable!("the queue is held");
             });
-            assert!(timeout(limit, &mut subscribing).await.is_err());
+            assert!(timeout(LIMIT, &mut subscribing).await.is_err());
             // Outside of any runtime.
             std::thread::spawn(move || drop(subscribing))
                 .join()
                 .unwrap();
         } else {
-            let queue = scene.queue().subscribe_timeout(limit);
+            let queue = scene.queue().subscribe_timeout(LIMIT);
             let error = queue.subscribe(&scene.connection).await.unwrap_err();
             let is_late = matches!(error, SubscriptionError::TimedOut { .. });
             assert!(is_late, "{error:?}");
@@ -89,7 +91,7 @@ async fn a_channel_that_the_server_does_not_close_ends_its_connection() {
     // The limit follows it.
     let address = format!("amqp://{}/%2f?heartbeat=2", server.host());
     let connection = rabbitmq::connect(&address).await.unwrap();
-    let queue = scene.queue().subscribe_timeout(Duration::from_millis(500));
+    let queue = scene.queue().subscribe_timeout(LIMIT);
     queue.subscribe(&connection).await.unwrap_err();
     eventually(false, async || connection.status().connected()).await;
     is_held(server, &scene.name, false).await;
