@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{sync::oneshot, time::sleep};
@@ -61,7 +61,8 @@ impl Child {
             .iter()
             .map(|(name, value)| (format!("{PREFIX}{name}"), *value));
         let process = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("{module}::{test}"), "--nocapture"])
+            .args(["--exact", &format!("{module}::{test}")])
+            .args(["--include-ignored", "--nocapture"])
             .envs(settings)
             .env(format!("{PREFIX}LEDGER"), &ledger)
             // It would take more time than the jobs that panic.
@@ -80,16 +81,26 @@ impl Child {
 
     /// Returns the lines that it wrote down as `word`, in this order.
     pub(crate) fn told(&self, word: &str) -> Vec<String> {
+        let entries = self.entries().into_iter();
+        entries
+            .filter(|entry| entry.word == word)
+            .map(|entry| entry.text)
+            .collect()
+    }
+
+    /// Returns all lines that it wrote down, in this order.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
         let ledger = fs::read_to_string(&self.ledger).unwrap_or_default();
         // The last line may be half written.
         let lines = ledger
             .split_inclusive('\n')
             .filter_map(|line| line.strip_suffix('\n'));
-        let words = lines.filter_map(|line| line.split_once(' '));
-        words
-            .filter(|(found, _)| *found == word)
-            .map(|(_, text)| text.to_owned())
-            .collect()
+        lines.filter_map(Entry::parse).collect()
+    }
+
+    /// Returns what it wrote to its standard error.
+    pub(crate) fn printed(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
     /// Waits until it has ended by itself.
@@ -109,8 +120,7 @@ impl Child {
     pub(crate) fn end(&mut self) {
         drop(self.process.stdin.take());
         let status = self.process.wait().unwrap();
-        let errors = fs::read_to_string(&self.errors).unwrap_or_default();
-        assert!(status.success(), "{status}: {errors}");
+        assert!(status.success(), "{status}: {}", self.printed());
     }
 }
 
@@ -134,17 +144,46 @@ impl Ledger {
         Self(setting("LEDGER").unwrap().into())
     }
 
+    /// Writes down a line, with the time.
     pub(crate) fn write(&self, word: &str, text: &str) {
         let file = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.0);
-        let line = format!("{word} {text}\n");
+        let line = format!("{} {word} {text}\n", now().as_millis());
         file.unwrap().write_all(line.as_bytes()).unwrap();
     }
 }
 
-/// Settles as `decision` says, and writes down the results of the acked jobs.
+/// Line of a [`Ledger`].
+pub(crate) struct Entry {
+    /// Since the Unix epoch, to the millisecond.
+    #[allow(dead_code)] // only `clusters` uses it
+    pub(crate) time: Duration,
+    pub(crate) word: String,
+    pub(crate) text: String,
+}
+
+impl Entry {
+    fn parse(line: &str) -> Option<Self> {
+        let (time, line) = line.split_once(' ')?;
+        let (word, text) = line.split_once(' ')?;
+        Some(Self {
+            time: Duration::from_millis(time.parse().ok()?),
+            word: word.to_owned(),
+            text: text.to_owned(),
+        })
+    }
+}
+
+/// Returns the time since the Unix epoch.
+pub(crate) fn now() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("the clock is set")
+}
+
+/// Settles as `decision` says, and writes down the results of the jobs that are acked, and the errors of those
+/// that are retried or rejected.
 pub(crate) fn recording<D, Tag, E>(
     decision: D,
     ledger: Ledger,
@@ -165,13 +204,20 @@ where
         let ledger = ledger.clone();
         let body = match &report.outcome {
             Outcome::Completed(body) => Some(body.clone()),
+            Outcome::Failed(error) => Some(error.to_string()),
             _ => None,
         };
         let settling = policy.clone().call(report);
         async move {
             let settled = settling.await?;
-            if let (Some(body), Verdict::Ack) = (body, settled.verdict) {
-                ledger.write("acked", &body);
+            let word = match settled.verdict {
+                Verdict::Ack => "acked",
+                Verdict::Retry { .. } => "retried",
+                Verdict::Reject => "rejected",
+                Verdict::Release { .. } | Verdict::Abandon => return Ok(settled),
+            };
+            if let Some(body) = body {
+                ledger.write(word, &body);
             }
             Ok(settled)
         }

@@ -13,6 +13,7 @@ mod delivery_limit;
 mod kills;
 mod losing;
 mod prefetch;
+mod program;
 mod queue_types;
 mod republishing;
 mod retry_queues;

@@ -5,15 +5,15 @@ use std::{
     future::Future,
     io::Write,
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
     thread,
     time::Duration,
 };
 
-use tokio::{io::AsyncWriteExt, time::sleep};
+use tokio::time::sleep;
 
+use super::program::{Program, program};
 use crate::conformance::verdicts;
 
 /// Kills the server when its standard input ends, which it does with the test process, however
@@ -28,9 +28,8 @@ wait "$server" 2>/dev/null
 
 pub(crate) struct Server {
     guard: Option<Child>,
-    folder: PathBuf,
+    program: Program,
     port: u16,
-    dist_port: u16,
 }
 
 /// Returns the server that the tests of this process share, as it takes seconds to start one.
@@ -65,20 +64,17 @@ impl Server {
     pub(crate) fn start(settings: &str) -> Self {
         let (port, dist_port) = (free_port(), free_port());
         let name = format!("tower-sentinel-rabbitmq-{}-{port}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(&folder).unwrap();
+        let program = Program {
+            folder: std::env::temp_dir().join(name),
+            node: format!("sentinel-{port}@localhost"),
+            dist_port,
+        };
         let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n");
-        fs::write(folder.join("rabbitmq.conf"), listener).unwrap();
-        let advanced = format!("[{{rabbit, [{settings}]}}].\n");
-        fs::write(folder.join("advanced.config"), advanced).unwrap();
-        fs::write(folder.join("plugins"), "[].\n").unwrap();
-        // So that the machine's own settings are not read.
-        fs::write(folder.join("env.conf"), "").unwrap();
+        program.configure(&listener, &format!("[{{rabbit, [{settings}]}}].\n"));
         let mut server = Self {
             guard: None,
-            folder,
+            program,
             port,
-            dist_port,
         };
         server.restart();
         server
@@ -87,7 +83,7 @@ impl Server {
     /// Starts the server on the data that it has.
     pub(crate) fn restart(&mut self) {
         assert!(self.guard.is_none(), "the server runs");
-        let dump = self.folder.join("erl_crash.dump");
+        let dump = self.program.folder.join("erl_crash.dump");
         drop(fs::remove_file(&dump));
         self.spawn();
         for _ in 0..1200 {
@@ -102,7 +98,7 @@ impl Server {
             }
             thread::sleep(Duration::from_millis(100));
         }
-        let output = fs::read_to_string(self.folder.join("stdout")).unwrap_or_default();
+        let output = fs::read_to_string(self.program.folder.join("stdout")).unwrap_or_default();
         panic!("rabbitmq-server is not up after 2 min:\n{output}");
     }
 
@@ -111,9 +107,9 @@ impl Server {
         command
             .args(["-c", GUARD])
             .arg(program("rabbitmq-server"))
-            .arg(&self.folder)
+            .arg(&self.program.folder)
             .stdin(Stdio::piped());
-        self.guard = Some(self.settle_in(&mut command).spawn().unwrap());
+        self.guard = Some(self.program.settle(&mut command).spawn().unwrap());
     }
 
     /// Waits until the server has written down which queues are declared. "Queues that are new" in the
@@ -129,9 +125,9 @@ impl Server {
         is_quorum: bool,
     ) -> impl Future<Output = ()> + use<> {
         let dumping = (version() < Version::V4_3).then(|| self.eval("mnesia:dump_log()"));
-        let node = self.node();
+        let node = &self.program.node;
         let names = format!("data/{node}/quorum/{node}/names.dets");
-        let names = self.folder.join(names);
+        let names = self.program.folder.join(names);
         let name = format!("%2F_{queue}");
         // Its length comes first, so that no longer name is taken for it.
         let entry = [&[name.len() as u8], name.as_bytes()].concat();
@@ -151,10 +147,6 @@ impl Server {
             }
             panic!("{name} is not in {names:?} after 10 s");
         }
-    }
-
-    fn node(&self) -> String {
-        format!("sentinel-{}@localhost", self.port)
     }
 
     /// Kills the server with SIGKILL; its data stay.
@@ -184,7 +176,7 @@ impl Server {
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(program("rabbitmqctl"));
         command.arg("--quiet").args(arguments);
-        let output = self.settle_in(&mut command).output().unwrap();
+        let output = self.program.settle(&mut command).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(
             output.status.success(),
@@ -193,30 +185,9 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Evaluates Erlang expressions in the server, and returns the value of the last one.
-    ///
-    /// `None` if the server is down, or the expression fails. Many times faster than `rabbitmqctl`.
+    /// Evaluates Erlang expressions in the server; see [`Program::eval`].
     pub(crate) fn eval(&self, code: &str) -> impl Future<Output = Option<String>> + use<> {
-        let cookie = fs::read_to_string(self.folder.join(".erlang.cookie")).unwrap();
-        let mut command = tokio::process::Command::new("erl_call");
-        command
-            .args(["-c", &cookie, "-sname", &self.node(), "-e"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        // Erlang's full stop is one before white space.
-        let code = format!("{code}.\n");
-        async move {
-            let mut calling = command.spawn().expect("erl_call comes with Erlang");
-            let mut stdin = calling.stdin.take().unwrap();
-            // An error is that of the call.
-            drop(stdin.write_all(code.as_bytes()).await);
-            drop(stdin);
-            let output = calling.wait_with_output().await.unwrap();
-            let answer = String::from_utf8(output.stdout).unwrap();
-            let value = answer.strip_prefix("{ok, ")?.strip_suffix('}')?;
-            output.status.success().then(|| value.to_owned())
-        }
+        self.program.eval(code)
     }
 
     /// Lets the server close the connection that has `name`.
@@ -234,30 +205,6 @@ impl Server {
         }
         panic!("there is no connection {name}");
     }
-
-    fn settle_in<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let folder = |name: &str| self.folder.join(name);
-        command
-            .env("HOME", &self.folder)
-            .env("ERL_CRASH_DUMP", folder("erl_crash.dump"))
-            .env("RABBITMQ_NODENAME", self.node())
-            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
-            .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
-            .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder("advanced.config"))
-            .env("RABBITMQ_CONF_ENV_FILE", folder("env.conf"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("plugins"))
-            .env("RABBITMQ_GENERATED_CONFIG_DIR", folder("config"))
-            .env("RABBITMQ_MNESIA_BASE", folder("data"))
-            .env("RABBITMQ_LOG_BASE", folder("log"))
-            .env("RABBITMQ_PID_FILE", folder("pid"))
-            // Erlang's threads would spin for a while before they sleep, and there are many servers.
-            .env(
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+sbwt none +sbwtdcpu none +sbwtdio none",
-            )
-            // The script becomes the server then, instead of its parent.
-            .env("RUNNING_UNDER_SYSTEMD", "true")
-    }
 }
 
 impl Drop for Server {
@@ -267,7 +214,7 @@ impl Drop for Server {
                 drop(guard.stdin.take());
                 drop(guard.wait());
             }
-            None => drop(fs::remove_dir_all(&self.folder)),
+            None => drop(fs::remove_dir_all(&self.program.folder)),
         }
     }
 }
@@ -275,17 +222,4 @@ impl Drop for Server {
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
-}
-
-/// Finds the program itself: Debian's wrapper on the path changes the user.
-fn program(name: &str) -> PathBuf {
-    let debian = Path::new("/usr/lib/rabbitmq/bin").join(name);
-    if debian.exists() {
-        return debian;
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut programs = std::env::split_paths(&path).map(|folder| folder.join(name));
-    programs
-        .find(|program| program.exists())
-        .unwrap_or_else(|| panic!("{name} is missing: `apt-get install rabbitmq-server`"))
 }
