@@ -16,6 +16,7 @@
 #[path = "../brokers/child.rs"]
 mod child;
 mod figures;
+mod nats;
 mod network;
 mod node;
 mod rabbitmq;

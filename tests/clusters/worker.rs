@@ -12,7 +12,7 @@ use tower_sentinel::{
 
 use crate::{
     child::{Ledger, asked_to_end, recording, setting},
-    rabbitmq,
+    nats, rabbitmq,
 };
 
 /// The path of the test that is a worker.
@@ -66,6 +66,7 @@ async fn worker() {
     let addresses = addresses.split(',').map(str::to_owned).collect();
     match broker.as_str() {
         "rabbitmq" => work(rabbitmq::connect::connector(addresses)).await,
+        "nats" => work(nats::connect::connector(addresses)).await,
         broker => panic!("no worker for {broker}"),
     }
 }
