@@ -20,5 +20,6 @@ mod nats;
 mod network;
 mod node;
 mod rabbitmq;
+mod redis;
 mod trial;
 mod worker;

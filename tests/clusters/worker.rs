@@ -12,7 +12,7 @@ use tower_sentinel::{
 
 use crate::{
     child::{Ledger, asked_to_end, recording, setting},
-    nats, rabbitmq,
+    nats, rabbitmq, redis,
 };
 
 /// The path of the test that is a worker.
@@ -67,6 +67,8 @@ async fn worker() {
     match broker.as_str() {
         "rabbitmq" => work(rabbitmq::connect::connector(addresses)).await,
         "nats" => work(nats::connect::connector(addresses)).await,
+        "sentinel" => work(redis::connect::by_sentinel(addresses)).await,
+        "cluster" => work(redis::connect::to_cluster(addresses)).await,
         broker => panic!("no worker for {broker}"),
     }
 }
