@@ -43,6 +43,12 @@ impl Jobs {
         self.runs.keys().filter(|&&job| self.is_done(job)).count()
     }
 
+    /// Returns the time from the first settlement to the last one.
+    pub(crate) fn time(&self) -> Duration {
+        let ends = self.times.first().zip(self.times.last());
+        ends.map_or(Duration::ZERO, |(&first, &last)| last - first)
+    }
+
     fn is_done(&self, job: u32) -> bool {
         let runs = self.runs.get(&job).copied().unwrap_or_default();
         self.settled.contains_key(&job) || runs >= Self::expected(job)
@@ -100,10 +106,7 @@ impl Figures {
         self.longest_pause = pauses.map(|(_, pause)| pause).max().unwrap_or_default();
         let next = times.iter().find(|&&time| time >= healed);
         self.recovery = next.map_or(Duration::ZERO, |&next| next - healed);
-        let (first, last) = (times.first(), times.last());
-        self.total = first
-            .zip(last)
-            .map_or(Duration::ZERO, |(&first, &last)| last - first);
+        self.total = jobs.time();
 
         let letters: BTreeSet<_> = dead.iter().collect();
         self.dead = dead.len();

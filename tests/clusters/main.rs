@@ -21,5 +21,6 @@ mod network;
 mod node;
 mod rabbitmq;
 mod redis;
+mod scale;
 mod trial;
 mod worker;

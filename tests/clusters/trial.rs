@@ -23,8 +23,8 @@ pub(crate) trait Cluster {
     /// Returns the addresses for a worker, which begins with the first one.
     fn addresses(&self) -> Vec<String>;
 
-    /// Publishes the jobs 0 to `jobs` - 1, and waits until all are confirmed.
-    async fn publish(&self, jobs: u32);
+    /// Publishes jobs, and waits until all are confirmed.
+    async fn publish(&self, jobs: impl Iterator<Item = u32>);
 
     /// Returns the numbers of consumers, and of jobs that are not settled; `None` if it can't tell yet.
     async fn standing(&self) -> Option<(usize, usize)>;
@@ -51,6 +51,11 @@ impl Plan {
         }
     }
 
+    pub(crate) fn jobs(mut self, jobs: u32) -> Self {
+        self.jobs = jobs;
+        self
+    }
+
     pub(crate) fn work(mut self, millis: u64) -> Self {
         self.work = Duration::from_millis(millis);
         self
@@ -64,16 +69,8 @@ impl Plan {
         mut cluster: C,
         fault: impl AsyncFnOnce(&mut C),
     ) -> Figures {
-        cluster.publish(self.jobs).await;
-        let addresses = cluster.addresses().join(",");
-        let work = self.work.as_millis().to_string();
-        let settings = [
-            ("BROKER", C::BROKER),
-            ("ADDRESSES", &addresses),
-            ("WORK_MS", &work),
-        ];
-        let start = |_| Child::start(worker::MODULE, "worker", &settings);
-        let mut workers: Vec<_> = (0..WORKERS).map(start).collect();
+        cluster.publish(0..self.jobs).await;
+        let mut workers = self.start(&cluster, WORKERS);
         let jobs = self.jobs as usize;
         wait(PATIENCE, || Jobs::read(&workers).done() >= jobs / 10).await;
 
@@ -107,6 +104,33 @@ impl Plan {
         self.keep_logs(C::BROKER, &workers);
         println!("figures broker={} test={} {figures}", C::BROKER, self.test);
         figures
+    }
+
+    /// Prints how many jobs a second some workers settle, on a cluster without faults.
+    pub(crate) async fn measure<C: Cluster>(self, cluster: &C, workers: usize) {
+        // Good ones, so that nothing is waited for.
+        cluster.publish((0..self.jobs).map(|job| 10 * job)).await;
+        let started = self.start(cluster, workers);
+        let jobs = self.jobs as usize;
+        wait(PATIENCE, || Jobs::read(&started).done() == jobs).await;
+        let time = Jobs::read(&started).time();
+        let rate = f64::from(self.jobs) / time.as_secs_f64();
+        let (broker, test) = (C::BROKER, self.test);
+        println!(
+            "figures broker={broker} test={test} workers={workers} jobs={jobs} jobs_per_s={rate:.0}"
+        );
+    }
+
+    fn start<C: Cluster>(self, cluster: &C, workers: usize) -> Vec<Child> {
+        let addresses = cluster.addresses().join(",");
+        let work = self.work.as_millis().to_string();
+        let settings = [
+            ("BROKER", C::BROKER),
+            ("ADDRESSES", &addresses),
+            ("WORK_MS", &work),
+        ];
+        let start = |_| Child::start(worker::MODULE, "worker", &settings);
+        (0..workers).map(start).collect()
     }
 
     /// Keeps the logs of the workers in a folder, if it is named: they tell what a pause was made of.

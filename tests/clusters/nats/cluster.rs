@@ -27,7 +27,7 @@ use crate::{
 const PORT: u16 = 4222;
 const MONITOR_PORT: u16 = 8222;
 
-pub(super) struct Servers {
+pub(crate) struct Servers {
     nodes: Vec<Node>,
     context: Context,
     used: usize,
@@ -38,7 +38,7 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Starts a cluster, and creates the streams. The workers will connect to a server that does not lead.
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = Folder::new("nats");
         let network = Network::new(3);
         let machines = network.machines();
@@ -177,8 +177,8 @@ impl Cluster for Servers {
             .collect()
     }
 
-    async fn publish(&self, jobs: u32) {
-        let jobs: Vec<_> = (0..jobs).map(|job| job.to_string()).collect();
+    async fn publish(&self, jobs: impl Iterator<Item = u32>) {
+        let jobs: Vec<_> = jobs.map(|job| job.to_string()).collect();
         for jobs in jobs.chunks(500) {
             let mut acks = Vec::new();
             for job in jobs {

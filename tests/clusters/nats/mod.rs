@@ -1,6 +1,6 @@
 //! NATS: three servers, and a stream with a replica on each.
 
-mod cluster;
+pub(crate) mod cluster;
 pub(crate) mod connect;
 
 use std::time::Duration;

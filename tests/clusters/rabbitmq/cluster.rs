@@ -29,7 +29,7 @@ const PORT: u16 = 5672;
 /// Erlang's daemon of names.
 const NAMES_PORT: u16 = 4369;
 
-pub(super) struct Rabbits {
+pub(crate) struct Rabbits {
     nodes: Vec<Node>,
     programs: Vec<Program>,
     // As on a real machine, it outlives the node.
@@ -42,7 +42,7 @@ pub(super) struct Rabbits {
 
 impl Rabbits {
     /// Starts a cluster, and declares the queues, with their leaders on one of the nodes.
-    pub(super) async fn start(leader: usize) -> Self {
+    pub(crate) async fn start(leader: usize) -> Self {
         let folder = Folder::new("rabbitmq");
         let network = Network::new(3);
         let machines = network.machines();
@@ -155,10 +155,10 @@ impl Cluster for Rabbits {
             .collect()
     }
 
-    async fn publish(&self, jobs: u32) {
+    async fn publish(&self, jobs: impl Iterator<Item = u32>) {
         let channel = self.channel(self.leader).await;
         let mut confirms = Vec::new();
-        for job in 0..jobs {
+        for job in jobs {
             let job = job.to_string();
             let confirm = channel.basic_publish(
                 "".into(),

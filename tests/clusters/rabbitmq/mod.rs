@@ -1,6 +1,6 @@
 //! RabbitMQ: three nodes, a quorum queue with a member on each.
 
-mod cluster;
+pub(crate) mod cluster;
 pub(crate) mod connect;
 #[path = "../../brokers/rabbitmq/program.rs"]
 mod program;

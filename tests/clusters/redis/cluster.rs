@@ -21,7 +21,7 @@ use crate::{
 
 const PORT: u16 = 6379;
 
-pub(super) struct Shards {
+pub(crate) struct Shards {
     nodes: Vec<Node>,
     _folder: Folder,
     // After the nodes.
@@ -29,7 +29,7 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = Folder::new("valkey");
         let network = Network::new(6);
         let nodes = network.machines().into_iter().map(|machine| {
@@ -181,7 +181,7 @@ impl Cluster for Shards {
             .collect()
     }
 
-    async fn publish(&self, jobs: u32) {
+    async fn publish(&self, jobs: impl Iterator<Item = u32>) {
         stream::publish(&self.address(self.owner().await), jobs, 1).await;
     }
 

@@ -1,8 +1,8 @@
 //! Redis with Sentinel, and a Valkey cluster.
 
-mod cluster;
+pub(crate) mod cluster;
 pub(crate) mod connect;
-mod sentinel;
+pub(crate) mod sentinel;
 mod stream;
 
 use std::time::Duration;

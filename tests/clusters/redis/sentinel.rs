@@ -14,7 +14,7 @@ use crate::{
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-pub(super) struct Sentinels {
+pub(crate) struct Sentinels {
     nodes: Vec<Node>,
     sentinels: Vec<Node>,
     _folder: Folder,
@@ -24,7 +24,7 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     /// Starts them all, with the first node as the primary.
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = Folder::new("sentinel");
         let network = Network::new(3);
         let machines = network.machines();
@@ -156,7 +156,7 @@ impl Cluster for Sentinels {
         hosts.map(|host| format!("redis://{host}")).collect()
     }
 
-    async fn publish(&self, jobs: u32) {
+    async fn publish(&self, jobs: impl Iterator<Item = u32>) {
         stream::publish(&self.address(0), jobs, 2).await;
     }
 

@@ -12,11 +12,11 @@ use super::{
 };
 
 /// Adds the jobs, and waits until `replicas` have them.
-pub(super) async fn publish(address: &str, jobs: u32, replicas: u32) {
+pub(super) async fn publish(address: &str, jobs: impl Iterator<Item = u32>, replicas: u32) {
     let client = Client::open(address).unwrap();
     let connected = client.get_multiplexed_async_connection().await;
     let mut connection: MultiplexedConnection = connected.unwrap();
-    let jobs: Vec<_> = (0..jobs).collect();
+    let jobs: Vec<_> = jobs.collect();
     for jobs in jobs.chunks(500) {
         let mut adding = pipe();
         for job in jobs {
