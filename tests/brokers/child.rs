@@ -52,7 +52,8 @@ impl Child {
     pub(crate) fn start(module: &str, test: &str, settings: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{test}-{}-{nth}", std::process::id());
+        // Not its id, which a test in another tree of .ci/in-suite may have too.
+        let name = format!("{test}-{}-{nth}", now().as_nanos());
         let file =
             |ending: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.clone() + ending);
         let (ledger, errors) = (file(".ledger"), file(".errors"));

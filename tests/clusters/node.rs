@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::network::Machine;
+use crate::{child::now, network::Machine};
 
 /// How long a server may take to start or to stop, on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -90,6 +90,16 @@ impl Node {
         process.wait().unwrap();
     }
 
+    /// Stops the server with SIGSTOP, so that its connections stay open and silent.
+    pub(crate) fn hang(&self) {
+        self.signal("STOP");
+    }
+
+    /// Ends the [hang](Self::hang).
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
     /// Stops the server with SIGTERM, and waits until it has ended.
     pub(crate) async fn stop(&mut self) {
         self.signal("TERM");
@@ -130,10 +140,9 @@ impl Folder {
     pub(crate) fn new(cluster: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("cluster-{cluster}-{}-{nth}", std::process::id());
+        // Not the id of the process, which one in another tree of .ci/in-suite may have too.
+        let name = format!("cluster-{cluster}-{}-{nth}", now().as_nanos());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // Of a run that was killed.
-        drop(fs::remove_dir_all(&folder));
         fs::create_dir_all(&folder).unwrap();
         Self(folder)
     }

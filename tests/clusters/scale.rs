@@ -11,11 +11,12 @@ use crate::{
     trial::{Cluster, Plan},
 };
 
-async fn measure<C: Cluster>(start: impl AsyncFn() -> C) {
+/// `start` takes the number of workers.
+async fn measure<C: Cluster>(test: &'static str, start: impl AsyncFn(usize) -> C) {
     for workers in [1, 2, 4] {
         // A new one, as what the last workers have left would be read again.
-        let cluster = start().await;
-        let plan = Plan::new("scale").jobs(30_000).work(0);
+        let cluster = start(workers).await;
+        let plan = Plan::new(test).jobs(30_000).work(0);
         plan.measure(&cluster, workers).await;
     }
 }
@@ -23,23 +24,29 @@ async fn measure<C: Cluster>(start: impl AsyncFn() -> C) {
 #[tokio::test]
 #[ignore = "it measures, and asserts nothing"]
 async fn scale_on_a_quorum_queue() {
-    measure(async || Rabbits::start(0).await).await;
+    measure("scale", async |_| Rabbits::start(0).await).await;
 }
 
 #[tokio::test]
 #[ignore = "it measures, and asserts nothing"]
 async fn scale_on_a_replicated_stream() {
-    measure(Servers::start).await;
+    measure("scale", async |_| Servers::start().await).await;
+}
+
+#[tokio::test]
+#[ignore = "it measures, and asserts nothing"]
+async fn scale_on_a_stream_for_each_worker() {
+    measure("scale_partitions", Servers::partitioned).await;
 }
 
 #[tokio::test]
 #[ignore = "it measures, and asserts nothing"]
 async fn scale_on_redis_with_replicas() {
-    measure(Sentinels::start).await;
+    measure("scale", async |_| Sentinels::start().await).await;
 }
 
 #[tokio::test]
 #[ignore = "it measures, and asserts nothing"]
 async fn scale_on_a_valkey_cluster() {
-    measure(Shards::start).await;
+    measure("scale", async |_| Shards::start().await).await;
 }

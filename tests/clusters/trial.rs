@@ -23,6 +23,11 @@ pub(crate) trait Cluster {
     /// Returns the addresses for a worker, which begins with the first one.
     fn addresses(&self) -> Vec<String>;
 
+    /// Returns the queue for the worker with this number, if not all read the same.
+    fn queue(&self, _: usize) -> String {
+        String::new()
+    }
+
     /// Publishes jobs, and waits until all are confirmed.
     async fn publish(&self, jobs: impl Iterator<Item = u32>);
 
@@ -124,12 +129,15 @@ impl Plan {
     fn start<C: Cluster>(self, cluster: &C, workers: usize) -> Vec<Child> {
         let addresses = cluster.addresses().join(",");
         let work = self.work.as_millis().to_string();
-        let settings = [
-            ("BROKER", C::BROKER),
-            ("ADDRESSES", &addresses),
-            ("WORK_MS", &work),
-        ];
-        let start = |_| Child::start(worker::MODULE, "worker", &settings);
+        let start = |nth| {
+            let settings = [
+                ("BROKER", C::BROKER),
+                ("ADDRESSES", &addresses),
+                ("QUEUE", &cluster.queue(nth)),
+                ("WORK_MS", &work),
+            ];
+            Child::start(worker::MODULE, "worker", &settings)
+        };
         (0..workers).map(start).collect()
     }
 

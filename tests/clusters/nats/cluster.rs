@@ -31,6 +31,8 @@ pub(crate) struct Servers {
     nodes: Vec<Node>,
     context: Context,
     used: usize,
+    /// The streams of jobs: one, or one for each partition.
+    streams: Vec<String>,
     _folder: Folder,
     // After the nodes.
     _network: Network,
@@ -39,6 +41,16 @@ pub(crate) struct Servers {
 impl Servers {
     /// Starts a cluster, and creates the streams. The workers will connect to a server that does not lead.
     pub(crate) async fn start() -> Self {
+        Self::with(vec![JOBS.to_owned()]).await
+    }
+
+    /// Starts one whose jobs are spread over this many streams.
+    pub(crate) async fn partitioned(partitions: usize) -> Self {
+        let streams = (0..partitions).map(|nth| format!("{JOBS}-{nth}"));
+        Self::with(streams.collect()).await
+    }
+
+    async fn with(streams: Vec<String>) -> Self {
         let folder = Folder::new("nats");
         let network = Network::new(3);
         let machines = network.machines();
@@ -76,6 +88,7 @@ impl Servers {
             nodes,
             context: jetstream::new(client),
             used: 0,
+            streams,
             _folder: folder,
             _network: network,
         };
@@ -85,11 +98,9 @@ impl Servers {
     }
 
     async fn declare(&self) {
-        let retentions = [
-            (JOBS, RetentionPolicy::WorkQueue),
-            (DEAD, RetentionPolicy::Limits),
-        ];
-        for (name, retention) in retentions {
+        let jobs = self.streams.iter();
+        let jobs = jobs.map(|name| (name.as_str(), RetentionPolicy::WorkQueue));
+        for (name, retention) in jobs.chain([(DEAD, RetentionPolicy::Limits)]) {
             let config = stream::Config {
                 name: name.into(),
                 subjects: vec![name.into()],
@@ -104,13 +115,15 @@ impl Servers {
                 sleep(Duration::from_millis(100)).await;
             }
         }
-        let config = pull::Config {
-            durable_name: Some(WORKERS.into()),
-            ack_wait: Duration::from_secs(10),
-            ..pull::Config::default()
-        };
-        let consumer = self.context.create_consumer_on_stream(config, JOBS);
-        let _: PullConsumer = consumer.await.unwrap();
+        for stream in &self.streams {
+            let config = pull::Config {
+                durable_name: Some(WORKERS.into()),
+                ack_wait: Duration::from_secs(10),
+                ..pull::Config::default()
+            };
+            let consumer = self.context.create_consumer_on_stream(config, stream);
+            let _: PullConsumer = consumer.await.unwrap();
+        }
     }
 
     /// Returns the server that all workers use at first.
@@ -150,6 +163,14 @@ impl Servers {
         self.leader().await;
     }
 
+    pub(super) fn hang(&self, server: usize) {
+        self.nodes[server].hang();
+    }
+
+    pub(super) fn resume(&self, server: usize) {
+        self.nodes[server].resume();
+    }
+
     pub(super) fn cut(&self, server: usize) {
         self.nodes[server].machine.cut();
     }
@@ -160,7 +181,7 @@ impl Servers {
 
     async fn info(&self) -> Option<consumer::Info> {
         let asking = async {
-            let stream = self.context.get_stream(JOBS).await.ok()?;
+            let stream = self.context.get_stream(&self.streams[0]).await.ok()?;
             stream.consumer_info(WORKERS).await.ok()
         };
         timeout(Duration::from_secs(2), asking).await.ok()?
@@ -177,12 +198,18 @@ impl Cluster for Servers {
             .collect()
     }
 
+    fn queue(&self, worker: usize) -> String {
+        self.streams[worker % self.streams.len()].clone()
+    }
+
     async fn publish(&self, jobs: impl Iterator<Item = u32>) {
         let jobs: Vec<_> = jobs.map(|job| job.to_string()).collect();
+        let mut streams = self.streams.iter().cycle();
         for jobs in jobs.chunks(500) {
             let mut acks = Vec::new();
             for job in jobs {
-                let ack = self.context.publish(JOBS, job.clone().into());
+                let stream = streams.next().unwrap().clone();
+                let ack = self.context.publish(stream, job.clone().into());
                 acks.push(ack.await.unwrap().into_future());
             }
             for ack in join_all(acks).await {

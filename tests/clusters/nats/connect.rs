@@ -10,8 +10,8 @@ use tower_sentinel::{
     consumer::Connect,
 };
 
-use super::{DEAD, JOBS, WORKERS};
-use crate::worker::PREFETCH;
+use super::{DEAD, WORKERS};
+use crate::{child::setting, worker::PREFETCH};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -28,7 +28,8 @@ pub(crate) fn connector(
                 .retain_servers_order()
                 .connection_timeout(Duration::from_secs(3));
             let client = options.connect(servers).await?;
-            let pull = Pull::new(JOBS, WORKERS)
+            let stream = setting("QUEUE").expect("a stream to read");
+            let pull = Pull::new(stream, WORKERS)
                 .prefetch(PREFETCH)
                 .dead_letter(DEAD);
             Ok(pull.subscribe(&jetstream::new(client)).await?)

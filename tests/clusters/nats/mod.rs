@@ -89,3 +89,15 @@ async fn nats_comes_back_after_the_loss_of_its_majority() {
     });
     figures.await.assert(Duration::from_secs(90), 96);
 }
+
+#[tokio::test]
+async fn nats_goes_on_when_the_leader_hangs() {
+    let plan = Plan::new("leader_hangs").work(400);
+    let figures = plan.run(Servers::start().await, async |cluster| {
+        let leader = cluster.leader().await;
+        cluster.hang(leader);
+        sleep(Duration::from_secs(30)).await;
+        cluster.resume(leader);
+    });
+    figures.await.assert(Duration::from_secs(60), 96);
+}

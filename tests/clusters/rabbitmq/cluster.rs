@@ -109,6 +109,14 @@ impl Rabbits {
         self.is_whole().await;
     }
 
+    pub(super) fn hang(&self, node: usize) {
+        self.nodes[node].hang();
+    }
+
+    pub(super) fn resume(&self, node: usize) {
+        self.nodes[node].resume();
+    }
+
     pub(super) fn cut(&self, node: usize) {
         self.nodes[node].machine.cut();
     }

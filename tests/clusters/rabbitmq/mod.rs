@@ -94,3 +94,15 @@ async fn rabbitmq_comes_back_after_the_loss_of_its_majority() {
     });
     figures.await.assert(Duration::from_secs(90), 96);
 }
+
+#[tokio::test]
+async fn rabbitmq_goes_on_when_the_leader_hangs() {
+    let plan = Plan::new("leader_hangs").work(400);
+    let cluster = Rabbits::start(LEADER).await;
+    let figures = plan.run(cluster, async |cluster| {
+        cluster.hang(LEADER);
+        sleep(Duration::from_secs(30)).await;
+        cluster.resume(LEADER);
+    });
+    figures.await.assert(Duration::from_secs(60), 96);
+}

@@ -43,6 +43,18 @@ async fn redis_goes_on_when_the_link_of_its_primary_is_cut() {
 }
 
 #[tokio::test]
+async fn redis_goes_on_when_its_primary_hangs() {
+    let plan = Plan::new("primary_hangs").work(400);
+    let figures = plan.run(Sentinels::start().await, async |cluster| {
+        let primary = cluster.primary().await;
+        cluster.hang(primary);
+        sleep(Duration::from_secs(30)).await;
+        cluster.resume(primary);
+    });
+    figures.await.assert(Duration::from_secs(40), 2_000);
+}
+
+#[tokio::test]
 async fn redis_goes_on_after_a_failover_by_sentinels_command() {
     let plan = Plan::new("sentinel_failover");
     let figures = plan.run(Sentinels::start().await, async |cluster| {

@@ -135,6 +135,14 @@ impl Sentinels {
         self.nodes[node].listens().await;
     }
 
+    pub(super) fn hang(&self, node: usize) {
+        self.nodes[node].hang();
+    }
+
+    pub(super) fn resume(&self, node: usize) {
+        self.nodes[node].resume();
+    }
+
     pub(super) fn cut(&self, node: usize) {
         self.nodes[node].machine.cut();
     }
