@@ -1,6 +1,6 @@
-//! How a worker finds the primary of Redis by Sentinel, and the owner of the stream in a cluster.
+//! How a worker, and the test, find the server of the stream.
 
-use std::{error::Error, io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use tokio::time::timeout;
 use tower_sentinel::{
@@ -14,8 +14,6 @@ use tower_sentinel::{
 use super::{GROUP, JOBS, MASTER};
 use crate::worker::PREFETCH;
 
-type BoxError = Box<dyn Error + Send + Sync>;
-
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(3);
 
@@ -27,36 +25,14 @@ pub(super) fn group() -> ConsumerGroup {
 
 pub(crate) fn by_sentinel(
     sentinels: Vec<String>,
-) -> impl Connect<Subscription = Deliveries, Error = BoxError, Future: Send> + Send {
-    move || {
-        let sentinels = sentinels.clone();
-        async move {
-            let command = format!("SENTINEL get-master-addr-by-name {MASTER}");
-            for sentinel in &sentinels {
-                if let Ok((host, port)) = ask::<(String, u16)>(sentinel, &command).await {
-                    let address = format!("redis://{host}:{port}");
-                    return Ok(group().connect(&address).await?);
-                }
-            }
-            Err("no sentinel answers".into())
-        }
-    }
+) -> impl Connect<Subscription = Deliveries, Error: fmt::Display + Send, Future: Send> + Send {
+    group().connector_sentinel(sentinels, MASTER)
 }
 
 pub(crate) fn to_cluster(
     seeds: Vec<String>,
-) -> impl Connect<Subscription = Deliveries, Error = BoxError, Future: Send> + Send {
-    move || {
-        let seeds = seeds.clone();
-        async move {
-            for seed in &seeds {
-                if let Ok(Some(owner)) = owner(seed).await {
-                    return Ok(group().connect(&owner).await?);
-                }
-            }
-            Err("no seed answers".into())
-        }
-    }
+) -> impl Connect<Subscription = Deliveries, Error: fmt::Display + Send, Future: Send> + Send {
+    group().connector(seeds)
 }
 
 /// Returns the owner of the stream's slot, as far as a node knows.
