@@ -24,7 +24,7 @@ use tower_sentinel::{
     Consumer, DecodeLayer, IntensityLayer, Job, KeepAliveLayer, Outcome, Panic, Report,
     SentinelError, SentinelLayer, ServiceBuilderExt, SettlePolicy, TimeLimit,
     cancel::Cancellation,
-    consumer::{ConsumerError, Consuming, Summary},
+    consumer::{ConnectFn, ConsumerError, Consuming, State, Summary, Watch},
     decode::{Decode, DecodeError, DecodeFuture, Decoded, WithJob},
     intensity::{Intensity, IntensityFuture, IntensityState},
     keep_alive::{KeepAlive, KeepAliveFuture},
@@ -118,6 +118,9 @@ fn what_may_be_shared_is_sync() {
     sync::<Failure<io::Error>>();
     sync::<ConsumerError<io::Error, BoxError>>();
     sync::<Summary>();
+    sync::<Watch>();
+    sync::<State>();
+    sync::<ConnectFn<u8>>();
     unpin::<Consuming<io::Error, io::Error>>();
     error::<ConsumerError<io::Error, BoxError, io::Error>>();
     sync::<SentinelLayer<u8>>();
@@ -178,6 +181,8 @@ fn the_public_types_are_debug_and_clone_without_bounds_that_leak() {
     debug::<Intensity<u8>>();
     debug::<IntensityFuture<Nothing>>();
 
+    clone::<Watch>();
+    debug::<Watch>();
     clone::<IntensityLayer>();
     clone::<Intensity<u8>>();
     assert_not!(Intensity<Nothing>: Clone);

@@ -53,7 +53,11 @@ impl Declaration {
         queue: &Queue,
     ) -> Result<DeliveryLimit, SubscriptionError> {
         if let Some(dead_letters) = queue.dead_letter_queue() {
-            declare(connection, dead_letters, of_kind(queue.kind)).await?;
+            match declare(connection, dead_letters, of_kind(queue.kind)).await {
+                // Any queue takes dead letters.
+                Err(SubscriptionError::Undeclared { error, .. }) if differs_in(&error, &[""]) => {}
+                declared => declared?,
+            }
         }
         let mut arguments = of_kind(queue.kind);
         if let Some((exchange, routing_key)) = &queue.dead_letter {
@@ -77,7 +81,16 @@ impl Declaration {
             Ok(()) if is_unlimited => Ok(DeliveryLimit::Known(None)),
             Ok(()) => Ok(queue.reading.delivery_limit),
             // Its owner has declared it before.
-            Err(SubscriptionError::Undeclared { error, .. }) if differs_in_limit(&error) => {
+            Err(SubscriptionError::Undeclared { error, .. })
+                if differs_in(
+                    &error,
+                    &[
+                        DELIVERY_LIMIT,
+                        DEAD_LETTER_EXCHANGE,
+                        DEAD_LETTER_ROUTING_KEY,
+                    ],
+                ) =>
+            {
                 Ok(queue.reading.delivery_limit)
             }
             Err(error) => Err(error),
@@ -85,17 +98,11 @@ impl Declaration {
     }
 }
 
-/// Returns whether the queue exists, and only its owner's way with failed jobs differs.
-fn differs_in_limit(error: &lapin::Error) -> bool {
+/// Returns whether the queue exists, and differs in one of these `arguments`.
+fn differs_in(error: &lapin::Error, arguments: &[&str]) -> bool {
     let text = server_text(error);
-    text.contains("inequivalent arg")
-        && [
-            DELIVERY_LIMIT,
-            DEAD_LETTER_EXCHANGE,
-            DEAD_LETTER_ROUTING_KEY,
-        ]
-        .iter()
-        .any(|name| text.contains(name))
+    let differs = |argument: &&str| text.contains(&format!("inequivalent arg '{argument}"));
+    arguments.iter().any(differs)
 }
 
 async fn declare(

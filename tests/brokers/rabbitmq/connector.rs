@@ -132,8 +132,10 @@ async fn a_queue_that_exists_with_other_arguments_is_named() {
             && text.contains("x-max-length"),
         "{text}"
     );
-    // Its delivery limit may be its owner's.
-    let mut connector = scene.queue().connector(shared().address()).declare_queues();
+    // Its delivery limit may be its owner's, and so may be the type of the dead letters.
+    scene.declare_dead().await;
+    let queue = scene.queue().dead_letter(scene.dead());
+    let mut connector = queue.connector(shared().address()).declare_queues();
     close(connector.connect(1).await.unwrap()).await;
 }
 
