@@ -92,13 +92,20 @@ impl Sentinel {
         named.1
     }
 
-    fn fail_over(&self) {
-        let mut sentinel = self.try_inspect().unwrap();
-        let begun: RedisResult<()> = cmd("SENTINEL")
-            .arg("FAILOVER")
-            .arg(NAME)
-            .query(&mut sentinel);
-        begun.unwrap();
+    /// Begins a failover, as soon as the sentinel has asked the replica for its state.
+    async fn fail_over(&self) {
+        loop {
+            let begun: RedisResult<()> = cmd("SENTINEL")
+                .arg("FAILOVER")
+                .arg(NAME)
+                .query(&mut self.try_inspect().unwrap());
+            match begun {
+                Err(error) if error.code() == Some("NOGOODSLAVE") => {
+                    sleep(Duration::from_millis(50)).await;
+                }
+                begun => return begun.unwrap(),
+            }
+        }
     }
 
     /// Waits until it knows the others and the replica.
@@ -262,7 +269,7 @@ async fn a_primary_that_is_replaced_and_alive_is_left() {
     sentinel.is_ready("1").await;
     let mut connector = group().connector_sentinel(sentinel.url(), NAME);
     let mut deliveries = connector.connect(1).await.unwrap();
-    sentinel.fail_over();
+    sentinel.fail_over().await;
     let ended = timeout(Duration::from_secs(60), deliveries.next()).await;
     let error = ended.unwrap().unwrap().unwrap_err();
     let host = replica.host();
