@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
@@ -35,6 +35,12 @@ fn handler(
             Ok(())
         }
     })
+}
+
+/// Waits in virtual time, and fails instead of hanging.
+async fn emptied(queue: &Queue<u32>) {
+    let emptied = timeout(S(1_000), queue.emptied()).await;
+    emptied.expect("the jobs are taken");
 }
 
 /// A queue with `jobs`, and a consumer that runs.
@@ -127,7 +133,7 @@ async fn a_paused_consumer_takes_no_jobs_until_it_is_resumed() {
         sleep(S(1)).await;
         assert_eq!(queue.counts().acked, 2 * round);
         watch.resume();
-        queue.emptied().await;
+        emptied(&queue).await;
         assert_eq!(queue.counts().acked, 2 * (round + 1));
     }
 }
@@ -142,7 +148,7 @@ async fn jobs_that_run_go_on_in_a_pause() {
     sleep(S(1)).await;
     assert_eq!(queue.counts().acked, 2);
     watch.resume();
-    queue.emptied().await;
+    emptied(&queue).await;
 }
 
 #[tokio::test(start_paused = true)]
