@@ -130,6 +130,14 @@ impl<A> Rotation<A> {
     }
 }
 
+/// Returns the error of a round: that of the only address, or one of `all`.
+pub(super) fn round_error<E>(mut errors: Vec<E>, all: impl FnOnce(Vec<E>) -> E) -> E {
+    match errors.len() {
+        1 => errors.remove(0),
+        _ => all(errors),
+    }
+}
+
 /// Prints the errors of a round in one line, each with its causes.
 pub(super) fn write_errors(
     f: &mut fmt::Formatter<'_>,

@@ -14,7 +14,7 @@ use super::connect_error::ConnectError;
 use crate::{
     broker::{
         address::{SPLIT, is_split, place},
-        addresses::{LIMIT_OF_ONE, Rotation, ToAddresses},
+        addresses::{LIMIT_OF_ONE, Rotation, ToAddresses, round_error},
     },
     outcome::guard,
 };
@@ -152,7 +152,9 @@ impl Servers {
                 Err(error) => errors.push(connect_error(server, error)),
             }
         }
-        Err(ConnectError::of_round(errors))
+        Err(round_error(errors, |errors| ConnectError::AllFailed {
+            errors,
+        }))
     }
 
     async fn open(&self, server: &ServerAddr) -> Result<Client, async_nats::ConnectError> {

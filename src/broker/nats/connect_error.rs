@@ -46,15 +46,7 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {
-    /// Creates it from the errors of all addresses.
-    pub(super) fn of_round(mut errors: Vec<ConnectError>) -> Self {
-        match errors.len() {
-            1 => errors.remove(0),
-            _ => ConnectError::AllFailed { errors },
-        }
-    }
-}
+impl ConnectError {}
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use url::{Host, Url};
 use super::{connection::Connection, endpoint::Endpoint, error::ConnectError};
 use crate::broker::{
     address::{SPLIT, is_split},
-    addresses::{Rotation, ToAddresses},
+    addresses::{Rotation, ToAddresses, round_error},
 };
 
 /// Time between two heartbeats in seconds, if the address has none.
@@ -100,7 +100,9 @@ pub async fn connect_with(
             Err(error) => errors.push(error),
         }
     }
-    Err(ConnectError::of_round(errors))
+    Err(round_error(errors, |errors| ConnectError::AllFailed {
+        errors,
+    }))
 }
 
 /// Reads `addresses` and brings them into an order, or returns a description of the mistake in one.

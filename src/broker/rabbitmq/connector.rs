@@ -26,7 +26,7 @@ use super::{
     queue::Queue,
 };
 use crate::{
-    broker::addresses::{Rotation, ToAddresses, write_errors},
+    broker::addresses::{Rotation, ToAddresses, round_error, write_errors},
     consumer::Connect,
 };
 
@@ -219,10 +219,9 @@ impl Connect for Connector {
                     ended => return ended,
                 }
             }
-            Err(match errors.len() {
-                1 => errors.remove(0),
-                _ => ConnectorError::AllFailed { errors },
-            })
+            Err(round_error(errors, |errors| ConnectorError::AllFailed {
+                errors,
+            }))
         })
     }
 }

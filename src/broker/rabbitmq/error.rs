@@ -65,14 +65,6 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Creates it from the errors of all addresses.
-    pub(super) fn of_round(mut errors: Vec<ConnectError>) -> Self {
-        match errors.len() {
-            1 => errors.remove(0),
-            _ => ConnectError::AllFailed { errors },
-        }
-    }
-
     pub(super) fn new(address: String, vhost: String, error: lapin::Error) -> Self {
         if has_no_tls(&error) {
             return ConnectError::NoTls { address };

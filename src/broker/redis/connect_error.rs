@@ -133,14 +133,6 @@ impl ConnectError {
         ConnectError::InvalidAddress((ErrorKind::InvalidClientConfig, text).into())
     }
 
-    /// Creates it from the errors of all addresses.
-    pub(super) fn of_round(mut errors: Vec<ConnectError>) -> Self {
-        match errors.len() {
-            1 => errors.remove(0),
-            _ => ConnectError::AllFailed { errors },
-        }
-    }
-
     /// Returns the address of the server that owns the slot, if this one does not.
     pub(super) fn owner(&self) -> Option<&str> {
         match self {

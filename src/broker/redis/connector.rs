@@ -11,7 +11,7 @@ use super::{
     sentinel::Primary,
 };
 use crate::{
-    broker::addresses::{Rotation, ToAddresses},
+    broker::addresses::{Rotation, ToAddresses, round_error},
     consumer::Connect,
 };
 
@@ -238,7 +238,9 @@ impl Connector {
                 Err(error) => errors.push(error),
             }
         }
-        Err(ConnectError::of_round(errors))
+        Err(round_error(errors, |errors| ConnectError::AllFailed {
+            errors,
+        }))
     }
 }
 
