@@ -15,6 +15,7 @@ mod log;
 mod memory;
 mod nats;
 mod poison;
+mod port;
 mod proxy;
 mod rabbitmq;
 mod redis;

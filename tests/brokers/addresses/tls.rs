@@ -28,10 +28,8 @@ use super::{
     folder::Folder,
 };
 use crate::{
-    child::setting,
-    nats::server::Server as Nats,
-    rabbitmq::server::Server as RabbitMq,
-    redis::server::{Server as Redis, free_port},
+    child::setting, nats::server::Server as Nats, port::free_port,
+    rabbitmq::server::Server as RabbitMq, redis::server::Server as Redis,
 };
 
 /// A server with a listener for TLS.

@@ -24,7 +24,7 @@ use tower_sentinel::broker::rabbitmq::{
 };
 
 use super::{example, rabbitmq::counts};
-use crate::{rabbitmq::server::shared, redis::server::free_port};
+use crate::{port::free_port, rabbitmq::server::shared};
 
 const ORDERS: u64 = 400;
 

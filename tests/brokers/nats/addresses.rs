@@ -12,10 +12,8 @@ use tower_sentinel::broker::nats::{
     connect, connect_with,
 };
 
-use super::{
-    SOON,
-    server::{Server, free_port},
-};
+use super::{SOON, server::Server};
+use crate::port::free_port;
 
 const REFUSED: &str = "nats://us3r:s3cr3t@127.0.0.1:9";
 

@@ -16,7 +16,8 @@ use tower_sentinel::broker::nats::{
     connect,
 };
 
-use super::server::{Server, free_port};
+use super::server::Server;
+use crate::port::free_port;
 
 /// Longest time to wait for a leader.
 const ELECTION: Duration = Duration::from_secs(60);

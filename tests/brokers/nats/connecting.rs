@@ -6,10 +6,8 @@ use tower_sentinel::broker::nats::{
     connect,
 };
 
-use super::{
-    SOON, jobs,
-    server::{Server, free_port},
-};
+use super::{SOON, jobs, server::Server};
+use crate::port::free_port;
 
 #[tokio::test]
 async fn a_consumer_that_wants_no_answers_is_refused() {

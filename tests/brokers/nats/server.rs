@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::ErrorKind,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 use tokio::time::sleep;
+
+use crate::port::free_port;
 
 /// A server with its own port and its own folder.
 pub(crate) struct Server {
@@ -123,10 +125,4 @@ impl Drop for Server {
         }
         drop(fs::remove_dir_all(&self.folder));
     }
-}
-
-/// Returns a free port.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     future::Future,
     io::Write,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     sync::OnceLock,
     thread,
@@ -14,7 +14,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::program::{Program, program};
-use crate::conformance::verdicts;
+use crate::{conformance::verdicts, port::free_port};
 
 /// Kills the server when its standard input ends, which it does with the test process, however
 /// that ends.
@@ -217,9 +217,4 @@ impl Drop for Server {
             None => drop(fs::remove_dir_all(&self.program.folder)),
         }
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -30,10 +30,11 @@ use super::{
     STREAM, add, delayed, group,
     newer::read,
     next, pending, reason,
-    server::{QUICK, Server, free_port},
+    server::{QUICK, Server},
     settle,
     work::{Work, publish},
 };
+use crate::port::free_port;
 
 /// Three servers, each with a third of the slots, and replicas of them.
 struct Cluster {

@@ -2,10 +2,8 @@
 
 use tower_sentinel::broker::redis::{ConnectError, ConsumerGroup, redis::Commands};
 
-use super::{
-    GROUP, STREAM, group,
-    server::{Server, free_port},
-};
+use super::{GROUP, STREAM, group, server::Server};
+use crate::port::free_port;
 
 #[tokio::test]
 async fn a_server_that_is_down_is_named() {

@@ -11,11 +11,8 @@ use tower_sentinel::{
     },
 };
 
-use super::{
-    GROUP, STREAM, add, group, next,
-    server::{Server, free_port},
-    settle,
-};
+use super::{GROUP, STREAM, add, group, next, server::Server, settle};
+use crate::port::free_port;
 
 #[tokio::test]
 async fn a_prefix_is_that_of_the_keys_that_are_made() {

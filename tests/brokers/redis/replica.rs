@@ -15,10 +15,11 @@ use tower_sentinel::{
 
 use super::{
     add, calls_of, dead, forget_calls, group, next, pending, reason,
-    server::{QUICK, Server, free_port},
+    server::{QUICK, Server},
     settle,
     work::{Work, publish},
 };
+use crate::port::free_port;
 
 fn pair() -> (Server, Server) {
     let primary = Server::with(&QUICK);

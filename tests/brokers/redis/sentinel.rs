@@ -20,10 +20,11 @@ use tower_sentinel::{
 
 use super::{
     add, group, next, pending,
-    server::{QUICK, Server, free_port},
+    server::{QUICK, Server},
     settle,
     work::{Work, publish},
 };
+use crate::port::free_port;
 
 /// The name of the primary. A host would be in lower case.
 const NAME: &str = "My_Primary";

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -10,6 +9,8 @@ use std::{
 };
 
 use tower_sentinel::broker::redis::redis::{self, Client, Connection};
+
+use crate::port::free_port;
 
 /// Options with which a replica gets its data at once.
 pub(crate) const QUICK: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
@@ -178,17 +179,5 @@ impl Drop for Server {
             self.kill();
         }
         drop(fs::remove_dir_all(&self.folder));
-    }
-}
-
-/// Returns a port that nothing listens on.
-///
-/// It is below those that the kernel chooses, so that no connection takes it before the server does.
-pub(crate) fn free_port() -> u16 {
-    loop {
-        let port = fastrand::u16(10_000..32_768);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
