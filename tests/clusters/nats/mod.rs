@@ -72,7 +72,7 @@ async fn nats_goes_on_when_a_link_is_cut() {
         sleep(Duration::from_secs(60)).await;
         cluster.join(used);
     });
-    figures.await.assert(Duration::from_secs(60), 96);
+    figures.await.assert(Duration::from_secs(60), 2 * 96);
 }
 
 #[tokio::test]

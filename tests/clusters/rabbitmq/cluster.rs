@@ -235,8 +235,11 @@ fn configure(machine: &Machine, machines: &[Machine], folder: &Folder) -> Progra
         node: name(machine),
         dist_port: 25672,
     };
-    // A node that is silent is given up after 11 to 19 s; after a minute by default.
-    program.configure(&config, "[{kernel, [{net_ticktime, 15}]}].\n");
+    // A node that is silent is given up after 11 to 19 s; after a minute by default. Delayed jobs that were on their way
+    // back when the majority was lost are sent again after 15 s; after three minutes by default.
+    let settings = "[{kernel, [{net_ticktime, 15}]}, \
+                    {rabbit, [{dead_letter_worker_publisher_confirm_timeout, 15000}]}].\n";
+    program.configure(&config, settings);
     let cookie = program.folder.join(".erlang.cookie");
     fs::write(&cookie, "TOWERSENTINEL").unwrap();
     fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();

@@ -79,7 +79,7 @@ async fn rabbitmq_goes_on_when_a_link_is_cut() {
         sleep(Duration::from_secs(60)).await;
         cluster.join(USED);
     });
-    figures.await.assert(Duration::from_secs(40), 96);
+    figures.await.assert(Duration::from_secs(40), 2 * 96);
 }
 
 #[tokio::test]
