@@ -1,6 +1,6 @@
 //! [`Job`]: the tag, the time limit and the lease of a request, which a sentinel reads before it runs it.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// A unit of work, with the tag that its delivery is settled by.
 ///
@@ -52,7 +52,7 @@ use std::{sync::Arc, time::Duration};
 )]
 pub trait Job {
     /// Handle by which the broker recognises the job: a delivery tag, an acker, a message id.
-    type Tag;
+    type Tag: fmt::Debug;
 
     /// Returns the tag that the policy settles.
     fn tag(&self) -> Self::Tag;
@@ -87,7 +87,7 @@ pub trait Job {
     }
 }
 
-impl<T: ?Sized> Job for Arc<T> {
+impl<T: fmt::Debug + ?Sized> Job for Arc<T> {
     type Tag = Arc<T>;
 
     fn tag(&self) -> Arc<T> {

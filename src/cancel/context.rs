@@ -236,7 +236,7 @@ impl JobContext {
     }
 
     /// Requests the stop, at the time `at`, unless another request came first.
-    pub(super) fn ask(self: &Arc<Self>, reason: CancelReason, at: Instant) {
+    pub(crate) fn ask(self: &Arc<Self>, reason: CancelReason, at: Instant) {
         let is_current = || {
             CURRENT
                 .try_with(|it| Arc::ptr_eq(it, self))
@@ -266,7 +266,7 @@ impl JobContext {
     }
 
     /// Returns the time that the job has left.
-    pub(super) fn time_left(&self) -> Option<Duration> {
+    pub(crate) fn time_left(&self) -> Option<Duration> {
         Some(self.due()?.saturating_duration_since(Instant::now()))
     }
 
@@ -357,7 +357,7 @@ impl JobContext {
         }
     }
 
-    pub(super) fn is_told(&self) -> bool {
+    pub(crate) fn is_told(&self) -> bool {
         self.token
             .get()
             .is_some_and(CancellationToken::is_cancelled)

@@ -42,6 +42,8 @@ where
     /// Drains, closes the channel and drops the rest; a cancelled `stop` cuts the drain short.
     pub(super) async fn end(mut self, stop: CancellationToken) -> Ended<B::Error, S::Error> {
         let cause = self.drain(&stop).await;
+        // Handles do not wait for the close.
+        drop(self.part.take());
         self.close().await;
         drop_quietly(self.service);
         drop_quietly(self.subscription);
@@ -112,6 +114,9 @@ where
             }
             if let Some(stopped) = stopped.as_mut().as_pin_mut() {
                 is_over |= stopped.poll(cx).is_ready();
+            }
+            if let Err(other) = self.answer(cx) {
+                add_cause(cause, other);
             }
             while let Err(other) = self.take_answers(cx) {
                 add_cause(cause, other);

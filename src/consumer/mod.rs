@@ -20,6 +20,7 @@ mod drain;
 mod error;
 mod escalation;
 mod in_flight;
+mod inbox;
 mod options;
 mod rebound;
 mod reconnecting;

@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::{
     Classify, EndCause, Escalation, Summary,
-    in_flight::{Call, InFlight, poll_next},
+    in_flight::{Call, InFlight, poll_next, wake_all},
     options::{AfterError, Options},
     rebound::Rebound,
     signals::{Asked, Signals},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     outcome::{Panic, catch, drop_quietly, guard},
-    sentinel::listening::observe,
+    sentinel::{listening::observe, roll_call::RollCall},
 };
 
 /// Number of jobs that are taken before other tasks have their turn on this thread.
@@ -43,7 +43,7 @@ pub(super) struct Session<B, S, F, C> {
     /// Ends the other tasks of the subscription with this one, if there are any.
     peers: Option<CancellationToken>,
     /// `None` if nobody watches the consumer.
-    part: Option<Part>,
+    pub(super) part: Option<Part>,
     /// `true` if there is room for a call, and the service is not ready.
     is_unready: bool,
 }
@@ -134,6 +134,9 @@ where
         if signals.poll(cx) != Asked::Nothing {
             return Poll::Ready(None);
         }
+        if let Err(cause) = self.answer(cx) {
+            return Poll::Ready(Some(cause));
+        }
         let mut room = BATCH;
         loop {
             // Before the pull, since it frees permits.
@@ -201,8 +204,11 @@ where
     /// Polls the service for readiness, if there is room for its call.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
         self.is_unready = false;
-        let is_full = self.calls.len() >= self.options.limit;
-        if is_full || self.part.as_mut().is_some_and(|it| it.poll_paused(cx)) {
+        let (limit, is_paused) = match &self.part {
+            Some(part) => (self.options.limit.min(part.limit()), part.is_paused()),
+            None => (self.options.limit, false),
+        };
+        if is_paused || self.calls.len() >= limit {
             return Ok(Poll::Pending);
         }
         let polled = self.ask(cx);
@@ -228,6 +234,30 @@ where
             });
         }
         polled
+    }
+
+    /// Answers the questions of the consumer's handles.
+    pub(super) fn answer(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Result<(), EndCause<B::Error, S::Error>> {
+        let questions = match &self.part {
+            Some(part) => part.questions(cx.waker()),
+            None => return Ok(()),
+        };
+        if questions.is_empty() {
+            return Ok(());
+        }
+        let mut call = RollCall::default();
+        call.stops.extend(questions.iter().filter_map(|it| it.stop));
+        // Each call is polled once then.
+        wake_all(&mut self.calls);
+        let taken = call.during(|| self.take_answers(cx));
+        for question in questions {
+            // The handle may have stopped waiting.
+            drop(question.reply.send(call.jobs.clone()));
+        }
+        taken
     }
 
     /// Counts the calls that have ended, up to the first one that ends the session.

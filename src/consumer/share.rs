@@ -163,3 +163,8 @@ impl<B: Subscription> Subscription for Share<B> {
         }
     }
 }
+
+/// Returns the part of `prefetch` for one of the tasks; the parts differ by at most one.
+pub(super) fn share_of(prefetch: usize, task: usize, tasks: usize) -> usize {
+    prefetch / tasks + usize::from(task < prefetch % tasks)
+}

@@ -21,7 +21,7 @@ use super::{
     Classify, EndCause, Summary,
     options::Options,
     session::Session,
-    share::Share,
+    share::{Share, share_of},
     signals::{Asked, Signals},
 };
 use crate::{
@@ -138,11 +138,6 @@ where
         lasted,
         rest: Box::pin(rest),
     }
-}
-
-/// Returns the part of `prefetch` for one of the tasks; the parts differ by at most one.
-fn share_of(prefetch: usize, task: usize, tasks: usize) -> usize {
-    prefetch / tasks + usize::from(task < prefetch % tasks)
 }
 
 /// Waits for the end of the last session. If its channel is gone, `stop` cuts that short: nothing can be

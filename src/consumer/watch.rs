@@ -2,9 +2,16 @@
 
 use std::{fmt, sync::Arc};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc::unbounded_channel, watch},
+    task,
+};
 
-use super::watched::{Phase, State, Watched};
+use super::{
+    inbox::Question,
+    watched::{Phase, State, Watched},
+};
+use crate::sentinel::RunningJob;
 
 /// Handle to a consumer, to see its state from outside and to operate it.
 ///
@@ -111,12 +118,108 @@ impl Watch {
     /// Jobs that the broker has already sent, up to the prefetch, wait in this process and are not given to others. A
     /// broker with a lease or a consumer timeout may take them back.
     pub fn pause(&self) {
-        self.watched.paused.send_replace(true);
+        self.watched.pause(true);
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.watched.paused.send_replace(false);
+        self.watched.pause(false);
+    }
+
+    /// Sets the number of jobs that may run at a time, within the prefetch; no number by default.
+    ///
+    /// Each task of the consumer has an equal part of it. If a task runs more, they go on, and it takes none until it runs
+    /// fewer. A number above the prefetch is the prefetch, and a limit of the service's own still applies. The number also
+    /// holds for later sessions. With 0 no job is taken. Jobs that the broker has already sent wait in this process, as in
+    /// a [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # use std::{convert::Infallible, future::pending, time::Duration};
+    /// # use tokio::time::sleep;
+    /// # use tower::service_fn;
+    /// # use tower_sentinel::{Consumer, SentinelLayer, SettlePolicy, ack_on_success};
+    /// # use tower_sentinel::{broker::memory::{Broker, Delivery}, consumer::State};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # let queue = Broker::new().queue("jobs").declare();
+    /// # (0..10).for_each(|job| queue.publish(job));
+    /// # let service = service_fn(|_: Delivery<u32>| pending::<Result<(), Infallible>>());
+    /// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let consumer = Consumer::new(queue.subscribe(64).unwrap(), service).sentinel(layer);
+    /// let watch = consumer.watch();
+    /// watch.resize(4);
+    /// tokio::spawn(consumer.run());
+    ///
+    /// sleep(Duration::from_secs(1)).await;
+    /// let State::Saturated(progress) = watch.state() else { panic!() };
+    /// assert_eq!(progress.running, 4);
+    /// # }
+    /// ```
+    pub fn resize(&self, size: usize) {
+        self.watched.resize(size);
+    }
+
+    /// Returns the jobs that run under a sentinel, the oldest first; also those of a session that drains.
+    ///
+    /// Each task of the consumer is asked, so it waits while one of them is blocked. A job is listed from its call to
+    /// its outcome. Jobs behind a middleware that passes them on to other tasks, as a `Buffer` does, are not listed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// ```
+    /// # use std::{convert::Infallible, future::pending, time::Duration};
+    /// # use tokio::time::sleep;
+    /// # use tower::service_fn;
+    /// # use tower_sentinel::{Consumer, SentinelLayer, SettlePolicy, ack_on_success};
+    /// # use tower_sentinel::broker::memory::{Broker, Delivery};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # let queue = Broker::new().queue("jobs").declare();
+    /// # queue.publish(7);
+    /// # let service = service_fn(|_: Delivery<u32>| pending::<Result<(), Infallible>>());
+    /// let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let consumer = Consumer::new(queue.subscribe(64).unwrap(), service).sentinel(layer);
+    /// let watch = consumer.watch();
+    /// tokio::spawn(consumer.run());
+    ///
+    /// sleep(Duration::from_secs(10)).await;
+    /// let jobs = watch.jobs().await;
+    /// assert_eq!(jobs.len(), 1);
+    /// assert_eq!(jobs[0].time_left, Some(Duration::from_secs(20)));
+    ///
+    /// assert!(watch.cancel(jobs[0].id).await);
+    /// # }
+    /// ```
+    pub async fn jobs(&self) -> Vec<RunningJob> {
+        let mut jobs = self.ask(None).await;
+        jobs.sort_by_key(|job| job.since);
+        jobs
+    }
+
+    /// Stops one of the [`jobs`](Self::jobs) as its time limit would, and returns whether it was there.
+    ///
+    /// The job is told to stop, has its [`grace`](crate::SentinelLayer::grace) and is aborted. It is
+    /// [`Cancelled`](crate::Outcome::Cancelled) with [`CancelReason::Requested`](crate::outcome::CancelReason::Requested),
+    /// and settled as the policy decides. This does not wait for that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe. From the first poll on, the job is stopped even if this is dropped.
+    pub async fn cancel(&self, id: task::Id) -> bool {
+        let jobs = self.ask(Some(id)).await;
+        jobs.iter().any(|job| job.id == id)
+    }
+
+    async fn ask(&self, stop: Option<task::Id>) -> Vec<RunningJob> {
+        let (reply, mut replies) = unbounded_channel();
+        self.watched.ask(&Question { stop, reply });
+        let mut jobs = Vec::new();
+        while let Some(some) = replies.recv().await {
+            jobs.extend(some);
+        }
+        jobs
     }
 
     /// Ends the consumer as the [graceful signal](crate::Consumer::with_graceful_shutdown) does.

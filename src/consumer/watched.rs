@@ -1,14 +1,20 @@
 //! [`Watched`], what a consumer tells its handles.
 
 use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Waker,
 };
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+
+use super::{
+    inbox::{Inbox, Inboxes, Question},
+    share::share_of,
+};
 
 /// State of a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,9 +94,12 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) paused: watch::Sender<bool>,
+    paused: AtomicBool,
+    /// Number of calls of a session that may be in flight, beside its other limits.
+    size: AtomicUsize,
     /// Cancelled to end the consumer.
     pub(super) drain: CancellationToken,
+    inboxes: Inboxes,
     counts: Mutex<Counts>,
 }
 
@@ -100,6 +109,8 @@ struct Counts {
     /// Number of the present session. Another one may drain beside it.
     session: u64,
     tasks: usize,
+    /// Number of those that have joined.
+    joined: usize,
     limit: Option<usize>,
     /// Number of running jobs of the present session.
     here: usize,
@@ -111,8 +122,10 @@ impl Default for Watched {
     fn default() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Idle),
-            paused: watch::Sender::new(false),
+            paused: AtomicBool::new(false),
+            size: AtomicUsize::new(usize::MAX),
             drain: CancellationToken::new(),
+            inboxes: Inboxes::default(),
             counts: Mutex::default(),
         }
     }
@@ -126,8 +139,10 @@ impl Watched {
     pub(super) fn state(&self) -> State {
         let phase = self.phase.borrow().clone();
         let counts = self.counts();
+        let size = Some(self.size()).filter(|&size| size < usize::MAX);
+        let limit = [counts.limit, size].into_iter().flatten().min();
         let progress = Progress {
-            free: counts.limit.map(|limit| limit.saturating_sub(counts.here)),
+            free: limit.map(|limit| limit.saturating_sub(counts.here)),
             ..counts.progress
         };
         match phase {
@@ -141,7 +156,7 @@ impl Watched {
                 since,
                 error,
             },
-            Phase::Consuming if *self.paused.borrow() => State::Paused {
+            Phase::Consuming if self.is_paused() => State::Paused {
                 by: Pauser::Operator,
                 progress,
             },
@@ -179,7 +194,7 @@ impl Watched {
         {
             let mut counts = self.counts();
             counts.session += 1;
-            (counts.tasks, counts.limit) = (tasks, limit);
+            (counts.tasks, counts.joined, counts.limit) = (tasks, 0, limit);
             (counts.here, counts.unready) = (0, 0);
         }
         self.phase.send_replace(Phase::Consuming);
@@ -187,6 +202,34 @@ impl Watched {
 
     pub(super) fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    pub(super) fn pause(&self, is_paused: bool) {
+        self.paused.store(is_paused, Ordering::Release);
+        self.wake();
+    }
+
+    fn size(&self) -> usize {
+        self.size.load(Ordering::Acquire)
+    }
+
+    pub(super) fn resize(&self, size: usize) {
+        self.size.store(size, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.inboxes.all().iter().for_each(|inbox| inbox.wake());
+    }
+
+    /// Passes a question on to each task.
+    pub(super) fn ask(&self, question: &Question) {
+        let inboxes = self.inboxes.all();
+        inboxes.iter().for_each(|inbox| inbox.put(question.clone()));
     }
 }
 
@@ -203,27 +246,34 @@ impl Drop for UntilEnd {
 /// One task's part of the counts.
 pub(super) struct Part {
     watched: Arc<Watched>,
+    inbox: Arc<Inbox>,
     session: u64,
+    /// Number of the task within the session, and the number of all.
+    task: usize,
+    tasks: usize,
     running: usize,
     called: u64,
     ended: u64,
     is_unready: bool,
-    /// Resolves at the end of a pause.
-    resumed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Part {
     /// Creates it for a task of the present session.
     pub(super) fn new(watched: Arc<Watched>) -> Self {
-        let session = watched.counts().session;
+        let mut counts = watched.counts();
+        let (session, task, tasks) = (counts.session, counts.joined, counts.tasks);
+        counts.joined += 1;
+        drop(counts);
         Self {
+            inbox: watched.inboxes.add(),
             watched,
             session,
+            task,
+            tasks,
             running: 0,
             called: 0,
             ended: 0,
             is_unready: false,
-            resumed: None,
         }
     }
 
@@ -256,25 +306,21 @@ impl Part {
         self.is_unready = is_unready;
     }
 
-    /// Returns whether the consumer is paused, and registers the waker for the end of the pause.
-    pub(super) fn poll_paused(&mut self, cx: &mut Context<'_>) -> bool {
-        loop {
-            if !*self.watched.paused.borrow() {
-                self.resumed = None;
-                return false;
-            }
-            let resumed = self.resumed.get_or_insert_with(|| {
-                let mut paused = self.watched.paused.subscribe();
-                Box::pin(async move {
-                    // An error can't occur, since the task holds the sender.
-                    drop(paused.wait_for(|paused| !paused).await);
-                })
-            });
-            match resumed.as_mut().poll(cx) {
-                Poll::Pending => return true,
-                // It may be paused again by now.
-                Poll::Ready(()) => self.resumed = None,
-            }
+    /// Registers the waker for everything that handles change, and returns their new questions.
+    pub(super) fn questions(&self, waker: &Waker) -> Vec<Question> {
+        self.inbox.open(waker)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.watched.is_paused()
+    }
+
+    /// Returns the number of calls of this task that may be in flight by the [size](crate::consumer::Watch::resize) of
+    /// the consumer.
+    pub(super) fn limit(&self) -> usize {
+        match self.watched.size() {
+            usize::MAX => usize::MAX,
+            size => share_of(size, self.task, self.tasks),
         }
     }
 }

@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::{
     outcome::guard,
     policy::Report,
-    sentinel::{error::SentinelError, runtimes::Clock, supervision::Supervision},
+    sentinel::{error::SentinelError, roll_call, runtimes::Clock, supervision::Supervision},
 };
 
 pin_project! {
@@ -58,6 +58,9 @@ where
         let this = self.project();
         let supervision = this.supervision.as_mut();
         let supervision = supervision.expect("`ResponseFuture` polled after completion");
+        if roll_call::is_on() {
+            supervision.answer();
+        }
         let result = ready!(supervision.poll(this.clock, cx));
         guard(|| *this.supervision = None);
         Poll::Ready(result)

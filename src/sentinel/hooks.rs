@@ -1,6 +1,6 @@
 //! User callbacks of a `SentinelLayer`, and their defaults.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tracing::Span;
 
@@ -26,6 +26,11 @@ pub struct Hooks<G = ByJob, M = CallerSpan, U = EventOnly> {
 pub trait MakeSpan<Tag>: sealed::MakeSpan<Tag> {
     /// Returns the span in which the job runs and is settled.
     fn make_span(&self, tag: &Tag) -> Span;
+
+    /// Returns the id of the message, if the constructor knows it.
+    fn message_id(&self, _tag: &Tag) -> Option<Box<str>> {
+        None
+    }
 }
 
 /// The default [`MakeSpan`]: the caller's own span.
@@ -76,11 +81,11 @@ impl<E, P, F: Fn(SentinelError<E, P>)> OnUnsettled<E, P> for F {
 #[diagnostic::on_unimplemented(
     message = "`{J}` is not a `Job`",
     label = "the sentinel cannot read a tag from `{J}`",
-    note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`"
+    note = "implement `tower_sentinel::Job` for `{J}`, or build the layer with `SentinelLayer::with_tag(policy, tag_fn)`, whose tag must be `Debug`"
 )]
 pub trait Tagging<J>: sealed::Tagging<J> {
     /// The tag, which is passed to the policy.
-    type Tag;
+    type Tag: fmt::Debug;
 
     /// Returns the tag of `job`.
     fn tag(&self, job: &J) -> Self::Tag;
@@ -119,7 +124,7 @@ impl<J: Job> Tagging<J> for ByJob {
     }
 }
 
-impl<J, Tag, F: Fn(&J) -> Tag> Tagging<J> for F {
+impl<J, Tag: fmt::Debug, F: Fn(&J) -> Tag> Tagging<J> for F {
     type Tag = Tag;
 
     fn tag(&self, job: &J) -> Tag {
@@ -134,6 +139,11 @@ impl<J, Tag, F: Fn(&J) -> Tag> Tagging<J> for F {
 impl<Tag: Settle> MakeSpan<Tag> for ProcessSpan {
     fn make_span(&self, tag: &Tag) -> Span {
         process_span(tag)
+    }
+
+    fn message_id(&self, tag: &Tag) -> Option<Box<str>> {
+        let id = tag.messaging()?.message_id?;
+        Some(id.into())
     }
 }
 
@@ -159,5 +169,5 @@ pub(super) mod sealed {
 
     impl<J: Job> Tagging<J> for ByJob {}
 
-    impl<J, Tag, F: Fn(&J) -> Tag> Tagging<J> for F {}
+    impl<J, Tag: fmt::Debug, F: Fn(&J) -> Tag> Tagging<J> for F {}
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    task::{JoinError, JoinHandle},
+    task::{self, JoinError, JoinHandle},
     time::Instant,
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -93,6 +93,16 @@ impl<T, E> Isolated<T, E> {
         if let Rung::Running = self.step {
             self.due = context.due();
         }
+    }
+
+    /// Returns the id of the task, unless it was [taken away](Self::take_running).
+    pub(crate) fn id(&self) -> Option<task::Id> {
+        self.join.as_ref().map(JoinHandle::id)
+    }
+
+    /// Returns the time of the call.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
     }
 
     /// Returns the time since the call.

@@ -19,9 +19,10 @@ use crate::{
         cause::Ladder,
         error::SentinelError,
         hooks::{CallerSpan, EventOnly, Hooks},
+        roll_call::RunningJob,
         runtimes::Runtimes,
         service::Sentinel,
-        settings::{OnDrop, Settings},
+        settings::{OnDrop, OnStuck, Settings},
         supervision::{Base, Shared},
     },
     settle::ProcessSpan,
@@ -185,6 +186,7 @@ impl<P, H> SentinelLayer<P, H> {
             shutdown: None,
             is_told_by_polls: false,
             max_abandoned: None,
+            on_stuck: OnStuck::default(),
             labels: Labels::default(),
         };
         Self {
@@ -293,6 +295,48 @@ impl<P, H> SentinelLayer<P, H> {
     pub fn max_abandoned(mut self, max: usize) -> Self {
         assert!(max > 0, "`max_abandoned(0)` would never let a job in");
         self.settings.max_abandoned = Some(max);
+        self
+    }
+
+    /// Sets the callback for a job that still runs after it was told to stop, had its [`grace`](Self::grace), was aborted,
+    /// and had its [`stop_wait`](Self::stop_wait); none by default.
+    ///
+    /// Such a job does not await: it blocks its thread, or the thread of a [`spawn_blocking`](crate::spawn_blocking). So
+    /// no task dump of tokio can show where it is. A debugger can, with a backtrace of all threads. An event at level
+    /// ERROR with the id of its task and its tag comes first, in the job's span; both come as soon as the outcome is
+    /// known, and before the settlement.
+    ///
+    /// The callback should return at once. Its panic is ignored.
+    ///
+    /// ```
+    /// use std::{convert::Infallible, thread, time::Duration};
+    /// use tokio::runtime::Handle;
+    /// use tower::{Layer, Service, ServiceExt, service_fn};
+    /// use tower_sentinel::{Report, SentinelLayer};
+    ///
+    /// # #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+    /// # async fn main() {
+    /// let policy = service_fn(|_: Report<u64, (), Infallible>| async { Ok::<_, Infallible>(()) });
+    /// let (stuck, mut is_stuck) = tokio::sync::mpsc::unbounded_channel();
+    /// let mut sentinel = SentinelLayer::with_tag(policy, |job: &u64| *job)
+    ///     .timeout(Duration::from_millis(10))
+    ///     .stop_wait(Duration::from_millis(10))
+    ///     .on_stuck(move |job| drop(stuck.send(job.tag.clone())))
+    ///     .layer(service_fn(|_: u64| async {
+    ///         thread::sleep(Duration::from_millis(500));
+    ///         Ok::<_, Infallible>(())
+    ///     }));
+    ///
+    /// let call = sentinel.ready().await.unwrap().call(7);
+    /// tokio::spawn(call).await.unwrap().unwrap();
+    /// assert_eq!(&*is_stuck.recv().await.unwrap(), "7");
+    /// # }
+    /// ```
+    pub fn on_stuck<F>(mut self, callback: F) -> Self
+    where
+        F: Fn(&RunningJob) + Send + Sync + 'static,
+    {
+        self.settings.on_stuck = OnStuck(Some(Arc::new(callback)));
         self
     }
 

@@ -13,6 +13,8 @@ mod isolate;
 mod layer;
 mod lease;
 pub(crate) mod listening;
+mod orphan;
+pub(crate) mod roll_call;
 mod runtimes;
 mod service;
 mod settings;
@@ -28,6 +30,7 @@ pub use self::{
     future::ResponseFuture,
     hooks::{ByJob, CallerSpan, EventOnly, Hooks, MakeSpan, OnUnsettled, Tagging},
     layer::SentinelLayer,
+    roll_call::RunningJob,
     service::Sentinel,
     settings::OnDrop,
 };

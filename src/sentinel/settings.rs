@@ -1,12 +1,13 @@
 //! Settings of a sentinel.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     job::TimeLimit,
-    sentinel::{cause::Ladder, lease::Outliving},
+    outcome::guard,
+    sentinel::{cause::Ladder, lease::Outliving, roll_call::RunningJob},
     telemetry::metrics::Labels,
 };
 
@@ -38,6 +39,7 @@ pub(crate) struct Settings {
     /// itself, which would cost five locks of the token and an allocation.
     pub(crate) is_told_by_polls: bool,
     pub(crate) max_abandoned: Option<usize>,
+    pub(crate) on_stuck: OnStuck,
     pub(crate) labels: Labels,
 }
 
@@ -46,5 +48,33 @@ impl Settings {
     pub(crate) fn is_shut_down(&self) -> bool {
         let shutdown = self.shutdown.as_ref();
         self.is_told_by_polls && shutdown.is_some_and(CancellationToken::is_cancelled)
+    }
+}
+
+/// Callback for a job that still runs after all steps that stop a job.
+#[derive(Clone, Default)]
+pub(crate) struct OnStuck(pub(crate) Option<Arc<dyn Fn(&RunningJob) + Send + Sync>>);
+
+impl OnStuck {
+    /// Reports the job, in its span.
+    pub(crate) fn tell(&self, job: &RunningJob) {
+        guard(|| {
+            tracing::error!(
+                task.id = %job.id,
+                messaging.message.id = job.message_id.as_deref(),
+                elapsed = ?job.since.elapsed(),
+                blocking = job.is_blocking,
+                "job stuck: it still runs after it was told to stop and aborted"
+            );
+        });
+        if let Some(on_stuck) = &self.0 {
+            guard(|| on_stuck(job));
+        }
+    }
+}
+
+impl fmt::Debug for OnStuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnStuck").field(&self.0.is_some()).finish()
     }
 }

@@ -1,32 +1,30 @@
 //! [`Supervision`] of one job from its call to its settlement, independent of who polls it.
 
 use std::{
-    any::TypeId,
     future::Future,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
 };
 
-use pin_project_lite::pin_project;
-use tokio::time::Instant;
+use tokio::{task, time::Instant};
 use tower_service::Service;
 
 use crate::{
     cancel::{JobContext, JobHandle},
-    outcome::{Elsewhere, Outcome, guard},
-    policy::{AckPolicy, Report},
+    outcome::{CancelReason, Elsewhere, Outcome, guard},
+    policy::Report,
     sentinel::{
         abandoned::Abandoned,
         error::SentinelError,
-        hooks::{Hooks, OnUnsettled},
         isolate::Isolated,
+        roll_call::{self, RunningJob},
         runtimes::{Clock, Runtimes},
         settings::{OnDrop, Settings},
         settlement::Settlement,
         shutdown::Shutdown,
     },
-    settle::{Settled, events},
+    settle::events,
     telemetry::{
         GuardedSpan,
         metrics::{InFlightGauge, Instruments},
@@ -74,62 +72,15 @@ pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     /// Returns the runtime to drop the remains of jobs on, if that is not the current one.
     fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>>;
 
+    /// Returns the tag as `Debug` prints it, and the id of its message.
+    fn describe(&self, tag: &Tag) -> (Box<str>, Option<Box<str>>);
+
     /// Counts a job that still runs although its outcome is known.
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
 
     /// Takes a supervision over from a response future that is dropped, or from a runtime that ends. It goes
     /// on on the first usable runtime from `rank` on.
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize);
-}
-
-impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
-where
-    P: AckPolicy<Tag, T, E> + Service<Report<Tag, T, E>, Future = F> + Send + 'static,
-    F: Future<Output = Result<P::Response, P::Error>> + Send + 'static,
-    Tag: Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-    G: Send + Sync + 'static,
-    M: Send + Sync + 'static,
-    U: OnUnsettled<E, P::Error> + Send + Sync + 'static,
-{
-    fn base(&self) -> &Base {
-        &self.base
-    }
-
-    fn policy_tells(&self) -> bool {
-        // No other policy has this response.
-        TypeId::of::<P::Response>() == TypeId::of::<Settled>()
-    }
-
-    fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>> {
-        let jobs = self.base.runtimes.jobs()?;
-        Some(Box::new(Elsewhere::new(jobs.clone())))
-    }
-
-    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
-        let task = isolated.take_running();
-        if let (Some(abandoned), true) = (
-            &self.base.abandoned,
-            task.is_some() || context.is_blocking(),
-        ) {
-            abandoned.watch(&self.base.runtimes.watch(), task, Arc::clone(context));
-        }
-    }
-
-    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
-        let known = |rank| Some((rank, self.base.runtimes.runtime(rank)?));
-        let Some((rank, runtime)) = (rank..Runtimes::MOST).find_map(known) else {
-            return supervision.lose();
-        };
-        // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
-        runtime.spawn(Orphan {
-            clock: Clock::default(),
-            supervision: Some(supervision),
-            origin: self,
-            rank,
-        });
-    }
 }
 
 /// Course of one job from its call to its settlement.
@@ -200,6 +151,17 @@ where
             }
             // Invariant: the stage is left below.
             let (tag, policy) = answerable.take().expect("a job has one outcome");
+            let stuck = match (outcome.is_stopped(), isolated.id()) {
+                (false, Some(id)) => Some(running_job(
+                    id,
+                    &*self.origin,
+                    isolated,
+                    context,
+                    &self.span,
+                    &tag,
+                )),
+                _ => None,
+            };
             // A job that never started holds no thread.
             let runs_on = !outcome.is_stopped() || context.is_blocking();
             let mut report = Report::new(tag, outcome, elapsed);
@@ -214,6 +176,9 @@ where
                 settlement: Settlement::Readying(policy, Some(report)),
                 due: None,
             };
+            if let Some(job) = stuck {
+                settings.on_stuck.tell(&job);
+            }
         }
         let Stage::Settling { settlement, due } = &mut self.stage else {
             unreachable!("the stage was left above");
@@ -233,6 +198,25 @@ where
 }
 
 impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
+    /// Adds the job to the roll call of its consumer, and stops it if it is asked for that.
+    pub(super) fn answer(&self) {
+        let Stage::Running {
+            isolated,
+            answerable: Some((tag, _)),
+        } = &self.stage
+        else {
+            return;
+        };
+        let Some(id) = isolated.id() else {
+            return;
+        };
+        let (origin, context) = (&*self.origin, &self.context);
+        let job = || running_job(id, origin, isolated, context, &self.span, tag);
+        if roll_call::answer(id, job) {
+            context.ask(CancelReason::Requested, Instant::now());
+        }
+    }
+
     /// Continues in the background, because the caller is gone.
     ///
     /// The job is stopped if the layer's [`OnDrop`] says so. A settlement that has begun goes on.
@@ -259,7 +243,7 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     }
 
     /// Gives up, because no runtime is left to settle on; the broker will redeliver.
-    fn lose(mut self) {
+    pub(super) fn lose(mut self) {
         let _entered = self.span.enter();
         guard(|| tracing::error!("job not settled: its runtimes have ended"));
         // A job on another runtime must not run on beside its next delivery.
@@ -269,56 +253,23 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     }
 }
 
-pin_project! {
-    /// A supervision whose caller is gone.
-    struct Orphan<P, F, Tag, T, E, H> {
-        #[pin]
-        clock: Clock,
-        // `None` once it is settled.
-        supervision: Option<Supervision<P, F, Tag, T, E>>,
-        origin: Arc<Shared<H>>,
-        // Rank of the present runtime.
-        rank: usize,
-    }
-
-    impl<P, F, Tag, T, E, H> PinnedDrop for Orphan<P, F, Tag, T, E, H> {
-        fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            if let Some(supervision) = this.supervision.take() {
-                let origin = Arc::clone(&supervision.origin);
-                origin.take_over(supervision, *this.rank + 1);
-            }
-        }
-    }
-}
-
-impl<P, F, Tag, T, E, G, M, U> Future for Orphan<P, F, Tag, T, E, Hooks<G, M, U>>
-where
-    P: Service<Report<Tag, T, E>, Future = F>,
-    F: Future<Output = Result<P::Response, P::Error>>,
-    U: OnUnsettled<E, P::Error>,
-{
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let Some(supervision) = this.supervision else {
-            return Poll::Ready(());
-        };
-        let result = ready!(supervision.poll(this.clock, cx));
-        // Before the callback, since a settled job must not be handed on.
-        let supervision = this.supervision.take();
-        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
-            let _entered = span.enter();
-            guard(|| {
-                tracing::error!(
-                    error = error.brief(),
-                    "settlement failed after the response future was dropped"
-                );
-            });
-            // tokio would drop the payload of its panic, and that destructor may panic too.
-            guard(|| this.origin.hooks.unsettled.unsettled(error));
-        }
-        Poll::Ready(())
+fn running_job<P, F, Tag, T, E>(
+    id: task::Id,
+    origin: &dyn Origin<P, F, Tag, T, E>,
+    isolated: &Isolated<T, E>,
+    context: &JobContext,
+    span: &GuardedSpan,
+    tag: &Tag,
+) -> RunningJob {
+    let (tag, message_id) = origin.describe(tag);
+    RunningJob {
+        id,
+        tag,
+        message_id,
+        span: span.name(),
+        since: isolated.started(),
+        time_left: context.time_left(),
+        is_told_to_stop: context.is_told(),
+        is_blocking: context.is_blocking(),
     }
 }

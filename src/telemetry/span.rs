@@ -23,6 +23,11 @@ impl GuardedSpan {
         span
     }
 
+    /// Returns the name, unless the span is disabled.
+    pub(crate) fn name(&self) -> Option<&'static str> {
+        Some(self.0.metadata()?.name())
+    }
+
     pub(crate) fn id(&self) -> Option<Id> {
         self.0.id()
     }

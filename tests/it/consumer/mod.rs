@@ -3,6 +3,7 @@
 mod channel_gone;
 mod each_job_ends_once;
 mod failing_workers;
+mod operated;
 mod paused;
 mod rebound;
 mod reconnecting;

@@ -467,7 +467,8 @@ fn an_outcome_knows_its_kind_and_becomes_a_result() {
 
 #[tokio::test]
 async fn the_tag_of_an_arc_is_the_arc_itself() {
-    /// Neither `Clone` nor `Debug`, so it is the very same one that the policy sees.
+    /// Not `Clone`, so it is the very same one that the policy sees.
+    #[derive(Debug)]
     struct Order {
         number: u64,
     }
@@ -494,16 +495,16 @@ async fn the_tag_of_an_arc_is_the_arc_itself() {
 
 #[tokio::test]
 async fn the_tag_of_an_unsized_arc_is_the_arc_itself() {
-    let policy = service_fn(
-        |report: Report<Arc<dyn fmt::Display + Send + Sync>, (), Infallible>| {
-            future::ready(Ok::<_, Infallible>(report.tag.to_string()))
-        },
-    );
+    trait Line: fmt::Debug + fmt::Display + Send + Sync {}
+
+    impl Line for &str {}
+
+    let policy = service_fn(|report: Report<Arc<dyn Line>, (), Infallible>| {
+        future::ready(Ok::<_, Infallible>(report.tag.to_string()))
+    });
     let mut service = ServiceBuilder::new()
         .sentinel(SentinelLayer::new(policy))
-        .service_fn(|_: Arc<dyn fmt::Display + Send + Sync>| {
-            future::ready(Ok::<_, Infallible>(()))
-        });
+        .service_fn(|_: Arc<dyn Line>| future::ready(Ok::<_, Infallible>(())));
     assert_eq!(
         answer(&mut service, Arc::new("order 7") as _)
             .await

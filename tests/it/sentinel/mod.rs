@@ -17,4 +17,5 @@ mod process_end;
 mod readiness;
 mod runtimes;
 mod starting;
+mod stuck;
 mod timeouts;

@@ -1,0 +1,136 @@
+//! [`Orphan`], a supervision whose caller is gone.
+
+use std::{
+    any::TypeId,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{
+    cancel::JobContext,
+    outcome::{Elsewhere, Outcome, catch, guard},
+    policy::{AckPolicy, Report},
+    sentinel::{
+        hooks::{Hooks, MakeSpan, OnUnsettled},
+        isolate::Isolated,
+        roll_call,
+        runtimes::{Clock, Runtimes},
+        supervision::{Base, Origin, Shared, Supervision},
+    },
+    settle::Settled,
+};
+
+impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
+where
+    P: AckPolicy<Tag, T, E> + Service<Report<Tag, T, E>, Future = F> + Send + 'static,
+    F: Future<Output = Result<P::Response, P::Error>> + Send + 'static,
+    Tag: fmt::Debug + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+    G: Send + Sync + 'static,
+    M: MakeSpan<Tag> + Send + Sync + 'static,
+    U: OnUnsettled<E, P::Error> + Send + Sync + 'static,
+{
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn policy_tells(&self) -> bool {
+        // No other policy has this response.
+        TypeId::of::<P::Response>() == TypeId::of::<Settled>()
+    }
+
+    fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>> {
+        let jobs = self.base.runtimes.jobs()?;
+        Some(Box::new(Elsewhere::new(jobs.clone())))
+    }
+
+    fn describe(&self, tag: &Tag) -> (Box<str>, Option<Box<str>>) {
+        let message_id = catch(|| self.hooks.span.message_id(tag));
+        (roll_call::printed(tag), message_id.ok().flatten())
+    }
+
+    fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
+        let task = isolated.take_running();
+        if let (Some(abandoned), true) = (
+            &self.base.abandoned,
+            task.is_some() || context.is_blocking(),
+        ) {
+            abandoned.watch(&self.base.runtimes.watch(), task, Arc::clone(context));
+        }
+    }
+
+    fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
+        let known = |rank| Some((rank, self.base.runtimes.runtime(rank)?));
+        let Some((rank, runtime)) = (rank..Runtimes::MOST).find_map(known) else {
+            return supervision.lose();
+        };
+        // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
+        runtime.spawn(Orphan {
+            clock: Clock::default(),
+            supervision: Some(supervision),
+            origin: self,
+            rank,
+        });
+    }
+}
+
+pin_project! {
+    /// A supervision whose caller is gone.
+    struct Orphan<P, F, Tag, T, E, H> {
+        #[pin]
+        clock: Clock,
+        // `None` once it is settled.
+        supervision: Option<Supervision<P, F, Tag, T, E>>,
+        origin: Arc<Shared<H>>,
+        // Rank of the present runtime.
+        rank: usize,
+    }
+
+    impl<P, F, Tag, T, E, H> PinnedDrop for Orphan<P, F, Tag, T, E, H> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(supervision) = this.supervision.take() {
+                let origin = Arc::clone(&supervision.origin);
+                origin.take_over(supervision, *this.rank + 1);
+            }
+        }
+    }
+}
+
+impl<P, F, Tag, T, E, G, M, U> Future for Orphan<P, F, Tag, T, E, Hooks<G, M, U>>
+where
+    P: Service<Report<Tag, T, E>, Future = F>,
+    F: Future<Output = Result<P::Response, P::Error>>,
+    U: OnUnsettled<E, P::Error>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let Some(supervision) = this.supervision else {
+            return Poll::Ready(());
+        };
+        let result = ready!(supervision.poll(this.clock, cx));
+        // Before the callback, since a settled job must not be handed on.
+        let supervision = this.supervision.take();
+        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
+            let _entered = span.enter();
+            guard(|| {
+                tracing::error!(
+                    error = error.brief(),
+                    "settlement failed after the response future was dropped"
+                );
+            });
+            // tokio would drop the payload of its panic, and that destructor may panic too.
+            guard(|| this.origin.hooks.unsettled.unsettled(error));
+        }
+        Poll::Ready(())
+    }
+}
