@@ -10,7 +10,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use pin_project_lite::pin_project;
@@ -20,6 +20,7 @@ use tower_service::Service;
 use crate::{
     job::{Job, TimeLimit},
     outcome::boxed_source,
+    telemetry::messaging::Messaging,
 };
 
 // === impl DecodeLayer ===
@@ -249,6 +250,14 @@ impl<J: Job, T> Job for Decoded<J, T> {
 
     fn lease(&self) -> Option<Duration> {
         self.job.lease()
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        self.job.messaging()
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        self.job.queued_since()
     }
 }
 

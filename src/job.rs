@@ -1,6 +1,12 @@
 //! [`Job`]: the tag, the time limit and the lease of a request, which a sentinel reads before it runs it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::telemetry::messaging::Messaging;
 
 /// A unit of work, with the tag that its delivery is settled by.
 ///
@@ -83,6 +89,52 @@ pub trait Job {
     /// }
     /// ```
     fn lease(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Returns the description of the delivery, for the labels of the sentinel's metrics; `None` by default.
+    ///
+    /// Only called with the feature `metrics`, and only for the first job of a sentinel. Spans use
+    /// [`Settle::messaging`](crate::settle::Settle::messaging) of the tag. Jobs of this crate's brokers return
+    /// the same in both.
+    ///
+    /// ```
+    /// use tower_sentinel::{Job, settle::Messaging};
+    ///
+    /// struct Message { queue: String, receipt: String }
+    ///
+    /// impl Job for Message {
+    ///     type Tag = String;
+    ///     fn tag(&self) -> String { self.receipt.clone() }
+    ///     fn messaging(&self) -> Option<Messaging<'_>> { Some(Messaging::new("aws_sqs", &*self.queue)) }
+    /// }
+    /// ```
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        None
+    }
+
+    /// Returns the time since which the job waits in its queue, if it is delivered for the first time; `None`
+    /// by default.
+    ///
+    /// With the feature `metrics` the sentinel measures the time from then to its `call`, as
+    /// [`tower_sentinel.queue.duration`](crate::telemetry::describe_metrics). Return `None` for a job that was
+    /// delivered before: its time in the queue would include its earlier runs and the delays of its retries.
+    /// Jobs of this crate's brokers return what [`Settle::published_at`](crate::settle::Settle::published_at)
+    /// of their tag does, or `None` if they were delivered before.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use tower_sentinel::Job;
+    ///
+    /// struct Message { receipt: String, sent: SystemTime, receives: u32 }
+    ///
+    /// impl Job for Message {
+    ///     type Tag = String;
+    ///     fn tag(&self) -> String { self.receipt.clone() }
+    ///     fn queued_since(&self) -> Option<SystemTime> { (self.receives == 1).then_some(self.sent) }
+    /// }
+    /// ```
+    fn queued_since(&self) -> Option<SystemTime> {
         None
     }
 }

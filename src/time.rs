@@ -4,7 +4,7 @@ use std::{
     iter,
     pin::{Pin, pin},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use pin_project_lite::pin_project;
@@ -22,6 +22,11 @@ pub(crate) fn deadline(start: Instant, time: Duration) -> Option<Instant> {
     // A timer rounds up to a whole millisecond, and panics if that overflows.
     let due = start.checked_add(time)?;
     due.checked_add(Duration::from_millis(1)).map(|_| due)
+}
+
+/// Returns the time since `then`; zero if the clocks disagree and it is still to come.
+pub(crate) fn elapsed_since(then: SystemTime) -> Duration {
+    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 /// Timer of a future that may move from one runtime to another.

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     outcome::{CancelReason, guard},
     sentinel::hooks::{Tagging, sealed},
     settle::Settle,
+    telemetry::messaging::Messaging,
 };
 
 /// The [`Tagging`] of [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit).
@@ -52,6 +53,14 @@ where
 
     fn lease(&self, job: &J) -> Option<Duration> {
         self.tagging.lease(job)
+    }
+
+    fn messaging<'a>(&self, job: &'a J) -> Option<Messaging<'a>> {
+        self.tagging.messaging(job)
+    }
+
+    fn queued_since(&self, job: &J) -> Option<SystemTime> {
+        self.tagging.queued_since(job)
     }
 
     fn refusal(&self, tag: &G::Tag) -> Option<CancelReason> {

@@ -1,6 +1,9 @@
 //! User callbacks of a `SentinelLayer`, and their defaults.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use tracing::Span;
 
@@ -9,6 +12,7 @@ use crate::{
     outcome::CancelReason,
     sentinel::error::SentinelError,
     settle::{ProcessSpan, Settle, process_span},
+    telemetry::messaging::Messaging,
 };
 
 /// User callbacks of a layer: they read a tag, make a span, and take the error of a settlement.
@@ -98,6 +102,16 @@ pub trait Tagging<J>: sealed::Tagging<J> {
         None
     }
 
+    /// Returns the description of the delivery of `job`.
+    fn messaging<'a>(&self, _job: &'a J) -> Option<Messaging<'a>> {
+        None
+    }
+
+    /// Returns the time since which `job` waits in its queue.
+    fn queued_since(&self, _job: &J) -> Option<SystemTime> {
+        None
+    }
+
     /// Returns the reason why the job of `tag` must not run, if there is one.
     fn refusal(&self, _tag: &Self::Tag) -> Option<CancelReason> {
         None
@@ -121,6 +135,14 @@ impl<J: Job> Tagging<J> for ByJob {
 
     fn lease(&self, job: &J) -> Option<Duration> {
         job.lease()
+    }
+
+    fn messaging<'a>(&self, job: &'a J) -> Option<Messaging<'a>> {
+        job.messaging()
+    }
+
+    fn queued_since(&self, job: &J) -> Option<SystemTime> {
+        job.queued_since()
     }
 }
 

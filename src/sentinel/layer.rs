@@ -467,10 +467,11 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
 
 #[cfg(feature = "metrics")]
 impl<P, H> SentinelLayer<P, H> {
-    /// Sets the labels of this sentinel's metrics, such as `messaging.system` and
-    /// `messaging.destination.name`; none by default.
+    /// Sets labels of this sentinel's metrics, beside those of the first job's
+    /// [description](crate::Job::messaging); none by default.
     ///
-    /// See [`describe_metrics`](crate::telemetry::describe_metrics).
+    /// A label with the name of one of those, such as `messaging.destination.name`, takes its place. See
+    /// [`describe_metrics`](crate::telemetry::describe_metrics#labels).
     ///
     /// ```
     /// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success};

@@ -1,6 +1,7 @@
 //! [`Sentinel`], the service that supervises its calls.
 
 use std::{
+    any::type_name,
     fmt, mem,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -175,7 +176,9 @@ where
             false => due,
         };
         let context = JobHandle::new(Limit { due, kept_alive });
-        let mut in_flight = base.instruments.begin();
+        let describe = || hooks.tag.messaging(&job);
+        let mut in_flight = base.instruments.begin(type_name::<S::Error>(), describe);
+        base.instruments.waited(|| hooks.tag.queued_since(&job));
         let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
         let stage = match hooks.tag.refusal(&tag) {
             Some(reason) => {

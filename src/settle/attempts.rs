@@ -33,6 +33,10 @@ pub(crate) struct Attempts {
     pub(crate) pauses: Delays,
 }
 
+/// Types of the error of a settlement that has no result.
+const DROPPED: &str = "dropped";
+const PANIC: &str = "panic";
+
 // === impl SettleFuture ===
 
 pin_project! {
@@ -75,7 +79,7 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
     /// All parts are built in place: the future is large, and made for every job.
     pub(crate) fn settling(
         span: GuardedSpan,
-        stopwatch: Stopwatch,
+        mut stopwatch: Stopwatch,
         (tag, settled, message): (Tag, Settled, Option<String>),
         attempts: Attempts,
         remains: Remains<O>,
@@ -88,10 +92,12 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
             false => message.as_deref().map(Box::from),
         };
         let reason = settled.reason(message);
+        stopwatch.set_unfinished(PANIC);
         let future = {
             let _entered = span.enter();
             tag.settle(settled.verdict, reason)
         };
+        stopwatch.set_unfinished(DROPPED);
         Self {
             state: State::Settling {
                 span,
@@ -127,17 +133,25 @@ where
                 settling,
             } => {
                 let _entered = span.enter();
-                let result = ready!(settling.poll(cx));
-                match &result {
-                    Ok(settled) => stopwatch.settled(settled.verdict.kind().index()),
-                    Err(SettleError::TimedOut { .. }) => span.record_error("timeout"),
-                    Err(error) => {
-                        if let SettleError::Moot { verdict, .. } = error {
-                            stopwatch.moot(verdict.kind().index());
-                        }
-                        span.record_error(type_name::<E>());
+                stopwatch.set_unfinished(PANIC);
+                let polled = settling.poll(cx);
+                stopwatch.set_unfinished(DROPPED);
+                let result = ready!(polled);
+                let error_type = match &result {
+                    Ok(_) => {
+                        stopwatch.settled();
+                        return Poll::Ready(result);
                     }
-                }
+                    Err(SettleError::TimedOut { .. }) => "timeout",
+                    Err(error) => {
+                        if let SettleError::Moot { .. } = error {
+                            stopwatch.moot();
+                        }
+                        type_name::<E>()
+                    }
+                };
+                stopwatch.failed(error_type);
+                span.record_error(error_type);
                 Poll::Ready(result)
             }
             StateProjection::Refused { error } => {

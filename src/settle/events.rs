@@ -8,8 +8,8 @@ use tracing::{Level, field};
 
 use crate::{
     outcome::{CancelReason, Outcome, OutcomeKind, Panic, guard},
-    settle::{Settle, messaging::Messaging, verdict::Verdict},
-    telemetry::GuardedSpan,
+    settle::{Settle, verdict::Verdict},
+    telemetry::{GuardedSpan, messaging::Messaging},
 };
 
 /// A policy's knowledge of a job, besides its outcome.

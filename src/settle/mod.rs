@@ -1,13 +1,12 @@
 //! [`Settle`], the handle to one delivery, and the [`Verdict`]s that settle it.
 
-use std::{error::Error, fmt, future::Future};
+use std::{error::Error, fmt, future::Future, time::SystemTime};
 
 mod attempts;
 mod capabilities;
 pub mod decision;
 mod error;
 pub(crate) mod events;
-mod messaging;
 mod policy;
 mod reason;
 mod spans;
@@ -17,12 +16,12 @@ pub use self::{
     attempts::SettleFuture,
     capabilities::Capabilities,
     error::SettleError,
-    messaging::Messaging,
     policy::SettlePolicy,
     reason::{Reason, Settled},
     spans::{ProcessSpan, process_span},
     verdict::{Verdict, VerdictKind},
 };
+pub use crate::telemetry::messaging::Messaging;
 
 #[doc(alias = "ack")]
 #[doc(alias = "acknowledge")]
@@ -83,10 +82,19 @@ pub trait Settle: Sized {
     /// Returns the capabilities of the broker for this delivery.
     fn capabilities(&self) -> Capabilities;
 
-    /// Returns the description of the delivery for traces; `None` by default.
+    /// Returns the description of the delivery for traces and metrics; `None` by default.
     ///
-    /// Only called where a span or an event that uses it is enabled.
+    /// Only called where a span or an event that uses it is enabled, and, with the feature `metrics`, for the
+    /// labels of a [policy's](crate::SettlePolicy) metrics: there for the first settlement alone.
     fn messaging(&self) -> Option<Messaging<'_>> {
+        None
+    }
+
+    /// Returns the time at which the message was published, if it is known; `None` by default.
+    ///
+    /// It is the time of the first publish, also for a job that was published anew for its next try, as far as
+    /// the implementation documents. Only called for the [span](ProcessSpan) of a job, where that is enabled.
+    fn published_at(&self) -> Option<SystemTime> {
         None
     }
 }

@@ -231,9 +231,11 @@ impl<D> SettlePolicy<D> {
 
 #[cfg(feature = "metrics")]
 impl<D> SettlePolicy<D> {
-    /// Sets the labels of this policy's metrics; none by default.
+    /// Sets labels of this policy's metrics, beside those of the first delivery's
+    /// [description](crate::settle::Settle::messaging); none by default.
     ///
-    /// See [`describe_metrics`](crate::telemetry::describe_metrics).
+    /// A label with the name of one of those takes its place. See
+    /// [`describe_metrics`](crate::telemetry::describe_metrics#labels).
     pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
     where
         K: Into<::metrics::SharedString>,
@@ -295,7 +297,8 @@ where
             tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
             elapsed,
         };
-        let stopwatch = self.instruments.begin();
+        let describe = || tag.messaging();
+        let stopwatch = self.instruments.begin(verdict.kind().index(), describe);
         let span = settle_span(&tag, verdict);
         let answer = (tag, settled, message);
         SettleFuture::settling(span, stopwatch, answer, self.attempts, remains)

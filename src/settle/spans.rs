@@ -9,6 +9,7 @@ use tracing::{Span, field};
 use crate::{
     settle::{Settle, verdict::Verdict},
     telemetry::{GuardedSpan, consumer_name},
+    time::elapsed_since,
 };
 
 // === ProcessSpan ===
@@ -29,8 +30,10 @@ use crate::{
 /// | `otel.kind` | `consumer` | `client` |
 /// | `messaging.operation.type` | `process` | `settle` |
 /// | `messaging.operation.name` | `process` | the verdict, such as `ack` |
-/// | `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | from the tag's [`Settle::messaging`] | the same |
+/// | `messaging.system`, `messaging.destination.name`, `messaging.consumer.group.name`, `messaging.message.id`, `messaging.rabbitmq.message.delivery_tag` | from the tag's [`Settle::messaging`] | the same |
 /// | `consumer.name` | the name of the [`Consumer`](crate::Consumer::name), if it has one | |
+/// | `tower_sentinel.queue.duration` | seconds from the publish of the message to the sentinel's `call`, from the tag's [`Settle::published_at`]; for a retry they include the runs before | |
+/// | `tower_sentinel.retries` | deliveries before this one, from the tag's [`Settle::deliveries`] | |
 /// | `error.type` | `panic`, `timeout`, the type of the job's error, or the reason of a cancellation other than a shutdown | the type of the last error, or `timeout` |
 /// | `error.message` | the text of the job's error, from a `SettlePolicy` | |
 /// | `otel.status_code` | `ERROR` if the job failed, panicked or timed out | `ERROR` if it failed |
@@ -116,9 +119,12 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
                 messaging.operation.type = "process",
                 messaging.system = field::Empty,
                 messaging.destination.name = field::Empty,
+                messaging.consumer.group.name = field::Empty,
                 messaging.message.id = field::Empty,
                 messaging.rabbitmq.message.delivery_tag = field::Empty,
                 consumer.name = field::Empty,
+                tower_sentinel.queue.duration = field::Empty,
+                tower_sentinel.retries = field::Empty,
                 error.type = field::Empty,
                 error.message = field::Empty,
             )
@@ -132,6 +138,7 @@ pub fn process_span<Tag: Settle>(tag: &Tag) -> Span {
         span.record("consumer.name", &*name);
     }
     describe(&span, tag, "process");
+    age(&span, tag);
     span
 }
 
@@ -152,10 +159,26 @@ fn new_settle_span(verdict: Verdict) -> Span {
         messaging.operation.type = "settle",
         messaging.system = field::Empty,
         messaging.destination.name = field::Empty,
+        messaging.consumer.group.name = field::Empty,
         messaging.message.id = field::Empty,
         messaging.rabbitmq.message.delivery_tag = field::Empty,
         error.type = field::Empty,
     )
+}
+
+/// Records how long and how often the tag's job has waited for its turn.
+fn age<Tag: Settle>(span: &Span, tag: &Tag) {
+    if span.is_disabled() {
+        return;
+    }
+    if let Some(published) = tag.published_at() {
+        let age = elapsed_since(published).as_secs_f64();
+        span.record("tower_sentinel.queue.duration", age);
+    }
+    if let Some(deliveries) = tag.deliveries() {
+        let retries = deliveries.saturating_sub(1);
+        span.record("tower_sentinel.retries", retries);
+    }
 }
 
 /// Records the tag's description of its delivery in `span`.

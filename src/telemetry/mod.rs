@@ -1,6 +1,7 @@
 //! Spans, names and metrics for watching a worker.
 
 pub(crate) mod consumer_name;
+pub(crate) mod messaging;
 pub(crate) mod metrics;
 mod span;
 

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -102,6 +102,17 @@ impl<P> Job for Delivery<P> {
     fn lease(&self) -> Option<Duration> {
         self.tag.queue.config.lease
     }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        Some(self.tag.description())
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        match self.tag.redelivered {
+            true => None,
+            false => self.tag.published(),
+        }
+    }
 }
 
 impl<P: AsRef<[u8]>> AsRef<[u8]> for Delivery<P> {
@@ -139,6 +150,19 @@ pub struct DeliveryTag<P> {
     properties: Properties,
     deliveries: u32,
     redelivered: bool,
+}
+
+impl<P> DeliveryTag<P> {
+    fn description(&self) -> Messaging<'_> {
+        Messaging::new("memory", &*self.queue.config.name)
+            .message_id(self.properties.message_id.to_string())
+            .traceparent(self.properties.header("traceparent"))
+            .tracestate(self.properties.header("tracestate"))
+    }
+
+    fn published(&self) -> Option<SystemTime> {
+        SystemTime::now().checked_sub(self.properties.published.elapsed())
+    }
 }
 
 impl<P> Clone for DeliveryTag<P> {
@@ -204,11 +228,13 @@ impl<P: Send> Settle for DeliveryTag<P> {
     ///
     /// A job keeps its number when it comes back, and as a dead letter.
     fn messaging(&self) -> Option<Messaging<'_>> {
-        let messaging = Messaging::new("memory", &*self.queue.config.name)
-            .message_id(self.properties.message_id.to_string())
-            .traceparent(self.properties.header("traceparent"))
-            .tracestate(self.properties.header("tracestate"));
-        Some(messaging)
+        Some(self.description())
+    }
+
+    /// Returns the time of the publish, also when the job comes back, and for a dead letter. It is counted
+    /// back from now by tokio's clock, so that it follows a paused time.
+    fn published_at(&self) -> Option<SystemTime> {
+        self.published()
     }
 }
 

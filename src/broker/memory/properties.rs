@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 pub(super) type Headers = Arc<[(String, String)]>;
 
 /// Properties of a job, which it keeps when it comes back and in a dead-letter queue.
@@ -9,6 +11,8 @@ pub(super) type Headers = Arc<[(String, String)]>;
 pub(super) struct Properties {
     /// The number of the job, unique in this broker.
     pub(super) message_id: u64,
+    /// By tokio's clock, which tests may pause.
+    pub(super) published: Instant,
     /// `None` if there are none, so that a job without headers needs no allocation.
     pub(super) headers: Option<Headers>,
 }

@@ -192,6 +192,7 @@ impl<P> State<P> {
         self.last_message_id += 1;
         let properties = Properties {
             message_id: self.last_message_id,
+            published: Instant::now(),
             headers,
         };
         let queue = &mut self.queues[queue];

@@ -33,6 +33,8 @@ pub(super) struct Channel {
     pub(super) stream: String,
     /// The name of the consumer.
     pub(super) consumer: String,
+    /// The name of the consumer, if it is durable.
+    pub(super) durable: Option<String>,
     /// Prefix of the schedules' subjects, if schedules delay retries.
     pub(super) schedules: Option<Subject>,
     pub(super) dead_letter: Option<Subject>,
@@ -67,6 +69,7 @@ impl Channel {
             confirm_timeout,
             stream: info.stream_name.clone(),
             consumer: info.name.clone(),
+            durable: info.config.durable_name.clone(),
             delays: Delays::new(info.config.max_ack_pending),
             max_deliver: info.config.max_deliver,
             ack_wait: info.config.ack_wait,

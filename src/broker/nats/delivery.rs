@@ -1,11 +1,16 @@
 //! [`Delivery`], a message as a job.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::{HeaderMap, Message, Subject};
 
 use super::{DeliveryTag, channel::Channel, fetched::Fetched, place::Place};
-use crate::{broker::envelope::Envelope, job::Job};
+use crate::{broker::envelope::Envelope, job::Job, settle::Messaging};
 
 /// A message that was delivered by a pull consumer.
 ///
@@ -86,6 +91,15 @@ impl Job for Delivery {
     /// Returns the `ack_wait` of the consumer, or the value of its `backoff` for this delivery.
     fn lease(&self) -> Option<Duration> {
         Some(self.place.wait)
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        Some(self.place.description())
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        let fetched = &self.place.fetched;
+        (!fetched.is_redelivered()).then_some(fetched.published)
     }
 }
 

@@ -1,5 +1,7 @@
 //! [`Fetched`], a message that a pull consumer delivered.
 
+use std::time::{Duration, SystemTime};
+
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue, Message, Subject, header,
     jetstream::{self, Context},
@@ -10,6 +12,8 @@ use crate::broker::dead_letter::DELIVERIES;
 
 /// Header with the message's own `Nats-Msg-Id`, on dead letters and on messages from a schedule.
 pub(super) const MESSAGE_ID: &str = "x-original-message-id";
+/// Header with the time of the job's publish, in milliseconds since 1970, on messages from a schedule.
+pub(super) const PUBLISHED: &str = "x-original-published";
 
 /// A message that was fetched, and is perhaps not taken yet.
 pub(super) struct Fetched {
@@ -24,6 +28,8 @@ pub(super) struct Fetched {
     /// Number of deliveries of the job before one of our schedules published it anew, if one did: zero after
     /// a release.
     carried: Option<u32>,
+    /// Time of the job's publish, by the server's clock.
+    pub(super) published: SystemTime,
     /// Time at which it was seen first. The server's ack wait began earlier, by the time on the network.
     pub(super) since: Instant,
 }
@@ -41,10 +47,16 @@ impl Fetched {
         let sequence = info.stream_sequence;
         // A stream that was made anew counts from one again, so the time is part of the name.
         let id = format!("{}:{sequence}:{}", info.stream, info.published);
+        let stored = SystemTime::from(info.published);
         let message = message.message;
+        let carried = carried(message.headers.as_ref());
         Some(Self {
             reply: message.reply.clone()?,
-            carried: carried(message.headers.as_ref()),
+            published: carried
+                .and(message.headers.as_ref())
+                .and_then(published)
+                .unwrap_or(stored),
+            carried,
             message,
             id,
             sequence,
@@ -90,4 +102,10 @@ fn carried(headers: Option<&HeaderMap>) -> Option<u32> {
     let headers = headers?;
     headers.get(header::NATS_SCHEDULER)?;
     headers.get(DELIVERIES)?.as_str().parse().ok()
+}
+
+/// Returns the time of the publish before a schedule.
+fn published(headers: &HeaderMap) -> Option<SystemTime> {
+    let millis = headers.get(PUBLISHED)?.as_str().parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }

@@ -12,6 +12,7 @@ use async_nats::jetstream::AckKind;
 use tokio::time::Instant;
 
 use super::{channel::Channel, delivery_error::DeliveryError, fetched::Fetched};
+use crate::settle::Messaging;
 
 /// One place of the prefetch; freed by the settlement, or when nobody has the delivery any more.
 pub(super) struct Place {
@@ -42,6 +43,20 @@ impl Place {
             scheduled: AtomicBool::new(false),
             unschedulable: AtomicBool::new(false),
             fetched,
+        }
+    }
+
+    pub(super) fn description(&self) -> Messaging<'_> {
+        let Self {
+            channel, fetched, ..
+        } = self;
+        let mut messaging = Messaging::new("nats", &*channel.stream)
+            .traceparent(fetched.header("traceparent"))
+            .tracestate(fetched.header("tracestate"));
+        messaging.consumer_group = channel.durable.as_deref().map(Into::into);
+        match fetched.message_id() {
+            Some(id) => messaging.message_id(id),
+            None => messaging.message_id(fetched.sequence.to_string()),
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     channel::Channel,
     dead_letter::own_headers,
     delivery_error::DeliveryError,
-    fetched::Fetched,
+    fetched::{Fetched, PUBLISHED},
     miss::{Miss, Missed},
 };
 use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
@@ -93,6 +93,9 @@ fn headers(
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
     headers.insert(DELIVERIES, deliveries.to_string());
+    let published = fetched.published.duration_since(SystemTime::UNIX_EPOCH);
+    let published = published.unwrap_or_default().as_millis();
+    headers.insert(PUBLISHED, published.to_string());
     Some(headers)
 }
 

@@ -1,6 +1,11 @@
 //! [`DeliveryTag`], the handle that settles a delivery.
 
-use std::{fmt, future::ready, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::ready,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::jetstream::AckKind;
 use tokio::time::Instant;
@@ -215,18 +220,16 @@ impl Settle for DeliveryTag {
     }
 
     /// Returns the stream as the destination, since subjects often have ids in them and the destination is in
-    /// the names of spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream.
+    /// the names of spans. The message's id is its `Nats-Msg-Id`, or else its sequence number in the stream. The
+    /// group is the consumer, if it is durable: the server draws the name of another one.
     fn messaging(&self) -> Option<Messaging<'_>> {
-        let Place {
-            channel, fetched, ..
-        } = &*self.place;
-        let messaging = Messaging::new("nats", &*channel.stream)
-            .traceparent(fetched.header("traceparent"))
-            .tracestate(fetched.header("tracestate"));
-        Some(match fetched.message_id() {
-            Some(id) => messaging.message_id(id),
-            None => messaging.message_id(fetched.sequence.to_string()),
-        })
+        Some(self.place.description())
+    }
+
+    /// Returns the time at which the stream stored the message, by the server's clock. It stays the same when
+    /// the message comes back, also by a [schedule](super::Pull::schedules).
+    fn published_at(&self) -> Option<SystemTime> {
+        Some(self.place.fetched.published)
     }
 }
 

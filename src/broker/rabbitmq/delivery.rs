@@ -1,6 +1,11 @@
 //! [`Delivery`], a delivered job, and [`DeliveryTag`], the handle that settles it.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use lapin::BasicProperties;
 use tokio::time::Instant;
@@ -9,7 +14,7 @@ use super::{
     headers,
     message::{Link, Message},
 };
-use crate::{broker::envelope::Envelope, job::Job};
+use crate::{broker::envelope::Envelope, job::Job, settle::Messaging};
 
 /// A delivered job.
 pub struct Delivery {
@@ -97,6 +102,17 @@ impl Job for Delivery {
     /// Returns the [`consumer_timeout`](super::Queue::consumer_timeout), if one is set.
     fn lease(&self) -> Option<Duration> {
         self.message.link.reading.consumer_timeout
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        Some(self.message.description())
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        match self.message.is_redelivered() {
+            true => None,
+            false => headers::published_at(&self.message.delivery.properties),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Headers of delivered and republished jobs.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
@@ -13,6 +16,8 @@ use crate::{
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The queue's own count of all deliveries, from RabbitMQ 4.3 on.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
+/// The server's time of the publish, in milliseconds, if an interceptor sets it.
+const TIMESTAMP: &str = "timestamp_in_ms";
 pub(super) const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
 pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 
@@ -104,6 +109,7 @@ pub(super) fn messaging<'a>(message: &'a Delivery, queue: &'a str) -> Messaging<
     // A republished job came by the default exchange. It is the same job, so its spans keep the same name.
     let (exchange, routing_key) = origin(message);
     let messaging = Messaging::new("rabbitmq", destination(exchange, routing_key, queue))
+        .queue(queue)
         .delivery_tag(message.delivery_tag)
         .traceparent(header("traceparent"))
         .tracestate(header("tracestate"));
@@ -111,6 +117,20 @@ pub(super) fn messaging<'a>(message: &'a Delivery, queue: &'a str) -> Messaging<
         Some(id) => messaging.message_id(id.as_str()),
         None => messaging,
     }
+}
+
+/// Returns the time of the publish, if a message says it.
+pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
+    let headers = properties.headers().as_ref();
+    let in_ms = match headers.and_then(|headers| headers.inner().get(TIMESTAMP)) {
+        Some(&AMQPValue::LongLongInt(millis)) => u64::try_from(millis).ok(),
+        _ => None,
+    };
+    let since = match in_ms {
+        Some(millis) => Duration::from_millis(millis),
+        None => Duration::from_secs((*properties.timestamp())?),
+    };
+    SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
 /// Returns `{exchange}:{routing key}:{queue}`, as in the conventions: empty parts are left out, and so is a

@@ -15,10 +15,11 @@ use super::{
     acks::{Acks, Place},
     delivery_error::DeliveryError,
     delivery_limit::DeliveryLimit,
-    headers::Counted,
+    headers::{self, Counted},
     kind::QueueKind,
     publisher::Publisher,
 };
+use crate::settle::Messaging;
 
 /// State that the deliveries of one channel share.
 #[derive(Debug)]
@@ -96,6 +97,10 @@ impl Message {
             return Err(DeliveryError::Lost);
         }
         Ok(())
+    }
+
+    pub(super) fn description(&self) -> Messaging<'_> {
+        headers::messaging(&self.delivery, self.link.publisher.queue())
     }
 
     fn is_overdue(&self) -> bool {

@@ -1,6 +1,11 @@
 //! [`Settlement`], the future that settles a delivery, in one step or two.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 
@@ -64,10 +69,18 @@ impl Settle for DeliveryTag {
     /// Returns the destination as `{exchange}:{routing key}:{queue}`, as in the [conventions for
     /// RabbitMQ](https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/): empty parts are left out,
     /// and so is a routing key that is the queue's name. They are those of the first publish, also for a
-    /// republished job.
+    /// republished job. Metrics have the queue alone.
     fn messaging(&self) -> Option<Messaging<'_>> {
-        let Message { delivery, link, .. } = &*self.message;
-        Some(headers::messaging(delivery, link.publisher.queue()))
+        Some(self.message.description())
+    }
+
+    /// Returns the header `timestamp_in_ms`, or else the property `timestamp`, which has whole seconds.
+    ///
+    /// The publisher sets them, or the server by its [message
+    /// interceptor](https://www.rabbitmq.com/docs/message-interceptors). A job that is republished keeps them,
+    /// unless the interceptor overwrites them.
+    fn published_at(&self) -> Option<SystemTime> {
+        headers::published_at(&self.message.delivery.properties)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -22,6 +22,9 @@ use crate::{
     job::Job,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
+
+/// Begin of 2018, the year of the first release with streams, in milliseconds since 1970.
+const FIRST_STREAMS: u64 = 1_514_764_800_000;
 
 /// An entry of a stream that was delivered to this consumer.
 ///
@@ -110,6 +113,17 @@ impl Job for Delivery {
     /// Returns the [`min_idle`](super::ConsumerGroup::min_idle) of the group.
     fn lease(&self) -> Option<Duration> {
         Some(self.tag.shared.channel.link.min_idle)
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        self.tag.messaging()
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        match self.tag.shared.is_new {
+            true => self.tag.published_at(),
+            false => None,
+        }
     }
 }
 
@@ -236,11 +250,25 @@ impl Settle for DeliveryTag {
             let value = self.field(|field| field.eq_ignore_ascii_case(name.as_bytes()))?;
             std::str::from_utf8(value).ok()
         };
-        let messaging = Messaging::new("redis", &*self.shared.channel.link.keys.stream)
+        let link = &self.shared.channel.link;
+        let messaging = Messaging::new("redis", &*link.keys.stream)
+            .consumer_group(&*link.group)
             .message_id(self.id())
             .traceparent(text("traceparent"))
             .tracestate(text("tracestate"));
         Some(messaging)
+    }
+
+    /// Returns the time in the id of the entry, which stays the same when the entry comes back.
+    ///
+    /// `None` if the id has no time, since it was not made by the server: one from before there were streams.
+    fn published_at(&self) -> Option<SystemTime> {
+        let (millis, _) = self.id().split_once('-')?;
+        let millis = millis
+            .parse()
+            .ok()
+            .filter(|millis| *millis >= FIRST_STREAMS)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Empty stand-ins for the types of `on.rs`, if the feature `metrics` is off.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use crate::outcome::OutcomeKind;
+use crate::{outcome::OutcomeKind, telemetry::messaging::Messaging};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Labels(());
@@ -16,9 +16,15 @@ impl Instruments {
         Self
     }
 
-    pub(crate) fn begin(&self) -> InFlightGauge {
+    pub(crate) fn begin<'a>(
+        &self,
+        _: &'static str,
+        _: impl FnOnce() -> Option<Messaging<'a>>,
+    ) -> InFlightGauge {
         InFlightGauge
     }
+
+    pub(crate) fn waited(&self, _: impl FnOnce() -> Option<SystemTime>) {}
 
     pub(crate) fn conclude(&self, _: OutcomeKind, _: Duration) -> InFlightGauge {
         InFlightGauge
@@ -39,7 +45,11 @@ impl SettleInstruments {
         Self
     }
 
-    pub(crate) fn begin(&self) -> Stopwatch {
+    pub(crate) fn begin<'a>(
+        &self,
+        _: usize,
+        _: impl FnOnce() -> Option<Messaging<'a>>,
+    ) -> Stopwatch {
         Stopwatch
     }
 }
@@ -47,9 +57,13 @@ impl SettleInstruments {
 pub(crate) struct Stopwatch;
 
 impl Stopwatch {
-    pub(crate) fn settled(&self, _: usize) {}
+    pub(crate) fn set_unfinished(&mut self, _: &'static str) {}
 
-    pub(crate) fn moot(&self, _: usize) {}
+    pub(crate) fn settled(&mut self) {}
+
+    pub(crate) fn failed(&mut self, _: &'static str) {}
+
+    pub(crate) fn moot(&self) {}
 }
 
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::{Future, ready},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::BoxFuture;
@@ -33,6 +33,7 @@ pub(crate) struct Tag {
     redelivered: Option<bool>,
     capabilities: Capabilities,
     messaging: fn() -> Option<Messaging<'static>>,
+    published_at: Option<SystemTime>,
     told: Arc<Mutex<Vec<Told>>>,
     asked: Count,
 }
@@ -55,6 +56,7 @@ impl Tag {
             redelivered: None,
             capabilities: Capabilities::none(),
             messaging: || None,
+            published_at: None,
             told: Arc::default(),
             asked: Count::default(),
         }
@@ -119,6 +121,14 @@ impl Tag {
 
     pub(crate) fn describing(self, messaging: fn() -> Option<Messaging<'static>>) -> Self {
         Self { messaging, ..self }
+    }
+
+    pub(crate) fn published(self, at: SystemTime) -> Self {
+        let published_at = Some(at);
+        Self {
+            published_at,
+            ..self
+        }
     }
 
     /// Returns the calls of `settle`.
@@ -186,6 +196,10 @@ impl Settle for Tag {
 
     fn messaging(&self) -> Option<Messaging<'_>> {
         (self.messaging)()
+    }
+
+    fn published_at(&self) -> Option<SystemTime> {
+        self.published_at
     }
 }
 

@@ -1,10 +1,12 @@
 //! Counts and measurements: for every fate of a job, and down to zero afterwards.
 
 use std::{
+    any::type_name,
     cell::RefCell,
-    collections::BTreeMap,
-    future::{pending, ready},
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    future::{Ready, pending, ready},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use futures_util::FutureExt;
@@ -17,8 +19,10 @@ use metrics_util::{
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sentinel::{
-    IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
-    outcome::OutcomeKind, settle::Unsettled,
+    Consumer, IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
+    broker::memory::{self, Broker},
+    outcome::OutcomeKind,
+    settle::{Messaging, Settle, Unsettled},
 };
 
 use crate::support::{
@@ -110,12 +114,26 @@ async fn each_outcome_is_counted_once_and_the_gauges_return_to_zero() {
                 .timeout(10 * WORK)
                 .layer(Worker::default());
             call(&mut sentinel, Work::new(fate)).await.ok();
+            let error_type = match kind {
+                OutcomeKind::Failed => Some(type_name::<Refused>()),
+                OutcomeKind::Panicked => Some("panic"),
+                OutcomeKind::TimedOut => Some("timeout"),
+                OutcomeKind::Completed | OutcomeKind::Cancelled => None,
+            };
             let mut expected = gauges(0.0, 0.0, 0.0);
             expected.extend([
-                ("messaging.client.consumed.messages".to_owned(), vec![1.0]),
+                (
+                    "messaging.client.consumed.messages messaging.operation.name=consume"
+                        .to_owned(),
+                    vec![1.0],
+                ),
                 (format!("tower_sentinel.outcomes outcome={kind}"), vec![1.0]),
                 (
-                    format!("messaging.process.duration outcome={kind}"),
+                    format!(
+                        "messaging.process.duration outcome={kind} \
+                         messaging.operation.name=process{}",
+                        error_type.map_or_else(String::new, |it| format!(" error.type={it}"))
+                    ),
                     vec![seconds],
                 ),
             ]);
@@ -181,6 +199,14 @@ impl Job for Delivery {
     fn tag(&self) -> Tag {
         self.1.clone()
     }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        Settle::messaging(&self.1)
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        Settle::published_at(&self.1)
+    }
 }
 
 async fn process(Delivery(fate, _): Delivery) -> Result<(), Refused> {
@@ -192,47 +218,223 @@ async fn process(Delivery(fate, _): Delivery) -> Result<(), Refused> {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn each_verdict_that_the_broker_was_told_is_counted_and_timed() {
-    let labels = [("messaging.destination.name", "orders")];
-    let quick = Tag::new().settling(|_| sleep(Duration::from_secs(2)).map(Ok));
-    let failing = Tag::new().failing(|_| Unsettled::last(Refused));
-    let table = [
-        (Fate::Value, quick.clone(), Some("ack")),
-        (Fate::Error, quick.clone(), Some("retry")),
-        (Fate::PanicFirst, quick, Some("retry")),
-        // The broker got no settlement.
-        (Fate::Value, failing, None),
+/// Returns the values of the metrics of a policy, by their names and labels without `common`.
+fn of_policy(values: Values, common: &str) -> Values {
+    let names = [
+        "tower_sentinel.verdicts",
+        "tower_sentinel.moot",
+        "messaging.client.operation.duration",
     ];
-    for (fate, tag, verdict) in table {
+    let is_of_policy = |name: &str| names.iter().any(|it| name.starts_with(it));
+    let values = values.into_iter().filter(|(name, _)| is_of_policy(name));
+    values
+        .map(|(name, value)| (name.replacen(common, "", 1), value))
+        .collect()
+}
+
+const DURATION: &str = "messaging.client.operation.duration";
+
+#[tokio::test(start_paused = true)]
+async fn each_verdict_that_the_broker_was_told_is_counted_and_each_settlement_is_timed() {
+    const TWO: Duration = Duration::from_secs(2);
+    let labels = [("messaging.destination.name", "orders")];
+    let refused = type_name::<Refused>();
+    let quick = Tag::new().settling(|_| sleep(TWO).map(Ok));
+    let failing = |failure: fn() -> Unsettled<Tag, Refused>| {
+        Tag::new().settling(move |_| sleep(TWO).map(move |()| Err(failure())))
+    };
+    let failed = failing(|| Unsettled::last(Refused));
+    let misconfigured = failing(|| Unsettled::misconfigured(Refused));
+    let moot = failing(|| Unsettled::moot(Refused));
+    let hanging = Tag::new().settling(|_| pending());
+    let panicking = Tag::new().settling(|_| sleep(TWO).map(|()| raise("poison")));
+    let panicking_at_once = Tag::new().settling(|_| -> Ready<_> { raise("poison") });
+    let table = [
+        (Fate::Value, quick.clone(), "ack", Ok(()), 2.0),
+        (Fate::Error, quick.clone(), "retry", Ok(()), 2.0),
+        (Fate::PanicFirst, quick, "retry", Ok(()), 2.0),
+        (Fate::Value, failed, "ack", Err(refused), 2.0),
+        (Fate::Error, misconfigured, "retry", Err(refused), 2.0),
+        (Fate::Value, moot, "ack", Err(refused), 2.0),
+        (Fate::Value, panicking, "ack", Err("panic"), 2.0),
+        (Fate::Value, panicking_at_once, "ack", Err("panic"), 0.0),
+        (Fate::Error, hanging, "retry", Err("timeout"), 5.0),
+    ];
+    for (nth, (fate, tag, verdict, result, seconds)) in table.into_iter().enumerate() {
         let (metrics, _guard) = Metrics::start();
         let policy = SettlePolicy::new(ack_on_success()).metric_labels(labels);
         let mut sentinel = SentinelLayer::new(policy)
             .metric_labels(labels)
             .layer(service_fn(process));
-        call(&mut sentinel, Delivery(fate, tag)).await.ok();
+        let settled = call(&mut sentinel, Delivery(fate, tag)).await;
+        let is_moot = matches!(&settled, Err(error) if error.to_string().contains("any more"));
         let values = metrics.take();
         // Nothing is left of the labels that there were before.
         for (key, ..) in metrics.snapshotter.snapshot().into_vec() {
             let mut labels = key.key().labels().map(Label::value);
             assert!(labels.any(|it| it == "orders"), "{key:?}");
         }
-        let of_settling: Values = values
-            .into_iter()
-            .filter(|(name, _)| name.contains("messaging.operation.name"))
-            .collect();
+        let mut name = format!(
+            "{DURATION} messaging.operation.name={verdict} messaging.operation.type=settle"
+        );
         let mut expected = Values::new();
-        if let Some(verdict) = verdict {
-            let of = |name| {
-                format!(
-                    "{name} messaging.destination.name=orders messaging.operation.name={verdict}"
-                )
-            };
-            expected.insert(of("tower_sentinel.verdicts"), vec![1.0]);
-            expected.insert(of("messaging.client.operation.duration"), vec![2.0]);
+        let mut count = |name: &str| {
+            let name = format!("tower_sentinel.{name} messaging.operation.name={verdict}");
+            expected.insert(name, vec![1.0]);
+        };
+        match result {
+            Ok(()) => count("verdicts"),
+            Err(error_type) => name += &format!(" error.type={error_type}"),
         }
-        assert_eq!(of_settling, expected, "{fate:?}");
+        if is_moot {
+            count("moot");
+        }
+        expected.insert(name, vec![seconds]);
+        let found = of_policy(values, " messaging.destination.name=orders");
+        assert_eq!(found, expected, "{nth}: {settled:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_that_the_sentinel_drops_is_a_failed_one() {
+    const LIMIT: Duration = Duration::from_secs(3);
+    let (metrics, _guard) = Metrics::start();
+    let mut sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
+        .settle_timeout(LIMIT)
+        .layer(service_fn(process));
+    let hanging = Tag::new().settling(|_| pending());
+    let error = call(&mut sentinel, Delivery(Fate::Value, hanging)).await;
+    assert!(error.is_err());
+    let name = format!(
+        "{DURATION} messaging.operation.name=ack messaging.operation.type=settle error.type=dropped"
+    );
+    let expected = Values::from([(name, vec![LIMIT.as_secs_f64()])]);
+    assert_eq!(of_policy(metrics.take(), ""), expected);
+}
+
+fn description() -> Option<Messaging<'static>> {
+    let messaging = Messaging::new("rabbitmq", "events:order.paid:orders");
+    Some(messaging.queue("orders").consumer_group("billing"))
+}
+
+/// Returns the labels of all metrics of a job, without those that differ between them.
+async fn common_labels(tag: Tag, own: &[(&'static str, &'static str)]) -> BTreeSet<String> {
+    let (metrics, _guard) = Metrics::start();
+    let policy = SettlePolicy::new(ack_on_success()).metric_labels(own.iter().copied());
+    let mut sentinel = SentinelLayer::new(policy)
+        .metric_labels(own.iter().copied())
+        .layer(service_fn(process));
+    call(&mut sentinel, Delivery(Fate::Value, tag))
+        .await
+        .unwrap();
+    let keys = metrics.snapshotter.snapshot().into_vec().into_iter();
+    keys.map(|(key, ..)| {
+        let labels = key.key().labels().filter(|label| {
+            let of_one = ["outcome", "error.type"].contains(&label.key());
+            !of_one && !label.key().starts_with("messaging.operation")
+        });
+        let labels = labels.map(|label| format!("{}={}", label.key(), label.value()));
+        labels.collect::<Vec<_>>().join(" ")
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn the_first_delivery_describes_the_metrics_unless_the_user_does() {
+    let described = Tag::new().describing(description);
+    let own = common_labels(described.clone(), &[]).await;
+    let all = "messaging.system=rabbitmq messaging.destination.name=orders \
+               messaging.consumer.group.name=billing";
+    assert_eq!(Vec::from_iter(own), [all]);
+
+    let labels = [("messaging.destination.name", "mine"), ("region", "eu")];
+    let set = common_labels(described, &labels).await;
+    let all = "messaging.destination.name=mine region=eu messaging.system=rabbitmq \
+               messaging.consumer.group.name=billing";
+    assert_eq!(Vec::from_iter(set), [all]);
+
+    for silent in [Tag::new(), Tag::new().describing(|| raise("no name"))] {
+        assert_eq!(Vec::from_iter(common_labels(silent, &[]).await), [""]);
+    }
+}
+
+#[tokio::test]
+async fn only_the_first_delivery_is_asked_for_its_description() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let (_metrics, _guard) = Metrics::start();
+    // Spans ask, too.
+    let _no_spans = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
+    let mut sentinel =
+        SentinelLayer::new(SettlePolicy::new(ack_on_success())).layer(service_fn(process));
+    let tag = Tag::new().describing(|| {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        description()
+    });
+    for _ in 0..5 {
+        let job = Delivery(Fate::Value, tag.clone());
+        call(&mut sentinel, job).await.unwrap();
+    }
+    // Once by the sentinel, once by the policy.
+    assert_eq!(ASKED.load(Ordering::Relaxed), 2);
+}
+
+// === time in the queue ===
+
+const QUEUE: &str = "tower_sentinel.queue.duration";
+
+#[tokio::test]
+async fn the_time_in_the_queue_is_measured_if_it_is_known() {
+    const WAIT: Duration = Duration::from_secs(100);
+    let now = SystemTime::now();
+    let table = [
+        (Tag::new().published(now - WAIT), Some(WAIT.as_secs_f64())),
+        // The clock of the sender is ahead.
+        (Tag::new().published(now + WAIT), Some(0.0)),
+        (Tag::new(), None),
+    ];
+    for (tag, expected) in table {
+        let (metrics, _guard) = Metrics::start();
+        let policy = SettlePolicy::new(ack_on_success());
+        // Another reader of the job passes the time on.
+        let mut sentinel = SentinelLayer::new(policy)
+            .delivery_limit(3)
+            .layer(service_fn(process));
+        call(&mut sentinel, Delivery(Fate::Value, tag))
+            .await
+            .unwrap();
+        let found = metrics.take().remove(QUEUE);
+        let rounded = found.map(|it| it.iter().map(|it| it.floor()).collect::<Vec<_>>());
+        assert_eq!(rounded, expected.map(|it| vec![it]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_the_queue_is_that_of_the_first_delivery() {
+    let (metrics, _guard) = Metrics::start();
+    let queue = Broker::new().queue("jobs").declare();
+    for job in 0..2 {
+        queue.publish(job);
+    }
+    sleep(Duration::from_secs(7)).await;
+    let ended = queue.clone();
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    let process = |job: memory::Delivery<u32>| async move {
+        sleep(Duration::from_secs(2)).await;
+        match *job.payload() == 0 && job.tag().deliveries() == Some(1) {
+            true => Err(Refused),
+            false => Ok(()),
+        }
+    };
+    let summary = Consumer::new(queue.subscribe(1).unwrap(), service_fn(process))
+        .sentinel(layer)
+        .with_graceful_shutdown(async move { ended.emptied().await });
+    assert_eq!(summary.await.unwrap().called, 3);
+    let labels = "messaging.system=memory messaging.destination.name=jobs";
+    let found = metrics.take().remove(&format!("{QUEUE} {labels}")).unwrap();
+    let mut seconds: Vec<_> = found.iter().map(|it| it.round()).collect();
+    seconds.sort_by(f64::total_cmp);
+    // The retry is done before the second job, which waits for two runs.
+    assert_eq!(seconds, [7.0, 11.0]);
 }
 
 // === intensity ===
@@ -300,7 +502,7 @@ async fn every_metric_is_described() {
     call(&mut sentinel, job).await.unwrap();
     tower_sentinel::telemetry::describe_metrics();
     let all = metrics.snapshotter.snapshot().into_vec();
-    assert_eq!(all.len(), 4 + 4 * 5 + 1);
+    assert_eq!(all.len(), 5 + 4 * 5 + 1);
     for (key, unit, description, _) in all {
         assert!(unit.is_some() && description.is_some(), "{key:?}");
     }

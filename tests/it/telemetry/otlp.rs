@@ -150,7 +150,13 @@ async fn a_collector_gets_the_spans_of_each_job_linked_to_its_sender() {
                 .filter(|it| !it.is_empty())
                 .map(|it| ("error.message", it)),
         );
-        let found = attributes(&process.attributes);
+        let mut found = attributes(&process.attributes);
+        // At most the time that the test takes.
+        let age = found.remove("tower_sentinel.queue.duration").unwrap();
+        assert!((0.0..60.0).contains(&age.parse().unwrap()), "{case}: {age}");
+        let retries = found.remove("tower_sentinel.retries").unwrap();
+        let is_first = error_type.is_none() || verdict == "retry";
+        assert_eq!(retries, if is_first { "0" } else { "1" }, "{case}");
         assert_eq!(process.kind(), SpanKind::Consumer, "{case}");
         assert!(process.parent_span_id.is_empty(), "{case}");
         assert!(same(&found, &of_process), "{case}: {found:?}");

@@ -5,8 +5,11 @@ use std::{
     fmt,
     future::{pending, ready},
     io,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -173,6 +176,7 @@ async fn record(fate: Fate, tag: Tag) -> Recorded {
 fn described(way: Way) -> Tag {
     let tag = Tag::new().describing(|| {
         let messaging = Messaging::new("rabbitmq", "orders");
+        let messaging = messaging.consumer_group("billing");
         Some(messaging.message_id("m-7").delivery_tag(42))
     });
     match way {
@@ -191,6 +195,7 @@ fn process_fields() -> Fields {
         ("messaging.operation.type", "process"),
         ("messaging.system", "rabbitmq"),
         ("messaging.destination.name", "orders"),
+        ("messaging.consumer.group.name", "billing"),
         ("messaging.message.id", "m-7"),
         ("messaging.rabbitmq.message.delivery_tag", "42"),
     ])
@@ -357,12 +362,50 @@ async fn a_tag_that_describes_nothing_has_the_spans_all_the_same() {
 }
 
 #[tokio::test]
+async fn the_span_of_a_job_has_the_age_of_its_message_and_its_retries() {
+    const AGE: Duration = Duration::from_secs(100);
+    let now = SystemTime::now();
+    let table = [
+        (Tag::new(), None, None),
+        (Tag::new().published(now - AGE), Some(100.0), None),
+        (Tag::new().published(now + AGE), Some(0.0), None),
+        (Tag::new().delivered(1), None, Some("0")),
+        (
+            Tag::new().delivered(3).published(now - AGE),
+            Some(100.0),
+            Some("2"),
+        ),
+    ];
+    for (tag, age, retries) in table {
+        let recorded = record(Fate::Value, tag).await;
+        let [(_, settle), (_, process), _] = &*recorded.spans else {
+            panic!("{:?}", recorded.spans);
+        };
+        let seconds = process.get("tower_sentinel.queue.duration");
+        let seconds = seconds.map(|it| it.parse::<f64>().unwrap().floor());
+        assert_eq!(seconds, age);
+        let found = process.get("tower_sentinel.retries");
+        assert_eq!(found.map(|it| &**it), retries);
+        assert!(!settle.keys().any(|it| it.starts_with("tower_sentinel")));
+    }
+}
+
+#[tokio::test]
 async fn nobody_is_asked_to_describe_a_delivery_where_no_span_is_enabled() {
     let _guard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::new());
     let mut sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
         .process_span()
         .layer(service_fn(|_: Tag| ready(Ok::<_, Refused>(()))));
-    let silent = Tag::new().describing(|| panic!("asked in vain"));
-    let settled = call(&mut sentinel, silent).await.unwrap();
-    assert_eq!(settled.verdict, Verdict::Ack);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let silent = Tag::new().describing(|| {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        None
+    });
+    for _ in 0..3 {
+        let settled = call(&mut sentinel, silent.clone()).await.unwrap();
+        assert_eq!(settled.verdict, Verdict::Ack);
+    }
+    // The policy asks once for its metrics.
+    let asked = usize::from(cfg!(feature = "metrics"));
+    assert_eq!(ASKED.load(Ordering::Relaxed), asked);
 }

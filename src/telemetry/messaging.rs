@@ -1,16 +1,18 @@
-//! [`Messaging`]: the description of a delivery for traces.
+//! [`Messaging`]: the description of a delivery for traces and metrics.
 
 use std::borrow::Cow;
 
 use tracing::Span;
 
-/// Description of a delivery for traces; see [`Settle::messaging`](crate::settle::Settle::messaging).
+/// Description of a delivery for traces and metrics; see
+/// [`Settle::messaging`](crate::settle::Settle::messaging) and [`Job::messaging`](crate::Job::messaging).
 ///
 /// ```
 /// use tower_sentinel::settle::Messaging;
 ///
-/// let delivery = Messaging::new("rabbitmq", "orders").message_id("m-7").delivery_tag(42);
+/// let delivery = Messaging::new("redis", "orders").consumer_group("billing").message_id("1526919030474-55");
 /// assert_eq!(delivery.destination, "orders");
+/// assert_eq!(delivery.consumer_group.as_deref(), Some("billing"));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -20,6 +22,14 @@ pub struct Messaging<'a> {
     /// `messaging.destination.name`: the queue or stream. It is part of the names of the spans, so it
     /// should have few values.
     pub destination: Cow<'a, str>,
+    /// `messaging.destination.name` of the metrics, where `destination` says more than the name of the queue;
+    /// otherwise `destination` itself.
+    ///
+    /// Metrics have the labels of the first delivery. So it must be the same for all deliveries of a
+    /// subscription. On RabbitMQ it is the queue, since the routing key is part of the destination.
+    pub queue: Option<Cow<'a, str>>,
+    /// `messaging.consumer.group.name`: the group of consumers that share the messages.
+    pub consumer_group: Option<Cow<'a, str>>,
     /// `messaging.message.id`: the id of the message.
     pub message_id: Option<Cow<'a, str>>,
     /// `messaging.rabbitmq.message.delivery_tag`: the delivery tag of AMQP 0-9-1.
@@ -38,6 +48,25 @@ impl<'a> Messaging<'a> {
             destination: destination.into(),
             ..Self::default()
         }
+    }
+
+    /// Adds the name of the queue, for a `destination` that says more.
+    ///
+    /// ```
+    /// use tower_sentinel::settle::Messaging;
+    ///
+    /// let delivery = Messaging::new("rabbitmq", "events:order.paid:billing").queue("billing");
+    /// assert_eq!(delivery.queue.as_deref(), Some("billing"));
+    /// ```
+    pub fn queue(mut self, name: impl Into<Cow<'a, str>>) -> Self {
+        self.queue = Some(name.into());
+        self
+    }
+
+    /// Adds the name of the group of consumers.
+    pub fn consumer_group(mut self, name: impl Into<Cow<'a, str>>) -> Self {
+        self.consumer_group = Some(name.into());
+        self
     }
 
     /// Adds the id of the message.
@@ -64,11 +93,14 @@ impl<'a> Messaging<'a> {
         self
     }
 
-    pub(super) fn record(&self, span: &Span, operation: &str) {
+    pub(crate) fn record(&self, span: &Span, operation: &str) {
         let name = format!("{operation} {}", self.destination);
         span.record("otel.name", &*name);
         span.record("messaging.system", self.system);
         span.record("messaging.destination.name", &*self.destination);
+        if let Some(group) = &self.consumer_group {
+            span.record("messaging.consumer.group.name", &**group);
+        }
         if let Some(id) = &self.message_id {
             span.record("messaging.message.id", &**id);
         }

@@ -1,0 +1,105 @@
+//! Names of the metrics, and their descriptions for the recorder.
+
+use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+pub(super) const PROCESS_DURATION: &str = "messaging.process.duration";
+pub(super) const CONSUMED: &str = "messaging.client.consumed.messages";
+pub(super) const QUEUE_DURATION: &str = "tower_sentinel.queue.duration";
+pub(super) const OUTCOMES: &str = "tower_sentinel.outcomes";
+pub(super) const RUNNING: &str = "tower_sentinel.running";
+pub(super) const UNSETTLED: &str = "tower_sentinel.unsettled";
+pub(super) const ABANDONED: &str = "tower_sentinel.abandoned";
+pub(super) const VERDICTS: &str = "tower_sentinel.verdicts";
+pub(super) const MOOT: &str = "tower_sentinel.moot";
+pub(super) const SETTLE_DURATION: &str = "messaging.client.operation.duration";
+pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
+
+/// Describes the metrics of this crate and their units to the recorder.
+///
+/// Call it once, after the recorder is installed. The metrics are recorded without it too.
+///
+/// | metric | kind | labels | meaning |
+/// | --- | --- | --- | --- |
+/// | `messaging.process.duration` | histogram, seconds | `outcome`, `messaging.operation.name` = `process`, `error.type` | time from the sentinel's `call` to the outcome |
+/// | `messaging.client.consumed.messages` | counter | `messaging.operation.name` = `consume` | jobs that were called, one for each delivery |
+/// | `tower_sentinel.queue.duration` | histogram, seconds | | time from the publish of a job to the sentinel's `call`, of jobs delivered for the first time; from [`Job::queued_since`](crate::Job::queued_since), and 0 if the clocks disagree |
+/// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`] |
+/// | `tower_sentinel.running` | gauge | | jobs without an outcome |
+/// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not returned yet |
+/// | `tower_sentinel.abandoned` | gauge | | jobs that still run after their outcome |
+/// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | deliveries settled by a [`SettlePolicy`](crate::SettlePolicy), by their verdict, such as `ack` |
+/// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker did not wait for them any more |
+/// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name`, `messaging.operation.type` = `settle`, `error.type` | time of a settlement, all tries included, also of one that failed |
+/// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
+///
+/// # Labels
+///
+/// Names and labels follow the [messaging conventions of
+/// OpenTelemetry](https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/) (status:
+/// development), whose metrics begin with `messaging.`. Of their attributes, those of the server's address are
+/// missing: a delivery does not know it.
+///
+/// | label | metrics | value |
+/// | --- | --- | --- |
+/// | `messaging.system`, `messaging.destination.name`, `messaging.consumer.group.name` | those of a sentinel and of a policy | the description of the first delivery, from [`Job::messaging`](crate::Job::messaging) and [`Settle::messaging`](crate::settle::Settle::messaging) |
+/// | `consumer.name` | all | the name of the [`Consumer`](crate::Consumer::name), if it has one |
+/// | `error.type` of a job | `messaging.process.duration` | for a job that failed the type of its error, otherwise `panic` or `timeout`; none for a job that completed or was cancelled |
+/// | `error.type` of a settlement | `messaging.client.operation.duration` | the type of the last error, `timeout`, `panic`, or `dropped` for a settlement that was dropped, as at the [`settle_timeout`](crate::SentinelLayer::settle_timeout); none if it worked |
+/// | your own | all | [`SentinelLayer::metric_labels`](crate::SentinelLayer::metric_labels), [`SettlePolicy::metric_labels`](crate::SettlePolicy::metric_labels), [`IntensityLayer::metric_labels`](crate::IntensityLayer::metric_labels); they replace a description of the same name |
+///
+/// A type is the name that [`std::any::type_name`] returns, as in the spans.
+///
+/// Metrics are looked up once, and no job pays for it: for the first job of a sentinel, the first settlement of
+/// a policy and the first service of an intensity layer. So install the recorder before; without one, nothing
+/// is recorded. And give each queue its own sentinel and policy, or clones of them have the queue and the name
+/// of the first consumer that called one. An [`IntensityLayer`](crate::IntensityLayer) has `consumer.name` only
+/// if the consumer makes its services.
+///
+/// ```
+/// use metrics::NoopRecorder; // stands for an exporter's
+///
+/// metrics::set_global_recorder(NoopRecorder)?;
+/// tower_sentinel::telemetry::describe_metrics();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn describe_metrics() {
+    describe_histogram!(
+        PROCESS_DURATION,
+        Unit::Seconds,
+        "time from the call of a job to its outcome"
+    );
+    describe_counter!(CONSUMED, Unit::Count, "jobs that were called");
+    describe_histogram!(
+        QUEUE_DURATION,
+        Unit::Seconds,
+        "time that jobs waited for their first delivery"
+    );
+    describe_counter!(OUTCOMES, Unit::Count, "jobs by outcome");
+    describe_gauge!(RUNNING, Unit::Count, "jobs without an outcome");
+    describe_gauge!(
+        UNSETTLED,
+        Unit::Count,
+        "jobs with an outcome that are not settled yet"
+    );
+    describe_gauge!(
+        ABANDONED,
+        Unit::Count,
+        "jobs that still run after their outcome"
+    );
+    describe_counter!(VERDICTS, Unit::Count, "settled deliveries by verdict");
+    describe_counter!(
+        MOOT,
+        Unit::Count,
+        "settlements that the broker did not wait for any more"
+    );
+    describe_histogram!(
+        SETTLE_DURATION,
+        Unit::Seconds,
+        "time that a settlement took, all tries included"
+    );
+    describe_gauge!(
+        INTENSITY_STATE,
+        Unit::Count,
+        "whether jobs are let through: 0 running, 1 probing, 2 paused"
+    );
+}
