@@ -1,4 +1,4 @@
-//! Empty stand-ins for the types of `on.rs`, if the feature `metrics` is off.
+//! Empty stand-ins for the types of `on`, if the feature `metrics` is off.
 
 use std::time::{Duration, SystemTime};
 

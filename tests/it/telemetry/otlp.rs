@@ -53,7 +53,7 @@ impl Receiver {
 
 /// Returns the attributes of OpenTelemetry's conventions, without those of `tracing`'s bridge.
 fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
-    let prefixes = ["messaging.", "error.", "exception."];
+    let prefixes = ["messaging.", "error.", "exception.", "tower_sentinel."];
     let ours = attributes
         .iter()
         .filter(|it| prefixes.iter().any(|prefix| it.key.starts_with(prefix)));
@@ -61,6 +61,8 @@ fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
         let value = it.value.as_ref().and_then(|value| value.value.as_ref());
         let value = match value {
             Some(Value::StringValue(text)) => text.clone(),
+            Some(Value::DoubleValue(number)) => number.to_string(),
+            Some(Value::IntValue(number)) => number.to_string(),
             other => format!("{other:?}"),
         };
         (&*it.key, value)
