@@ -12,6 +12,7 @@ use tower_service::Service;
 use crate::{
     outcome::{catch, drop_quietly},
     sentinel::{Sentinel, SentinelLayer},
+    telemetry::metrics::ConsumerInstruments,
 };
 
 mod connect;
@@ -471,6 +472,7 @@ impl<B, S, C> Consumer<B, S, C> {
                     return Err(ConsumerError::new(cause, Summary::default()));
                 }
             };
+            let _connected = ConsumerInstruments::begin().connected();
             let gone = options.gone.clone();
             let Ending {
                 cause, mut rest, ..

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     backoff::{Delays, full_jitter},
     outcome::{catch, drop_quietly, guard},
-    telemetry::consumer_name::carried,
+    telemetry::{consumer_name::carried, metrics::ConsumerInstruments},
 };
 
 /// Schedule of the attempts, and their number.
@@ -97,6 +97,7 @@ impl<K, M, C> Sessions<K, M, C> {
     {
         // The failures in a row, and the number of the next pause.
         let (mut failures, mut step) = (0_u32, 0_u32);
+        let instruments = ConsumerInstruments::begin();
         self.note(1, None);
         loop {
             let attempt = failures.saturating_add(1);
@@ -105,7 +106,7 @@ impl<K, M, C> Sessions<K, M, C> {
                 cause,
                 answered,
                 lasted,
-            } = self.next(attempt, signals).await?;
+            } = self.next(attempt, signals, &instruments).await?;
             let worked = answered > 0 || lasted > retry.longest;
             (failures, step) = match worked {
                 true => (0, 1),
@@ -131,6 +132,7 @@ impl<K, M, C> Sessions<K, M, C> {
             self.note(failures.saturating_add(1), Some(&cause));
             drop_quietly(cause);
             signals.unless_asked(sleep(pause)).await?;
+            instruments.reconnects();
         }
     }
 
@@ -147,6 +149,7 @@ impl<K, M, C> Sessions<K, M, C> {
         &mut self,
         attempt: u32,
         signals: &mut Signals,
+        instruments: &ConsumerInstruments,
     ) -> Option<Failure<B::Error, S::Error, K::Error>>
     where
         K: Connect<Subscription = B>,
@@ -177,6 +180,7 @@ impl<K, M, C> Sessions<K, M, C> {
             }
         };
         guard(|| tracing::info!("connected"));
+        let connected = instruments.connected();
         let gone = CancellationToken::new();
         self.options.shutdown = Some(shutdown);
         self.options.gone = gone.clone();
@@ -215,7 +219,10 @@ impl<K, M, C> Sessions<K, M, C> {
             })
             .await
         };
-        let ended = signals.attend(ended).await;
+        let ended = {
+            let _connected = connected;
+            signals.attend(ended).await
+        };
         let (answered, other) = match ended {
             Some(Ended { cause, summary }) => {
                 let answered = summary.answered;

@@ -7,11 +7,13 @@ mod on;
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{
-    InFlightGauge, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch,
+    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels,
+    SettleInstruments, Stopwatch,
 };
 #[cfg(feature = "metrics")]
 pub use self::on::describe_metrics;
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::{
-    InFlightGauge, Instruments, IntensityInstruments, Labels, SettleInstruments, Stopwatch, labels,
+    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels,
+    SettleInstruments, Stopwatch, labels,
 };

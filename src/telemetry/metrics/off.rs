@@ -74,3 +74,17 @@ impl IntensityInstruments {
 
     pub(crate) fn change(&self, _: f64) {}
 }
+
+pub(crate) struct ConsumerInstruments;
+
+impl ConsumerInstruments {
+    pub(crate) fn begin() -> Self {
+        Self
+    }
+
+    pub(crate) fn connected(&self) -> InFlightGauge {
+        InFlightGauge
+    }
+
+    pub(crate) fn reconnects(&self) {}
+}

@@ -1,6 +1,6 @@
 //! Delayed retries: by a NAK, which counts toward `max_ack_pending`, and by a schedule, which does not.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
@@ -162,13 +162,18 @@ async fn a_schedule_brings_the_job_back_with_its_headers_id_and_count() {
     headers.insert("trace", "1");
     // It counts for nothing: no schedule wrote it.
     headers.insert("x-deliveries", "100");
+    headers.insert("x-original-published", "5");
+    let before = SystemTime::now();
     let ack = jobs
         .context
         .publish_with_headers("jobs", headers, "a".into());
     ack.await.unwrap().await.unwrap();
+    let stored = before..=SystemTime::now();
     let mut deliveries = scheduled(&jobs).subscribe(&jobs.context).await.unwrap();
     let job = next(&mut deliveries).await;
     assert_eq!(job.tag().deliveries(), Some(1));
+    let published = job.queued_since().unwrap();
+    assert!(stored.contains(&published), "{published:?}: {stored:?}");
     settle(&job, Verdict::retry()).await.unwrap();
     let mut deliveries_before = 2;
     let delay = Duration::from_millis(700);
@@ -185,8 +190,15 @@ async fn a_schedule_brings_the_job_back_with_its_headers_id_and_count() {
         assert_eq!(job.message_id(), Some("m-7"));
         assert_eq!(job.subject().as_str(), "jobs");
         assert_eq!(job.headers().unwrap().get("trace").unwrap().as_str(), "1");
-        let messaging = Messaging::new("nats", "jobs").message_id("m-7");
+        let messaging = Messaging::new("nats", "jobs")
+            .consumer_group("workers")
+            .message_id("m-7");
         assert_eq!(job.tag().messaging(), Some(messaging));
+        // The header has whole milliseconds.
+        let kept = job.tag().published_at().unwrap();
+        let lost = published.duration_since(kept).unwrap();
+        assert!(lost < Duration::from_millis(1), "{lost:?}");
+        assert_eq!(job.queued_since(), None);
         settle(&job, Verdict::retry()).await.unwrap();
         deliveries_before += 1;
     }

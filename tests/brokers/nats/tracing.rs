@@ -17,8 +17,11 @@ async fn a_tag_says_its_stream_the_id_of_the_message_and_the_trace_of_its_sender
 
     jobs.publish("one").await;
     let job = next(&mut deliveries).await;
-    let expected = Messaging::new("nats", "jobs").message_id("1");
-    assert_eq!(job.tag().messaging(), Some(expected));
+    let expected = Messaging::new("nats", "jobs")
+        .consumer_group("workers")
+        .message_id("1");
+    assert_eq!(job.tag().messaging(), Some(expected.clone()));
+    assert_eq!(job.messaging(), Some(expected));
 
     let mut headers = HeaderMap::new();
     // As Go's client writes it.
@@ -31,6 +34,7 @@ async fn a_tag_says_its_stream_the_id_of_the_message_and_the_trace_of_its_sender
     ack.await.unwrap().await.unwrap();
     let job = next(&mut deliveries).await;
     let expected = Messaging::new("nats", "jobs")
+        .consumer_group("workers")
         .message_id("m-7")
         .traceparent(Some(TRACEPARENT))
         .tracestate(Some("k=v"));

@@ -1,6 +1,6 @@
 //! Traces of a delivery.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower_sentinel::{
     Job, Verdict,
@@ -34,8 +34,13 @@ async fn a_tag_says_where_its_job_is_from_and_the_trace_of_its_sender() {
     scene.publish("one").await;
     let job = next(&mut jobs).await;
     let number = job.tag().number();
-    let expected = Messaging::new("rabbitmq", queue).delivery_tag(number);
-    assert_eq!(job.tag().messaging(), Some(expected));
+    let expected = Messaging::new("rabbitmq", queue)
+        .queue(queue)
+        .delivery_tag(number);
+    assert_eq!(job.tag().messaging(), Some(expected.clone()));
+    assert_eq!(job.messaging(), Some(expected));
+    assert_eq!(job.tag().published_at(), None);
+    assert_eq!(job.queued_since(), None);
     settle(job.tag(), Verdict::Ack).await.unwrap();
 
     let mut headers = FieldTable::default();
@@ -59,12 +64,51 @@ async fn a_tag_says_where_its_job_is_from_and_the_trace_of_its_sender() {
     ] {
         let job = next(&mut jobs).await;
         let expected = Messaging::new("rabbitmq", format!("amq.direct:created:{queue}"))
+            .queue(queue)
             .message_id("m-7")
             .delivery_tag(job.tag().number())
             .traceparent(Some(TRACEPARENT))
             .tracestate(Some("k=v"));
         assert_eq!(job.tag().messaging(), Some(expected), "{verdict}");
         settle(job.tag(), verdict).await.unwrap();
+    }
+    scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn the_time_of_the_publish_is_that_of_the_property_or_of_the_header_also_after_a_retry() {
+    const SECONDS: u64 = 1_795_884_872;
+    let scene = Scene::new("the_time_of_the_publish", KINDS[0]).await;
+    let mut jobs = scene.subscribe().await;
+    let property = BasicProperties::default().with_timestamp(SECONDS);
+    // As the server's interceptor sets both.
+    let mut headers = FieldTable::default();
+    let millis = i64::try_from(SECONDS).unwrap() * 1_000 + 250;
+    headers.insert("timestamp_in_ms".into(), AMQPValue::LongLongInt(millis));
+    let both = property.clone().with_headers(headers);
+    for (properties, millis) in [(property, 0), (both, 250)] {
+        let confirm = scene.admin.basic_publish(
+            "".into(),
+            (&*scene.name).into(),
+            BasicPublishOptions::default(),
+            b"one",
+            properties,
+        );
+        assert!(confirm.await.unwrap().await.unwrap().is_ack());
+        let published =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(SECONDS) + Duration::from_millis(millis);
+        // The third delivery is of a copy.
+        for (verdict, is_first) in [
+            (Verdict::retry(), true),
+            (Verdict::retry_after(Duration::from_millis(50)), false),
+            (Verdict::Ack, false),
+        ] {
+            let job = next(&mut jobs).await;
+            assert_eq!(job.tag().published_at(), Some(published), "{verdict}");
+            let since = is_first.then_some(published);
+            assert_eq!(job.queued_since(), since, "{verdict}");
+            settle(job.tag(), verdict).await.unwrap();
+        }
     }
     scene.assert_empty(jobs).await;
 }

@@ -17,12 +17,14 @@ use metrics_util::{
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
 };
 use tokio::time::sleep;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Consumer, IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, ack_on_success,
+    Consumer, IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, Verdict, ack_on_success,
     broker::memory::{self, Broker},
+    consumer::Escalation,
     outcome::OutcomeKind,
-    settle::{Messaging, Settle, Unsettled},
+    settle::{Messaging, Settle, Settled, Unsettled},
 };
 
 use crate::support::{
@@ -437,6 +439,152 @@ async fn the_time_in_the_queue_is_that_of_the_first_delivery() {
     assert_eq!(seconds, [7.0, 11.0]);
 }
 
+// === consumers ===
+
+/// The gauges of a worker, apart from the intensity's.
+fn worker_gauges(values: Values) -> BTreeMap<String, f64> {
+    let names = ["connected", "running", "unsettled", "abandoned"];
+    let values = values.into_iter().filter_map(|(name, values)| {
+        let name = name.strip_prefix("tower_sentinel.")?;
+        let name = name.split(' ').next()?.to_owned();
+        names.contains(&&*name).then(|| (name, values[0]))
+    });
+    values.collect()
+}
+
+const RECONNECTS: &str = "tower_sentinel.reconnects consumer.name=orders";
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_is_connected_while_it_has_a_subscription_and_counts_its_reconnects() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let (metrics, _guard) = Metrics::start();
+    let broker = Broker::<u32>::new();
+    let queue = broker.queue("jobs").declare();
+    let server = broker.clone();
+    let connect = move || ready(server.connect().and_then(|it| it.subscribe(&queue, 1)));
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    let process = |_: memory::Delivery<u32>| ready(Ok::<_, Refused>(()));
+    let consumer = Consumer::reconnecting(connect, move |_| service_fn(process))
+        .sentinel(layer)
+        .name("orders")
+        .backoff(SECOND..=SECOND)
+        .random(|| 1.0)
+        .with_graceful_shutdown(sleep(10 * SECOND));
+    let consumer = tokio::spawn(consumer.run());
+    let connected = "tower_sentinel.connected consumer.name=orders";
+    let now = |connected_now: f64, reconnects: Option<f64>| {
+        let mut values = metrics.take();
+        assert_eq!(values.remove(connected), Some(vec![connected_now]));
+        assert_eq!(values.remove(RECONNECTS), reconnects.map(|it| vec![it]));
+    };
+    sleep(5 * SECOND / 2).await;
+    now(1.0, None);
+    // After the loss of the session two attempts fail.
+    broker.refuse_connections(2);
+    broker.drop_connections();
+    sleep(SECOND / 2).await;
+    now(0.0, None);
+    sleep(2 * SECOND).await;
+    now(0.0, Some(2.0));
+    sleep(SECOND).await;
+    now(1.0, Some(1.0));
+    consumer.await.unwrap().unwrap();
+    now(0.0, None);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Requested,
+    FutureDropped,
+    TaskAborted,
+    ConnectionLost,
+    Panic,
+    RuntimeGone,
+}
+
+#[test]
+fn the_gauges_return_to_zero_after_every_end_of_a_consumer() {
+    const SECOND: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(100);
+    for end in [
+        End::Requested,
+        End::FutureDropped,
+        End::TaskAborted,
+        End::ConnectionLost,
+        End::Panic,
+        End::RuntimeGone,
+    ] {
+        let (metrics, _guard) = Metrics::start();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        let left = runtime.block_on(async {
+            let broker = Broker::new();
+            let queue = broker.queue("jobs").declare();
+            (0..2).for_each(|job| queue.publish(job));
+            let shutdown = CancellationToken::new();
+            let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()))
+                .no_timeout()
+                .shutdown(shutdown.clone());
+            let service = ServiceBuilder::new()
+                .map_response(|settled: Settled| match settled.verdict {
+                    Verdict::Ack => raise("in the middleware"),
+                    _ => settled,
+                })
+                .layer(layer)
+                .service_fn(|job: memory::Delivery<u32>| async move {
+                    match *job.payload() {
+                        9 => Ok::<_, Refused>(()),
+                        _ => pending().await,
+                    }
+                });
+            let request = CancellationToken::new();
+            let mut consumer = Consumer::new(queue.subscribe(5).unwrap(), service)
+                .shutdown(shutdown)
+                .drain_timeout(SECOND)
+                .with_graceful_shutdown(request.clone().cancelled_owned())
+                .run();
+            tokio::time::timeout(SECOND, &mut consumer)
+                .await
+                .unwrap_err();
+            let expected = [("connected", 1.0), ("running", 2.0), ("unsettled", 0.0)];
+            let mut expected = BTreeMap::from(expected.map(|(name, it)| (name.to_owned(), it)));
+            expected.insert("abandoned".to_owned(), 0.0);
+            assert_eq!(worker_gauges(metrics.take()), expected, "{end:?}");
+            match end {
+                End::Requested => {
+                    request.cancel();
+                    consumer.await.unwrap();
+                }
+                End::FutureDropped => {
+                    drop(consumer);
+                    sleep(LONG).await;
+                }
+                End::TaskAborted => {
+                    let task = tokio::spawn(consumer);
+                    task.abort();
+                    assert!(task.await.unwrap_err().is_cancelled());
+                    sleep(LONG).await;
+                }
+                End::ConnectionLost => {
+                    broker.drop_connections();
+                    consumer.await.unwrap_err();
+                }
+                End::Panic => {
+                    queue.publish(9);
+                    consumer.await.unwrap_err();
+                }
+                End::RuntimeGone => return Some(consumer),
+            }
+            None
+        });
+        drop(runtime);
+        drop(left);
+        let gauges = worker_gauges(metrics.take());
+        assert_eq!(gauges.len(), 4, "{end:?}");
+        assert!(gauges.values().all(|it| *it == 0.0), "{end:?}: {gauges:?}");
+    }
+}
+
 // === intensity ===
 
 #[tokio::test(start_paused = true)]
@@ -500,9 +648,14 @@ async fn every_metric_is_described() {
     let mut sentinel = SentinelLayer::new(policy).layer(service);
     let job = Delivery(Fate::Value, Tag::new());
     call(&mut sentinel, job).await.unwrap();
+    let deliveries = Broker::<u32>::new().queue("jobs").declare().subscribe(1);
+    let service = service_fn(|_| ready(Ok::<_, Refused>(())));
+    let consumer = Consumer::new(deliveries.unwrap(), service);
+    let consumer = consumer.escalation(|_: &Refused| Escalation::Call);
+    consumer.with_graceful_shutdown(ready(())).await.unwrap();
     tower_sentinel::telemetry::describe_metrics();
     let all = metrics.snapshotter.snapshot().into_vec();
-    assert_eq!(all.len(), 5 + 4 * 5 + 1);
+    assert_eq!(all.len(), 5 + 4 * 5 + 1 + 2);
     for (key, unit, description, _) in all {
         assert!(unit.is_some() && description.is_some(), "{key:?}");
     }

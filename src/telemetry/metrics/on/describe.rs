@@ -12,6 +12,8 @@ pub(super) const ABANDONED: &str = "tower_sentinel.abandoned";
 pub(super) const VERDICTS: &str = "tower_sentinel.verdicts";
 pub(super) const MOOT: &str = "tower_sentinel.moot";
 pub(super) const SETTLE_DURATION: &str = "messaging.client.operation.duration";
+pub(super) const CONNECTED: &str = "tower_sentinel.connected";
+pub(super) const RECONNECTS: &str = "tower_sentinel.reconnects";
 pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 
 /// Describes the metrics of this crate and their units to the recorder.
@@ -30,6 +32,8 @@ pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 /// | `tower_sentinel.verdicts` | counter | `messaging.operation.name` | deliveries settled by a [`SettlePolicy`](crate::SettlePolicy), by their verdict, such as `ack` |
 /// | `tower_sentinel.moot` | counter | `messaging.operation.name` | settlements that came too late: the broker did not wait for them any more |
 /// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name`, `messaging.operation.type` = `settle`, `error.type` | time of a settlement, all tries included, also of one that failed |
+/// | `tower_sentinel.connected` | gauge | | 1 while a [`Consumer`](crate::Consumer) has a subscription, until it is closed or gone |
+/// | `tower_sentinel.reconnects` | counter | | attempts of a [`Consumer::reconnecting`](crate::Consumer::reconnecting) to connect, without its first |
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
 ///
 /// # Labels
@@ -96,6 +100,12 @@ pub fn describe_metrics() {
         SETTLE_DURATION,
         Unit::Seconds,
         "time that a settlement took, all tries included"
+    );
+    describe_gauge!(CONNECTED, Unit::Count, "consumers that have a subscription");
+    describe_counter!(
+        RECONNECTS,
+        Unit::Count,
+        "attempts of consumers to connect again"
     );
     describe_gauge!(
         INTENSITY_STATE,

@@ -6,6 +6,7 @@
 //!
 //! `off.rs` replaces this folder if the feature is off.
 
+mod consumer;
 mod describe;
 mod in_flight;
 mod intensity;
@@ -15,6 +16,7 @@ mod settle;
 
 pub use self::describe::describe_metrics;
 pub(crate) use self::{
+    consumer::ConsumerInstruments,
     in_flight::InFlightGauge,
     intensity::IntensityInstruments,
     labels::{Labels, labels},
