@@ -21,7 +21,10 @@ use crate::{
         error::SettleError,
         reason::{Reason, Settled},
     },
-    telemetry::{GuardedSpan, metrics::Stopwatch},
+    telemetry::{
+        GuardedSpan,
+        metrics::{Stopwatch, Unfinished},
+    },
     time::Timer,
 };
 
@@ -32,10 +35,6 @@ pub(crate) struct Attempts {
     pub(crate) budget: Duration,
     pub(crate) pauses: Delays,
 }
-
-/// Types of the error of a settlement that has no result.
-const DROPPED: &str = "dropped";
-const PANIC: &str = "panic";
 
 // === impl SettleFuture ===
 
@@ -92,12 +91,12 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
             false => message.as_deref().map(Box::from),
         };
         let reason = settled.reason(message);
-        stopwatch.set_unfinished(PANIC);
+        stopwatch.set_unfinished(Unfinished::Panicked);
         let future = {
             let _entered = span.enter();
             tag.settle(settled.verdict, reason)
         };
-        stopwatch.set_unfinished(DROPPED);
+        stopwatch.set_unfinished(Unfinished::Dropped);
         Self {
             state: State::Settling {
                 span,
@@ -133,9 +132,9 @@ where
                 settling,
             } => {
                 let _entered = span.enter();
-                stopwatch.set_unfinished(PANIC);
+                stopwatch.set_unfinished(Unfinished::Panicked);
                 let polled = settling.poll(cx);
-                stopwatch.set_unfinished(DROPPED);
+                stopwatch.set_unfinished(Unfinished::Dropped);
                 let result = ready!(polled);
                 let error_type = match &result {
                     Ok(_) => {

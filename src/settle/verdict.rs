@@ -141,8 +141,8 @@ impl VerdictKind {
     ];
 
     /// Returns the place of the kind among all of them.
-    pub(crate) const fn index(self) -> usize {
-        self as usize
+    pub(crate) const fn index(self) -> u8 {
+        self as u8
     }
 
     /// Returns the name in snake case, as for a log field.

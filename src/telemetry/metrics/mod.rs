@@ -11,9 +11,16 @@ pub(crate) use self::off::{
     SettleInstruments, Stopwatch,
 };
 #[cfg(feature = "metrics")]
-pub use self::on::describe_metrics;
-#[cfg(feature = "metrics")]
 pub(crate) use self::on::{
     ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels,
     SettleInstruments, Stopwatch, labels,
 };
+#[cfg(feature = "metrics")]
+pub use self::on::describe_metrics;
+
+/// Error of a settlement that is dropped without a result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unfinished {
+    Dropped,
+    Panicked,
+}

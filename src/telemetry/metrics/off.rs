@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::Unfinished;
 use crate::{outcome::OutcomeKind, telemetry::messaging::Messaging};
 
 #[derive(Clone, Debug, Default)]
@@ -45,11 +46,7 @@ impl SettleInstruments {
         Self
     }
 
-    pub(crate) fn begin<'a>(
-        &self,
-        _: usize,
-        _: impl FnOnce() -> Option<Messaging<'a>>,
-    ) -> Stopwatch {
+    pub(crate) fn begin<'a>(&self, _: u8, _: impl FnOnce() -> Option<Messaging<'a>>) -> Stopwatch {
         Stopwatch
     }
 }
@@ -57,7 +54,7 @@ impl SettleInstruments {
 pub(crate) struct Stopwatch;
 
 impl Stopwatch {
-    pub(crate) fn set_unfinished(&mut self, _: &'static str) {}
+    pub(crate) fn set_unfinished(&mut self, _: Unfinished) {}
 
     pub(crate) fn settled(&mut self) {}
 

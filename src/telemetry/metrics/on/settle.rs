@@ -12,7 +12,10 @@ use super::{
     describe::{MOOT, SETTLE_DURATION, VERDICTS},
     labels::{ERROR_TYPE, Labels, OPERATION, of_delivery, with},
 };
-use crate::{outcome::guard, telemetry::messaging::Messaging};
+use crate::{
+    outcome::guard,
+    telemetry::{messaging::Messaging, metrics::Unfinished},
+};
 
 const OPERATION_TYPE: &str = "messaging.operation.type";
 
@@ -49,7 +52,7 @@ impl SettleInstruments {
     /// Begins to measure a settlement with the verdict that has this index.
     pub(crate) fn begin<'a>(
         &self,
-        verdict: usize,
+        verdict: u8,
         describe: impl FnOnce() -> Option<Messaging<'a>>,
     ) -> Stopwatch {
         let Settlements {
@@ -92,23 +95,24 @@ fn operation(labels: &Labels, name: &'static str) -> Labels {
 /// Stopwatch of one settlement.
 pub(crate) struct Stopwatch {
     instruments: SettleInstruments,
-    verdict: usize,
-    /// Type of the error if it is dropped now.
-    unfinished: Option<&'static str>,
+    // Small, since it is part of each settlement.
+    verdict: u8,
+    /// `None` once it has a result.
+    unfinished: Option<Unfinished>,
     started: Instant,
 }
 
 impl Stopwatch {
-    /// Sets the type of the error with which the settlement counts if it is dropped without a result.
-    pub(crate) fn set_unfinished(&mut self, error_type: &'static str) {
-        self.unfinished = Some(error_type);
+    /// Sets the error with which the settlement counts if it is dropped without a result.
+    pub(crate) fn set_unfinished(&mut self, error: Unfinished) {
+        self.unfinished = Some(error);
     }
 
     /// Counts the settlement.
     pub(crate) fn settled(&mut self) {
         self.unfinished = None;
         if let Some(verdicts) = self.instruments.0.verdicts.get() {
-            let (verdicts, duration) = &verdicts.settled[self.verdict];
+            let (verdicts, duration) = &verdicts.settled[usize::from(self.verdict)];
             guard(|| verdicts.increment(1));
             guard(|| duration.record(self.started.elapsed()));
         }
@@ -124,7 +128,7 @@ impl Stopwatch {
         if let Some(verdicts) = verdicts.get() {
             let elapsed = self.started.elapsed();
             guard(|| {
-                let mut labels = operation(&verdicts.labels, names[self.verdict]);
+                let mut labels = operation(&verdicts.labels, names[usize::from(self.verdict)]);
                 labels.push(Label::from_static_parts(ERROR_TYPE, error_type));
                 histogram!(SETTLE_DURATION, labels).record(elapsed);
             });
@@ -138,7 +142,7 @@ impl Stopwatch {
         } = &*self.instruments.0;
         // Rare, so it is looked up each time.
         if let Some(verdicts) = verdicts.get() {
-            let name = names[self.verdict];
+            let name = names[usize::from(self.verdict)];
             guard(|| {
                 counter!(MOOT, with(&verdicts.labels, [(OPERATION, name)])).increment(1);
             });
@@ -148,8 +152,10 @@ impl Stopwatch {
 
 impl Drop for Stopwatch {
     fn drop(&mut self) {
-        if let Some(error_type) = self.unfinished {
-            self.failed(error_type);
+        match self.unfinished {
+            Some(Unfinished::Dropped) => self.failed("dropped"),
+            Some(Unfinished::Panicked) => self.failed("panic"),
+            None => {}
         }
     }
 }
