@@ -1,7 +1,14 @@
 //! Decoding: the handler's job, the policy's report of a job that can't be decoded, and the verdict of the
 //! broker.
 
-use std::{convert::Infallible, future::ready, io, num::ParseIntError, str, time::Duration};
+use std::{
+    convert::Infallible,
+    future::ready,
+    io,
+    num::ParseIntError,
+    str,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::sleep;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -10,7 +17,7 @@ use tower_sentinel::{
     ack_on_success,
     decode::{DecodeError, Decoded},
     outcome::{OutcomeKind, TimedOut},
-    settle::{Capabilities, Settled, decision::Decision},
+    settle::{Capabilities, Messaging, Settled, decision::Decision},
 };
 
 use crate::support::{Count, Guard, Recorder, Refused, Seen, raise, tag::Tag};
@@ -59,6 +66,14 @@ impl Job for Delivery {
 
     fn time_limit(&self) -> TimeLimit {
         TimeLimit::After(7 * SECOND)
+    }
+
+    fn messaging(&self) -> Option<Messaging<'_>> {
+        Some(Messaging::new("memory", "orders"))
+    }
+
+    fn queued_since(&self) -> Option<SystemTime> {
+        Some(SystemTime::UNIX_EPOCH)
     }
 }
 
@@ -118,13 +133,15 @@ async fn with_the_job_the_handler_sees_the_delivery_as_well() {
 }
 
 #[test]
-fn a_decoded_job_has_the_tag_and_the_limit_of_the_job() {
+fn a_decoded_job_has_the_tag_the_limit_and_the_description_of_the_job() {
     let decoded = Decoded {
         job: Delivery::new("42"),
         value: (),
     };
     let _: Tag = decoded.tag();
     assert_eq!(decoded.time_limit(), TimeLimit::After(7 * SECOND));
+    assert_eq!(decoded.messaging(), decoded.job.messaging());
+    assert_eq!(decoded.queued_since(), Some(SystemTime::UNIX_EPOCH));
 }
 
 #[tokio::test]
