@@ -6,5 +6,5 @@ pub(crate) mod metrics;
 mod span;
 
 #[cfg(feature = "metrics")]
-pub use self::metrics::describe_metrics;
+pub use self::metrics::{DURATION_BUCKETS, describe_metrics};
 pub(crate) use self::span::GuardedSpan;

@@ -16,7 +16,7 @@ pub(crate) use self::on::{
     SettleInstruments, Stopwatch, labels,
 };
 #[cfg(feature = "metrics")]
-pub use self::on::describe_metrics;
+pub use self::on::{DURATION_BUCKETS, describe_metrics};
 
 /// Error of a settlement that is dropped without a result.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::FutureExt;
 use metrics::Label;
-use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
@@ -25,6 +25,7 @@ use tower_sentinel::{
     consumer::Escalation,
     outcome::OutcomeKind,
     settle::{Messaging, Settle, Settled, Unsettled},
+    telemetry::DURATION_BUCKETS,
 };
 
 use crate::support::{
@@ -583,6 +584,47 @@ fn the_gauges_return_to_zero_after_every_end_of_a_consumer() {
         assert_eq!(gauges.len(), 4, "{end:?}");
         assert!(gauges.values().all(|it| *it == 0.0), "{end:?}: {gauges:?}");
     }
+}
+
+// === buckets ===
+
+#[tokio::test]
+async fn an_exporter_takes_the_advised_buckets_for_each_duration() {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &DURATION_BUCKETS)
+        .unwrap()
+        .build_recorder();
+    let text = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let mut sentinel =
+        SentinelLayer::new(SettlePolicy::new(ack_on_success())).layer(service_fn(process));
+    let tag = Tag::new().published(SystemTime::now() - Duration::from_secs(7));
+    call(&mut sentinel, Delivery(Fate::Value, tag))
+        .await
+        .unwrap();
+    let text = text.render();
+    for metric in [
+        "messaging_process_duration",
+        "messaging_client_operation_duration",
+        "tower_sentinel_queue_duration",
+    ] {
+        let lines = text
+            .lines()
+            .filter(|it| it.starts_with(&format!("{metric}_bucket{{")));
+        let bounds: BTreeSet<_> = lines
+            .filter_map(|it| it.split_once("le=\"")?.1.split_once('"'))
+            .map(|(bound, _)| bound.to_owned())
+            .collect();
+        let mut advised = BTreeSet::from_iter(DURATION_BUCKETS.map(|it| it.to_string()));
+        advised.insert("+Inf".to_owned());
+        assert_eq!(bounds, advised, "{metric}: {text}");
+    }
+    // Seven seconds are above five, and not above seven and a half.
+    let count = |bound: &str| {
+        let start = format!("tower_sentinel_queue_duration_bucket{{le=\"{bound}\"}} ");
+        text.lines().find_map(|it| it.strip_prefix(&start))
+    };
+    assert_eq!((count("5"), count("7.5")), (Some("0"), Some("1")));
 }
 
 // === intensity ===

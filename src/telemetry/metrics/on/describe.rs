@@ -16,6 +16,32 @@ pub(super) const CONNECTED: &str = "tower_sentinel.connected";
 pub(super) const RECONNECTS: &str = "tower_sentinel.reconnects";
 pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 
+/// Bounds of the buckets that OpenTelemetry's conventions advise for durations, in seconds: from 5 ms to 10 s.
+///
+/// The facade can't pass them on, so give them to the exporter. Without them, `metrics-exporter-prometheus` makes
+/// summaries, whose quantiles can't be added up over several workers. The example `dashboard` sets them so:
+///
+/// ```ignore
+/// use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+/// use tower_sentinel::telemetry::DURATION_BUCKETS;
+///
+/// PrometheusBuilder::new()
+///     .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &DURATION_BUCKETS)?
+///     .install_recorder()?;
+/// ```
+///
+/// Jobs that run for minutes, or wait for hours, need more of them:
+///
+/// ```
+/// use tower_sentinel::telemetry::DURATION_BUCKETS;
+///
+/// let buckets = [&DURATION_BUCKETS[..], &[60.0, 600.0, 3600.0]].concat();
+/// assert_eq!((buckets[0], buckets[13], buckets[16]), (0.005, 10.0, 3600.0));
+/// ```
+pub const DURATION_BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+
 /// Describes the metrics of this crate and their units to the recorder.
 ///
 /// Call it once, after the recorder is installed. The metrics are recorded without it too.
@@ -35,6 +61,8 @@ pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 /// | `tower_sentinel.connected` | gauge | | 1 while a [`Consumer`](crate::Consumer) has a subscription, until it is closed or gone |
 /// | `tower_sentinel.reconnects` | counter | | attempts of a [`Consumer::reconnecting`](crate::Consumer::reconnecting) to connect, without its first |
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
+///
+/// Give the bounds of the histograms' buckets to the exporter: [`DURATION_BUCKETS`].
 ///
 /// # Labels
 ///

@@ -14,7 +14,7 @@ mod labels;
 mod sentinel;
 mod settle;
 
-pub use self::describe::describe_metrics;
+pub use self::describe::{DURATION_BUCKETS, describe_metrics};
 pub(crate) use self::{
     consumer::ConsumerInstruments,
     in_flight::InFlightGauge,
