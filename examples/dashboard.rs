@@ -7,24 +7,20 @@
 //! The load is like that of the quickstart, but endless: jobs complete, fail, panic, hang and cancel
 //! themselves. Some block their thread. Every 30 s their database is down for 3 s, so that the worker pauses.
 //!
-//! - `/` is the page, which polls `/state`.
+//! - `/` is the page (`dashboard.html`), which polls `/state` and draws the last three minutes. Its times are
+//!   estimated from buckets, as Prometheus does.
 //! - `/metrics` is the text for Prometheus; `grafana.json` beside this file is a dashboard for it.
 //!
-//! ![The page: throughput, jobs in flight, outcomes and the last panics](dashboard.png)
+//! ![The page: throughput, outcomes, processing time, jobs in flight and the time in the queue as plots, and the last
+//! panics](dashboard.png)
 
 use std::{
-    collections::{HashMap, VecDeque},
-    env,
-    error::Error,
-    fmt,
-    future::pending,
-    sync::LazyLock,
-    thread,
+    collections::VecDeque, env, error::Error, fmt, future::pending, sync::LazyLock, thread,
     time::Duration,
 };
 
 use axum::{Json, Router, response::Html, routing::get};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
@@ -38,10 +34,11 @@ use tower_sentinel::{
     ack_on_success,
     broker::memory::{Broker, Deliveries, Delivery, DeliveryTag, Queue},
     cancel::Cancellation,
-    consumer::AfterError,
+    consumer::{self, AfterError, Pauser, Watch},
     outcome::{CancelReason, OutcomeKind},
     panic_hook,
     settle::Settle,
+    telemetry::DURATION_BUCKETS,
 };
 
 const PREFETCH: usize = 32;
@@ -49,8 +46,14 @@ const PREFETCH: usize = 32;
 const PACE: Duration = Duration::from_millis(5);
 /// Time between two refreshes of the state.
 const REFRESH: Duration = Duration::from_millis(250);
-/// Number of refreshes over which the throughput is measured: 5 s.
-const REFRESHES: usize = 20;
+/// Number of refreshes from one point of the plots to the next: 1 s.
+const PER_POINT: usize = 4;
+/// Number of points over which the plots measure rates and times: 5 s.
+const POINTS_OF_PLOTS: usize = 5;
+/// Number of points over which the table measures times, and for which counts are kept: one minute.
+const POINTS_OF_TABLE: usize = 60;
+/// Number of points of the plots: three minutes.
+const POINTS: usize = 180;
 /// Number of panics shown.
 const PANICS: usize = 5;
 
@@ -103,8 +106,8 @@ static JOBS: LazyLock<Runtime> = LazyLock::new(|| {
     jobs.expect("threads for the jobs")
 });
 
-/// Works for ever, and puts the last panics into `panics`.
-async fn work(deliveries: Deliveries<u64>, panics: watch::Sender<VecDeque<LastPanic>>) {
+/// Starts a worker that works for ever and puts the last panics into `panics`, and returns its handle.
+fn work(deliveries: Deliveries<u64>, panics: watch::Sender<VecDeque<LastPanic>>) -> Watch {
     let note = move |report: Report<DeliveryTag<u64>, (), WorkError>| {
         if let Outcome::Panicked(panic) = &report.outcome {
             let last = LastPanic {
@@ -136,12 +139,14 @@ async fn work(deliveries: Deliveries<u64>, panics: watch::Sender<VecDeque<LastPa
         // About a third of the jobs fails even if the database is up.
         .layer(IntensityLayer::new().window(100).threshold(0.8))
         .service_fn(move |delivery| process(delivery, started));
-    let end = Consumer::new(deliveries, worker)
-        .on_error(AfterError::Continue)
-        .await;
-    if let Err(error) = end {
-        eprintln!("the worker has ended: {error}");
-    }
+    let consumer = Consumer::new(deliveries, worker).on_error(AfterError::Continue);
+    let watch = consumer.watch();
+    tokio::spawn(async move {
+        if let Err(error) = consumer.await {
+            eprintln!("the worker has ended: {error}");
+        }
+    });
+    watch
 }
 
 async fn publish(queue: Queue<u64>) {
@@ -152,22 +157,150 @@ async fn publish(queue: Queue<u64>) {
     }
 }
 
-// === its state ===
+// === the text for Prometheus ===
+
+/// A line of a text for Prometheus: a sample of a metric.
+struct Sample<'a> {
+    metric: &'a str,
+    /// As `name="value"`.
+    labels: Vec<&'a str>,
+    value: f64,
+}
+
+impl<'a> Sample<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (metric, labels) = series.split_once('{').unwrap_or((series, ""));
+        let labels = labels.trim_end_matches('}').split(',');
+        Some(Self {
+            metric,
+            labels: labels.collect(),
+            value: value.parse().ok()?,
+        })
+    }
+}
+
+struct Samples<'a>(Vec<Sample<'a>>);
+
+impl<'a> Samples<'a> {
+    fn read(text: &'a str) -> Self {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Self(lines.filter_map(Sample::read).collect())
+    }
+
+    /// Returns the sum of the samples of `metric` that have all of `labels`; 0 if there is none.
+    fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
+        let has_all = |it: &Sample<'_>| labels.iter().all(|label| it.labels.contains(label));
+        let samples = self.0.iter().filter(|it| it.metric == metric);
+        samples.filter(|it| has_all(it)).map(|it| it.value).sum()
+    }
+
+    fn durations(&self, metric: &str, labels: &[&str]) -> Durations {
+        let bounds = DURATION_BUCKETS.map(|bound| bound.to_string());
+        let bounds = bounds.iter().map(|it| &**it).chain(["+Inf"]);
+        let metric = format!("{metric}_bucket");
+        let counts = bounds.map(|bound| {
+            let bound = format!("le=\"{bound}\"");
+            self.sum(&metric, &[labels, &[&*bound]].concat())
+        });
+        Durations(counts.collect())
+    }
+}
+
+/// Numbers of durations up to the bound of each bucket, and of all.
+#[derive(Clone)]
+struct Durations(Vec<f64>);
+
+impl Durations {
+    /// Returns a quantile of the durations since `earlier`, in seconds; `None` if there are none.
+    fn quantile(&self, quantile: f64, earlier: &Self) -> Option<f64> {
+        let counts = self.0.iter().zip(&earlier.0);
+        let counts: Vec<f64> = counts.map(|(now, then)| now - then).collect();
+        let rank = quantile * counts.last().filter(|all| **all > 0.0)?;
+        let bucket = counts.iter().position(|count| *count >= rank)?;
+        let Some(high) = DURATION_BUCKETS.get(bucket) else {
+            return DURATION_BUCKETS.last().copied();
+        };
+        let (low, below) = match bucket.checked_sub(1) {
+            Some(lower) => (DURATION_BUCKETS[lower], counts[lower]),
+            None => (0.0, 0.0),
+        };
+        // As evenly spread over the bucket, as Prometheus assumes.
+        let part = (rank - below) / (counts[bucket] - below);
+        Some(low + (high - low) * part)
+    }
+}
+
+// === the worker's state ===
+
+const KINDS: [OutcomeKind; 5] = [
+    OutcomeKind::Completed,
+    OutcomeKind::Failed,
+    OutcomeKind::Panicked,
+    OutcomeKind::TimedOut,
+    OutcomeKind::Cancelled,
+];
+
+/// Counts at one time.
+struct Counts {
+    at: Instant,
+    /// By outcome.
+    jobs: [f64; 5],
+    /// By outcome.
+    processing: [Durations; 5],
+    queued: Durations,
+}
+
+impl Counts {
+    fn read(samples: &Samples<'_>, at: Instant) -> Self {
+        let outcome = |kind: OutcomeKind| format!("outcome=\"{kind}\"");
+        Self {
+            at,
+            jobs: KINDS.map(|kind| samples.sum("tower_sentinel_outcomes", &[&outcome(kind)])),
+            processing: KINDS
+                .map(|kind| samples.durations("messaging_process_duration", &[&outcome(kind)])),
+            queued: samples.durations("tower_sentinel_queue_duration", &[]),
+        }
+    }
+
+    /// Returns the jobs per second since `earlier`, by outcome.
+    fn rates(&self, earlier: &Self) -> [f64; 5] {
+        let seconds = (self.at - earlier.at).as_secs_f64();
+        let mut rates = self.jobs;
+        for (rate, before) in rates.iter_mut().zip(earlier.jobs) {
+            *rate = (*rate - before) / seconds;
+        }
+        rates
+    }
+
+    /// Returns the times of all jobs.
+    fn all(&self) -> Durations {
+        let mut all = self.queued.clone();
+        for (place, count) in all.0.iter_mut().enumerate() {
+            *count = self.processing.iter().map(|it| it.0[place]).sum();
+        }
+        all
+    }
+}
 
 /// State shown by the page.
 #[derive(Clone, Debug, Default, Serialize)]
 struct State {
-    /// Outcomes per second.
-    throughput: f64,
     outcomes: Vec<OutcomeRow>,
+    consumer: &'static str,
+    intensity: &'static str,
     running: f64,
     unsettled: f64,
     abandoned: f64,
-    intensity: &'static str,
+    connected: f64,
+    reconnects: f64,
+    /// Consumers that took no job although there were some, and that connected anew.
+    stalled: f64,
     /// Jobs that wait in the queue; `delayed` has those that wait for a retry.
     ready: usize,
     delayed: usize,
     panics: VecDeque<LastPanic>,
+    points: VecDeque<Point>,
 }
 
 /// Number of jobs with one outcome, and their time in the last minute, in seconds.
@@ -175,8 +308,24 @@ struct State {
 struct OutcomeRow {
     outcome: &'static str,
     jobs: f64,
-    p50: f64,
-    p99: f64,
+    p50: Option<f64>,
+    p99: Option<f64>,
+}
+
+/// Values of the plots at one time; times in seconds.
+#[derive(Clone, Debug, Serialize)]
+struct Point {
+    /// Seconds since the start.
+    at: f64,
+    /// Jobs per second, by outcome.
+    outcomes: [f64; 5],
+    p50: Option<f64>,
+    p99: Option<f64>,
+    running: f64,
+    unsettled: f64,
+    abandoned: f64,
+    queue_p50: Option<f64>,
+    queue_p99: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -185,85 +334,109 @@ struct LastPanic {
     location: Option<String>,
 }
 
-/// Returns the value of each line of a text for Prometheus, by the part of the line before it.
-fn samples(text: &str) -> HashMap<&str, f64> {
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines
-        .filter_map(|line| line.rsplit_once(' '))
-        .filter_map(|(series, value)| Some((series, value.parse().ok()?)))
-        .collect()
+fn name(state: &consumer::State) -> &'static str {
+    match state {
+        consumer::State::Idle => "idle",
+        consumer::State::Connecting { .. } => "connecting",
+        consumer::State::Consuming(_) => "consuming",
+        consumer::State::Saturated(_) => "saturated",
+        consumer::State::Paused {
+            by: Pauser::Operator,
+            ..
+        } => "paused by an operator",
+        consumer::State::Paused { .. } => "paused by the service",
+        consumer::State::Draining(_) => "draining",
+        consumer::State::Ended => "ended",
+        _ => "unknown",
+    }
 }
 
-impl State {
-    /// Reads a state, without the throughput.
-    fn read(text: &str, queue: &Queue<u64>, panics: VecDeque<LastPanic>) -> Self {
-        let samples = samples(text);
-        let value = |series: &str| samples.get(series).copied().unwrap_or_default();
-        let row = |kind: OutcomeKind| {
-            let outcome = kind.as_str();
-            let quantile = |quantile| {
-                let labels = format!("outcome=\"{outcome}\",quantile=\"{quantile}\"");
-                value(&format!("messaging_process_duration{{{labels}}}"))
-            };
+/// Sources of the state.
+struct Sources {
+    prometheus: PrometheusHandle,
+    queue: Queue<u64>,
+    consumer: Watch,
+    panics: watch::Receiver<VecDeque<LastPanic>>,
+}
+
+impl Sources {
+    /// Reads the state without its points, and the counts.
+    fn read(&self, at: Instant, past: &VecDeque<Counts>) -> (State, Counts) {
+        // Rendering also drains the samples of histograms, as the exporter's own server would do.
+        let text = self.prometheus.render();
+        let samples = Samples::read(&text);
+        let value = |metric: &str| samples.sum(metric, &[]);
+        let now = Counts::read(&samples, at);
+        let minute_ago = past.front().unwrap_or(&now);
+        let outcomes = KINDS.into_iter().enumerate().map(|(place, kind)| {
+            let (times, before) = (&now.processing[place], &minute_ago.processing[place]);
             OutcomeRow {
-                outcome,
-                jobs: value(&format!("tower_sentinel_outcomes{{outcome=\"{outcome}\"}}")),
-                p50: quantile("0.5"),
-                p99: quantile("0.99"),
+                outcome: kind.as_str(),
+                jobs: now.jobs[place],
+                p50: times.quantile(0.5, before),
+                p99: times.quantile(0.99, before),
             }
-        };
-        let kinds = [
-            OutcomeKind::Completed,
-            OutcomeKind::Failed,
-            OutcomeKind::Panicked,
-            OutcomeKind::TimedOut,
-            OutcomeKind::Cancelled,
-        ];
-        let counts = queue.counts();
-        Self {
-            throughput: 0.0,
-            outcomes: kinds.map(row).into(),
-            running: value("tower_sentinel_running"),
-            unsettled: value("tower_sentinel_unsettled"),
-            abandoned: value("tower_sentinel_abandoned"),
+        });
+        let counts = self.queue.counts();
+        let state = State {
+            outcomes: outcomes.collect(),
+            consumer: name(&self.consumer.state()),
             intensity: match value("tower_sentinel_intensity_state") {
                 0.0 => "running",
                 1.0 => "probing",
                 _ => "paused",
             },
+            running: value("tower_sentinel_running"),
+            unsettled: value("tower_sentinel_unsettled"),
+            abandoned: value("tower_sentinel_abandoned"),
+            connected: value("tower_sentinel_connected"),
+            reconnects: value("tower_sentinel_reconnects"),
+            stalled: value("tower_sentinel_consumer_stalled"),
             ready: counts.ready,
             delayed: counts.delayed,
-            panics,
-        }
+            panics: self.panics.borrow().clone(),
+            points: VecDeque::new(),
+        };
+        (state, now)
     }
+}
 
-    fn jobs(&self) -> f64 {
-        self.outcomes.iter().map(|row| row.jobs).sum()
+impl Point {
+    fn new(state: &State, now: &Counts, past: &VecDeque<Counts>, started: Instant) -> Option<Self> {
+        let before = past.get(past.len().saturating_sub(POINTS_OF_PLOTS))?;
+        let (times, times_before) = (now.all(), before.all());
+        Some(Self {
+            at: (now.at - started).as_secs_f64(),
+            outcomes: now.rates(before),
+            p50: times.quantile(0.5, &times_before),
+            p99: times.quantile(0.99, &times_before),
+            running: state.running,
+            unsettled: state.unsettled,
+            abandoned: state.abandoned,
+            queue_p50: now.queued.quantile(0.5, &before.queued),
+            queue_p99: now.queued.quantile(0.99, &before.queued),
+        })
     }
 }
 
 /// Refreshes `state` for ever.
-async fn refresh(
-    prometheus: PrometheusHandle,
-    queue: Queue<u64>,
-    panics: watch::Receiver<VecDeque<LastPanic>>,
-    state: watch::Sender<State>,
-) {
+async fn refresh(sources: Sources, state: watch::Sender<State>) {
     let mut ticks = interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let started = Instant::now();
+    // One for each point.
     let mut past = VecDeque::new();
-    loop {
-        let now = ticks.tick().await;
-        // Rendering also drains the samples of histograms, as the exporter's own server would do.
-        let mut new = State::read(&prometheus.render(), &queue, panics.borrow().clone());
-        past.push_back((now, new.jobs()));
-        let (then, jobs) = past[0];
-        if now > then {
-            new.throughput = (new.jobs() - jobs) / (now - then).as_secs_f64();
+    let mut points = VecDeque::new();
+    for tick in 0.. {
+        let at = ticks.tick().await;
+        let (mut new, now) = sources.read(at, &past);
+        if tick % PER_POINT == 0 {
+            points.extend(Point::new(&new, &now, &past, started));
+            past.push_back(now);
+            points.drain(..points.len().saturating_sub(POINTS));
+            past.drain(..past.len().saturating_sub(POINTS_OF_TABLE));
         }
-        if past.len() > REFRESHES {
-            past.pop_front();
-        }
+        new.points.clone_from(&points);
         state.send_replace(new);
     }
 }
@@ -273,16 +446,24 @@ async fn refresh(
 /// Installs the recorder of the process, starts the worker, and returns its page.
 pub fn app() -> Result<Router, Box<dyn Error + Send + Sync>> {
     // Before any code that looks up metrics.
-    let prometheus = PrometheusBuilder::new().install_recorder()?;
+    let prometheus = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &DURATION_BUCKETS)?
+        .install_recorder()?;
     tower_sentinel::telemetry::describe_metrics();
     panic_hook::install();
 
     let queue = Broker::new().queue("jobs").declare();
     let (panics, last_panics) = watch::channel(VecDeque::new());
     let (state, states) = watch::channel(State::default());
-    tokio::spawn(work(queue.subscribe(PREFETCH)?, panics));
+    let consumer = work(queue.subscribe(PREFETCH)?, panics);
     tokio::spawn(publish(queue.clone()));
-    tokio::spawn(refresh(prometheus.clone(), queue, last_panics, state));
+    let sources = Sources {
+        prometheus: prometheus.clone(),
+        queue,
+        consumer,
+        panics: last_panics,
+    };
+    tokio::spawn(refresh(sources, state));
 
     let state = move || async move { Json(states.borrow().clone()) };
     let metrics = move || async move { prometheus.render() };
@@ -305,81 +486,4 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-const PAGE: &str = r#"<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>tower-sentinel</title>
-<style>
-  :root { color-scheme: light dark; --quiet: #8888; --ok: #2a9d5c; --busy: #d08a00; --bad: #d64545 }
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
-  h1 { font-size: 1.3rem }
-  h2 { font-size: 1rem; margin: 2rem 0 .5rem }
-  small { font-weight: normal; opacity: .7 }
-  dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7rem, 1fr)); gap: .75rem; margin: 0 }
-  dl div { border: 1px solid var(--quiet); border-radius: .5rem; padding: .5rem .75rem }
-  dt { opacity: .7; font-size: .85rem }
-  dd { margin: 0; font-size: 1.4rem; font-variant-numeric: tabular-nums }
-  table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-  th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--quiet) }
-  th { font-weight: normal; opacity: .7 }
-  th:first-child, td:first-child, #panics td { text-align: left }
-  #panics td + td { font-family: monospace; white-space: nowrap }
-  [data-state=running] { color: var(--ok) }
-  [data-state=probing] { color: var(--busy) }
-  [data-state=paused], #lost { color: var(--bad) }
-</style>
-<h1>tower-sentinel <small id="lost" hidden>no response</small></h1>
-<dl>
-  <div><dt>jobs / s<dd id="throughput">–</div>
-  <div><dt>intensity<dd id="intensity">–</div>
-  <div><dt>running<dd id="running">–</div>
-  <div><dt>unsettled<dd id="unsettled">–</div>
-  <div><dt>abandoned<dd id="abandoned">–</div>
-  <div><dt>in the queue<dd id="ready">–</div>
-  <div><dt>to be retried<dd id="delayed">–</div>
-</dl>
-<h2>Outcomes <small>and how long the jobs took, in the last minute</small></h2>
-<table>
-  <thead><tr><th>outcome<th>jobs<th>p50<th>p99</thead>
-  <tbody id="outcomes"></tbody>
-</table>
-<h2>Last panics</h2>
-<table><tbody id="panics"></tbody></table>
-<script>
-  const at = id => document.getElementById(id);
-  const ms = seconds => (1000 * seconds).toFixed(1) + ' ms';
-  function cell(text, id) {
-    const cell = document.createElement('td');
-    cell.textContent = text;
-    cell.id = id;
-    return cell;
-  }
-  function row(...cells) {
-    const row = document.createElement('tr');
-    row.append(...cells);
-    return row;
-  }
-  function show(state) {
-    at('throughput').textContent = state.throughput.toFixed(1);
-    for (const id of ['intensity', 'running', 'unsettled', 'abandoned', 'ready', 'delayed'])
-      at(id).textContent = state[id];
-    at('intensity').dataset.state = state.intensity;
-    at('outcomes').replaceChildren(...state.outcomes.map(it => row(
-      cell(it.outcome, it.outcome + '-name'), cell(it.jobs, it.outcome),
-      cell(ms(it.p50), it.outcome + '-p50'), cell(ms(it.p99), it.outcome + '-p99'))));
-    at('panics').replaceChildren(...state.panics.map((it, nth) => row(
-      cell(it.message, 'panic-' + nth), cell(it.location ?? 'unknown', 'location-' + nth))));
-  }
-  async function poll() {
-    try {
-      show(await (await fetch('/state')).json());
-      at('lost').hidden = true;
-    } catch {
-      at('lost').hidden = false;
-    }
-    setTimeout(poll, 500);
-  }
-  poll();
-</script>
-"#;
+const PAGE: &str = include_str!("dashboard.html");
