@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use tower_service::Service;
 
-use crate::outcome::{Elsewhere, Outcome};
+use crate::{
+    outcome::{Elsewhere, Outcome},
+    telemetry::metrics::MeasuredBy,
+};
 
 /// Request of a policy: the tag of a job, and its outcome.
 ///
@@ -27,6 +30,8 @@ pub struct Report<Tag, T, E> {
     pub elapsed: Duration,
     /// The runtime to drop the outcome on, if it has a destructor and the jobs have their own runtime.
     pub(crate) elsewhere: Option<Box<Elsewhere<Outcome<T, E>>>>,
+    /// The metrics of the sentinel, if there is one.
+    pub(crate) measured: MeasuredBy,
 }
 
 impl<Tag, T, E> Report<Tag, T, E> {
@@ -37,6 +42,7 @@ impl<Tag, T, E> Report<Tag, T, E> {
             outcome,
             elapsed,
             elsewhere: None,
+            measured: MeasuredBy::default(),
         }
     }
 }

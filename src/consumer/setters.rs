@@ -13,8 +13,8 @@ macro_rules! setters {
         ///   `consumer`. So if you export traces without
         ///   [`process_span`](crate::SentinelLayer::process_span), filter out the target
         ///   `tower_sentinel::telemetry::consumer_name`.
-        /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel or
-        ///   policy have the name of the first consumer that called one of them.
+        /// - *Metrics* of the feature `metrics` have the label `consumer.name`. Clones of one sentinel have
+        ///   the name of the first consumer that called one of them.
         ///
         /// The name should have few values: use the name of a queue, and not a number that is drawn at the
         /// start.

@@ -185,7 +185,8 @@ where
                 let outcome = Outcome::Cancelled(Cancelled::new(reason, true).never_started());
                 let _entered = span.enter();
                 events::conclude(&span, &outcome, origin.policy_tells());
-                let report = Report::new(tag, outcome, started.elapsed());
+                let mut report = Report::new(tag, outcome, started.elapsed());
+                report.measured = base.instruments.measured();
                 in_flight = base
                     .instruments
                     .conclude(report.outcome.kind(), report.elapsed);

@@ -165,6 +165,7 @@ where
             // A job that never started holds no thread.
             let runs_on = !outcome.is_stopped() || context.is_blocking();
             let mut report = Report::new(tag, outcome, elapsed);
+            report.measured = instruments.measured();
             if runtimes.jobs().is_some() && report.outcome.has_destructor() {
                 report.elsewhere = self.origin.elsewhere();
             }

@@ -276,6 +276,7 @@ where
             outcome,
             elapsed,
             elsewhere,
+            measured,
         } = report;
         let verdict = self.verdict(&tag, &outcome);
         let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
@@ -298,7 +299,8 @@ where
             elapsed,
         };
         let describe = || tag.messaging();
-        let stopwatch = self.instruments.begin(verdict.kind().index(), describe);
+        let instruments = measured.of_policy(&self.instruments);
+        let stopwatch = instruments.begin(verdict.kind().index(), describe);
         let span = settle_span(&tag, verdict);
         let answer = (tag, settled, message);
         SettleFuture::settling(span, stopwatch, answer, self.attempts, remains)

@@ -7,12 +7,12 @@ mod on;
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{
-    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels,
+    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels, MeasuredBy,
     SettleInstruments, Stopwatch,
 };
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::{
-    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels,
+    ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels, MeasuredBy,
     SettleInstruments, Stopwatch, labels,
 };
 #[cfg(feature = "metrics")]

@@ -31,8 +31,21 @@ impl Instruments {
         InFlightGauge
     }
 
+    pub(crate) fn measured(&self) -> MeasuredBy {
+        MeasuredBy(())
+    }
+
     pub(crate) fn abandon(&self) -> InFlightGauge {
         InFlightGauge
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct MeasuredBy(());
+
+impl MeasuredBy {
+    pub(crate) fn of_policy(&self, policy: &SettleInstruments) -> SettleInstruments {
+        policy.clone()
     }
 }
 
@@ -46,7 +59,7 @@ impl SettleInstruments {
         Self
     }
 
-    pub(crate) fn begin<'a>(&self, _: u8, _: impl FnOnce() -> Option<Messaging<'a>>) -> Stopwatch {
+    pub(crate) fn begin<'a>(self, _: u8, _: impl FnOnce() -> Option<Messaging<'a>>) -> Stopwatch {
         Stopwatch
     }
 }

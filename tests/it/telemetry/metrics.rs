@@ -20,7 +20,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sentinel::{
-    Consumer, IntensityLayer, Job, SentinelLayer, SettlePolicy, TimeLimit, Verdict, ack_on_success,
+    Consumer, IntensityLayer, Job, Report, SentinelLayer, SettlePolicy, TimeLimit, Verdict,
+    ack_on_success,
     broker::memory::{self, Broker},
     consumer::Escalation,
     outcome::OutcomeKind,
@@ -379,6 +380,62 @@ async fn only_the_first_delivery_is_asked_for_its_description() {
     }
     // Once by the sentinel, once by the policy.
     assert_eq!(ASKED.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn consumers_that_share_a_layer_have_their_own_labels() {
+    let (metrics, _guard) = Metrics::start();
+    let broker = Broker::new();
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    for name in ["mails", "images"] {
+        let queue = broker.queue(name).declare();
+        queue.publish(7);
+        let ended = queue.clone();
+        let process = |_: memory::Delivery<u32>| ready(Ok::<_, Refused>(()));
+        let consumer = Consumer::new(queue.subscribe(1).unwrap(), service_fn(process))
+            .sentinel(layer.clone())
+            .name(name)
+            .with_graceful_shutdown(async move { ended.emptied().await });
+        consumer.await.unwrap();
+    }
+    let values = metrics.take();
+    for name in ["mails", "images"] {
+        let labels = format!(
+            "consumer.name={name} messaging.system=memory messaging.destination.name={name}"
+        );
+        for (metric, own) in [
+            ("tower_sentinel.outcomes", "outcome=completed"),
+            ("tower_sentinel.verdicts", "messaging.operation.name=ack"),
+        ] {
+            let found = values.get(&format!("{metric} {labels} {own}"));
+            assert_eq!(found, Some(&vec![1.0]), "{metric} of {name}: {values:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_policies_of_one_sentinel_have_their_own_labels() {
+    let (metrics, _guard) = Metrics::start();
+    let policy = |class| SettlePolicy::new(ack_on_success()).metric_labels([("class", class)]);
+    let (urgent, other) = (policy("urgent"), policy("other"));
+    let policy =
+        service_fn(
+            move |report: Report<Tag, (), Refused>| match report.tag.deliveries() {
+                Some(1) => urgent.clone().call(report),
+                _ => other.clone().call(report),
+            },
+        );
+    let mut sentinel = SentinelLayer::new(policy).layer(service_fn(process));
+    for tag in [Tag::new(), Tag::new().delivered(1), Tag::new().delivered(1)] {
+        call(&mut sentinel, Delivery(Fate::Value, tag))
+            .await
+            .unwrap();
+    }
+    let values = metrics.take();
+    for (class, count) in [("urgent", 2.0), ("other", 1.0)] {
+        let name = format!("tower_sentinel.verdicts class={class} messaging.operation.name=ack");
+        assert_eq!(values.get(&name), Some(&vec![count]), "{values:?}");
+    }
 }
 
 // === time in the queue ===

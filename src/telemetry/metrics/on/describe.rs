@@ -51,7 +51,7 @@ pub const DURATION_BUCKETS: [f64; 14] = [
 /// | `messaging.process.duration` | histogram, seconds | `outcome`, `messaging.operation.name` = `process`, `error.type` | time from the sentinel's `call` to the outcome |
 /// | `messaging.client.consumed.messages` | counter | `messaging.operation.name` = `consume` | jobs that were called, one for each delivery |
 /// | `tower_sentinel.queue.duration` | histogram, seconds | | time from the publish of a job to the sentinel's `call`, of jobs delivered for the first time; from [`Job::queued_since`](crate::Job::queued_since), and 0 if the clocks disagree |
-/// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`] |
+/// | `tower_sentinel.outcomes` | counter | `outcome` | jobs by their [`OutcomeKind`](crate::outcome::OutcomeKind) |
 /// | `tower_sentinel.running` | gauge | | jobs without an outcome |
 /// | `tower_sentinel.unsettled` | gauge | | jobs with an outcome whose policy has not returned yet |
 /// | `tower_sentinel.abandoned` | gauge | | jobs that still run after their outcome |
@@ -83,8 +83,8 @@ pub const DURATION_BUCKETS: [f64; 14] = [
 ///
 /// Metrics are looked up once, and no job pays for it: for the first job of a sentinel, the first settlement of
 /// a policy and the first service of an intensity layer. So install the recorder before; without one, nothing
-/// is recorded. And give each queue its own sentinel and policy, or clones of them have the queue and the name
-/// of the first consumer that called one. An [`IntensityLayer`](crate::IntensityLayer) has `consumer.name` only
+/// is recorded. And give each queue its own sentinel, as a [`Consumer`](crate::Consumer::sentinel) does: clones of
+/// one have the labels of the first job of all. A policy may be shared. An [`IntensityLayer`](crate::IntensityLayer) has `consumer.name` only
 /// if the consumer makes its services.
 ///
 /// ```

@@ -20,6 +20,6 @@ pub(crate) use self::{
     in_flight::InFlightGauge,
     intensity::IntensityInstruments,
     labels::{Labels, labels},
-    sentinel::Instruments,
+    sentinel::{Instruments, MeasuredBy},
     settle::{SettleInstruments, Stopwatch},
 };

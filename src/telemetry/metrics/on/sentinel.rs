@@ -1,7 +1,7 @@
 //! [`Instruments`] of a sentinel.
 
 use std::{
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -13,6 +13,7 @@ use super::{
     },
     in_flight::InFlightGauge,
     labels::{ERROR_TYPE, Labels, OPERATION, of_delivery, with},
+    settle::SettleInstruments,
 };
 use crate::{
     outcome::{OutcomeKind, guard},
@@ -27,6 +28,8 @@ pub(crate) struct Instruments {
     labels: Labels,
     /// Looked up for the first job, inside the consumer that calls it.
     metrics: OnceLock<Metrics>,
+    /// The sentinel's policy, and its metrics for this sentinel.
+    policy: OnceLock<(SettleInstruments, SettleInstruments)>,
 }
 
 struct Metrics {
@@ -47,6 +50,7 @@ impl Instruments {
         Self {
             labels: labels.clone(),
             metrics: OnceLock::new(),
+            policy: OnceLock::new(),
         }
     }
 
@@ -91,9 +95,35 @@ impl Instruments {
         InFlightGauge::new(metrics.map(|it| &it.unsettled))
     }
 
+    /// Returns the metrics for the report of a job.
+    pub(crate) fn measured(self: &Arc<Self>) -> MeasuredBy {
+        MeasuredBy(Some(Arc::clone(self)))
+    }
+
     /// Counts a job that is abandoned.
     pub(crate) fn abandon(&self) -> InFlightGauge {
         InFlightGauge::new(self.metrics.get().map(|it| &it.abandoned))
+    }
+}
+
+/// Metrics of the sentinel that reports a job; `None` if a policy is called without one.
+#[derive(Default)]
+pub(crate) struct MeasuredBy(Option<Arc<Instruments>>);
+
+impl MeasuredBy {
+    /// Returns the metrics of `policy` for this sentinel, so that sentinels which share a policy have their own
+    /// labels. If the sentinel has several policies, that is the first one; the others have theirs.
+    pub(crate) fn of_policy(&self, policy: &SettleInstruments) -> SettleInstruments {
+        let Some(sentinel) = &self.0 else {
+            return policy.clone();
+        };
+        let (first, own) = sentinel
+            .policy
+            .get_or_init(|| (policy.clone(), policy.anew()));
+        match first.is(policy) {
+            true => own.clone(),
+            false => policy.clone(),
+        }
     }
 }
 

@@ -49,9 +49,19 @@ impl SettleInstruments {
         }))
     }
 
+    /// Returns the same metrics, to be looked up anew.
+    pub(super) fn anew(&self) -> Self {
+        let Settlements { labels, names, .. } = &*self.0;
+        Self::new(labels.clone(), *names)
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Begins to measure a settlement with the verdict that has this index.
     pub(crate) fn begin<'a>(
-        &self,
+        self,
         verdict: u8,
         describe: impl FnOnce() -> Option<Messaging<'a>>,
     ) -> Stopwatch {
@@ -66,7 +76,7 @@ impl SettleInstruments {
             });
         }
         Stopwatch {
-            instruments: self.clone(),
+            instruments: self,
             verdict,
             unfinished: None,
             started: Instant::now(),
