@@ -4,6 +4,7 @@
 //! - [Handler state and context](context): how a pool reaches a handler, and how a handler reads its delivery.
 //! - [Layer order](layer_order): which middleware belongs outside of the sentinel, and which inside.
 //! - [Retry, dead letters, backoff](retry): verdicts, and how decisions compose.
+//! - [Dead letters](dead_letters): how they are listed, moved back and deleted.
 //! - [Shutdown and deploys](shutdown): what ends a worker, in which order, and how long it takes.
 //! - [Running on clusters](clusters): several addresses, faults of servers, and many workers.
 //! - [Time limits and blocking work](time_limits): what a limit can promise, leases, and jobs that block.
@@ -29,6 +30,10 @@ pub mod layer_order {
 
 pub mod retry {
     #![doc = include_str!("retry.md")]
+}
+
+pub mod dead_letters {
+    #![doc = include_str!("dead_letters.md")]
 }
 
 pub mod shutdown {

@@ -40,6 +40,16 @@ pub const OUTCOME_TIME: &str = "x-outcome-time";
 /// It is also on a job that was published anew for its next try: on RabbitMQ, and on NATS by a schedule.
 pub const DELIVERIES: &str = "x-deliveries";
 
+/// Header with the place that the job came from: a queue, a subject or a stream.
+///
+/// [`Redrive`](super::dead_letters::Redrive) moves the job back to it.
+pub const DESTINATION: &str = "x-original-destination";
+
+/// Header with the number of times that a [`Redrive`](super::dead_letters::Redrive) has moved the job back.
+///
+/// It is also on the job, and on its next dead letter.
+pub const REDRIVEN: &str = "x-redriven";
+
 /// The longest message, in bytes. Headers share the room of a message or a frame with the job.
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 const LONGEST_MESSAGE: usize = 4096;

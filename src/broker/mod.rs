@@ -79,6 +79,7 @@ mod addresses;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod cause;
 pub mod dead_letter;
+pub mod dead_letters;
 #[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis"))]
 mod ending;
 mod envelope;

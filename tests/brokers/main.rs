@@ -6,6 +6,7 @@
 mod addresses;
 mod child;
 mod conformance;
+mod dead_letters;
 mod errors;
 mod examples;
 mod gates;

@@ -1,6 +1,6 @@
 //! [`DeadLetter`], and the [`Death`] of its job.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use crate::settle::Reason;
 
@@ -24,5 +24,7 @@ pub struct Death {
     pub reason: Reason,
     /// The number of deliveries in that queue, without those that were released.
     pub deliveries: u32,
+    /// The time of the rejection, by the clock of the system, also where time is paused.
+    pub time: SystemTime,
     pub(super) number: u64,
 }

@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     death::Death,
+    entry::Taken,
     error::DeliveryError,
-    jobs::Taken,
     properties::Properties,
     state::{Address, Declared},
 };

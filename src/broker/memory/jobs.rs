@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     death::{DeadLetter, Death},
+    entry::{Entry, Held, Mark, Taken},
     properties::Properties,
 };
 
@@ -33,48 +34,12 @@ pub struct Counts {
     pub dropped: u64,
 }
 
-/// A job in its queue, in any state.
-#[derive(Debug)]
-pub(super) struct Entry<P> {
-    payload: P,
-    properties: Properties,
-    /// Number of charged attempts.
-    attempts: u32,
-    redelivered: bool,
-    death: Option<Arc<Death>>,
-    /// `Some` while a consumer has it.
-    held: Option<Held>,
-}
-
-/// Holder of a job.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) channel: usize,
-    /// The number of the delivery, unique in this broker.
-    pub(super) number: u64,
-    /// End of its lease.
-    until: Option<Instant>,
-    /// `true` once its consumer has settled it with `Abandon`.
-    pub(super) abandoned: bool,
-}
-
 /// End of a lease, unless it is prolonged or the job is settled before.
 #[derive(Clone, Copy, Debug)]
 struct LeaseEnd {
     at: Instant,
     key: usize,
     number: u64,
-}
-
-/// A job that is handed to a consumer.
-#[derive(Debug)]
-pub(super) struct Taken<P> {
-    pub(super) payload: P,
-    pub(super) properties: Properties,
-    pub(super) key: usize,
-    pub(super) deliveries: u32,
-    pub(super) redelivered: bool,
-    pub(super) death: Option<Arc<Death>>,
 }
 
 #[derive(Debug)]
@@ -310,6 +275,32 @@ impl<P> Jobs<P> {
         let held = self.slab[lease.key].held;
         self.give_back(lease.key, true);
         held
+    }
+
+    /// Returns the jobs that wait for a consumer, in their order.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Mark> {
+        let keys = self.returned.iter().chain(&self.ready);
+        keys.map(|key| self.slab[*key].mark(*key))
+    }
+
+    /// Returns a job that waits for a consumer.
+    pub(super) fn find(&self, mark: Mark) -> Option<(&Properties, Option<&Death>)> {
+        let entry = self.slab.get(mark.key)?;
+        let is_it = entry.held.is_none() && entry.mark(mark.key) == mark;
+        is_it.then_some((&entry.properties, entry.death.as_deref()))
+    }
+
+    /// Removes a job that waits for a consumer.
+    pub(super) fn take_out(&mut self, mark: Mark) -> Option<(P, Properties)> {
+        self.find(mark)?;
+        let is_it = |key: &usize| *key == mark.key;
+        match self.returned.iter().position(is_it) {
+            Some(index) => drop(self.returned.remove(index)),
+            // `None` if it is delayed.
+            None => drop(self.ready.remove(self.ready.iter().position(is_it)?)),
+        }
+        let entry = self.slab.remove(mark.key);
+        Some((entry.payload, entry.properties))
     }
 
     /// Returns the dead letters that came from the queue with this name.

@@ -91,9 +91,11 @@
 
 mod channel;
 mod connection;
+mod dead_letter_queue;
 mod death;
 mod deliveries;
 mod delivery;
+mod entry;
 mod error;
 mod faults;
 mod jobs;
@@ -108,6 +110,7 @@ use std::{fmt, sync::Arc};
 use self::state::Server;
 pub use self::{
     connection::Connection,
+    dead_letter_queue::{DeadLetterPass, DeadLetterQueue},
     death::{DeadLetter, Death},
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag, Settlement},

@@ -18,6 +18,14 @@ pub(super) struct Properties {
 }
 
 impl Properties {
+    /// Replaces the headers with this name by one. Case does not matter.
+    pub(super) fn set(&mut self, name: &str, value: String) {
+        let headers = self.headers.iter().flat_map(|headers| headers.iter());
+        let others = headers.filter(|(key, _)| !key.eq_ignore_ascii_case(name));
+        let set = (name.to_owned(), value);
+        self.headers = Some(others.cloned().chain([set]).collect());
+    }
+
     /// Returns the first header with this name. Case does not matter.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter().flat_map(|headers| headers.iter());

@@ -1,6 +1,10 @@
 //! Settlement of deliveries: verdicts are carried out or refused.
 
-use std::{sync::Arc, task::Waker, time::Duration};
+use std::{
+    sync::Arc,
+    task::Waker,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     death::Death,
@@ -152,6 +156,7 @@ impl<P> State<P> {
             queue: Arc::clone(&queue.config.name),
             reason,
             deliveries,
+            time: SystemTime::now(),
             number,
         });
         let dead_letter = &mut self.queues[dead_letter];

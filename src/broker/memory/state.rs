@@ -10,8 +10,9 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
+    entry::Taken,
     faults::Faults,
-    jobs::{Jobs, Taken},
+    jobs::Jobs,
     properties::{Headers, Properties},
     step::{Step, Wakers},
 };

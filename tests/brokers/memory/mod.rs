@@ -1,3 +1,4 @@
 //! The embedded broker.
 
 mod conformance;
+mod dead_letter_queue;
