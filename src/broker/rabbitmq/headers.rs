@@ -8,14 +8,14 @@ use std::{
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
 use crate::{
-    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME},
+    broker::dead_letter::{DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME},
     settle::Messaging,
 };
 
 /// The queue's own count of failed deliveries.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The queue's own count of all deliveries, from RabbitMQ 4.3 on.
-const ACQUIRED_COUNT: &str = "x-acquired-count";
+pub(super) const ACQUIRED_COUNT: &str = "x-acquired-count";
 /// The server's time of the publish, in milliseconds, if an interceptor sets it.
 const TIMESTAMP: &str = "timestamp_in_ms";
 pub(super) const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
@@ -24,8 +24,9 @@ pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 /// Headers that must not be republished. With `CC` and `BCC` the server would send further copies. Counts
 /// would be those of another message. With the history of deaths the server takes a second retry for a cycle
 /// and drops it.
-pub(super) const DROPPED: [&str; 15] = [
+pub(super) const DROPPED: [&str; 16] = [
     DELIVERIES,
+    DESTINATION,
     DELIVERY_COUNT,
     ACQUIRED_COUNT,
     OUTCOME_KIND,
@@ -72,7 +73,7 @@ impl Counted {
     }
 }
 
-fn count(value: &AMQPValue) -> Option<u32> {
+pub(super) fn count(value: &AMQPValue) -> Option<u32> {
     let count = match *value {
         AMQPValue::ShortShortInt(count) => i64::from(count),
         AMQPValue::ShortShortUInt(count) => i64::from(count),
@@ -97,10 +98,15 @@ pub(super) fn origin(message: &Delivery) -> (&str, &str) {
 
 /// Returns the text of the first header called `name`. Case does not matter.
 pub(super) fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
+    header_value(message, name).and_then(as_text)
+}
+
+/// Returns the value of the first header called `name`. Case does not matter.
+pub(super) fn header_value<'a>(message: &'a Delivery, name: &str) -> Option<&'a AMQPValue> {
     let headers = message.properties.headers().as_ref()?.inner();
     let mut headers = headers.iter();
     let value = headers.find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
-    value.and_then(|(_, value)| as_text(value))
+    value.map(|(_, value)| value)
 }
 
 /// Returns the attributes for traces of `message`, which came from `queue`.
@@ -149,7 +155,7 @@ fn destination<'a>(exchange: &str, routing_key: &str, queue: &'a str) -> Cow<'a,
     Cow::Owned(parts.join(":"))
 }
 
-fn as_text(value: &AMQPValue) -> Option<&str> {
+pub(super) fn as_text(value: &AMQPValue) -> Option<&str> {
     match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str()),

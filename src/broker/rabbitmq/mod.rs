@@ -73,6 +73,9 @@ mod channels;
 mod connect;
 mod connection;
 mod connector;
+mod dead_letter_error;
+mod dead_letter_queue;
+mod death;
 mod declaration;
 mod deliveries;
 mod delivery;
@@ -102,6 +105,8 @@ pub use self::{
     connect::{connect, connect_with},
     connection::Connection,
     connector::{Connector, ConnectorError},
+    dead_letter_error::DeadLetterError,
+    dead_letter_queue::{DeadLetterKey, DeadLetterPass, DeadLetterQueue},
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag},
     delivery_error::{DeliveryError, Right},

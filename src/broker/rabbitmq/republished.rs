@@ -13,11 +13,14 @@ use lapin::{
 };
 
 use super::{
+    death,
     delivery_error::DeliveryError,
-    headers::{DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY},
+    headers::{ACQUIRED_COUNT, DELIVERY_COUNT, DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY},
 };
 use crate::{
-    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    broker::dead_letter::{
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, REDRIVEN, cut,
+    },
     settle::Reason,
 };
 
@@ -71,11 +74,11 @@ impl Filled {
     }
 
     /// Adds the exchange and the routing key of the job's first publish.
-    fn add_origin(&mut self, message: &Delivery) {
+    fn add_origin(&mut self, exchange: &str, routing_key: &str) {
         if !self.headers.contains_key(ORIGINAL_EXCHANGE) {
             self.add([
-                (ORIGINAL_EXCHANGE, text(message.exchange.as_str())),
-                (ORIGINAL_ROUTING_KEY, text(message.routing_key.as_str())),
+                (ORIGINAL_EXCHANGE, text(exchange)),
+                (ORIGINAL_ROUTING_KEY, text(routing_key)),
             ]);
         }
     }
@@ -111,11 +114,11 @@ pub(super) fn for_retry(
         let size = limit + missing;
         return Err(DeliveryError::NoRoom { size, limit });
     }
-    filled.add_origin(message);
+    filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
     Ok(filled.properties())
 }
 
-/// Returns the properties of `message` as a dead letter. The end of the reason is cut off if there is no room
+/// Returns the properties of `message`, which came from `queue`, as a dead letter. The end of the reason is cut off if there is no room
 /// for it.
 ///
 /// # Errors
@@ -123,16 +126,18 @@ pub(super) fn for_retry(
 /// If there is no room for the job's own properties.
 pub(super) fn for_dead_letter(
     message: &Delivery,
+    queue: &str,
     deliveries: Option<u32>,
     reason: &Reason,
     frame_max: u32,
 ) -> Result<BasicProperties, DeliveryError> {
     let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
     filled.add([(OUTCOME_KIND, text(reason.kind.as_str()))]);
+    filled.add([(DESTINATION, text(queue))]);
     if let Some(deliveries) = deliveries {
         filled.add([(DELIVERIES, AMQPValue::LongUInt(deliveries))]);
     }
-    filled.add_origin(message);
+    filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_secs());
     filled.add([(OUTCOME_TIME, AMQPValue::Timestamp(now))]);
@@ -141,6 +146,48 @@ pub(super) fn for_dead_letter(
         filled.add([(OUTCOME_MESSAGE, text(cut(message, room)))]);
     }
     Ok(filled.properties())
+}
+
+/// Returns the properties of a dead letter that is moved back to its queue for the `times`-th time.
+///
+/// # Errors
+///
+/// If there is no room for the job's own properties and the number.
+pub(super) fn for_redrive(
+    message: &Delivery,
+    times: u32,
+    frame_max: u32,
+) -> Result<BasicProperties, DeliveryError> {
+    let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
+    // As text, so that a handler can read it in the same way on every broker.
+    let times = text(&times.to_string());
+    let missing = cost(REDRIVEN, &times).saturating_sub(filled.room);
+    if !filled.add([(REDRIVEN, times)]) {
+        let limit = filled.limit;
+        let size = limit + missing;
+        return Err(DeliveryError::NoRoom { size, limit });
+    }
+    if let Some((exchange, routing_key)) = death::first_publish(message) {
+        filled.add_origin(exchange, routing_key);
+    }
+    Ok(filled.properties())
+}
+
+/// Returns the properties of a dead letter that goes to the end of the queue in which it lies.
+///
+/// They fit into a frame, as they came in one.
+pub(super) fn for_return(message: &Delivery) -> BasicProperties {
+    let mut properties = copied(&message.properties);
+    if let Some(expiration) = message.properties.expiration() {
+        properties = properties.with_expiration(expiration.clone());
+    }
+    let mut headers = FieldTable::default();
+    for (name, value) in message.properties.headers().iter().flatten() {
+        if ![DELIVERY_COUNT, ACQUIRED_COUNT, "CC", "BCC"].contains(&name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    properties.with_headers(headers)
 }
 
 /// Returns the size of `properties` in bytes.

@@ -186,6 +186,7 @@ async fn answer(
                 let deliveries = message.deliveries();
                 let properties = republished::for_dead_letter(
                     &message.delivery,
+                    publisher.queue(),
                     deliveries,
                     &reason,
                     frame_max,

@@ -6,6 +6,7 @@ mod connecting;
 mod connector;
 mod consumer_timeout;
 mod consumers;
+mod dead_letter_queue;
 mod dead_letters;
 mod delayed_retry;
 mod delays;
