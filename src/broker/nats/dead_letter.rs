@@ -13,7 +13,9 @@ use super::{
     fetched::{Fetched, MESSAGE_ID},
 };
 use crate::{
-    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    broker::dead_letter::{
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut,
+    },
     settle::Reason,
 };
 
@@ -26,7 +28,8 @@ pub(super) async fn publish(
 ) -> Result<(), DeliveryError> {
     let mut headers = own_headers(fetched);
     let deliveries = fetched.deliveries();
-    describe(&mut headers, &fetched.id, reason);
+    let origin = &fetched.message.subject;
+    describe(&mut headers, &fetched.id, origin, reason);
     headers.insert(DELIVERIES, deliveries.to_string());
     let message = PublishMessage::build().payload(fetched.message.payload.clone());
     keep(channel, subject, message.headers(headers)).await
@@ -42,7 +45,7 @@ pub(super) async fn publish_unreadable(
     let mut headers = HeaderMap::new();
     let time = message.time;
     let id = format!("{}:{}:{time}", channel.stream, message.sequence);
-    describe(&mut headers, &id, reason);
+    describe(&mut headers, &id, &message.subject, reason);
     let message = PublishMessage::build().payload(message.payload);
     keep(channel, subject, message.headers(headers)).await
 }
@@ -70,7 +73,7 @@ pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in fetched.message.headers.iter().flat_map(HeaderMap::iter) {
         let text: &str = name.as_ref();
-        if text.to_ascii_lowercase().starts_with("nats-") || text == MESSAGE_ID {
+        if is_of_nats(text) || text == MESSAGE_ID {
             continue;
         }
         for value in values {
@@ -83,10 +86,16 @@ pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     headers
 }
 
-fn describe(headers: &mut HeaderMap, id: &str, reason: &Reason) {
+/// Returns whether a header belongs to the server.
+pub(super) fn is_of_nats(name: &str) -> bool {
+    name.to_ascii_lowercase().starts_with("nats-")
+}
+
+fn describe(headers: &mut HeaderMap, id: &str, origin: &Subject, reason: &Reason) {
     // The stream drops a copy that is published again because its confirmation got lost.
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(OUTCOME_KIND, reason.kind.as_str());
+    headers.insert(DESTINATION, origin.as_str());
     if let Some(message) = &reason.message {
         headers.insert(OUTCOME_MESSAGE, line(cut(message, usize::MAX)));
     }

@@ -8,7 +8,7 @@ use async_nats::{
 };
 use tokio::time::Instant;
 
-use crate::broker::dead_letter::DELIVERIES;
+use crate::broker::dead_letter::{DELIVERIES, REDRIVEN};
 
 /// Header with the message's own `Nats-Msg-Id`, on dead letters and on messages from a schedule.
 pub(super) const MESSAGE_ID: &str = "x-original-message-id";
@@ -77,23 +77,28 @@ impl Fetched {
 
     /// Returns the first value of the header `name`. Case does not matter: Go's clients write a capital.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.message.headers.iter().flat_map(HeaderMap::iter);
-        let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
-        let values = headers.find(|(key, _)| is_it(key));
-        values.and_then(|(_, values)| Some(values.first()?.as_str()))
+        first(self.message.headers.as_ref()?, name)
     }
 
     /// Returns the message's `Nats-Msg-Id` from its publish.
     pub(super) fn message_id(&self) -> Option<&str> {
-        match self.carried {
-            Some(_) => {
+        // The stream knows a message that was moved back by an id of its own.
+        match self.carried.is_some() || self.header(REDRIVEN).is_some() {
+            true => {
                 let headers = self.message.headers.as_ref();
                 let id = headers.and_then(|headers| headers.get(MESSAGE_ID));
                 id.map(HeaderValue::as_str)
             }
-            None => self.header("Nats-Msg-Id"),
+            false => self.header("Nats-Msg-Id"),
         }
     }
+}
+
+/// Returns the first value of the header `name`. Case does not matter.
+pub(super) fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
+    let (_, values) = headers.iter().find(|(key, _)| is_it(key))?;
+    Some(values.first()?.as_str())
 }
 
 /// Returns the deliveries before a schedule. They count only if the server marks the message as scheduled: a

@@ -69,6 +69,9 @@ mod connect;
 mod connect_error;
 mod connector;
 mod dead_letter;
+mod dead_letter_error;
+mod dead_letter_queue;
+mod dead_letter_requests;
 mod delays;
 mod deliveries;
 mod delivery;
@@ -94,6 +97,8 @@ pub use self::{
     connect::{connect, connect_with},
     connect_error::{ConnectError, ConnectorError},
     connector::Connector,
+    dead_letter_error::DeadLetterError,
+    dead_letter_queue::{DeadLetterKey, DeadLetterPass, DeadLetterQueue},
     deliveries::Deliveries,
     delivery::Delivery,
     delivery_error::DeliveryError,

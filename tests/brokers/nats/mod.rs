@@ -6,6 +6,7 @@ mod cluster;
 mod conformance;
 mod connecting;
 mod connector;
+mod dead_letter_queue;
 mod dead_letters;
 mod delays;
 mod elections;
