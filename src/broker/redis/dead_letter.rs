@@ -10,17 +10,20 @@ use super::{
     scripts,
 };
 use crate::{
-    broker::dead_letter::{DELIVERIES, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut},
+    broker::dead_letter::{
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut,
+    },
     settle::Reason,
 };
 
-const ENTRY_ID: &str = "x-entry-id";
+pub(super) const ENTRY_ID: &str = "x-entry-id";
 /// Fields that a dead letter has once, even if the entry had them, too.
-const OURS: [&str; 5] = [
+pub(super) const OURS: [&str; 6] = [
     OUTCOME_KIND,
     OUTCOME_MESSAGE,
     OUTCOME_TIME,
     DELIVERIES,
+    DESTINATION,
     ENTRY_ID,
 ];
 
@@ -78,6 +81,7 @@ impl Link {
         }
         add.arg(OUTCOME_TIME).arg(time.as_millis().to_string());
         add.arg(DELIVERIES).arg(id.count);
+        add.arg(DESTINATION).arg(&self.keys.stream);
         add.arg(ENTRY_ID).arg(&id.entry);
         self.query::<Value>(&add).await.map(drop)
     }

@@ -79,6 +79,7 @@ mod connect;
 mod connect_error;
 mod connector;
 mod dead_letter;
+mod dead_letter_queue;
 mod deliveries;
 mod delivery;
 mod error;
@@ -100,6 +101,7 @@ pub use ::redis;
 pub use self::{
     connect_error::ConnectError,
     connector::Connector,
+    dead_letter_queue::{DeadLetterKey, DeadLetterPass, DeadLetterQueue},
     deliveries::Deliveries,
     delivery::{Delivery, DeliveryTag, Settlement},
     error::{DeliveryError, SubscriptionError},

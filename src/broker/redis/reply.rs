@@ -47,6 +47,15 @@ pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
     array(entries)?.into_iter().map(read).collect()
 }
 
+/// Reads the entries of a range, which have no count.
+pub(super) fn entries(entries: Value) -> Result<Vec<Entry>, RedisError> {
+    let read = |entry| {
+        let [id, fields] = parts(entry)?;
+        self::entry(id, 0, fields)
+    };
+    array(entries)?.into_iter().map(read).collect()
+}
+
 /// Reads the entries of our scripts: id, count, fields.
 pub(super) fn counted_entries(entries: Value) -> Result<Vec<Entry>, RedisError> {
     let read = |entry| {

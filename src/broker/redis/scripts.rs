@@ -38,3 +38,6 @@ pub(super) static RECLAIM: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/reclaim.lua")));
 pub(super) static GIVE_BACK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/give_back.lua")));
+
+pub(super) static REDRIVE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("scripts/redrive.lua")));

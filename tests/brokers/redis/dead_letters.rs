@@ -33,6 +33,7 @@ async fn a_dead_letter_keeps_its_fields_and_tells_why() {
         ("payload", "one"),
         ("x-deliveries", "2"),
         ("x-entry-id", &*id),
+        ("x-original-destination", "jobs"),
         ("x-outcome-kind", "panicked"),
         ("x-outcome-message", "index 7"),
     ];

@@ -49,6 +49,8 @@ async fn each_verdict_settles_an_entry_of_many_fields() {
     let [mut letter] = dead(&mut inspect).try_into().unwrap();
     assert_eq!(letter.remove("x-entry-id"), Some(id));
     assert_eq!(letter.remove("x-deliveries"), Some("2".to_owned()));
+    let stream = letter.remove("x-original-destination");
+    assert_eq!(stream.as_deref(), Some(STREAM));
     let ours = ["x-outcome-kind", "x-outcome-message", "x-outcome-time"];
     assert!(ours.iter().all(|name| letter.remove(*name).is_some()));
     assert_eq!(letter.len(), FIELDS);

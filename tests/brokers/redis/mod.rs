@@ -4,6 +4,7 @@ mod acks;
 mod cluster;
 mod conformance;
 mod connecting;
+mod dead_letter_queue;
 mod dead_letters;
 mod gone;
 mod idle;

@@ -3,7 +3,7 @@
 if not is_owned() then return 'lost' end
 local ours = {
   ['x-outcome-kind'] = true, ['x-outcome-message'] = true, ['x-outcome-time'] = true,
-  ['x-deliveries'] = true, ['x-entry-id'] = true,
+  ['x-deliveries'] = true, ['x-original-destination'] = true, ['x-entry-id'] = true,
 }
 local found = entry()
 -- Lua hands over less than 8 000 arguments at once. The client copies this one within the lease.
@@ -24,6 +24,7 @@ if found then
   if ARGV[7] then add('x-outcome-message', ARGV[7]) end
   add('x-outcome-time', string.format('%.0f', now()))
   add('x-deliveries', count)
+  add('x-original-destination', stream)
   add('x-entry-id', id)
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
