@@ -11,6 +11,7 @@ mod errors;
 mod examples;
 mod gates;
 mod killed_consumer;
+mod killed_redrive;
 #[path = "../it/support/log.rs"]
 mod log;
 mod memory;
