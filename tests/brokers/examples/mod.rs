@@ -9,6 +9,7 @@ use std::{
 mod nats;
 mod rabbitmq;
 mod redis;
+mod redrive;
 mod worker;
 
 const JOBS: u64 = 200;
@@ -19,13 +20,7 @@ const PREFETCH: u64 = 4;
 /// In the tree of a suite there is no compiler, so there it must have been built before.
 fn example(name: &str) -> Command {
     if env::var_os("IN_SUITE").is_some() {
-        let test = env::current_exe().unwrap();
-        let built = test.ancestors().nth(2).unwrap();
-        let built = built.join("examples").join(name);
-        assert!(built.exists(), "`cargo build --all-features --examples`");
-        let mut command = Command::new(built);
-        command.stdin(Stdio::null());
-        return command;
+        return built(name);
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -33,6 +28,17 @@ fn example(name: &str) -> Command {
         .args(["run", "--quiet", "--all-features", "--example", name, "--"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::null());
+    command
+}
+
+/// Returns a command for the example, which is built.
+fn built(name: &str) -> Command {
+    let test = env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap();
+    let built = built.join("examples").join(name);
+    assert!(built.exists(), "`cargo build --all-features --examples`");
+    let mut command = Command::new(built);
+    command.stdin(Stdio::null());
     command
 }
 
