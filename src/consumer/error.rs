@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, error::Error, fmt, time::Duration};
 
-use super::Summary;
+use super::{
+    Summary,
+    stall::{Stall, StallKind},
+};
 use crate::outcome::{Panic, boxed_source, drop_quietly, print};
 
 /// Error of a [`Consumer`](crate::Consumer) that ended without a request, with the summary of its work.
@@ -63,7 +66,10 @@ where
             | EndCause::CallPanicked(panic)
             | EndCause::ConnectPanicked(panic)
             | EndCause::MakeServicePanicked(panic) => Some(panic),
-            EndCause::StreamEnded | EndCause::ConnectTimedOut(_) | EndCause::RuntimeGone => None,
+            EndCause::StreamEnded
+            | EndCause::Stalled(_)
+            | EndCause::ConnectTimedOut(_)
+            | EndCause::RuntimeGone => None,
         }
     }
 }
@@ -78,6 +84,9 @@ pub enum EndCause<T, E, C = Infallible> {
     Stream(T),
     /// The stream panicked.
     StreamPanicked(Panic),
+    /// The [watchdog](crate::Consumer::watchdog) found that the session makes no progress: the channel was given up.
+    // Boxed, since it is the largest.
+    Stalled(Box<Stall>),
     /// The service returned an error from `poll_ready`. No job was taken.
     Unready(E),
     /// The service panicked in `poll_ready`. No job was taken.
@@ -115,7 +124,10 @@ impl<T, E, C> EndCause<T, E, C> {
     pub fn is_unanswered(&self) -> bool {
         matches!(
             self,
-            EndCause::Unanswered(_) | EndCause::Misconfigured(_) | EndCause::CallPanicked(_)
+            EndCause::Unanswered(_)
+                | EndCause::Misconfigured(_)
+                | EndCause::CallPanicked(_)
+                | EndCause::Stalled(_)
         )
     }
 }
@@ -144,6 +156,11 @@ impl<T, E, C> EndCause<T, E, C> {
         }
     }
 
+    /// Returns whether the broker does not respond, so that no delivery can be settled.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, EndCause::Stalled(stall) if stall.kind == StallKind::Silent)
+    }
+
     /// Returns whether the stream is over.
     pub(super) fn is_of_the_stream(&self) -> bool {
         matches!(
@@ -160,6 +177,7 @@ impl<T, E> EndCause<T, E> {
             EndCause::StreamEnded => EndCause::StreamEnded,
             EndCause::Stream(error) => EndCause::Stream(error),
             EndCause::StreamPanicked(panic) => EndCause::StreamPanicked(panic),
+            EndCause::Stalled(stall) => EndCause::Stalled(stall),
             EndCause::Unready(error) => EndCause::Unready(error),
             EndCause::UnreadyPanicked(panic) => EndCause::UnreadyPanicked(panic),
             EndCause::Failed(error) => EndCause::Failed(error),
@@ -190,6 +208,7 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
             EndCause::StreamPanicked(panic) => {
                 write!(f, "the stream panicked: {}", panic.message())
             }
+            EndCause::Stalled(stall) => write!(f, "the consumer is stalled: {stall}"),
             EndCause::Unready(error) => write!(f, "the service is not ready: {error:#}"),
             EndCause::UnreadyPanicked(panic) => write!(
                 f,

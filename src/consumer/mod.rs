@@ -20,9 +20,11 @@ mod consuming;
 mod drain;
 mod error;
 mod escalation;
+mod gate;
 mod in_flight;
 mod inbox;
 mod options;
+mod probe;
 mod rebound;
 mod reconnecting;
 mod session;
@@ -30,11 +32,14 @@ mod sessions;
 mod setters;
 mod share;
 mod signals;
+mod stall;
+mod state;
 mod subscription;
 mod summary;
 mod supervised;
 mod tasks;
 mod watch;
+mod watchdog;
 mod watched;
 
 pub use self::{
@@ -43,12 +48,14 @@ pub use self::{
     error::{ConsumerError, EndCause},
     escalation::{ByClosure, ByError, Classify, Escalate, Escalation},
     options::AfterError,
+    probe::{Probe, ProbeError, Probing},
     reconnecting::ReconnectingConsumer,
+    stall::{Stall, StallKind},
+    state::{Pauser, Progress, State},
     subscription::Subscription,
     summary::Summary,
     supervised::{MakeServices, Supervised},
     watch::Watch,
-    watched::{Pauser, Progress, State},
 };
 use self::{
     options::Options,

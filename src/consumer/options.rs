@@ -7,7 +7,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::watched::Watched;
+use super::{watchdog::Timing, watched::Watched};
 
 /// Reaction of a [`Consumer`](crate::Consumer) to an error that concerns [only one
 /// call](crate::consumer::Escalation::Call).
@@ -36,8 +36,9 @@ pub(super) struct Options {
     pub(super) checks_token: bool,
     /// Cancelled when the channel is known to be gone.
     pub(super) gone: CancellationToken,
-    /// Set once there is a handle to the consumer.
+    /// Set once there is a handle to the consumer, or a watchdog.
     pub(super) watched: OnceLock<Arc<Watched>>,
+    pub(super) watchdog: Option<Timing>,
 }
 
 impl Default for Options {
@@ -52,6 +53,7 @@ impl Default for Options {
             checks_token: false,
             gone: CancellationToken::new(),
             watched: OnceLock::new(),
+            watchdog: None,
         }
     }
 }

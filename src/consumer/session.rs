@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::poll_fn,
-    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -19,11 +18,12 @@ use super::{
     rebound::Rebound,
     signals::{Asked, Signals},
     subscription::Subscription,
-    watched::Part,
+    watchdog::Watchdog,
+    watched::{Part, Readiness},
 };
 use crate::{
     outcome::{Panic, catch, drop_quietly, guard},
-    sentinel::{listening::observe, roll_call::RollCall},
+    sentinel::roll_call::RollCall,
 };
 
 /// Number of jobs that are taken before other tasks have their turn on this thread.
@@ -44,8 +44,8 @@ pub(super) struct Session<B, S, F, C> {
     peers: Option<CancellationToken>,
     /// `None` if nobody watches the consumer.
     pub(super) part: Option<Part>,
-    /// `true` if there is room for a call, and the service is not ready.
-    is_unready: bool,
+    pub(super) readiness: Readiness,
+    watchdog: Option<Watchdog>,
 }
 
 impl<B, S, C> Session<B, S, S::Future, C>
@@ -60,7 +60,10 @@ where
         classify: Arc<Mutex<C>>,
         options: Options,
     ) -> Self {
-        let part = options.watched.get().map(|it| Part::new(Arc::clone(it)));
+        let watched = options.watched.get();
+        let part = watched.map(|it| Part::new(Arc::clone(it)));
+        let watchdog = options.watchdog.zip(watched);
+        let watchdog = watchdog.map(|(timing, it)| Watchdog::new(timing, Arc::clone(it)));
         Self {
             subscription,
             service,
@@ -68,7 +71,8 @@ where
             classify,
             options,
             part,
-            is_unready: false,
+            readiness: Readiness::default(),
+            watchdog,
             summary: Summary::default(),
             rebound: Some(Rebound::default()),
             is_stopped: false,
@@ -90,15 +94,22 @@ where
         let cause = poll_fn(|cx| {
             let polled = self.poll_cause(signals, cx);
             self.note();
-            polled
+            match polled {
+                Poll::Pending => self.poll_watchdog(cx).map(Some),
+                Poll::Ready(_) => polled,
+            }
         });
         let cause = cause.await;
+        drop_quietly(self.watchdog.take());
         // Jobs that are released during a drain do not come back here.
         self.rebound = None;
         if let Some(peers) = &self.peers {
             peers.cancel();
         }
         self.is_stopped = cause.as_ref().is_some_and(EndCause::is_of_the_stream);
+        if cause.as_ref().is_some_and(EndCause::is_silent) {
+            self.options.gone.cancel();
+        }
         self.note_if_gone();
         match &cause {
             None => guard(|| tracing::info!("session ending on request")),
@@ -116,8 +127,17 @@ where
                 failed,
                 ..
             } = self.summary;
-            part.note(self.calls.len(), called, answered + failed, self.is_unready);
+            part.note(self.calls.len(), called, answered + failed, self.readiness);
         }
+    }
+
+    fn poll_watchdog(&mut self, cx: &mut Context<'_>) -> Poll<EndCause<B::Error, S::Error>> {
+        let Some(watchdog) = &mut self.watchdog else {
+            return Poll::Pending;
+        };
+        let subscription = &self.subscription;
+        let stall = watchdog.poll(cx, || subscription.probe());
+        stall.map(|stall| EndCause::Stalled(Box::new(stall)))
     }
 
     /// Returns the number of calls that have succeeded.
@@ -199,41 +219,6 @@ where
             called.map_err(|panic| self.call_panicked(panic))?;
         }
         Ok(())
-    }
-
-    /// Polls the service for readiness, if there is room for its call.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
-        self.is_unready = false;
-        let (limit, is_paused) = match &self.part {
-            Some(part) => (self.options.limit.min(part.limit()), part.is_paused()),
-            None => (self.options.limit, false),
-        };
-        if is_paused || self.calls.len() >= limit {
-            return Ok(Poll::Pending);
-        }
-        let polled = self.ask(cx);
-        self.is_unready = matches!(polled, Ok(Poll::Pending));
-        polled
-    }
-
-    fn ask(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
-        let mut ask = || catch(|| self.service.poll_ready(cx));
-        if !mem::take(&mut self.options.checks_token) {
-            return ask();
-        }
-        let (polled, listens) = observe(ask);
-        let has_token = self.options.shutdown.is_some();
-        if listens.is_some_and(|listens| listens != has_token) {
-            guard(|| {
-                tracing::warn!(
-                    consumer = has_token,
-                    sentinel = !has_token,
-                    "only one side has a shutdown token: a drain will drop unfinished jobs instead of \
-                     stopping them. Set both `shutdown`s to one token, or use the consumer's `sentinel`"
-                );
-            });
-        }
-        polled
     }
 
     /// Answers the questions of the consumer's handles.

@@ -55,7 +55,7 @@ pub(super) struct Sessions<K, M, C> {
     pub(super) beside: Option<Beside>,
 }
 
-/// Session whose channel is gone, and that still drains.
+/// Session whose channel is gone or stalled, and that still drains.
 pub(super) struct Beside {
     /// Cuts its drain short.
     stop: CancellationToken,
@@ -208,9 +208,13 @@ impl<K, M, C> Sessions<K, M, C> {
         }
         // A session whose end was requested is the last one, so it is waited for.
         let is_last = cause.is_none();
+        let is_stalled = matches!(cause, Some(EndCause::Stalled(_)));
         let ended = async {
             if is_last {
                 return Some(end_last(&mut rest, &gone, &stop).await);
+            }
+            if is_stalled {
+                return None;
             }
             let mut gone = pin!(gone.cancelled());
             poll_fn(|cx| match rest.as_mut().poll(cx) {
@@ -260,7 +264,7 @@ impl<K, M, C> Sessions<K, M, C> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        guard(|| tracing::info!("channel gone: session draining beside the next one"));
+        guard(|| tracing::info!("session draining beside the next one"));
         let rest = async move {
             let ended = rest.await;
             // If the service can't be used as configured, the next session finds that out, too.

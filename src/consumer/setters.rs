@@ -38,6 +38,81 @@ macro_rules! setters {
             crate::consumer::Watch::new(std::sync::Arc::clone(watched))
         }
 
+        /// Probes the broker `every` so often, and gives up a session that makes no progress for `patience`; off by
+        /// default.
+        ///
+        /// A half-open connection, a broker that hangs, an ack that was lost on its way, a service that does not
+        /// become ready: none of it is an error, and all of it looks idle. So the watchdog [asks the
+        /// broker](crate::consumer::Subscription::probe). The consumer is [stalled](crate::consumer::StallKind) if
+        ///
+        /// - the broker does not respond to a probe for `patience`;
+        /// - or in each probe for `patience` jobs wait at the broker and places are free, and none was delivered;
+        /// - or in each probe for `patience` the broker counts more unsettled jobs than run, and none was delivered;
+        /// - or in each probe for `patience` jobs wait at the broker, none runs, and the service is not ready.
+        ///
+        /// It is seen within `patience` and twice `every`. Then there is an event "consumer stalled" at WARN with all
+        /// numbers, the metric `tower_sentinel.consumer.stalled`, and a count in
+        /// [`Progress::stalls`](crate::consumer::Progress::stalls), and the session is given up. A
+        /// [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer) begins the next one after its usual pause,
+        /// and the former one drains beside it. A [`Consumer`](crate::Consumer) ends with
+        /// [`EndCause::Stalled`](crate::consumer::EndCause::Stalled). If the broker names a reason that a new session
+        /// would not mend, such as a full `max_ack_pending`, there are only the event, the metric and the count, and
+        /// the session goes on.
+        ///
+        /// It leaves a consumer alone whose places are all taken, which an operator or an
+        /// [`IntensityLayer`](crate::IntensityLayer) pauses, which drains, or for which no job waits. It does not see
+        /// a lost ack on RabbitMQ before the places that it holds are missed, since AMQP does not report who holds how
+        /// many.
+        ///
+        /// `patience` should be longer than a failover of the broker, and than a rate limit of the service may last.
+        /// 10 s and 60 s are a good start. Don't set it for a standby that waits for others, such as a second consumer
+        /// of a queue with a single active consumer: jobs wait, and it gets none.
+        ///
+        /// # Panics
+        ///
+        /// Panics if `every` is zero, or longer than `patience`.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::{convert::Infallible, time::Duration};
+        /// use tower::{ServiceBuilder, service_fn};
+        /// use tower_sentinel::{
+        ///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+        ///     broker::memory::{Broker, Delivery},
+        ///     consumer::{EndCause, StallKind},
+        /// };
+        ///
+        /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+        /// # async fn main() {
+        /// let queue = Broker::new().queue("orders").declare();
+        /// queue.publish(7);
+        ///
+        /// // By mistake it is never ready.
+        /// let handler = ServiceBuilder::new()
+        ///     .concurrency_limit(0)
+        ///     .service(service_fn(|_: Delivery<u32>| async { Ok::<_, Infallible>(()) }));
+        /// let error = Consumer::new(queue.subscribe(64).unwrap(), handler)
+        ///     .sentinel(SentinelLayer::new(SettlePolicy::new(ack_on_success())))
+        ///     .watchdog(Duration::from_secs(10), Duration::from_secs(60))
+        ///     .await
+        ///     .unwrap_err();
+        /// let EndCause::Stalled(stall) = error.cause() else { panic!() };
+        /// assert_eq!((stall.kind, stall.probe.waiting), (StallKind::Unready, Some(1)));
+        /// # }
+        /// ```
+        #[track_caller]
+        pub fn watchdog(
+            mut self,
+            every: std::time::Duration,
+            patience: std::time::Duration,
+        ) -> Self {
+            let timing = crate::consumer::watchdog::Timing::new(every, patience);
+            self.options.watchdog = Some(timing);
+            self.options.watched.get_or_init(Default::default);
+            self
+        }
+
         /// Drains and returns once `signal` resolves.
         ///
         /// A signal that panics counts as given.

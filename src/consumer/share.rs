@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{stream::Stream, task::AtomicWaker};
 
-use crate::consumer::subscription::Subscription;
+use crate::consumer::{probe::Probing, subscription::Subscription};
 
 /// Subscription as seen by one of several tasks that take their jobs from it.
 ///
@@ -150,6 +150,10 @@ impl<B: Subscription> Subscription for Share<B> {
 
     fn is_gone(&self) -> bool {
         self.common.lock().subscription.is_gone()
+    }
+
+    fn probe(&self) -> Option<Probing> {
+        self.common.lock().subscription.probe()
     }
 
     /// Ready at once for all but the last task.

@@ -7,6 +7,8 @@ use std::{
 
 use futures_util::Stream;
 
+use super::probe::Probing;
+
 /// Stream of jobs from a broker, together with the channel that their tags belong to.
 ///
 /// It has three methods beside those of a stream:
@@ -117,6 +119,24 @@ pub trait Subscription:
     /// a session ends and while it drains.
     fn is_gone(&self) -> bool {
         false
+    }
+
+    /// Asks the broker for its own view of this subscription; `None` by default, if that is not supported.
+    ///
+    /// A connection may be half-open, a broker may hang, and a settlement may be lost on its way: all of it looks idle from
+    /// here. So a [watchdog](crate::Consumer::watchdog) probes the broker, over the connection that settles jobs. The
+    /// future borrows nothing, so it runs beside the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the broker refuses, or the subscription is closed. A broker that is silent is no error: the future does not
+    /// resolve then, and whoever awaits it sets a limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a probe changes nothing.
+    fn probe(&self) -> Option<Probing> {
+        None
     }
 
     /// Gives up the channel; ready when it is closed or lost.

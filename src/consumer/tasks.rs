@@ -108,6 +108,7 @@ where
                 limit,
                 // Once for all tasks.
                 checks_token: task == 0 && !options.is_bounded,
+                watchdog: options.watchdog.filter(|_| task == 0),
                 ..options.clone()
             };
             let session = Session::new(Box::pin(share), service, classify, options);

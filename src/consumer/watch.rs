@@ -9,7 +9,8 @@ use tokio::{
 
 use super::{
     inbox::Question,
-    watched::{Phase, State, Watched},
+    state::State,
+    watched::{Phase, Watched},
 };
 use crate::sentinel::RunningJob;
 

@@ -1,4 +1,4 @@
-//! [`Watched`], what a consumer tells its handles.
+//! [`Watched`], what a consumer tells its handles and its watchdog.
 
 use std::{
     sync::{
@@ -14,68 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     inbox::{Inbox, Inboxes, Question},
     share::share_of,
+    state::{Pauser, Progress, State},
 };
-
-/// State of a consumer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// It is not awaited yet.
-    Idle,
-    /// It has no subscription, and tries to make one, or pauses before it tries again.
-    Connecting {
-        /// Number of the attempt, from 1 on.
-        attempt: u32,
-        /// Time of the start, or of the end of the last session.
-        since: Instant,
-        /// Cause of the end of the last session, or of the last failed attempt.
-        error: Option<Arc<str>>,
-    },
-    /// It takes jobs.
-    Consuming(Progress),
-    /// It takes no job before another one is settled: all places are taken.
-    Saturated(Progress),
-    /// It has a subscription and takes no jobs.
-    Paused {
-        /// Who paused it.
-        by: Pauser,
-        /// Its counts.
-        progress: Progress,
-    },
-    /// It takes no more jobs from this subscription, and lets those that run end.
-    Draining(Progress),
-    /// Its future has ended, or was dropped.
-    Ended,
-}
-
-/// Reason for a pause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Pauser {
-    /// [`Watch::pause`](crate::consumer::Watch::pause).
-    Operator,
-    /// The service is not ready, though no job runs. For example, an [`IntensityLayer`](crate::IntensityLayer) pauses it.
-    Service,
-}
-
-/// Counts of a consumer, of all its sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Number of jobs that were taken and have not ended.
-    pub running: usize,
-    /// Number of jobs that may be taken beside them; `None` if the consumer does not limit them, as without its [own
-    /// sentinel](crate::Consumer::sentinel).
-    pub free: Option<usize>,
-    /// Number of jobs that were taken since the start.
-    pub called: u64,
-    /// Number of jobs that have ended since the start.
-    pub ended: u64,
-    /// Time at which a job was last taken.
-    pub last_delivery: Option<Instant>,
-    /// Time at which a job last ended: it was settled, or its settlement failed.
-    pub last_settled: Option<Instant>,
-}
 
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
@@ -114,8 +54,62 @@ struct Counts {
     limit: Option<usize>,
     /// Number of running jobs of the present session.
     here: usize,
-    /// Number of its tasks that have room for a job, and whose service is not ready.
-    unready: usize,
+    /// Number of its tasks of each [`Readiness`].
+    tasks_by: [usize; 4],
+    /// Number of changes of that since the start.
+    turns: u64,
+}
+
+/// Readiness of a task for a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Readiness {
+    #[default]
+    Ready,
+    /// All of its places are taken, or an operator pauses it.
+    Full,
+    /// Its service is not ready.
+    Unready,
+    /// An intensity layer pauses its service.
+    Throttled,
+}
+
+/// Part of the state that decides whether a consumer waits for its broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) standing: Standing,
+    /// Number of running jobs of the present session.
+    pub(super) running: usize,
+    pub(super) free: Option<usize>,
+    pub(super) last_delivery: Option<Instant>,
+    pub(super) turn: Turn,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// A task waits for the next job.
+    Takes,
+    /// No job runs, and the service of each task is not ready, of its own.
+    Unready,
+    /// It is busy or paused, or has no session.
+    Other,
+}
+
+/// Counts that are equal at two times if no job was taken, and no task has changed its readiness, between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) called: u64,
+    changes: u64,
+}
+
+impl Counts {
+    fn number_of(&self, readiness: Readiness) -> usize {
+        self.tasks_by[readiness as usize]
+    }
+
+    /// Returns the number of tasks with room for a job and a service that is not ready.
+    fn unready(&self) -> usize {
+        self.number_of(Readiness::Unready) + self.number_of(Readiness::Throttled)
+    }
 }
 
 impl Default for Watched {
@@ -139,10 +133,8 @@ impl Watched {
     pub(super) fn state(&self) -> State {
         let phase = self.phase.borrow().clone();
         let counts = self.counts();
-        let size = Some(self.size()).filter(|&size| size < usize::MAX);
-        let limit = [counts.limit, size].into_iter().flatten().min();
         let progress = Progress {
-            free: limit.map(|limit| limit.saturating_sub(counts.here)),
+            free: self.free(&counts),
             ..counts.progress
         };
         match phase {
@@ -161,18 +153,55 @@ impl Watched {
                 progress,
             },
             Phase::Consuming if progress.free == Some(0) => State::Saturated(progress),
-            Phase::Consuming if counts.unready < counts.tasks => State::Consuming(progress),
+            Phase::Consuming if counts.unready() < counts.tasks => State::Consuming(progress),
             // A limit of the service's own, which counts the same jobs.
             Phase::Consuming if counts.limit.is_none() && counts.here > 0 => {
                 State::Saturated(progress)
             }
             Phase::Consuming => State::Paused {
-                by: Pauser::Service,
+                by: match counts.number_of(Readiness::Throttled) {
+                    0 => Pauser::Service,
+                    _ => Pauser::Intensity,
+                },
                 progress,
             },
             Phase::Draining => State::Draining(progress),
             Phase::Ended => State::Ended,
         }
+    }
+
+    /// Returns the number of places that no running job of the present session takes, if there is a limit.
+    fn free(&self, counts: &Counts) -> Option<usize> {
+        let size = Some(self.size()).filter(|&size| size < usize::MAX);
+        let limit = [counts.limit, size].into_iter().flatten().min();
+        limit.map(|limit| limit.saturating_sub(counts.here))
+    }
+
+    /// Returns the state as a watchdog sees it.
+    pub(super) fn view(&self) -> View {
+        let is_taking = matches!(*self.phase.borrow(), Phase::Consuming) && !self.is_paused();
+        let counts = self.counts();
+        let is_unready = counts.number_of(Readiness::Unready) == counts.tasks && counts.here == 0;
+        View {
+            standing: match counts.number_of(Readiness::Ready) {
+                _ if !is_taking => Standing::Other,
+                0 if is_unready => Standing::Unready,
+                0 => Standing::Other,
+                _ => Standing::Takes,
+            },
+            running: counts.here,
+            free: self.free(&counts),
+            last_delivery: counts.progress.last_delivery,
+            turn: Turn {
+                called: counts.progress.called,
+                changes: counts.turns,
+            },
+        }
+    }
+
+    /// Counts a stall.
+    pub(super) fn note_stall(&self) {
+        self.counts().progress.stalls += 1;
     }
 
     pub(super) fn connect(&self, attempt: u32, error: Option<Arc<str>>) {
@@ -195,7 +224,8 @@ impl Watched {
             let mut counts = self.counts();
             counts.session += 1;
             (counts.tasks, counts.joined, counts.limit) = (tasks, 0, limit);
-            (counts.here, counts.unready) = (0, 0);
+            (counts.here, counts.tasks_by) = (0, [tasks, 0, 0, 0]);
+            counts.turns += 1;
         }
         self.phase.send_replace(Phase::Consuming);
     }
@@ -254,7 +284,7 @@ pub(super) struct Part {
     running: usize,
     called: u64,
     ended: u64,
-    is_unready: bool,
+    readiness: Readiness,
 }
 
 impl Part {
@@ -273,14 +303,14 @@ impl Part {
             running: 0,
             called: 0,
             ended: 0,
-            is_unready: false,
+            readiness: Readiness::default(),
         }
     }
 
     /// Notes the numbers of jobs that the task runs, has taken, and has seen the end of.
-    pub(super) fn note(&mut self, running: usize, called: u64, ended: u64, is_unready: bool) {
-        if (self.running, self.called, self.ended, self.is_unready)
-            == (running, called, ended, is_unready)
+    pub(super) fn note(&mut self, running: usize, called: u64, ended: u64, readiness: Readiness) {
+        if (self.running, self.called, self.ended, self.readiness)
+            == (running, called, ended, readiness)
         {
             return;
         }
@@ -298,12 +328,13 @@ impl Part {
         }
         if counts.session == self.session {
             counts.here = counts.here + running - self.running;
-            counts.unready =
-                counts.unready + usize::from(is_unready) - usize::from(self.is_unready);
+            counts.tasks_by[self.readiness as usize] -= 1;
+            counts.tasks_by[readiness as usize] += 1;
+            counts.turns += u64::from(self.readiness != readiness);
         }
         drop(counts);
         (self.running, self.called, self.ended) = (running, called, ended);
-        self.is_unready = is_unready;
+        self.readiness = readiness;
     }
 
     /// Registers the waker for everything that handles change, and returns their new questions.
@@ -328,6 +359,6 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         let (called, ended) = (self.called, self.ended);
-        self.note(0, called, ended, false);
+        self.note(0, called, ended, Readiness::default());
     }
 }

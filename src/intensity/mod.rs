@@ -24,6 +24,7 @@ use self::{
 use crate::{backoff::Delays, telemetry::metrics::Labels};
 
 mod machine;
+pub(crate) mod pausing;
 mod shared;
 
 pub use self::shared::IntensityState;
@@ -413,7 +414,11 @@ where
         }
         if self.probe.is_none() && !self.shared.is_running() {
             let wait = self.wait.get_or_insert_with(Wait::default);
-            self.probe = ready!(wait.poll(&self.shared, cx));
+            let Poll::Ready(probe) = wait.poll(&self.shared, cx) else {
+                pausing::note();
+                return Poll::Pending;
+            };
+            self.probe = probe;
         }
         self.wait = None;
         Poll::Ready(Ok(()))

@@ -24,7 +24,9 @@ use tower_sentinel::{
     Consumer, DecodeLayer, IntensityLayer, Job, KeepAliveLayer, Outcome, Panic, Report,
     SentinelError, SentinelLayer, ServiceBuilderExt, SettlePolicy, TimeLimit,
     cancel::Cancellation,
-    consumer::{ConnectFn, ConsumerError, Consuming, State, Summary, Watch},
+    consumer::{
+        ConnectFn, ConsumerError, Consuming, Probe, ProbeError, Stall, State, Summary, Watch,
+    },
     decode::{Decode, DecodeError, DecodeFuture, Decoded, WithJob},
     intensity::{Intensity, IntensityFuture, IntensityState},
     keep_alive::{KeepAlive, KeepAliveFuture},
@@ -120,6 +122,10 @@ fn what_may_be_shared_is_sync() {
     sync::<Summary>();
     sync::<Watch>();
     sync::<State>();
+    sync::<Probe>();
+    sync::<Stall>();
+    sync::<ProbeError>();
+    error::<ProbeError>();
     sync::<ConnectFn<u8>>();
     unpin::<Consuming<io::Error, io::Error>>();
     error::<ConsumerError<io::Error, BoxError, io::Error>>();

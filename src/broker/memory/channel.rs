@@ -3,10 +3,11 @@
 use std::task::Waker;
 
 use super::{
-    error::ConnectError,
+    error::{ConnectError, SubscriptionError},
     state::{Channel, End, State},
     step::{Step, Wakers},
 };
+use crate::consumer::Probe;
 
 impl<P> State<P> {
     pub(super) fn connect(&mut self) -> Result<u64, ConnectError> {
@@ -96,5 +97,26 @@ impl<P> State<P> {
             channel.closed = Some(waker.clone());
         }
         channel.end
+    }
+
+    /// Returns the counts of an open channel and its queue.
+    pub(super) fn probe(&mut self, key: usize) -> Step<Result<Probe, SubscriptionError>, P> {
+        let queue = self.channels[key].queue;
+        let wakers = self.pass_time(queue);
+        let (channel, queue) = (&self.channels[key], &self.queues[queue]);
+        if channel.end.is_some() {
+            return Step::new(Err(SubscriptionError::Disconnected), wakers);
+        }
+        let counts = queue.jobs.counts();
+        let abandoned = queue.jobs.abandoned(key);
+        let mut probe = Probe::new()
+            .waiting(counts.ready as u64)
+            .unsettled((channel.unacked - abandoned) as u64)
+            .detail("delayed", counts.delayed as u64)
+            .detail("abandoned", abandoned as u64);
+        if queue.config.lease.is_some() {
+            probe = probe.leases();
+        }
+        Step::new(Ok(probe), wakers)
     }
 }

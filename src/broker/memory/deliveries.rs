@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::ready as resolved,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,7 +17,10 @@ use super::{
     error::SubscriptionError,
     state::{Declared, End, Next},
 };
-use crate::{consumer::Subscription, time::Timer};
+use crate::{
+    consumer::{ProbeError, Probing, Subscription},
+    time::Timer,
+};
 
 /// The [`Subscription`] of one consumer: a stream of its deliveries, over its own channel.
 ///
@@ -134,6 +138,13 @@ impl<P: Clone> Subscription for Deliveries<P> {
 
     fn is_gone(&self) -> bool {
         self.queue.server.lock().is_closed(self.channel)
+    }
+
+    /// Counts the jobs that are ready, and those that this channel holds; resolves at once.
+    fn probe(&self) -> Option<Probing> {
+        let step = self.queue.server.lock().probe(self.channel);
+        let probe = step.finish().map_err(ProbeError::new);
+        Some(Box::pin(resolved(probe)))
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {

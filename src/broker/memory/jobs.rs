@@ -149,6 +149,13 @@ impl<P> Jobs<P> {
         (held.number == number).then_some(held)
     }
 
+    /// Returns the number of jobs that a channel holds and has abandoned.
+    pub(super) fn abandoned(&self, channel: usize) -> usize {
+        let held = self.slab.iter().filter_map(|(_, entry)| entry.held);
+        held.filter(|held| held.channel == channel && held.abandoned)
+            .count()
+    }
+
     /// Removes a job that is held, and counts it as acked.
     pub(super) fn ack(&mut self, key: usize) -> P {
         self.acked += 1;

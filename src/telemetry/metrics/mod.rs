@@ -8,12 +8,12 @@ mod on;
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{
     ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels, MeasuredBy,
-    SettleInstruments, Stopwatch,
+    SettleInstruments, Stopwatch, count_stall,
 };
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::{
     ConsumerInstruments, InFlightGauge, Instruments, IntensityInstruments, Labels, MeasuredBy,
-    SettleInstruments, Stopwatch, labels,
+    SettleInstruments, Stopwatch, count_stall, labels,
 };
 #[cfg(feature = "metrics")]
 pub use self::on::{DURATION_BUCKETS, describe_metrics};

@@ -98,3 +98,5 @@ impl ConsumerInstruments {
 
     pub(crate) fn reconnects(&self) {}
 }
+
+pub(crate) fn count_stall(_: &'static str) {}

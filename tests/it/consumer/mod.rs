@@ -12,6 +12,7 @@ mod session_end;
 mod supervised;
 mod tasks;
 mod watch;
+mod watchdog;
 
 use std::{future::IntoFuture, time::Duration};
 

@@ -1,11 +1,11 @@
-//! [`ConsumerInstruments`] of a consumer.
+//! [`ConsumerInstruments`] of a consumer, and the findings of its watchdog.
 
 use ::metrics::{Counter, Gauge, counter, gauge};
 
 use super::{
-    describe::{CONNECTED, RECONNECTS},
+    describe::{CONNECTED, RECONNECTS, STALLED},
     in_flight::InFlightGauge,
-    labels::{Labels, of_consumer},
+    labels::{Labels, of_consumer, with},
 };
 use crate::outcome::guard;
 
@@ -35,4 +35,13 @@ impl ConsumerInstruments {
             guard(|| reconnects.increment(1));
         }
     }
+}
+
+/// Counts a finding of the watchdog of the consumer that calls this.
+pub(crate) fn count_stall(reason: &'static str) {
+    // Rare, so it is looked up each time.
+    guard(|| {
+        let labels = of_consumer(&Labels::new());
+        counter!(STALLED, with(&labels, [("reason", reason)])).increment(1);
+    });
 }

@@ -14,6 +14,7 @@ pub(super) const MOOT: &str = "tower_sentinel.moot";
 pub(super) const SETTLE_DURATION: &str = "messaging.client.operation.duration";
 pub(super) const CONNECTED: &str = "tower_sentinel.connected";
 pub(super) const RECONNECTS: &str = "tower_sentinel.reconnects";
+pub(super) const STALLED: &str = "tower_sentinel.consumer.stalled";
 pub(super) const INTENSITY_STATE: &str = "tower_sentinel.intensity.state";
 
 /// Bounds of the buckets that OpenTelemetry's conventions advise for durations, in seconds: from 5 ms to 10 s.
@@ -60,6 +61,7 @@ pub const DURATION_BUCKETS: [f64; 14] = [
 /// | `messaging.client.operation.duration` | histogram, seconds | `messaging.operation.name`, `messaging.operation.type` = `settle`, `error.type` | time of a settlement, all tries included, also of one that failed |
 /// | `tower_sentinel.connected` | gauge | | 1 while a [`Consumer`](crate::Consumer) has a subscription, until it is closed or gone |
 /// | `tower_sentinel.reconnects` | counter | | attempts of a [`Consumer::reconnecting`](crate::Consumer::reconnecting) to connect, without its first |
+/// | `tower_sentinel.consumer.stalled` | counter | `reason` | findings of a [watchdog](crate::Consumer::watchdog), by their [`StallKind`](crate::consumer::StallKind) |
 /// | `tower_sentinel.intensity.state` | gauge | | the [`IntensityState`](crate::intensity::IntensityState) of an [`IntensityLayer`](crate::IntensityLayer): 0 running, 1 probing, 2 paused |
 ///
 /// Give the bounds of the histograms' buckets to the exporter: [`DURATION_BUCKETS`].
@@ -135,6 +137,7 @@ pub fn describe_metrics() {
         Unit::Count,
         "attempts of consumers to connect again"
     );
+    describe_counter!(STALLED, Unit::Count, "findings of the watchdogs");
     describe_gauge!(
         INTENSITY_STATE,
         Unit::Count,

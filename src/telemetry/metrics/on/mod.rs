@@ -16,7 +16,7 @@ mod settle;
 
 pub use self::describe::{DURATION_BUCKETS, describe_metrics};
 pub(crate) use self::{
-    consumer::ConsumerInstruments,
+    consumer::{ConsumerInstruments, count_stall},
     in_flight::InFlightGauge,
     intensity::IntensityInstruments,
     labels::{Labels, labels},

@@ -1,0 +1,67 @@
+//! Readiness of a session for the next job: its limit, its pauses and its service.
+
+use std::{
+    fmt, mem,
+    task::{Context, Poll},
+};
+
+use tower_service::Service;
+
+use super::{Classify, session::Session, subscription::Subscription, watched::Readiness};
+use crate::{
+    intensity::pausing,
+    outcome::{Panic, catch, guard},
+    sentinel::listening::observe,
+};
+
+impl<B, S, C> Session<B, S, S::Future, C>
+where
+    B: Subscription<Error: fmt::Display>,
+    S: Service<B::Job, Response: 'static, Error: fmt::Display>,
+    C: Classify<S::Error>,
+{
+    /// Polls the service for readiness, if there is room for its call.
+    pub(super) fn poll_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Result<Poll<Result<(), S::Error>>, Panic> {
+        self.readiness = Readiness::Full;
+        let (limit, is_paused) = match &self.part {
+            Some(part) => (self.options.limit.min(part.limit()), part.is_paused()),
+            None => (self.options.limit, false),
+        };
+        if is_paused || self.calls.len() >= limit {
+            return Ok(Poll::Pending);
+        }
+        let (polled, is_throttled) = match self.part {
+            Some(_) => pausing::observe(|| self.ask(cx)),
+            None => (self.ask(cx), false),
+        };
+        self.readiness = match polled {
+            Ok(Poll::Pending) if is_throttled => Readiness::Throttled,
+            Ok(Poll::Pending) => Readiness::Unready,
+            _ => Readiness::Ready,
+        };
+        polled
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
+        let mut ask = || catch(|| self.service.poll_ready(cx));
+        if !mem::take(&mut self.options.checks_token) {
+            return ask();
+        }
+        let (polled, listens) = observe(ask);
+        let has_token = self.options.shutdown.is_some();
+        if listens.is_some_and(|listens| listens != has_token) {
+            guard(|| {
+                tracing::warn!(
+                    consumer = has_token,
+                    sentinel = !has_token,
+                    "only one side has a shutdown token: a drain will drop unfinished jobs instead of \
+                     stopping them. Set both `shutdown`s to one token, or use the consumer's `sentinel`"
+                );
+            });
+        }
+        polled
+    }
+}
