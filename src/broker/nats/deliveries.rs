@@ -21,9 +21,9 @@ use tower::limit::ConcurrencyLimitLayer;
 
 use super::{
     Delivery, Pull, SubscriptionError, channel::Channel, fetched::Fetched, liveness::Liveness,
-    requests::Requests, unreadable::Search,
+    probe::probe, requests::Requests, unreadable::Search,
 };
-use crate::{broker::ending::Ending, outcome::guard};
+use crate::{broker::ending::Ending, consumer::Probing, outcome::guard};
 
 /// Stream of the [`Delivery`]s of a pull consumer, and a [`Subscription`](crate::consumer::Subscription).
 ///
@@ -66,6 +66,7 @@ pub struct Deliveries {
     search: Search,
     consumer: Arc<PullConsumer>,
     waiting: VecDeque<Fetched>,
+    is_standby: bool,
     state: State,
 }
 
@@ -83,6 +84,7 @@ impl Deliveries {
         channel: Arc<Channel>,
     ) -> Result<Self, SubscriptionError> {
         let consumer = Arc::new(consumer);
+        let is_standby = pull.priority.overflows();
         let reconnect_limit = pull.reconnect_limit.max(3 * pull.idle_heartbeat);
         let asked = Arc::clone(&consumer);
         let subscribing = Requests::subscribe(
@@ -109,6 +111,7 @@ impl Deliveries {
             search,
             consumer,
             waiting: VecDeque::new(),
+            is_standby,
             state: State::Open,
         })
     }
@@ -304,6 +307,20 @@ impl crate::consumer::Subscription for Deliveries {
 
     fn is_gone(&self) -> bool {
         self.channel.is_given_up()
+    }
+
+    /// Asks for the state of the consumer; JetStream does not report what this worker holds.
+    ///
+    /// A worker that helps only if others don't keep up is told of no jobs that wait, since they may wait for others.
+    fn probe(&self) -> Option<Probing> {
+        let (channel, consumer) = (Arc::clone(&self.channel), Arc::clone(&self.consumer));
+        let received = self.waiting.len();
+        Some(Box::pin(probe(
+            channel,
+            consumer,
+            received,
+            self.is_standby,
+        )))
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

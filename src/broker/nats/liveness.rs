@@ -41,6 +41,12 @@ enum Idleness {
     Full,
 }
 
+/// Returns the consumer's limit of unacked messages, if they have reached it.
+pub(super) fn unacked_limit(info: &Info) -> Option<usize> {
+    let limit = usize::try_from(info.config.max_ack_pending).ok()?;
+    (limit > 0 && info.num_ack_pending >= limit).then_some(limit)
+}
+
 impl Liveness {
     pub(super) fn new(consumer: Arc<PullConsumer>, reconnect_limit: Duration) -> Self {
         Self {
@@ -56,12 +62,11 @@ impl Liveness {
 
     /// Logs why the consumer delivers nothing, each time that the reason changes.
     pub(super) fn observe(&mut self, info: &Info) {
-        let limit = usize::try_from(info.config.max_ack_pending).unwrap_or(0);
-        let is_full = limit > 0 && info.num_ack_pending >= limit && info.num_pending > 0;
-        let idleness = match (info.paused, is_full) {
+        let limit = unacked_limit(info).filter(|_| info.num_pending > 0);
+        let idleness = match (info.paused, limit) {
             (true, _) => Some(Idleness::Paused),
-            (false, true) => Some(Idleness::Full),
-            (false, false) => None,
+            (false, Some(_)) => Some(Idleness::Full),
+            (false, None) => None,
         };
         let before = std::mem::replace(&mut self.idleness, idleness);
         if before == idleness {

@@ -82,6 +82,7 @@ mod liveness;
 mod miss;
 mod place;
 mod priority;
+mod probe;
 mod pull;
 mod repeat;
 mod requests;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::Stream;
-use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery as Received};
+use lapin::{Channel, Connection, Consumer, message::Delivery as Received};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
@@ -26,9 +26,13 @@ use super::{
     kind::QueueKind,
     leaving::{cancel, close, flush, stop},
     message::{Link, Reading},
+    probe::probe,
     publisher::Publisher,
 };
-use crate::{broker::ending::Ending, consumer::Subscription};
+use crate::{
+    broker::ending::Ending,
+    consumer::{ProbeError, Probing, Subscription},
+};
 
 /// Stream of the jobs of one subscription, over its own channel: a [`Subscription`].
 ///
@@ -49,7 +53,7 @@ use crate::{broker::ending::Ending, consumer::Subscription};
 pub struct Deliveries {
     channel: Channel,
     consumer: Consumer,
-    connection: ConnectionStatus,
+    connection: Arc<Connection>,
     link: Arc<Link>,
     prefetch: u16,
     /// Jobs received while it waits for the end, at most the prefetch.
@@ -83,7 +87,7 @@ impl Deliveries {
     pub(super) fn new(
         channel: Channel,
         consumer: Consumer,
-        connection: ConnectionStatus,
+        connection: Arc<Connection>,
         publisher: Publisher,
         prefetch: u16,
         reading: Reading,
@@ -156,7 +160,7 @@ impl Deliveries {
     /// close from this side.
     fn reason_of_cancel(&self) -> SubscriptionError {
         let state = lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
-        if !self.connection.connected() {
+        if !self.connection.status().connected() {
             return SubscriptionError::ConnectionClosed(state.into());
         }
         if !self.channel.status().connected() {
@@ -244,7 +248,28 @@ impl Subscription for Deliveries {
     fn is_gone(&self) -> bool {
         self.link.is_over.is_cancelled()
             || !self.channel.status().connected()
-            || !self.connection.connected()
+            || !self.connection.status().connected()
+    }
+
+    /// Asks for the number of ready jobs, by a passive declaration on a channel of its own, and lets the channel of the
+    /// subscription respond.
+    ///
+    /// AMQP does not report what the server counts as unacked.
+    fn probe(&self) -> Option<Probing> {
+        let (connection, channel) = (Arc::clone(&self.connection), self.channel.clone());
+        let queue = self.link.publisher.queue().to_owned();
+        let (prefetch, received) = (self.prefetch, self.received.len() as u64);
+        Some(Box::pin(async move {
+            let probed = probe(
+                connection,
+                channel,
+                queue.as_str().into(),
+                prefetch,
+                received,
+            );
+            let probed = probed.await;
+            probed.map_err(|error| ProbeError::new(SubscriptionError::new(&queue, error)))
+        }))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

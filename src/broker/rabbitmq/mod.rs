@@ -89,6 +89,7 @@ mod kind;
 mod leaving;
 mod message;
 mod opening;
+mod probe;
 mod publish;
 mod publisher;
 mod queue;

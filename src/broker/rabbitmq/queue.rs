@@ -403,7 +403,7 @@ impl Queue {
         Ok(Deliveries::new(
             channel,
             consumer,
-            connection.status().clone(),
+            connection.consuming(),
             publisher,
             self.prefetch,
             reading,

@@ -18,7 +18,10 @@ use tokio::{
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::{Delivery, SubscriptionError, channel::Channel, link::Link, reader::release};
-use crate::{broker::ending::Ending, consumer::Subscription};
+use crate::{
+    broker::ending::Ending,
+    consumer::{Probing, Subscription},
+};
 
 /// Stream of the deliveries to one consumer of a group.
 ///
@@ -180,6 +183,14 @@ impl Subscription for Deliveries {
 
     fn is_gone(&self) -> bool {
         self.channel.link.is_stale()
+    }
+
+    /// Counts the entries that are new for the group, delayed ones that are due, and those that were read and not taken;
+    /// and those that are pending for this consumer. It takes the rights `+xinfo|groups`, `+xpending`, `+xrange` and
+    /// `+zcount`.
+    fn probe(&self) -> Option<Probing> {
+        let received = self.incoming.len();
+        Some(Box::pin(Arc::clone(self.link()).probe(received)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -78,6 +78,7 @@ mod channel;
 mod connect;
 mod connect_error;
 mod connector;
+mod counts;
 mod dead_letter;
 mod dead_letter_queue;
 mod deliveries;

@@ -36,6 +36,8 @@ pub(super) static TAKE_DUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/take_due.lua")));
 pub(super) static RECLAIM: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/reclaim.lua")));
+pub(super) static COUNTS: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("scripts/counts.lua")));
 pub(super) static GIVE_BACK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/give_back.lua")));
 

@@ -7,9 +7,10 @@ use tokio::time::timeout;
 use tower_sentinel::{
     Verdict,
     broker::nats::{
-        NoPriority, Pull, SubscriptionError,
+        Deliveries, NoPriority, Pull, SubscriptionError,
         async_nats::jetstream::consumer::{PriorityPolicy, pull},
     },
+    consumer::Subscription,
 };
 
 use super::{Jobs, SOON, jobs, next, settings::consumer, settle};
@@ -28,6 +29,25 @@ async fn with_group(jobs: &mut Jobs, policy: PriorityPolicy) -> bool {
         println!("skipped: this nats-server has no priority groups");
     }
     has_groups
+}
+
+/// Returns how many jobs wait, by a probe.
+async fn waiting(deliveries: &Deliveries) -> Option<u64> {
+    deliveries.probe().unwrap().await.unwrap().waiting
+}
+
+#[tokio::test]
+async fn jobs_that_wait_for_others_don_t_wait_for_a_worker_that_helps() {
+    let mut jobs = jobs(SOON).await;
+    if !with_group(&mut jobs, PriorityPolicy::Overflow).await {
+        return;
+    }
+    jobs.publish("a").await;
+    let pull = jobs.pull().group("all");
+    for (pull, expected) in [(pull.clone(), Some(1)), (pull.min_pending(9), None)] {
+        let deliveries = pull.subscribe(&jobs.context).await.unwrap();
+        assert_eq!(waiting(&deliveries).await, expected);
+    }
 }
 
 async fn refused(jobs: &Jobs, pull: Pull) -> NoPriority {
@@ -161,6 +181,9 @@ async fn a_paused_consumer_is_waited_for() {
             .count()
     };
     let before = paused(&log);
-    let _deliveries = jobs.subscribe(1).await;
+    let deliveries = jobs.subscribe(1).await;
     assert_eq!(paused(&log), before + 1);
+    // Jobs that wait for the end of a pause wait for no worker.
+    jobs.publish("b").await;
+    assert_eq!(waiting(&deliveries).await, Some(0));
 }

@@ -12,11 +12,12 @@ use tower_sentinel::{
             types::{AMQPValue, FieldTable},
         },
     },
+    consumer::Subscription,
     settle::Settle,
 };
 
 use super::{
-    Scene, next,
+    Scene, next, quiet,
     server::{Version, version},
     settle, shared,
 };
@@ -95,4 +96,27 @@ async fn a_retry_at_once_is_not_delayed_by_the_queue() {
         .await
         .unwrap();
     scene.assert_empty(jobs).await;
+}
+
+#[tokio::test]
+async fn a_job_that_the_queue_delays_does_not_wait_for_a_worker() {
+    if version() < Version::V4_3 {
+        return;
+    }
+    let mut arguments = FieldTable::default();
+    let failed = AMQPValue::LongString("failed".into());
+    arguments.insert("x-delayed-retry-type".into(), failed);
+    for name in ["x-delayed-retry-min", "x-delayed-retry-max"] {
+        arguments.insert(name.into(), AMQPValue::LongLongInt(3_600_000));
+    }
+    let test = "a_job_that_the_queue_delays_does_not_wait";
+    let scene = Scene::declare(shared(), test, QueueKind::Quorum, arguments).await;
+    let queue = scene.queue().delivery_limit(None).delayed_retry();
+    let mut jobs = queue.subscribe(&scene.connection).await.unwrap();
+    scene.publish("one").await;
+    let verdict = Verdict::retry_after(Duration::from_secs(60));
+    settle(next(&mut jobs).await.tag(), verdict).await.unwrap();
+    quiet(&mut jobs).await;
+    let probe = jobs.probe().unwrap().await.unwrap();
+    assert_eq!(probe.waiting.unwrap_or_default(), 0, "{probe}");
 }

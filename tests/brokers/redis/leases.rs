@@ -11,6 +11,7 @@ use tower_sentinel::{
         Deliveries, Delivery, DeliveryError,
         redis::{Commands, Value, cmd},
     },
+    consumer::Subscription,
     settle::{Lease, Settle},
 };
 
@@ -18,6 +19,23 @@ use super::{
     GROUP, STREAM, add, asking, close, count, dead, delayed, group, is_quiet, next, pending,
     server::Server, settle, steal,
 };
+
+#[tokio::test]
+async fn a_probe_counts_entries_that_are_due_and_not_those_that_are_not() {
+    let server = Server::start();
+    let mut inspect = server.inspect();
+    let id = add(&mut inspect, "one");
+    let mut deliveries = group().prefetch(1).connect(server.url()).await.unwrap();
+    let _held = next(&mut deliveries).await;
+    let mut waiting = async |score: f64| {
+        let () = inspect
+            .zadd(group().delayed_key(), format!("{id}:1"), score)
+            .unwrap();
+        deliveries.probe().unwrap().await.unwrap().waiting
+    };
+    assert_eq!(waiting(1e15).await, Some(0));
+    assert_eq!(waiting(1.0).await, Some(1));
+}
 
 #[tokio::test]
 async fn keep_alive_holds_an_entry_past_the_idle_time() {

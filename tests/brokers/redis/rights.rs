@@ -8,6 +8,7 @@ use tower_sentinel::{
         ConnectError, ConsumerGroup,
         redis::{Commands, Connection, Value, cmd},
     },
+    consumer::Subscription,
     settle::{Lease, Settle},
 };
 
@@ -39,6 +40,24 @@ fn allow(server: &Server, rights: &[&str]) -> String {
 
 fn denials(connection: &mut Connection) -> Vec<Value> {
     cmd("ACL").arg("LOG").query(connection).unwrap()
+}
+
+#[tokio::test]
+async fn a_probe_names_the_rights_that_it_lacks() {
+    let server = Server::start();
+    let url = allow(&server, &documented());
+    let deliveries = group().connect(&*url).await.unwrap();
+    let error = deliveries.probe().unwrap().await.unwrap_err();
+    let error = format!("{error:#}");
+    let expected = "the broker can't be probed: the request to redis failed: ";
+    assert!(error.starts_with(expected), "{error}");
+    allow(
+        &server,
+        &[&documented()[..], &["+xinfo|groups", "+zcount"]].concat(),
+    );
+    let deliveries = group().connect(&*url).await.unwrap();
+    add(&mut server.inspect(), "one");
+    deliveries.probe().unwrap().await.unwrap();
 }
 
 #[tokio::test]
