@@ -73,6 +73,7 @@
 mod envelope;
 mod error;
 mod fixture;
+mod probing;
 mod run;
 mod settling;
 mod supervising;
@@ -82,6 +83,7 @@ pub use self::{
     envelope::{EnvelopeFixture, Published, a_job_keeps_its_envelope_when_it_comes_back},
     error::ConformanceError,
     fixture::{Backlog, DeadLetter, Fixture},
+    probing::a_probe_counts_what_waits,
     settling::{
         a_closed_subscription_redelivers_what_it_held, a_delayed_retry_is_not_seen_before_its_time,
         a_reject_is_kept_with_its_reason, a_release_is_free_where_the_broker_can_tell,
@@ -122,6 +124,7 @@ pub async fn all<F: Fixture>(start: impl AsyncFn() -> F) -> Result<(), Conforman
     keep_alive_holds_a_job_past_the_redelivery_time(&start().await).await?;
     a_tag_tells_what_its_broker_can_do(&start().await).await?;
     a_closed_subscription_redelivers_what_it_held(&start().await).await?;
+    a_probe_counts_what_waits(&start().await).await?;
     each_outcome_settles_as_decided(&start().await).await?;
     a_job_that_cannot_be_decoded_is_rejected_with_a_reason(&start().await).await?;
     a_delivery_limit_ends_a_loop(&start().await).await?;

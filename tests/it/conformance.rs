@@ -12,7 +12,7 @@ use tower_sentinel::{
     Job, Verdict,
     broker::memory::{self, Broker, ConnectError, DeliveryError, Queue, SubscriptionError},
     conformance::{self, Backlog, ConformanceError, DeadLetter, Fixture},
-    consumer::Subscription,
+    consumer::{Probing, Subscription},
     settle::{Capabilities, Lease, Reason, Settle, Unsettled},
 };
 
@@ -32,6 +32,7 @@ enum Fault {
     KeepAliveIsNotSent,
     CapabilitiesAreUnknown,
     CloseIsNotSent,
+    ProbeCountsAllJobs,
 }
 
 /// The embedded broker, behind an adapter with a fault.
@@ -125,6 +126,18 @@ impl Subscription for Deliveries {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SubscriptionError>> {
         Pin::new(&mut self.inner).poll_closed(cx)
+    }
+
+    fn probe(&self) -> Option<Probing> {
+        let (fault, probing) = (self.fault, self.inner.probe()?);
+        Some(Box::pin(async move {
+            let probe = probing.await?;
+            let (waiting, unsettled) = (probe.waiting.unwrap(), probe.unsettled.unwrap());
+            match fault {
+                Fault::ProbeCountsAllJobs => Ok(probe.waiting(waiting + unsettled)),
+                _ => Ok(probe),
+            }
+        }))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -258,6 +271,7 @@ finds! {
     keep_alive_holds_a_job_past_the_redelivery_time: KeepAliveIsNotSent
     a_tag_tells_what_its_broker_can_do: CapabilitiesAreUnknown
     a_closed_subscription_redelivers_what_it_held: CloseIsNotSent
+    a_probe_counts_what_waits: ProbeCountsAllJobs
     each_outcome_settles_as_decided: RetryAcks
     a_job_that_cannot_be_decoded_is_rejected_with_a_reason: ReasonIsLeftOut
     a_delivery_limit_ends_a_loop: ReasonIsLeftOut

@@ -145,6 +145,7 @@ macro_rules! scenarios {
             a_shutdown_under_load_leaves_nothing_unacked
             a_release_at_drain_is_charged_only_where_the_broker_counts_it
             a_closed_subscription_redelivers_what_it_held
+            a_probe_counts_what_waits
             a_job_keeps_its_envelope_when_it_comes_back
         }
         $crate::conformance::scenarios! { @ $test, $broker, start,
