@@ -161,7 +161,8 @@ async fn run(options: Options) -> Result<(), BoxError> {
     .sentinel(layer) // with the prefetch as its limit
     .with_graceful_shutdown(first_signal)
     .with_forced_shutdown(second_signal)
-    .drain_timeout(drain_timeout);
+    .drain_timeout(drain_timeout)
+    .watchdog(seconds(10), seconds(60));
     if let Some(address) = options.probe_addr {
         let listener = TcpListener::bind(address).await?;
         let probes = probes(consumer.watch());
