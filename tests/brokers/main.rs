@@ -21,4 +21,5 @@ mod port;
 mod proxy;
 mod rabbitmq;
 mod redis;
+mod watchdog;
 mod zombie;

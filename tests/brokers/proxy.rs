@@ -1,12 +1,14 @@
 //! A TCP proxy in front of a server, which can hold up and cut the traffic.
 
 use std::{
+    future::pending,
+    mem,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -19,21 +21,36 @@ use tokio::{
 pub(crate) struct Proxy {
     address: SocketAddr,
     connections: Arc<Mutex<Connections>>,
+    /// Connections that swallow all bytes.
+    half_open: Mutex<Vec<Connections>>,
+    swallowed: Swallowed,
     // Ends with the proxy.
     _accepting: JoinSet<()>,
 }
 
+/// Bytes whose next sender loses what it sends with them.
+type Swallowed = Arc<Mutex<Option<&'static [u8]>>>;
+
 /// The connections since the last cut.
 struct Connections {
     running: JoinSet<()>,
-    stalled: watch::Sender<bool>,
+    flow: watch::Sender<Flow>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Goes,
+    /// Bytes of clients wait.
+    Waits,
+    /// Nothing arrives, and nobody is told.
+    Nowhere,
 }
 
 impl Connections {
     fn new() -> Self {
         Self {
             running: JoinSet::new(),
-            stalled: watch::Sender::new(false),
+            flow: watch::Sender::new(Flow::Goes),
         }
     }
 }
@@ -63,11 +80,15 @@ impl Proxy {
     fn forwarding(listener: TcpListener, server: String, refused: &'static [u8]) -> Self {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Mutex::new(Connections::new()));
+        let swallowed = Swallowed::default();
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, server, refused, Arc::clone(&connections)));
+        let of_each = (refused, Arc::clone(&swallowed));
+        accepting.spawn(accept(listener, server, of_each, Arc::clone(&connections)));
         Self {
             address,
             connections,
+            half_open: Mutex::default(),
+            swallowed,
             _accepting: accepting,
         }
     }
@@ -79,7 +100,24 @@ impl Proxy {
 
     /// Holds up the bytes that clients send on the open connections.
     pub(crate) fn stall(&self) {
-        self.lock().stalled.send_replace(true);
+        self.lock().flow.send_replace(Flow::Waits);
+    }
+
+    /// Lets the open connections lose all bytes, in both directions, as half-open ones do. Later ones work.
+    pub(crate) fn swallow(&self) {
+        let open = mem::replace(&mut *self.lock(), Connections::new());
+        open.flow.send_replace(Flow::Nowhere);
+        self.half_open.lock().unwrap().push(open);
+    }
+
+    /// Loses `bytes` the next time that a client sends them, with whatever it sends in the same write.
+    pub(crate) fn swallow_next(&self, bytes: &'static [u8]) {
+        *self.swallowed.lock().unwrap() = Some(bytes);
+    }
+
+    /// Returns whether nothing is left to be swallowed.
+    pub(crate) fn has_swallowed(&self) -> bool {
+        self.swallowed.lock().unwrap().is_none()
     }
 
     /// Breaks the connections that there are.
@@ -95,7 +133,7 @@ impl Proxy {
 async fn accept(
     listener: TcpListener,
     server: String,
-    refused: &'static [u8],
+    (refused, swallowed): (&'static [u8], Swallowed),
     connections: Arc<Mutex<Connections>>,
 ) {
     loop {
@@ -105,34 +143,49 @@ async fn accept(
             continue;
         };
         let mut connections = connections.lock().unwrap();
-        let stalled = connections.stalled.subscribe();
+        let [flow, back] = [(); 2].map(|()| connections.flow.subscribe());
+        let swallowed = Arc::clone(&swallowed);
         connections.running.spawn(async move {
-            let (from_client, mut to_client) = client.into_split();
-            let (mut from_server, to_server) = server.into_split();
+            let (from_client, to_client) = client.into_split();
+            let (from_server, to_server) = server.into_split();
             tokio::select! {
-                _ = copy(&mut from_server, &mut to_client) => {}
-                () = forward(from_client, to_server, refused, stalled) => {}
+                () = forward(from_server, to_client, None, back) => {}
+                () = forward(from_client, to_server, Some((refused, swallowed)), flow) => {}
             }
         });
     }
 }
 
+/// Forwards bytes; those of a client with their special ones.
 async fn forward(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    refused: &[u8],
-    mut stalled: watch::Receiver<bool>,
+    of_client: Option<(&[u8], Swallowed)>,
+    mut flow: watch::Receiver<Flow>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let sent = &buffer[..read];
-        let is_refused =
-            !refused.is_empty() && sent.windows(refused.len()).any(|part| part == refused);
-        if is_refused || stalled.wait_for(|stalled| !stalled).await.is_err() {
-            return;
+        if let Some((refused, swallowed)) = &of_client {
+            let is_refused = !refused.is_empty() && has(sent, refused);
+            if is_refused || flow.wait_for(|flow| *flow != Flow::Waits).await.is_err() {
+                return;
+            }
+            let is_lost = |bytes: &mut &'static [u8]| has(sent, bytes);
+            if swallowed.lock().unwrap().take_if(is_lost).is_some() {
+                continue;
+            }
         }
-        if to.write_all(sent).await.is_err() {
-            return;
+        if *flow.borrow() != Flow::Nowhere && to.write_all(sent).await.is_err() {
+            break;
         }
     }
+    // Nobody is told of the end either.
+    if *flow.borrow() == Flow::Nowhere {
+        pending::<()>().await;
+    }
+}
+
+fn has(sent: &[u8], bytes: &[u8]) -> bool {
+    sent.windows(bytes.len()).any(|part| part == bytes)
 }

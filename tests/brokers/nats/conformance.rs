@@ -34,6 +34,7 @@ use crate::{
         verdicts::{NATS, printed, version},
     },
     proxy::Proxy,
+    watchdog::RemoteBroker,
 };
 
 /// Long enough for a machine that stands still for a moment.
@@ -272,6 +273,42 @@ impl<const DEAD_LETTER: bool, const SCHEDULES: bool> TestBroker for Nats<DEAD_LE
     async fn revive(&self) {
         self.server.lock().unwrap().restart();
     }
+}
+
+impl<const DEAD_LETTER: bool, const SCHEDULES: bool> RemoteBroker for Nats<DEAD_LETTER, SCHEDULES> {
+    const ACK: &'static [u8] = b"+ACK";
+
+    fn patient_connector(&self, prefetch: usize) -> Connector<Deliveries, NoSubscription> {
+        let (address, proxies) = (self.address(), Arc::clone(&self.proxies));
+        Box::new(move || {
+            let (address, proxies) = (address.clone(), Arc::clone(&proxies));
+            Box::pin(async move {
+                let proxy = Proxy::start(address).await;
+                let client = connect(&proxy.address()).await;
+                let context = jetstream::new(client.map_err(NoSubscription::Connect)?);
+                let pull = Pull::new("jobs", "workers").prefetch(prefetch);
+                let deliveries = pull.subscribe(&context).await;
+                let deliveries = deliveries.map_err(NoSubscription::Subscribe)?;
+                proxies.lock().unwrap().push(proxy);
+                Ok(deliveries)
+            })
+        })
+    }
+
+    fn with_proxies(&self, act: impl FnMut(&Proxy)) {
+        self.proxies.lock().unwrap().iter().for_each(act);
+    }
+
+    fn freeze(&self, freezes: bool) {
+        let signal = if freezes { "STOP" } else { "CONT" };
+        self.server.lock().unwrap().signal(signal);
+    }
+}
+
+mod watchdog {
+    use super::Nats;
+
+    crate::watchdog::scenarios!(Nats<true>, with the slow ones);
 }
 
 mod with_dead_letters {

@@ -33,6 +33,7 @@ use crate::{
         verdicts::{RABBITMQ_CLASSIC, RABBITMQ_QUORUM},
     },
     proxy::Proxy,
+    watchdog::RemoteBroker,
 };
 
 /// Time to wait for a queue that has no leader yet.
@@ -363,6 +364,33 @@ impl<const QUORUM: bool, const DEAD_LETTER: bool> TestBroker for Rabbit<QUORUM, 
             }
         };
         *self.admin.lock().await = channel;
+    }
+}
+
+impl<const QUORUM: bool, const DEAD_LETTER: bool> RemoteBroker for Rabbit<QUORUM, DEAD_LETTER> {
+    /// The class and the method of `basic.ack`.
+    const ACK: &'static [u8] = &[0, 60, 0, 80];
+
+    fn with_proxies(&self, act: impl FnMut(&Proxy)) {
+        self.proxies.lock().unwrap().iter().for_each(act);
+    }
+
+    fn freeze(&self, freezes: bool) {
+        self.server.own().lock().unwrap().freeze(freezes);
+    }
+}
+
+mod watchdog {
+    mod classic {
+        use super::super::Rabbit;
+
+        crate::watchdog::scenarios!(Rabbit<false, true>);
+    }
+
+    mod quorum {
+        use super::super::Rabbit;
+
+        crate::watchdog::scenarios!(Rabbit<true, true>, with the slow ones);
     }
 }
 

@@ -157,6 +157,14 @@ impl Server {
         guard.wait().unwrap();
     }
 
+    /// Stops the server without ending it, or lets it go on.
+    pub(crate) fn freeze(&self, freezes: bool) {
+        let pid = fs::read_to_string(self.program.folder.join("pid")).unwrap();
+        let signal = if freezes { "-STOP" } else { "-CONT" };
+        let status = Command::new("kill").args([signal, pid.trim()]).status();
+        assert!(status.unwrap().success());
+    }
+
     /// `127.0.0.1:port`.
     pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)

@@ -22,6 +22,7 @@ use crate::{
         verdicts::{REDIS, VALKEY, printed, version},
     },
     proxy::Proxy,
+    watchdog::RemoteBroker,
 };
 
 /// A server for this test, whose consumers connect through a proxy.
@@ -173,6 +174,29 @@ impl<const DEAD_LETTERS: bool> TestBroker for Redis<DEAD_LETTERS> {
         server.restart();
         *self.inspect() = server.inspect();
     }
+}
+
+impl<const DEAD_LETTERS: bool> RemoteBroker for Redis<DEAD_LETTERS> {
+    /// An argument of the script that acks.
+    const ACK: &'static [u8] = b"DEL\r\n";
+
+    fn with_proxies(&self, mut act: impl FnMut(&Proxy)) {
+        act(&self.proxy);
+    }
+
+    fn freeze(&self, freezes: bool) {
+        let server = self.server.lock().unwrap();
+        match freezes {
+            true => server.pause(),
+            false => server.resume(),
+        }
+    }
+}
+
+mod watchdog {
+    use super::Redis;
+
+    crate::watchdog::scenarios!(Redis<true>, with the slow ones);
 }
 
 mod with_dead_letters {
