@@ -141,6 +141,7 @@ pub mod sentinel;
 pub mod settle;
 pub mod telemetry;
 mod time;
+mod unready;
 
 pub use self::{
     cancel::{cancelled, spawn_blocking},

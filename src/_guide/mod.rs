@@ -6,6 +6,7 @@
 //! - [Retry, dead letters, backoff](retry): verdicts, and how decisions compose.
 //! - [Dead letters](dead_letters): how they are listed, moved back and deleted.
 //! - [Shutdown and deploys](shutdown): what ends a worker, in which order, and how long it takes.
+//! - [Operating a worker](operating): its state from outside, probes, stuck jobs, zombies, and alerts.
 //! - [Running on clusters](clusters): several addresses, faults of servers, and many workers.
 //! - [Time limits and blocking work](time_limits): what a limit can promise, leases, and jobs that block.
 //! - [Bring your own broker](own_broker): a complete adapter, with its tests.
@@ -38,6 +39,10 @@ pub mod dead_letters {
 
 pub mod shutdown {
     #![doc = include_str!("shutdown.md")]
+}
+
+pub mod operating {
+    #![doc = include_str!("operating.md")]
 }
 
 pub mod clusters {

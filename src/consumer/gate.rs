@@ -7,11 +7,11 @@ use std::{
 
 use tower_service::Service;
 
-use super::{Classify, session::Session, subscription::Subscription, watched::Readiness};
+use super::{Classify, counts::Readiness, session::Session, subscription::Subscription};
 use crate::{
-    intensity::pausing,
     outcome::{Panic, catch, guard},
     sentinel::listening::observe,
+    unready::{self, Cause},
 };
 
 impl<B, S, C> Session<B, S, S::Future, C>
@@ -33,13 +33,14 @@ where
         if is_paused || self.calls.len() >= limit {
             return Ok(Poll::Pending);
         }
-        let (polled, is_throttled) = match self.part {
-            Some(_) => pausing::observe(|| self.ask(cx)),
-            None => (self.ask(cx), false),
+        let (polled, cause) = match self.part {
+            Some(_) => unready::observe(|| self.ask(cx)),
+            None => (self.ask(cx), None),
         };
-        self.readiness = match polled {
-            Ok(Poll::Pending) if is_throttled => Readiness::Throttled,
-            Ok(Poll::Pending) => Readiness::Unready,
+        self.readiness = match (&polled, cause) {
+            (Ok(Poll::Pending), Some(Cause::Intensity)) => Readiness::Throttled,
+            (Ok(Poll::Pending), Some(Cause::Abandoned)) => Readiness::Exhausted,
+            (Ok(Poll::Pending), None) => Readiness::Unready,
             _ => Readiness::Ready,
         };
         polled

@@ -17,6 +17,7 @@ use crate::{
 
 mod connect;
 mod consuming;
+mod counts;
 mod drain;
 mod error;
 mod escalation;

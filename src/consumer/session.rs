@@ -13,13 +13,14 @@ use tower_service::Service;
 
 use super::{
     Classify, EndCause, Escalation, Summary,
+    counts::Readiness,
     in_flight::{Call, InFlight, poll_next, wake_all},
     options::{AfterError, Options},
     rebound::Rebound,
     signals::{Asked, Signals},
     subscription::Subscription,
     watchdog::Watchdog,
-    watched::{Part, Readiness},
+    watched::Part,
 };
 use crate::{
     outcome::{Panic, catch, drop_quietly, guard},

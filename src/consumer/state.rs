@@ -46,6 +46,8 @@ pub enum Pauser {
     Service,
     /// An [`IntensityLayer`](crate::IntensityLayer) of the service, since most jobs have failed.
     Intensity,
+    /// The sentinel, since as many jobs as its [`max_abandoned`](crate::SentinelLayer::max_abandoned) are stuck.
+    StuckJobs,
 }
 
 /// Counts of a consumer, of all its sessions.

@@ -22,8 +22,8 @@ use crate::sentinel::RunningJob;
 /// # Probes
 ///
 /// - [`is_ready`](Self::is_ready): the consumer has a subscription, and takes jobs.
-/// - [`is_live`](Self::is_live): the consumer has not ended. An outage of the broker is no reason to restart the process,
-///   since the consumer connects anew by itself.
+/// - [`is_live`](Self::is_live): the consumer has not ended, and no stuck jobs keep it from taking others. An outage of
+///   the broker is no reason to restart the process, since the consumer connects anew by itself.
 ///
 /// # Costs
 ///
@@ -106,11 +106,13 @@ impl Watch {
         matches!(self.state(), State::Consuming(_) | State::Saturated(_))
     }
 
-    /// Returns whether the consumer has not ended.
+    /// Returns whether the consumer has not ended, and is not stuck.
     ///
-    /// For a liveness probe: it is `true` while the broker is out of reach.
+    /// For a liveness probe: it is `true` while the broker is out of reach, and while the consumer is paused. It is stuck
+    /// if it takes no jobs because as many of them as [`max_abandoned`](crate::SentinelLayer::max_abandoned) block their
+    /// threads and can't be stopped: only a new process is free of them. Without that bound it is not known.
     pub fn is_live(&self) -> bool {
-        !matches!(*self.watched.phase.borrow(), Phase::Ended)
+        self.watched.is_live()
     }
 
     /// Lets the consumer take no more jobs until [`resume`](Self::resume) is called. Jobs that run go on, and the

@@ -10,9 +10,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    counts::{Standing, View},
     probe::{Probe, ProbeError, Probing},
     stall::{Stall, StallKind},
-    watched::{Standing, View, Watched},
+    watched::Watched,
 };
 use crate::{
     outcome::{Panic, catch, drop_quietly, guard},

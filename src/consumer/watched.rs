@@ -12,6 +12,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    counts::{Counts, Readiness, Standing, Turn, View},
     inbox::{Inbox, Inboxes, Question},
     share::share_of,
     state::{Pauser, Progress, State},
@@ -41,75 +42,6 @@ pub(super) struct Watched {
     pub(super) drain: CancellationToken,
     inboxes: Inboxes,
     counts: Mutex<Counts>,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    progress: Progress,
-    /// Number of the present session. Another one may drain beside it.
-    session: u64,
-    tasks: usize,
-    /// Number of those that have joined.
-    joined: usize,
-    limit: Option<usize>,
-    /// Number of running jobs of the present session.
-    here: usize,
-    /// Number of its tasks of each [`Readiness`].
-    tasks_by: [usize; 4],
-    /// Number of changes of that since the start.
-    turns: u64,
-}
-
-/// Readiness of a task for a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Readiness {
-    #[default]
-    Ready,
-    /// All of its places are taken, or an operator pauses it.
-    Full,
-    /// Its service is not ready.
-    Unready,
-    /// An intensity layer pauses its service.
-    Throttled,
-}
-
-/// Part of the state that decides whether a consumer waits for its broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct View {
-    pub(super) standing: Standing,
-    /// Number of running jobs of the present session.
-    pub(super) running: usize,
-    pub(super) free: Option<usize>,
-    pub(super) last_delivery: Option<Instant>,
-    pub(super) turn: Turn,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// A task waits for the next job.
-    Takes,
-    /// No job runs, and the service of each task is not ready, of its own.
-    Unready,
-    /// It is busy or paused, or has no session.
-    Other,
-}
-
-/// Counts that are equal at two times if no job was taken, and no task has changed its readiness, between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
-    pub(super) called: u64,
-    changes: u64,
-}
-
-impl Counts {
-    fn number_of(&self, readiness: Readiness) -> usize {
-        self.tasks_by[readiness as usize]
-    }
-
-    /// Returns the number of tasks with room for a job and a service that is not ready.
-    fn unready(&self) -> usize {
-        self.number_of(Readiness::Unready) + self.number_of(Readiness::Throttled)
-    }
 }
 
 impl Default for Watched {
@@ -154,6 +86,10 @@ impl Watched {
             },
             Phase::Consuming if progress.free == Some(0) => State::Saturated(progress),
             Phase::Consuming if counts.unready() < counts.tasks => State::Consuming(progress),
+            Phase::Consuming if counts.is_exhausted() => State::Paused {
+                by: Pauser::StuckJobs,
+                progress,
+            },
             // A limit of the service's own, which counts the same jobs.
             Phase::Consuming if counts.limit.is_none() && counts.here > 0 => {
                 State::Saturated(progress)
@@ -175,6 +111,15 @@ impl Watched {
         let size = Some(self.size()).filter(|&size| size < usize::MAX);
         let limit = [counts.limit, size].into_iter().flatten().min();
         limit.map(|limit| limit.saturating_sub(counts.here))
+    }
+
+    /// Returns whether it has not ended, and does not wait for jobs that are stuck.
+    pub(super) fn is_live(&self) -> bool {
+        match *self.phase.borrow() {
+            Phase::Ended => false,
+            Phase::Consuming => !self.counts().is_exhausted(),
+            Phase::Idle | Phase::Connecting { .. } | Phase::Draining => true,
+        }
     }
 
     /// Returns the state as a watchdog sees it.
@@ -224,7 +169,7 @@ impl Watched {
             let mut counts = self.counts();
             counts.session += 1;
             (counts.tasks, counts.joined, counts.limit) = (tasks, 0, limit);
-            (counts.here, counts.tasks_by) = (0, [tasks, 0, 0, 0]);
+            (counts.here, counts.tasks_by) = (0, [tasks, 0, 0, 0, 0]);
             counts.turns += 1;
         }
         self.phase.send_replace(Phase::Consuming);

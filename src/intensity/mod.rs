@@ -21,10 +21,13 @@ use self::{
     machine::Limits,
     shared::{Probe, Shared, Trial, Wait},
 };
-use crate::{backoff::Delays, telemetry::metrics::Labels};
+use crate::{
+    backoff::Delays,
+    telemetry::metrics::Labels,
+    unready::{self, Cause},
+};
 
 mod machine;
-pub(crate) mod pausing;
 mod shared;
 
 pub use self::shared::IntensityState;
@@ -415,7 +418,7 @@ where
         if self.probe.is_none() && !self.shared.is_running() {
             let wait = self.wait.get_or_insert_with(Wait::default);
             let Poll::Ready(probe) = wait.poll(&self.shared, cx) else {
-                pausing::note();
+                unready::note(Cause::Intensity);
                 return Poll::Pending;
             };
             self.probe = probe;

@@ -13,6 +13,7 @@ use crate::{
     cancel::JobContext,
     outcome::{drop_quietly, guard},
     telemetry::metrics::{InFlightGauge, Instruments},
+    unready::{self, Cause},
 };
 
 /// Counter of the jobs that still run although their outcome is known.
@@ -52,6 +53,7 @@ impl Abandoned {
         jobs.waiting
             .retain(|it| it.strong_count() > 0 && it.as_ptr() != Arc::as_ptr(waiter));
         jobs.waiting.push(Arc::downgrade(waiter));
+        unready::note(Cause::Abandoned);
         Poll::Pending
     }
 

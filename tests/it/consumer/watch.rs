@@ -9,8 +9,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
 use tower_sentinel::{
-    Consumer, SentinelLayer, SettlePolicy, ack_on_success,
-    broker::memory::{Broker, Delivery, Queue},
+    Consumer, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    broker::memory::{Broker, Delivery, DeliveryTag, Queue},
     consumer::{Pauser, State, Watch, connect_fn},
 };
 
@@ -339,4 +339,64 @@ async fn the_end_is_seen_however_it_comes() {
     while watch.is_live() {
         watch.changed().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_waits_for_stuck_jobs_is_not_live() {
+    let queue = Broker::new().queue("jobs").declare();
+    queue.publish(0);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Arc::new(std::sync::Mutex::new(Some(released)));
+    let service = service_fn(move |_: Delivery<u32>| {
+        let released = released.lock().unwrap().take();
+        async move {
+            if let Some(released) = released {
+                // Until the test lets it go.
+                released.recv().unwrap_or_default();
+            }
+            Ok::<_, Infallible>(())
+        }
+    });
+    let millis = Duration::from_millis;
+    let jobs = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let decision = |_: &DeliveryTag<u32>, _: &Outcome<(), Infallible>| Verdict::Reject;
+    let layer = SentinelLayer::new(SettlePolicy::new(decision))
+        .timeout(millis(300))
+        .stop_wait(millis(10))
+        .max_abandoned(1)
+        .runtime(jobs.handle().clone());
+    let consumer = Consumer::new(queue.subscribe(4).unwrap(), service).sentinel(layer);
+    let watch = consumer.watch();
+    let consumer = tokio::spawn(consumer.run());
+    // Each task notices it when it is to take the next job.
+    while queue.counts().dropped == 0 {
+        sleep(millis(5)).await;
+    }
+    queue.publish(1);
+    let until = async |state: fn(&State) -> bool| {
+        while !state(&watch.state()) {
+            sleep(millis(5)).await;
+        }
+    };
+    until(|state| {
+        matches!(
+            state,
+            State::Paused {
+                by: Pauser::StuckJobs,
+                ..
+            }
+        )
+    })
+    .await;
+    assert!(!watch.is_live() && !watch.is_ready());
+    drop(release);
+    until(|state| matches!(state, State::Consuming(_))).await;
+    assert!(watch.is_live());
+    watch.drain();
+    consumer.await.unwrap().unwrap();
+    jobs.shutdown_background();
 }
