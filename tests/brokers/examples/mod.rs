@@ -28,6 +28,13 @@ fn example(name: &str) -> Command {
         .args(["run", "--quiet", "--all-features", "--example", name, "--"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::null());
+    // Cargo sets them for a test. Build scripts that read them, such as ring's, would run again, and so would the
+    // compiler, on the program of this very test.
+    let of_cargo =
+        |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in env::vars().filter(|(name, _)| of_cargo(name)) {
+        command.env_remove(name);
+    }
     command
 }
 
