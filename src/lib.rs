@@ -109,6 +109,7 @@
 //! - `json`: `DecodeLayer::json`, with `serde` and `serde_json`.
 //! - `metrics`: counts and measures for the `metrics` facade; see `describe_metrics`.
 //! - `nats`: `broker::nats`, the pull consumers of JetStream, by async-nats.
+//! - `process`: `process`, jobs in processes of their own, on unix.
 //! - `rabbitmq`: `broker::rabbitmq`, classic and quorum queues, by lapin.
 //! - `redis`: `broker::redis`, the consumer groups of Redis Streams, by redis.
 //! - `rustls`, `native-tls`: TLS for each of these brokers; with both it is rustls.
@@ -137,6 +138,8 @@ pub mod keep_alive;
 pub mod outcome;
 pub mod panic_hook;
 pub mod policy;
+#[cfg(feature = "process")]
+pub mod process;
 pub mod sentinel;
 pub mod settle;
 pub mod telemetry;

@@ -9,6 +9,7 @@
 //! - [Operating a worker](operating): its state from outside, probes, stuck jobs, zombies, and alerts.
 //! - [Running on clusters](clusters): several addresses, faults of servers, and many workers.
 //! - [Time limits and blocking work](time_limits): what a limit can promise, leases, and jobs that block.
+//! - [How much isolation?](isolation): tasks, runtimes and processes, and what each survives.
 //! - [Bring your own broker](own_broker): a complete adapter, with its tests.
 //! - [From a raw lapin loop](lapin_loop): a loop by hand, and what to replace in it.
 //! - [From Celery, Broadway, apalis](others): their words, and where to find them here.
@@ -51,6 +52,11 @@ pub mod clusters {
 
 pub mod time_limits {
     #![doc = include_str!("time_limits.md")]
+}
+
+#[cfg(feature = "process")]
+pub mod isolation {
+    #![doc = include_str!("isolation.md")]
 }
 
 #[cfg(feature = "conformance")]

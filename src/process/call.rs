@@ -1,0 +1,126 @@
+//! One job in a child.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::bytes::Bytes;
+
+use super::{
+    error::ProcessError,
+    frame::Frame,
+    lease::Lease,
+    worker::{Message, Worker},
+};
+
+/// Time between two looks at a child that runs a job: at its memory, and whether it has ended though its socket is
+/// open.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Number of children that a job is offered to, if they end before they have it.
+const ATTEMPTS: u32 = 3;
+
+/// End of a job that leaves no child.
+enum Loss {
+    Crashed,
+    /// The child has ended before it had the job.
+    Unstarted,
+    Garbled,
+    OutOfMemory(u64),
+}
+
+/// Runs a job in the worker of a lease, which goes back if it can take another job.
+///
+/// If this is dropped, the worker is killed.
+pub(super) async fn call<T, E, C>(
+    mut lease: Box<Lease>,
+    bytes: Bytes,
+    time_left: Option<Duration>,
+    stopped: impl Future<Output = ()>,
+    decode: impl Fn(&[u8]) -> Result<Result<T, E>, C>,
+) -> Result<T, ProcessError<E, C>> {
+    let memory = lease.settings().memory;
+    let frame = Frame::Job { time_left, bytes };
+    let mut stopped = pin!(stopped);
+    let mut attempts = 0;
+    let (worker, answer) = loop {
+        attempts += 1;
+        let mut worker = lease.take().await;
+        worker.jobs += 1;
+        worker.feed(&frame);
+        let answer = run(&mut worker, memory, stopped.as_mut()).await;
+        // An idle child may have ended just then. That is not the fault of the job.
+        if !matches!(answer, Err(Loss::Unstarted)) || attempts == ATTEMPTS {
+            break (worker, answer);
+        }
+    };
+    let loss = match answer {
+        Ok(Frame::Answer(bytes)) => {
+            lease.give_back(worker);
+            return match decode(&bytes) {
+                Ok(result) => result.map_err(ProcessError::Failed),
+                Err(error) => Err(ProcessError::Undecodable(error)),
+            };
+        }
+        Ok(Frame::Panic { message, location }) => {
+            lease.give_back(worker);
+            return Err(ProcessError::Panicked { message, location });
+        }
+        Ok(Frame::Ready | Frame::Started | Frame::Job { .. }) => Loss::Garbled,
+        Err(loss) => loss,
+    };
+    let status = worker.end().await;
+    Err(match loss {
+        Loss::Crashed | Loss::Unstarted => ProcessError::Crashed { status },
+        Loss::Garbled => ProcessError::Garbled,
+        Loss::OutOfMemory(limit) => ProcessError::OutOfMemory { limit },
+    })
+}
+
+/// Sends the job that was fed, and waits for the answer.
+async fn run(
+    worker: &mut Worker,
+    memory: Option<u64>,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Frame, Loss> {
+    let (mut is_started, mut is_told) = (false, false);
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first is at once.
+    looks.tick().await;
+    loop {
+        tokio::select! {
+            biased;
+            message = worker.answer() => return match message {
+                Message::Frame(Frame::Started) if !is_started => {
+                    is_started = true;
+                    continue;
+                }
+                Message::Frame(frame) => Ok(frame),
+                Message::Garbage => Err(Loss::Garbled),
+                Message::Closed if is_started => Err(Loss::Crashed),
+                Message::Closed => Err(Loss::Unstarted),
+            },
+            () = &mut stopped, if !is_told => {
+                is_told = true;
+                worker.terminate();
+            }
+            _ = looks.tick() => {
+                if worker.has_ended() {
+                    return Err(match is_started {
+                        true => Loss::Crashed,
+                        false => Loss::Unstarted,
+                    });
+                }
+                if let Some(limit) = memory {
+                    if worker.memory().is_some_and(|used| used > limit) {
+                        return Err(Loss::OutOfMemory(limit));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! [`ProcessPool`], a service whose calls run in other processes.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    future::Future,
+    mem,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio_util::bytes::Bytes;
+use tower_service::Service;
+
+use super::{
+    call::call,
+    error::ProcessError,
+    lease::{Lease, Settings, Shared, acquire},
+    worker::Program,
+};
+use crate::cancel;
+
+/// Service that runs each job in another process.
+///
+/// A job may abort, overflow its stack, crash in a C library, use all memory, or never yield: it takes its own process
+/// down, and its caller gets a [`ProcessError`]. The other jobs of the worker don't notice. A process that has done its
+/// job well is kept for the next one.
+///
+/// It belongs inside a [`SentinelLayer`](crate::SentinelLayer). A job is any `AsRef<[u8]>`, such as the deliveries of all
+/// brokers. In the child, [`serve`](crate::process::serve) hands its bytes to a service, whose result comes back.
+///
+/// # Contract
+///
+/// - *Readiness*: there is a free process, or one was started. If none can be started, the service stays unready, tries
+///   again after a pause of up to 10 s, and an event at WARN says why. So a program that is missing does not drain the
+///   queue.
+/// - *Stop*: when the job is told to stop ([`cancelled()`](crate::cancelled)), its process gets SIGTERM, and the job
+///   there is told. When the response future is dropped, the process and all that it has started are killed at once. So
+///   a job's [`grace`](crate::SentinelLayer::grace) is the time between, and the sentinel's `stopped()` is true for each
+///   job that runs here.
+/// - *Panics* of the job are caught in its process, which goes on.
+/// - *The end of this process* ends the children: their sockets close.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::{error::Error, time::Duration};
+/// use tower::service_fn;
+/// use tower_sentinel::{
+///     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
+///     broker::memory::Broker,
+///     process::{self, ProcessPool, Request},
+/// };
+///
+/// async fn process(order: Request) -> Result<usize, String> {
+///     Ok(order.as_ref().len()) // may call into a C library that crashes
+/// }
+///
+/// fn main() -> Result<(), Box<dyn Error>> {
+///     // In a child this serves jobs, and does not return.
+///     process::serve_json(service_fn(process));
+///     work()
+/// }
+///
+/// #[tokio::main]
+/// async fn work() -> Result<(), Box<dyn Error>> {
+///     let queue = Broker::<String>::new().queue("orders").declare();
+///     let pool = ProcessPool::json::<usize, String>(4).memory(512 << 20).max_jobs(1_000);
+///     let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).timeout(Duration::from_secs(30));
+///     Consumer::new(queue.subscribe(4)?, pool).sentinel(layer).await?;
+///     Ok(())
+/// }
+/// ```
+pub struct ProcessPool<D> {
+    decode: D,
+    shared: Arc<Shared>,
+    state: State,
+}
+
+enum State {
+    Idle,
+    Acquiring(Pin<Box<dyn Future<Output = Box<Lease>> + Send + Sync>>),
+    Ready(Box<Lease>),
+}
+
+impl<D> ProcessPool<D> {
+    /// Creates a pool of at most `processes`, whose results `decode` reads: a
+    /// `Fn(&[u8]) -> Result<Result<T, E>, C>`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are to be 0 processes.
+    #[track_caller]
+    pub fn new(processes: usize, decode: D) -> Self {
+        assert!(processes > 0, "a pool of 0 processes would run nothing");
+        let settings = Settings {
+            program: Program {
+                path: None,
+                arguments: Vec::new(),
+                start_timeout: Duration::from_secs(10),
+            },
+            max_jobs: None,
+            memory: None,
+        };
+        Self {
+            decode,
+            shared: Arc::new(Shared::new(settings, processes)),
+            state: State::Idle,
+        }
+    }
+
+    /// Sets the program of the children; by default it is that of this process, without arguments.
+    ///
+    /// It must call [`serve`](crate::process::serve).
+    pub fn program(self, path: impl Into<PathBuf>) -> Self {
+        self.set(|settings| settings.program.path = Some(path.into()))
+    }
+
+    /// Sets the arguments of the program; none by default.
+    pub fn arguments<A: Into<OsString>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.set(|settings| {
+            settings.program.arguments = arguments.into_iter().map(Into::into).collect();
+        })
+    }
+
+    /// Sets the time that a child has until it is ready for jobs; 10 s by default.
+    pub fn start_timeout(self, limit: Duration) -> Self {
+        self.set(|settings| settings.program.start_timeout = limit)
+    }
+
+    /// Sets the number of jobs after which a child is replaced; never by default.
+    ///
+    /// Use it against libraries that leak.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `jobs` is 0.
+    #[track_caller]
+    pub fn max_jobs(self, jobs: u64) -> Self {
+        assert!(jobs > 0, "a child that runs 0 jobs is of no use");
+        self.set(|settings| settings.max_jobs = Some(jobs))
+    }
+
+    /// Sets the number of bytes that a child may have in memory while it runs a job; no limit by default.
+    ///
+    /// The pool looks every 20 ms, on Linux; elsewhere there is no limit. A child above it is killed, and its job fails
+    /// with [`ProcessError::OutOfMemory`]. A job can use more for so long: leave some room.
+    pub fn memory(self, bytes: u64) -> Self {
+        self.set(|settings| settings.memory = Some(bytes))
+    }
+
+    /// Changes the settings, as long as the pool has no process.
+    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        self.shared = Arc::new(self.shared.with(change));
+        self
+    }
+}
+
+/// Decoder of results in JSON.
+#[cfg(feature = "json")]
+type Json<T, E> = fn(&[u8]) -> Result<Result<T, E>, serde_json::Error>;
+
+#[cfg(feature = "json")]
+impl ProcessPool<()> {
+    /// Creates a pool of at most `processes`, whose results are JSON, as [`serve_json`](crate::process::serve_json)
+    /// writes them.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are to be 0 processes.
+    #[track_caller]
+    pub fn json<T, E>(processes: usize) -> ProcessPool<Json<T, E>>
+    where
+        T: serde::de::DeserializeOwned,
+        E: serde::de::DeserializeOwned,
+    {
+        ProcessPool::new(processes, |bytes: &[u8]| serde_json::from_slice(bytes))
+    }
+}
+
+impl<D, J, T, E, C> Service<J> for ProcessPool<D>
+where
+    D: Fn(&[u8]) -> Result<Result<T, E>, C> + Clone + Send + 'static,
+    J: AsRef<[u8]>,
+    T: Send + 'static,
+    E: Send + 'static,
+    C: Send + 'static,
+{
+    type Response = T;
+    type Error = ProcessError<E, C>;
+    type Future = Pin<Box<dyn Future<Output = Result<T, ProcessError<E, C>>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        loop {
+            self.state = match &mut self.state {
+                State::Idle => State::Acquiring(Box::pin(acquire(Arc::clone(&self.shared)))),
+                State::Acquiring(lease) => State::Ready(ready!(lease.as_mut().poll(cx))),
+                State::Ready(lease) => match lease.is_usable() {
+                    true => return Poll::Ready(Ok(())),
+                    // It has ended while it waited for a job.
+                    false => State::Idle,
+                },
+            };
+        }
+    }
+
+    #[track_caller]
+    fn call(&mut self, job: J) -> Self::Future {
+        let State::Ready(lease) = mem::replace(&mut self.state, State::Idle) else {
+            panic!("`ProcessPool` called before it was ready")
+        };
+        let bytes = Bytes::copy_from_slice(job.as_ref());
+        drop(job);
+        // Of the job that this call is part of.
+        let (stopped, time_left) = (cancel::cancelled(), cancel::time_left());
+        let decode = self.decode.clone();
+        Box::pin(call(lease, bytes, time_left, stopped, decode))
+    }
+}
+
+impl<D: Clone> Clone for ProcessPool<D> {
+    fn clone(&self) -> Self {
+        Self {
+            decode: self.decode.clone(),
+            shared: Arc::clone(&self.shared),
+            state: State::Idle,
+        }
+    }
+}
+
+impl<D> fmt::Debug for ProcessPool<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessPool")
+            .field("settings", &self.shared.settings)
+            .field("idle", &self.shared.number_idle())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! [`serve`], the side of the child.
+
+use std::{
+    convert::Infallible,
+    env, fmt,
+    fs::File,
+    future::{Ready, poll_fn, ready},
+    io,
+    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
+    process::exit,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{SinkExt, StreamExt};
+use rustix::process::{Signal, getpid, getppid, kill_process_group};
+use tokio::{
+    net::UnixStream,
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{bytes::Bytes, sync::CancellationToken};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    frame::{Frame, Frames, frames},
+    worker::PARENT,
+};
+use crate::{
+    outcome::{Outcome, Panic},
+    policy::Report,
+    sentinel::{SentinelError, SentinelLayer},
+};
+
+/// Bytes of a job, in a child of a [`ProcessPool`](crate::process::ProcessPool).
+///
+/// A [`DecodeLayer`](crate::DecodeLayer) makes a value of it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    bytes: Bytes,
+}
+
+impl AsRef<[u8]> for Request {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Serves jobs and ends the process, if it is a child of a [`ProcessPool`](crate::process::ProcessPool); otherwise
+/// returns at once.
+///
+/// Call it first in `main`, before a runtime is made: a child does nothing else of `main`. `encode` makes the bytes of a
+/// result, which the pool decodes.
+///
+/// In the child, [`cancelled()`](crate::cancelled) resolves when the job is told to stop in the parent, and
+/// [`time_left`](crate::cancel::time_left) is that of the job. A panic of the handler is caught. Standard output and
+/// standard error are the child's own; standard input is empty. The child ends when its parent does.
+///
+/// # Panics
+///
+/// A panic in `encode` is one of the job.
+pub fn serve<S, T, E, F>(service: S, encode: F)
+where
+    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    T: Send + 'static,
+    E: fmt::Display + Send + 'static,
+    F: Fn(Result<T, E>) -> Vec<u8> + Send + Sync + 'static,
+{
+    if !is_child() {
+        return;
+    }
+    if let Err(error) = run(service, Arc::new(encode)) {
+        #[expect(clippy::print_stderr, reason = "the child has no other way to tell")]
+        {
+            eprintln!("a child of a process pool ended: {error}");
+        }
+        exit(1);
+    }
+    end();
+}
+
+/// The same with results in JSON, for a pool made by [`ProcessPool::json`](crate::process::ProcessPool::json).
+///
+/// A result that can't be written as JSON is a panic of the job.
+#[cfg(feature = "json")]
+pub fn serve_json<S, T, E>(service: S)
+where
+    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    T: serde::Serialize + Send + 'static,
+    E: serde::Serialize + fmt::Display + Send + 'static,
+{
+    serve(service, |result| match serde_json::to_vec(&result) {
+        Ok(bytes) => bytes,
+        Err(error) => panic!("the result of a job can't be written as JSON: {error}"),
+    });
+}
+
+/// Returns whether a pool has started this process. A process that a child starts has the variable, too.
+fn is_child() -> bool {
+    let parent = env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
+    parent.is_some() && parent == getppid().map(|pid| pid.as_raw_nonzero().get())
+}
+
+/// Ends this process and those that it has started, which the pool counts on.
+fn end() -> ! {
+    // The group is this process's own.
+    kill_process_group(getpid(), Signal::KILL).ok();
+    exit(0)
+}
+
+fn run<S, T, E, F>(service: S, encode: Arc<F>) -> io::Result<()>
+where
+    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    T: Send + 'static,
+    E: fmt::Display + Send + 'static,
+    F: Fn(Result<T, E>) -> Vec<u8> + Send + Sync + 'static,
+{
+    // Jobs run on the workers, so a job that blocks does not keep this thread from noticing the end of the parent.
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    let socket = StdUnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    runtime.block_on(async {
+        let frames = frames(UnixStream::from_std(socket)?);
+        jobs(frames, service, encode).await
+    })
+}
+
+async fn jobs<S, T, E, F>(mut frames: Frames, service: S, encode: Arc<F>) -> io::Result<()>
+where
+    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    T: Send + 'static,
+    E: fmt::Display + Send + 'static,
+    F: Fn(Result<T, E>) -> Vec<u8> + Send + Sync + 'static,
+{
+    let mut terminations = signal(SignalKind::terminate())?;
+    frames.send(Frame::Ready.encode()).await?;
+    loop {
+        let (time_left, bytes) = match receive(&mut frames).await {
+            Some(Frame::Job { time_left, bytes }) => (time_left, bytes),
+            Some(_) | None => return Ok(()),
+        };
+        frames.send(Frame::Started.encode()).await?;
+        let stop = CancellationToken::new();
+        let job = outcome(service.clone(), time_left, bytes, stop.clone());
+        let encode = Arc::clone(&encode);
+        let mut job = tokio::spawn(async move {
+            match job.await {
+                Ok(Outcome::Completed(value)) => Frame::Answer(encode(Ok(value)).into()),
+                Ok(Outcome::Failed(error)) => Frame::Answer(encode(Err(error)).into()),
+                Ok(Outcome::Panicked(panic)) => of_panic(&panic),
+                Ok(Outcome::TimedOut(_) | Outcome::Cancelled(_)) => of_text("the job was stopped"),
+                Err(unready) => of_text(&format!("the handler is not ready: {unready}")),
+            }
+        });
+        let answer = loop {
+            tokio::select! {
+                answer = &mut job => break answer,
+                // The parent is gone. The job may block its thread, so it is not waited for.
+                _ = receive(&mut frames) => end(),
+                _ = terminations.recv() => stop.cancel(),
+            }
+        };
+        let answer = answer.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(payload) => of_panic(&Panic::from_payload(payload)),
+            Err(_) => of_text("the runtime of the child has ended"),
+        });
+        frames.send(answer.encode()).await?;
+    }
+}
+
+/// Returns the next frame; `None` at the end of the parent, or for something else.
+async fn receive(frames: &mut Frames) -> Option<Frame> {
+    let bytes = frames.next().await?.ok()?;
+    Frame::decode(bytes.freeze())
+}
+
+/// Runs a job under a sentinel of its own, which catches its panics, and tells it to stop. It is never aborted: the
+/// pool kills the process instead.
+async fn outcome<S>(
+    service: S,
+    time_left: Option<Duration>,
+    bytes: Bytes,
+    stop: CancellationToken,
+) -> Result<Outcome<S::Response, S::Error>, S::Error>
+where
+    S: Service<Request> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+{
+    let layer = SentinelLayer::with_tag(IntoOutcome, |_: &Request| ())
+        .grace(Duration::MAX)
+        .shutdown(stop);
+    let layer = match time_left {
+        Some(limit) => layer.timeout(limit),
+        None => layer.no_timeout(),
+    };
+    let mut sentinel = layer.layer(service);
+    match poll_fn(|cx| sentinel.poll_ready(cx)).await {
+        Ok(()) => {}
+        Err(SentinelError::Unready(error)) => return Err(error),
+        Err(error) => panic!("{}", error.brief()),
+    }
+    match sentinel.call(Request { bytes }).await {
+        Ok(outcome) => Ok(outcome),
+        // The policy does not fail.
+        Err(error) => panic!("{}", error.brief()),
+    }
+}
+
+/// Policy that returns the outcome.
+#[derive(Clone, Copy)]
+struct IntoOutcome;
+
+impl<T, E> Service<Report<(), T, E>> for IntoOutcome {
+    type Response = Outcome<T, E>;
+    type Error = Infallible;
+    type Future = Ready<Result<Outcome<T, E>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, report: Report<(), T, E>) -> Self::Future {
+        ready(Ok(report.outcome))
+    }
+}
+
+fn of_panic(panic: &Panic) -> Frame {
+    Frame::Panic {
+        message: panic.message().to_owned(),
+        location: panic.location().map(ToString::to_string),
+    }
+}
+
+fn of_text(message: &str) -> Frame {
+    Frame::Panic {
+        message: message.to_owned(),
+        location: None,
+    }
+}

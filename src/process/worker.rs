@@ -1,0 +1,201 @@
+//! [`Worker`], a child as its pool sees it.
+
+use std::{
+    ffi::OsString,
+    fmt, io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::{ExitStatus, Stdio, id},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
+use tokio::{
+    net::UnixStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+use tokio_util::bytes::Bytes;
+
+use super::frame::{Frame, Frames, frames};
+
+/// Variable with the id of the parent, by which a process knows that it is a child.
+pub(super) const PARENT: &str = "TOWER_SENTINEL_PROCESS_POOL";
+
+/// Program of the children, and the time that they have to start.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    /// `None` for that of this process.
+    pub(super) path: Option<PathBuf>,
+    pub(super) arguments: Vec<OsString>,
+    pub(super) start_timeout: Duration,
+}
+
+/// Reason why a child can't serve jobs.
+#[derive(Debug)]
+pub(super) enum Unstartable {
+    Spawn(io::Error),
+    /// It ended, or sent something else than that it is ready.
+    Ended,
+    TimedOut(Duration),
+}
+
+impl fmt::Display for Unstartable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unstartable::Spawn(error) => error.fmt(f),
+            Unstartable::Ended => f.write_str(
+                "it does not serve jobs: is `process::serve` the first call of its `main`?",
+            ),
+            Unstartable::TimedOut(limit) => write!(f, "it was not ready within {limit:?}"),
+        }
+    }
+}
+
+/// Message of a child, or its end.
+#[derive(Debug)]
+pub(super) enum Message {
+    Frame(Frame),
+    /// It sent something that is no frame.
+    Garbage,
+    /// Its socket is closed.
+    Closed,
+}
+
+/// A child, and the processes that it starts: they are killed when this is dropped.
+pub(super) struct Worker {
+    process: Child,
+    frames: Frames,
+    /// Number of jobs that it was given.
+    pub(super) jobs: u64,
+}
+
+impl Worker {
+    /// Starts a child, and waits until it is ready.
+    pub(super) async fn start(program: &Program) -> Result<Self, Unstartable> {
+        let mut worker = Self::spawn(program).map_err(Unstartable::Spawn)?;
+        let limit = program.start_timeout;
+        match timeout(limit, worker.receive()).await {
+            Ok(Message::Frame(Frame::Ready)) => Ok(worker),
+            Ok(_) => Err(Unstartable::Ended),
+            Err(_elapsed) => Err(Unstartable::TimedOut(limit)),
+        }
+    }
+
+    fn spawn(program: &Program) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let path = match &program.path {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?,
+        };
+        let process = Command::new(path)
+            .args(&program.arguments)
+            .env(PARENT, id().to_string())
+            // It is the one descriptor that a child can be given without unsafe code. The child takes it away from there.
+            .stdin(Stdio::from(OwnedFd::from(theirs.into_std()?)))
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(Self {
+            process,
+            frames: frames(ours),
+            jobs: 0,
+        })
+    }
+
+    /// Returns whether it is alive and silent, as one without a job is.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.frames.next().now_or_never().is_none() && !self.has_ended()
+    }
+
+    /// Adds a message to those that [`answer`](Self::answer) sends.
+    pub(super) fn feed(&mut self, frame: &Frame) {
+        // The buffer takes each frame at once while less than its bound waits in it; a job is alone. An error of the
+        // socket is seen by the flush.
+        drop(self.frames.feed(frame.encode()).now_or_never());
+    }
+
+    /// Sends what was added, and waits for the next message.
+    ///
+    /// Cancel safe.
+    pub(super) async fn answer(&mut self) -> Message {
+        match SinkExt::<Bytes>::flush(&mut self.frames).await {
+            Ok(()) => self.receive().await,
+            Err(_) => Message::Closed,
+        }
+    }
+
+    async fn receive(&mut self) -> Message {
+        match self.frames.next().await {
+            Some(Ok(bytes)) => match Frame::decode(bytes.freeze()) {
+                Some(frame) => Message::Frame(frame),
+                None => Message::Garbage,
+            },
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Message::Garbage,
+            Some(Err(_)) | None => Message::Closed,
+        }
+    }
+
+    /// Tells it to end its job.
+    pub(super) fn terminate(&self) {
+        if let Some(pid) = self.pid() {
+            kill_process(pid, Signal::TERM).ok();
+        }
+    }
+
+    /// Returns whether it has ended, though its socket may be held open by a process that it started.
+    pub(super) fn has_ended(&self) -> bool {
+        let Some(pid) = self.pid() else {
+            return true;
+        };
+        // It is not reaped by this, so that its id stays its own until its group is killed.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(pid), options), Ok(None))
+    }
+
+    /// Returns the number of bytes that it has in memory, on Linux.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let path = format!("/proc/{}/statm", self.pid()?.as_raw_nonzero());
+        let statm = std::fs::read_to_string(path).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        pages.checked_mul(rustix::param::page_size() as u64)
+    }
+
+    /// Kills it and the processes that it has started, and returns its status.
+    pub(super) async fn end(mut self) -> Option<ExitStatus> {
+        self.kill();
+        self.process.wait().await.ok()
+    }
+
+    fn kill(&self) {
+        // Not reaped yet, so the group is still its own.
+        if let Some(pid) = self.pid() {
+            kill_process_group(pid, Signal::KILL).ok();
+        }
+    }
+
+    /// Returns its id; `None` once it is reaped.
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.process.id()?.try_into().ok()?)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // tokio reaps it.
+        self.kill();
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("pid", &self.process.id())
+            .field("jobs", &self.jobs)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! The children, and a pool of them.
+
+use std::{
+    future::pending,
+    process::{Command, abort, exit},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Signal, getpid, kill_process};
+use tower::service_fn;
+use tower_sentinel::{
+    cancel::time_left,
+    cancelled, panic_hook,
+    process::{ProcessError, ProcessPool, Request, serve},
+};
+
+/// Result of a job as a text: `Ok` with a `+`, `Err` with a `-` in front.
+pub(crate) type Decode = fn(&[u8]) -> Result<Result<String, String>, std::str::Utf8Error>;
+
+pub(crate) type Answer = Result<String, ProcessError<String, std::str::Utf8Error>>;
+
+/// A pool of children that do what the text of a job says.
+pub(crate) fn pool(processes: usize) -> ProcessPool<Decode> {
+    let module = module_path!().split_once("::").unwrap().1;
+    let decode: Decode = |bytes| {
+        let text = std::str::from_utf8(bytes)?;
+        let (sign, text) = text.split_at(1);
+        Ok(match sign {
+            "+" => Ok(text.to_owned()),
+            _ => Err(text.to_owned()),
+        })
+    };
+    ProcessPool::new(processes, decode).arguments([
+        "--exact",
+        &format!("{module}::child"),
+        "--include-ignored",
+        "--nocapture",
+    ])
+}
+
+#[test]
+#[ignore = "it is a process that the other tests start"]
+fn child() {
+    panic_hook::install();
+    let encode = |result: Result<String, String>| match result {
+        Ok(text) => format!("+{text}").into_bytes(),
+        // No text at all.
+        Err(text) if text == "undecodable" => vec![0xff, 0xff],
+        Err(text) => format!("-{text}").into_bytes(),
+    };
+    serve(service_fn(job), encode);
+}
+
+async fn job(request: Request) -> Result<String, String> {
+    let text = String::from_utf8_lossy(request.as_ref()).into_owned();
+    match text.as_str() {
+        "pid" => Ok(getpid().as_raw_nonzero().to_string()),
+        "fail" => Err("it has failed".to_owned()),
+        "undecodable" => Err(text),
+        "panic" => panic!("it has panicked"),
+        "abort" => abort(),
+        // The handler of Rust's standard library swallows the first one that is no fault.
+        "segv" => loop {
+            kill_process(getpid(), Signal::SEGV).unwrap();
+        },
+        "overflow" => Ok(overflow(0).to_string()),
+        "allocate" => {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(vec![1_u8; 1 << 20]);
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        "exit 0" => exit(0),
+        "exit 3" => exit(3),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        "block" => loop {
+            thread::sleep(Duration::from_secs(1_000));
+        },
+        "wait" => pending().await,
+        "stop" => {
+            cancelled().await;
+            Ok("told to stop".to_owned())
+        }
+        "left" => Ok(time_left()
+            .map_or(u128::MAX, |left| left.as_millis())
+            .to_string()),
+        // A process that outlives the job, and holds what it has inherited.
+        "fork" => Ok(sleeper()),
+        "fork and abort" => {
+            sleeper();
+            abort()
+        }
+        text => Ok(text.len().to_string()),
+    }
+}
+
+#[expect(unconditional_recursion, reason = "its end is the point")]
+fn overflow(depth: u64) -> u64 {
+    let kept = std::hint::black_box([depth; 1_000]);
+    overflow(depth + 1) + kept[0]
+}
+
+#[expect(clippy::zombie_processes, reason = "it is to outlive its job")]
+fn sleeper() -> String {
+    let sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+    sleeper.id().to_string()
+}

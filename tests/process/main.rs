@@ -1,0 +1,9 @@
+//! Jobs in processes of their own, and each way in which they can end.
+//!
+//! The children are this test binary again: they run the ignored test `child`.
+#![allow(clippy::unwrap_used)]
+
+mod child;
+mod ends;
+mod pool;
+mod stops;
