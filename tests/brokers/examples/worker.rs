@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -111,7 +112,14 @@ impl Drop for Worker {
     }
 }
 
-async fn publish(channel: &Channel, queue: &str, body: &str) {
+/// Publishes messages, and waits until all are confirmed.
+async fn publish(channel: &Channel, queue: &str, bodies: impl Iterator<Item = &str>) {
+    let publishing = bodies.map(|body| publish_one(channel, queue, body));
+    // At once: the worker should not be done before the last of them.
+    join_all(publishing).await;
+}
+
+async fn publish_one(channel: &Channel, queue: &str, body: &str) {
     let options = BasicPublishOptions::default();
     let properties = BasicProperties::default();
     let confirm = channel
@@ -149,11 +157,9 @@ async fn sigterm_lets_the_worker_finish_and_leaves_nothing_unacked() {
     let channel = connection.create_channel().await.unwrap();
     let confirms = ConfirmSelectOptions::default();
     channel.confirm_select(confirms).await.unwrap();
-    publish(&channel, queue, "no json").await;
-    publish(&channel, queue, r#"{"article": "air", "quantity": 0}"#).await;
-    for _ in 0..ORDERS {
-        publish(&channel, queue, r#"{"article": "tea", "quantity": 2}"#).await;
-    }
+    let bad = ["no json", r#"{"article": "air", "quantity": 0}"#];
+    let orders = (0..ORDERS).map(|_| r#"{"article": "tea", "quantity": 2}"#);
+    publish(&channel, queue, bad.into_iter().chain(orders)).await;
     worker.until(|worker| worker.sent() >= 10).await;
     assert_eq!(worker.probe("/livez").await, "HTTP/1.1 200 OK");
     assert_eq!(worker.probe("/readyz").await, "HTTP/1.1 200 OK");
