@@ -13,7 +13,9 @@ impl Folder {
     pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("addresses-{}-{nth}", std::process::id());
+        // A test in another tree of .ci/in-suite may have the same id.
+        let drawn = fastrand::u32(..);
+        let name = format!("addresses-{}-{nth}-{drawn}", std::process::id());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&folder).unwrap();
         Self(folder)

@@ -38,8 +38,10 @@ struct Worker {
 
 impl Worker {
     fn start(queue: &str) -> Self {
-        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{queue}.log"));
         let probes = free_port();
+        // Another suite may be tested at the same time.
+        let name = format!("{queue}-{}-{probes}.log", std::process::id());
+        let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
         let child = example("worker")
             .args(["--queue", queue])
             .env("PROBE_ADDR", format!("127.0.0.1:{probes}"))

@@ -40,7 +40,8 @@ impl Server {
     fn new(port: u16, arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("nats-{}-{nth}", std::process::id());
+        // A test in another tree of .ci/in-suite may have the same id.
+        let name = format!("nats-{}-{nth}-{port}", std::process::id());
         let mut server = Self {
             port,
             folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name),

@@ -38,7 +38,9 @@ pub(super) struct Dependency(pub(super) PathBuf);
 
 impl Dependency {
     pub(super) fn new(kind: &str) -> Self {
-        let name = format!("dependency-{kind}-{}", std::process::id());
+        // A test in another tree of .ci/in-suite may have the same id.
+        let drawn = fastrand::u32(..);
+        let name = format!("dependency-{kind}-{}-{drawn}", std::process::id());
         Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
     }
 
