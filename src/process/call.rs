@@ -69,7 +69,7 @@ pub(super) async fn call<T, E, C>(
             lease.give_back(worker);
             return Err(ProcessError::Panicked { message, location });
         }
-        Ok(Frame::Ready | Frame::Started | Frame::Job { .. }) => Loss::Garbled,
+        Ok(Frame::Ready | Frame::Started | Frame::Cancel | Frame::Job { .. }) => Loss::Garbled,
         Err(loss) => loss,
     };
     let status = worker.end().await;
@@ -86,12 +86,21 @@ async fn run(
     memory: Option<u64>,
     mut stopped: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Frame, Loss> {
-    let (mut is_started, mut is_told) = (false, false);
+    // Of the job, of its stop, and of the child's knowledge of that.
+    let (mut is_started, mut is_stopped, mut is_told) = (false, false, false);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first is at once.
     looks.tick().await;
     loop {
+        // While a large job waits to be read, there is no room yet.
+        if is_stopped && !is_told {
+            is_told = worker.feed(&Frame::Cancel);
+        }
+        let lost = match is_started {
+            true => Loss::Crashed,
+            false => Loss::Unstarted,
+        };
         tokio::select! {
             biased;
             message = worker.answer() => return match message {
@@ -101,19 +110,12 @@ async fn run(
                 }
                 Message::Frame(frame) => Ok(frame),
                 Message::Garbage => Err(Loss::Garbled),
-                Message::Closed if is_started => Err(Loss::Crashed),
-                Message::Closed => Err(Loss::Unstarted),
+                Message::Closed => Err(lost),
             },
-            () = &mut stopped, if !is_told => {
-                is_told = true;
-                worker.terminate();
-            }
+            () = &mut stopped, if !is_stopped => is_stopped = true,
             _ = looks.tick() => {
                 if worker.has_ended() {
-                    return Err(match is_started {
-                        true => Loss::Crashed,
-                        false => Loss::Unstarted,
-                    });
+                    return Err(lost);
                 }
                 if let Some(limit) = memory {
                     if worker.memory().is_some_and(|used| used > limit) {

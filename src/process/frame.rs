@@ -19,6 +19,7 @@ const JOB: u8 = 1;
 const STARTED: u8 = 2;
 const ANSWER: u8 = 3;
 const PANIC: u8 = 4;
+const CANCEL: u8 = 5;
 
 /// Milliseconds that stand for no limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -33,6 +34,8 @@ pub(super) enum Frame {
         time_left: Option<Duration>,
         bytes: Bytes,
     },
+    /// The job before it is to stop. A signal could not say which job it means.
+    Cancel,
     /// The child has the job, and starts it.
     Started,
     /// The encoded result of the handler.
@@ -50,6 +53,7 @@ impl Frame {
         match self {
             Frame::Ready => buffer.put_u8(READY),
             Frame::Started => buffer.put_u8(STARTED),
+            Frame::Cancel => buffer.put_u8(CANCEL),
             Frame::Job { time_left, bytes } => {
                 let millis = time_left.map_or(UNLIMITED, |left| {
                     u64::try_from(left.as_millis()).unwrap_or(UNLIMITED)
@@ -85,6 +89,7 @@ impl Frame {
         match kind {
             READY if bytes.is_empty() => Some(Frame::Ready),
             STARTED if bytes.is_empty() => Some(Frame::Started),
+            CANCEL if bytes.is_empty() => Some(Frame::Cancel),
             JOB => {
                 let millis = u64::from_be_bytes(split(&mut bytes, 8)?.as_ref().try_into().ok()?);
                 let time_left = (millis != UNLIMITED).then(|| Duration::from_millis(millis));
@@ -127,6 +132,7 @@ mod tests {
         for frame in [
             Frame::Ready,
             Frame::Started,
+            Frame::Cancel,
             Frame::Job {
                 time_left: None,
                 bytes: bytes.clone(),
@@ -157,7 +163,8 @@ mod tests {
             b"\x01\x00\x00",
             b"\x02\x00",
             b"\x04\x00\x00\x00\x09short",
-            b"\x05",
+            b"\x05\x00",
+            b"\x06",
             b"\xff",
         ] {
             assert_eq!(Frame::decode(Bytes::from_static(bytes)), None, "{bytes:?}");

@@ -37,8 +37,7 @@ use crate::cancel;
 /// - *Readiness*: there is a free process, or one was started. If none can be started, the service stays unready, tries
 ///   again after a pause of up to 10 s, and an event at WARN says why. So a program that is missing does not drain the
 ///   queue.
-/// - *Stop*: when the job is told to stop ([`cancelled()`](crate::cancelled)), its process gets SIGTERM, and the job
-///   there is told. When the response future is dropped, the process and all that it has started are killed at once. So
+/// - *Stop*: when the job is told to stop ([`cancelled()`](crate::cancelled)), the job in its process is told, too. When the response future is dropped, the process and all that it has started are killed at once. So
 ///   a job's [`grace`](crate::SentinelLayer::grace) is the time between, and the sentinel's `stopped()` is true for each
 ///   job that runs here.
 /// - *Panics* of the job are caught in its process, which goes on.

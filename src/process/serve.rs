@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt, future::BoxFuture};
 use rustix::process::{Signal, getpid, getppid, kill_process_group};
 use tokio::{
     net::UnixStream,
@@ -72,7 +72,21 @@ where
     if !is_child() {
         return;
     }
-    if let Err(error) = run(service, Arc::new(encode)) {
+    let encode = Arc::new(encode);
+    let handle = move |time_left, bytes, stop| -> BoxFuture<'static, Frame> {
+        let job = outcome(service.clone(), time_left, bytes, stop);
+        let encode = Arc::clone(&encode);
+        Box::pin(async move {
+            match job.await {
+                Ok(Outcome::Completed(value)) => Frame::Answer(encode(Ok(value)).into()),
+                Ok(Outcome::Failed(error)) => Frame::Answer(encode(Err(error)).into()),
+                Ok(Outcome::Panicked(panic)) => of_panic(&panic),
+                Ok(Outcome::TimedOut(_) | Outcome::Cancelled(_)) => of_text("the job was stopped"),
+                Err(unready) => of_text(&format!("the handler is not ready: {unready}")),
+            }
+        })
+    };
+    if let Err(error) = run(&handle) {
         #[expect(clippy::print_stderr, reason = "the child has no other way to tell")]
         {
             eprintln!("a child of a process pool ended: {error}");
@@ -112,14 +126,10 @@ fn end() -> ! {
     exit(0)
 }
 
-fn run<S, T, E, F>(service: S, encode: Arc<F>) -> io::Result<()>
-where
-    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    T: Send + 'static,
-    E: fmt::Display + Send + 'static,
-    F: Fn(Result<T, E>) -> Vec<u8> + Send + Sync + 'static,
-{
+/// Runs a job with the time that it has and a token that stops it, and returns the answer.
+type Handle = dyn Fn(Option<Duration>, Bytes, CancellationToken) -> BoxFuture<'static, Frame>;
+
+fn run(handle: &Handle) -> io::Result<()> {
     // Jobs run on the workers, so a job that blocks does not keep this thread from noticing the end of the parent.
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -131,43 +141,31 @@ where
     socket.set_nonblocking(true)?;
     runtime.block_on(async {
         let frames = frames(UnixStream::from_std(socket)?);
-        jobs(frames, service, encode).await
+        jobs(frames, handle).await
     })
 }
 
-async fn jobs<S, T, E, F>(mut frames: Frames, service: S, encode: Arc<F>) -> io::Result<()>
-where
-    S: Service<Request, Response = T, Error = E> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    T: Send + 'static,
-    E: fmt::Display + Send + 'static,
-    F: Fn(Result<T, E>) -> Vec<u8> + Send + Sync + 'static,
-{
+async fn jobs(mut frames: Frames, handle: &Handle) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
     frames.send(Frame::Ready.encode()).await?;
     loop {
         let (time_left, bytes) = match receive(&mut frames).await {
             Some(Frame::Job { time_left, bytes }) => (time_left, bytes),
+            // It came too late for its job.
+            Some(Frame::Cancel) => continue,
             Some(_) | None => return Ok(()),
         };
         frames.send(Frame::Started.encode()).await?;
         let stop = CancellationToken::new();
-        let job = outcome(service.clone(), time_left, bytes, stop.clone());
-        let encode = Arc::clone(&encode);
-        let mut job = tokio::spawn(async move {
-            match job.await {
-                Ok(Outcome::Completed(value)) => Frame::Answer(encode(Ok(value)).into()),
-                Ok(Outcome::Failed(error)) => Frame::Answer(encode(Err(error)).into()),
-                Ok(Outcome::Panicked(panic)) => of_panic(&panic),
-                Ok(Outcome::TimedOut(_) | Outcome::Cancelled(_)) => of_text("the job was stopped"),
-                Err(unready) => of_text(&format!("the handler is not ready: {unready}")),
-            }
-        });
+        let mut job = tokio::spawn(handle(time_left, bytes, stop.clone()));
         let answer = loop {
             tokio::select! {
                 answer = &mut job => break answer,
-                // The parent is gone. The job may block its thread, so it is not waited for.
-                _ = receive(&mut frames) => end(),
+                frame = receive(&mut frames) => match frame {
+                    Some(Frame::Cancel) => stop.cancel(),
+                    // The parent is gone. The job may block its thread, so it is not waited for.
+                    Some(_) | None => end(),
+                },
                 _ = terminations.recv() => stop.cancel(),
             }
         };

@@ -10,9 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
@@ -112,11 +110,11 @@ impl Worker {
         self.frames.next().now_or_never().is_none() && !self.has_ended()
     }
 
-    /// Adds a message to those that [`answer`](Self::answer) sends.
-    pub(super) fn feed(&mut self, frame: &Frame) {
-        // The buffer takes each frame at once while less than its bound waits in it; a job is alone. An error of the
-        // socket is seen by the flush.
-        drop(self.frames.feed(frame.encode()).now_or_never());
+    /// Adds a message to those that [`answer`](Self::answer) sends, and returns whether there was room for it. There is
+    /// if nothing waits.
+    pub(super) fn feed(&mut self, frame: &Frame) -> bool {
+        // An error of the socket is seen by the flush.
+        self.frames.feed(frame.encode()).now_or_never().is_some()
     }
 
     /// Sends what was added, and waits for the next message.
@@ -137,13 +135,6 @@ impl Worker {
             },
             Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Message::Garbage,
             Some(Err(_)) | None => Message::Closed,
-        }
-    }
-
-    /// Tells it to end its job.
-    pub(super) fn terminate(&self) {
-        if let Some(pid) = self.pid() {
-            kill_process(pid, Signal::TERM).ok();
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::process::{Signal, getpid, kill_process};
+use tokio::time::timeout;
 use tower::service_fn;
 use tower_sentinel::{
     cancel::time_left,
@@ -86,6 +87,17 @@ async fn job(request: Request) -> Result<String, String> {
         "stop" => {
             cancelled().await;
             Ok("told to stop".to_owned())
+        }
+        "is told" => {
+            let told = timeout(Duration::from_millis(5), cancelled()).await;
+            Ok(told.is_ok().to_string())
+        }
+        // It tells the test that it has begun.
+        text if text.starts_with("begin ") => {
+            std::fs::write(text.trim_start_matches("begin "), "").unwrap();
+            loop {
+                std::hint::spin_loop();
+            }
         }
         "left" => Ok(time_left()
             .map_or(u128::MAX, |left| left.as_millis())
