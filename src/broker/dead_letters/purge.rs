@@ -101,15 +101,7 @@ impl Purge {
         let run = async {
             let mut pass = dead_letters.pass().await?;
             tally.total = pass.total();
-            loop {
-                let batch = self.walk.batch(usize::MAX, tally.deleted);
-                let taken = match batch {
-                    0 => break,
-                    batch => pass.next(batch).await?,
-                };
-                if taken.is_empty() {
-                    break;
-                }
+            while let Some(taken) = self.walk.next(&mut pass, usize::MAX, tally.deleted).await? {
                 tally.seen += taken.len() as u64;
                 let (matching, others): (Vec<_>, Vec<_>) = taken
                     .into_iter()

@@ -166,15 +166,7 @@ impl Redrive {
             tally.total = pass.total();
             let start = Instant::now();
             let mut unroutable = BTreeSet::new();
-            loop {
-                let batch = self.walk.batch(self.most(), tally.moved);
-                let taken = match batch {
-                    0 => break,
-                    batch => pass.next(batch).await?,
-                };
-                if taken.is_empty() {
-                    break;
-                }
+            while let Some(taken) = self.walk.next(&mut pass, self.most(), tally.moved).await? {
                 let (chosen, others) = self.choose(taken, &mut tally);
                 pass.put_back(others).await?;
                 if self.walk.is_dry {

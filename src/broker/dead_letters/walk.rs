@@ -1,6 +1,9 @@
 //! [`Walk`], the settings that a redrive and a purge have in common.
 
-use super::filter::Filter;
+use super::{
+    filter::Filter,
+    pass::{Pass, Taken},
+};
 
 /// Settings of a run.
 #[derive(Clone, Debug)]
@@ -21,10 +24,19 @@ impl Walk {
         }
     }
 
-    /// Returns the number of letters to take next, after so many that match; zero at the end.
-    pub(super) fn batch(&self, most: usize, done: u64) -> usize {
+    /// Takes the next letters, at most so many, after so many that match; `None` at the end.
+    pub(super) async fn next<P: Pass>(
+        &self,
+        pass: &mut P,
+        most: usize,
+        done: u64,
+    ) -> Result<Option<Vec<Taken<P::Key>>>, P::Error> {
         let left = self.limit.saturating_sub(done);
         let left = usize::try_from(left).unwrap_or(usize::MAX);
-        self.batch.min(most).min(left)
+        let taken = match self.batch.min(most).min(left) {
+            0 => return Ok(None),
+            batch => pass.next(batch).await?,
+        };
+        Ok((!taken.is_empty()).then_some(taken))
     }
 }
