@@ -12,7 +12,7 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, sleep},
 };
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
     Consumer, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery, DeliveryTag, Queue},
@@ -21,6 +21,7 @@ use tower_sentinel::{
     outcome::OutcomeKind,
 };
 
+use super::watch::handler;
 use crate::support::log::Log;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -36,21 +37,6 @@ fn queue(jobs: u32) -> Queue<u32> {
     let queue = Broker::new().queue("jobs").declare();
     (0..jobs).for_each(|job| queue.publish(job));
     queue
-}
-
-/// A handler whose jobs run until they have a permit.
-fn handler(
-    permits: &Arc<Semaphore>,
-) -> impl Service<Delivery<u32>, Response = (), Error = Infallible, Future: Send> + Clone + Send + use<>
-{
-    let permits = Arc::clone(permits);
-    service_fn(move |_: Delivery<u32>| {
-        let permits = Arc::clone(&permits);
-        async move {
-            permits.acquire().await.unwrap().forget();
-            Ok(())
-        }
-    })
 }
 
 fn running(watch: &Watch) -> usize {
@@ -217,7 +203,9 @@ async fn a_tag_that_cannot_be_printed_is_listed_too() {
     let queue = queue(2);
     let policy = service_fn(|_| async { Ok::<_, Infallible>(()) });
     let layer = SentinelLayer::with_tag(policy, |_: &Delivery<u32>| Unprintable).no_timeout();
-    let service = layer_of(layer);
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .service_fn(|_: Delivery<u32>| pending::<Result<(), Infallible>>());
     let consumer = Consumer::new(queue.subscribe(4).unwrap(), service);
     let watch = consumer.watch();
     tokio::spawn(consumer.run());
@@ -225,34 +213,6 @@ async fn a_tag_that_cannot_be_printed_is_listed_too() {
     let jobs = watch.jobs().await;
     assert_eq!(jobs.len(), 2);
     assert_eq!(&*jobs[0].tag, "the tag cannot be printed: no");
-}
-
-/// Puts jobs that run for ever under a sentinel.
-fn layer_of<L>(layer: L) -> L::Service
-where
-    L: tower::Layer<Forever>,
-{
-    layer.layer(Forever)
-}
-
-#[derive(Clone)]
-struct Forever;
-
-impl Service<Delivery<u32>> for Forever {
-    type Response = ();
-    type Error = Infallible;
-    type Future = std::future::Pending<Result<(), Infallible>>;
-
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Delivery<u32>) -> Self::Future {
-        pending()
-    }
 }
 
 #[tokio::test(start_paused = true)]

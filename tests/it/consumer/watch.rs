@@ -23,7 +23,7 @@ macro_rules! layer {
 }
 
 /// A handler whose jobs run until they have a permit.
-fn handler(
+pub(super) fn handler(
     permits: &Arc<Semaphore>,
 ) -> impl Service<Delivery<u32>, Response = (), Error = Infallible, Future: Send> + Clone + Send + use<>
 {
