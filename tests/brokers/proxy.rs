@@ -4,7 +4,10 @@ use std::{
     future::pending,
     mem,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{
@@ -24,6 +27,7 @@ pub(crate) struct Proxy {
     /// Connections that swallow all bytes.
     half_open: Mutex<Vec<Connections>>,
     swallowed: Swallowed,
+    is_down: Arc<AtomicBool>,
     // Ends with the proxy.
     _accepting: JoinSet<()>,
 }
@@ -81,14 +85,21 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Mutex::new(Connections::new()));
         let swallowed = Swallowed::default();
+        let is_down = Arc::new(AtomicBool::new(false));
         let mut accepting = JoinSet::new();
-        let of_each = (refused, Arc::clone(&swallowed));
-        accepting.spawn(accept(listener, server, of_each, Arc::clone(&connections)));
+        accepting.spawn(accept(
+            listener,
+            server,
+            (refused, Arc::clone(&swallowed)),
+            Arc::clone(&connections),
+            Arc::clone(&is_down),
+        ));
         Self {
             address,
             connections,
             half_open: Mutex::default(),
             swallowed,
+            is_down,
             _accepting: accepting,
         }
     }
@@ -125,6 +136,16 @@ impl Proxy {
         *self.lock() = Connections::new();
     }
 
+    /// Breaks the connections that there are, and each later one until [`up`](Self::up).
+    pub(crate) fn down(&self) {
+        self.is_down.store(true, Ordering::SeqCst);
+        self.cut();
+    }
+
+    pub(crate) fn up(&self) {
+        self.is_down.store(false, Ordering::SeqCst);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().unwrap()
     }
@@ -135,6 +156,7 @@ async fn accept(
     server: String,
     (refused, swallowed): (&'static [u8], Swallowed),
     connections: Arc<Mutex<Connections>>,
+    is_down: Arc<AtomicBool>,
 ) {
     loop {
         let (client, _) = listener.accept().await.unwrap();
@@ -143,6 +165,9 @@ async fn accept(
             continue;
         };
         let mut connections = connections.lock().unwrap();
+        if is_down.load(Ordering::SeqCst) {
+            continue;
+        }
         let [flow, back] = [(); 2].map(|()| connections.flow.subscribe());
         let swallowed = Arc::clone(&swallowed);
         connections.running.spawn(async move {

@@ -5,11 +5,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tower_sentinel::{
     Job, Outcome, Panic, Verdict,
-    broker::nats::{DeliveryError, SubscriptionError},
+    broker::nats::{DeliveryError, SubscriptionError, async_nats::jetstream, connect},
     settle::{Reason, Settle},
 };
 
 use super::{SOON, jobs, next, reason, settle};
+use crate::proxy::Proxy;
 
 #[tokio::test]
 async fn a_reject_without_a_dead_letter_subject_drops() {
@@ -70,24 +71,29 @@ fn jobs_headers() -> tower_sentinel::broker::nats::async_nats::HeaderMap {
 
 #[tokio::test]
 async fn a_reject_that_is_tried_again_leaves_one_dead_letter() {
-    let mut jobs = jobs(SOON * 6).await;
+    let jobs = jobs(SOON * 6).await;
     jobs.publish("a").await;
     let pull = jobs
         .pull()
         .dead_letter("dead")
         .confirm_timeout(Duration::from_millis(300));
-    let mut deliveries = pull.subscribe(&jobs.context).await.unwrap();
+    // A server that is killed may forget the delivery, and confirm no answer to it.
+    let proxy = Proxy::start(jobs.server.address()).await;
+    let client = connect(format!("nats://{}", proxy.address()))
+        .await
+        .unwrap();
+    let mut deliveries = pull.subscribe(&jetstream::new(client)).await.unwrap();
     let job = next(&mut deliveries).await;
 
-    // Two tries are sent, both after the restart.
-    jobs.server.kill();
+    // Two tries are sent, both once there is a connection.
+    proxy.down();
     let unsettled = job.tag().settle(Verdict::Reject, reason("bad")).await;
     let unsettled = unsettled.unwrap_err();
     assert!(
         matches!(unsettled.error, DeliveryError::Unconfirmed { .. }),
         "{unsettled}"
     );
-    jobs.server.restart();
+    proxy.up();
     let mut tag = unsettled.tag.expect("a reject may be tried again");
     while let Err(unsettled) = tag.settle(Verdict::Reject, reason("bad")).await {
         tag = unsettled.tag.expect("a reject may be tried again");
