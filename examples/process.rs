@@ -14,10 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, DecodeLayer, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    Consumer, DecisionExt, DecodeLayer, SentinelLayer, SettlePolicy, ack_on_success,
     broker::memory::Broker,
     decode::DecodeError,
-    process::{self, ProcessError, ProcessPool},
+    process::{self, ProcessPool},
 };
 
 const JOBS: usize = 200;
@@ -92,10 +92,9 @@ async fn work() -> Result<ExitCode, Box<dyn Error>> {
         queue.publish(serde_json::to_vec(&Deed::of(job))?);
     }
 
-    // A job that takes its process down does so again, and is a dead letter at its second delivery.
-    let decision = ack_on_success()
-        .on_error(|_: &ProcessError<String, serde_json::Error>| Verdict::retry())
-        .delivery_limit(2);
+    // A job that takes its process down does so again, and is a dead letter at its second delivery, and one
+    // that passes its time limit at its third.
+    let decision = ack_on_success().crash_limit(2).delivery_limit(3);
     let layer = SentinelLayer::new(SettlePolicy::new(decision)).timeout(Duration::from_secs(1));
     let pool = ProcessPool::json::<u32, String>(PROCESSES).memory(256 << 20);
 

@@ -2,15 +2,23 @@
 
 use std::{error::Error, fmt, os::unix::process::ExitStatusExt, process::ExitStatus};
 
+use crate::settle::decision::Crash;
+
 /// Error of a job that ran in a child of a [`ProcessPool`](crate::process::ProcessPool).
 ///
 /// `E` is the error of the handler, and `C` that of the codec for its results.
+///
+/// A child that can't be started is no error of a job: the pool is [not ready](crate::process::ProcessPool#contract)
+/// then.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ProcessError<E, C> {
     /// The handler returned an error.
     Failed(E),
     /// The handler panicked. The child caught that, and goes on.
+    ///
+    /// For the sentinel, which is outside of the child, this is an error:
+    /// [`poison_on_panic`](crate::DecisionExt::poison_on_panic) does not see it.
     Panicked {
         /// Message of the panic.
         message: String,
@@ -19,7 +27,8 @@ pub enum ProcessError<E, C> {
     },
     /// The child ended before its job: by a signal, an abort, a stack overflow, or an exit.
     Crashed {
-        /// How it ended; `None` if that is not known.
+        /// How it ended; `None` if that is not known. For the signal and a core dump see
+        /// [`ExitStatusExt`].
         status: Option<ExitStatus>,
     },
     /// The child used more memory than its [limit](crate::process::ProcessPool::memory), and was killed.
@@ -36,12 +45,19 @@ pub enum ProcessError<E, C> {
 impl<E, C> ProcessError<E, C> {
     /// Returns whether the job took its process down, or made it unusable.
     ///
-    /// Such a job is likely to do so again: limit its [deliveries](crate::DecisionExt::delivery_limit).
+    /// Such a job is likely to do so again: see [`on_crash`](crate::DecisionExt::on_crash) and
+    /// [`crash_limit`](crate::DecisionExt::crash_limit).
     pub fn is_crash(&self) -> bool {
         matches!(
             self,
             ProcessError::Crashed { .. } | ProcessError::OutOfMemory { .. } | ProcessError::Garbled
         )
+    }
+}
+
+impl<E, C> Crash for ProcessError<E, C> {
+    fn is_crash(&self) -> bool {
+        self.is_crash()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Settling: decisions, and their effects at the broker.
 
+#[cfg(feature = "process")]
+mod crash;
 mod decision;
 mod moot;
 mod remains;

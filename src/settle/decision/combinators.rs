@@ -1,109 +1,16 @@
-//! [`Decision`], which maps an outcome to a [`Verdict`], and ready decisions that compose.
+//! Ready decisions that compose.
 
-use std::{any::type_name, error::Error, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{any::type_name, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
+#[cfg(feature = "process")]
+use super::crash::{CrashLimit, OnCrash};
+use super::decide::{Decision, Undecided};
 use crate::{
     backoff::{Delays, full_jitter},
     decode::DecodeError,
     outcome::{CancelReason, Outcome},
     settle::{Settle, verdict::Verdict},
 };
-
-/// Function from the outcome of a job to its [`Verdict`].
-///
-/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, by [`ack_on_success`], and by the
-/// decisions that [`DecisionExt`] makes from others. A decision is pure: it sends nothing to the broker, and
-/// the same tag and outcome always give the same verdict. The only exception: the random numbers of a
-/// [`Backoff`], which [can be replaced](Backoff::random). So a decision can be tested as a table, without a
-/// broker and without a clock.
-///
-/// # Examples
-///
-/// ```
-/// use tower_sentinel::{Outcome, Panic, Verdict, settle::decision::Decision};
-///
-/// fn decide(_: &u64, outcome: &Outcome<(), std::io::Error>) -> Verdict {
-///     match outcome {
-///         Outcome::Completed(()) => Verdict::Ack,
-///         Outcome::Failed(_) | Outcome::TimedOut(_) => Verdict::retry(),
-///         Outcome::Panicked(_) => Verdict::Reject,
-///         Outcome::Cancelled(_) => Verdict::release(),
-///     }
-/// }
-///
-/// assert_eq!(decide.decide(&7, &Outcome::Completed(())), Ok(Verdict::Ack));
-/// assert_eq!(decide.decide(&7, &Outcome::Panicked(Panic::new("index 7"))), Ok(Verdict::Reject));
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a `Decision` for the tag `{Tag}` and `Outcome<{T}, {E}>`",
-    label = "this cannot decide on these jobs",
-    note = "a `Decision<Tag, T, E>` is a `Fn(&Tag, &Outcome<T, E>) -> Verdict`, or a ready one such as `ack_on_success()`, where `T` and `E` are the response and the error of the wrapped service",
-    note = "`delivery_limit`, `backoff` and `retry_once` ask the tag, which must be `Settle`; `on_error` takes a `Fn(&E) -> Verdict`; `reject_undecodable` needs a `DecodeLayer` directly inside the sentinel, since `E` must be a `DecodeError`"
-)]
-pub trait Decision<Tag, T, E> {
-    /// Returns the verdict on `outcome`, the outcome of the job with this tag.
-    ///
-    /// # Errors
-    ///
-    /// [`Undecided`] if the decision needs a value that the broker does not report. An unknown count is never
-    /// treated as zero, since then a delivery limit would never be reached.
-    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided>;
-}
-
-impl<F, Tag, T, E> Decision<Tag, T, E> for F
-where
-    F: Fn(&Tag, &Outcome<T, E>) -> Verdict,
-{
-    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
-        Ok(self(tag, outcome))
-    }
-}
-
-impl<D, Tag, T, E> Decision<Tag, T, E> for Arc<D>
-where
-    D: Decision<Tag, T, E> + ?Sized,
-{
-    fn decide(&self, tag: &Tag, outcome: &Outcome<T, E>) -> Result<Verdict, Undecided> {
-        (**self).decide(tag, outcome)
-    }
-}
-
-/// Error of a decision that needs a value which the broker does not report.
-///
-/// It occurs at the first job that is to be retried. The configuration is wrong: this decision does not work
-/// with this broker.
-///
-/// ```
-/// use tower_sentinel::settle::decision::Undecided;
-///
-/// assert_eq!(
-///     Undecided::DeliveriesUnknown.to_string(),
-///     "the broker does not report how often the job was delivered"
-/// );
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Undecided {
-    /// [`Settle::deliveries`] is `None`.
-    DeliveriesUnknown,
-    /// [`Settle::redelivered`] is `None`.
-    RedeliveredUnknown,
-}
-
-impl fmt::Display for Undecided {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Undecided::DeliveriesUnknown => {
-                "the broker does not report how often the job was delivered"
-            }
-            Undecided::RedeliveredUnknown => {
-                "the broker does not report whether the job was delivered before"
-            }
-        })
-    }
-}
-
-impl Error for Undecided {}
 
 // === BoxDecision ===
 
@@ -179,6 +86,9 @@ boxed!(
     RetryOnce<D>, DeliveryLimit<D>
 );
 
+#[cfg(feature = "process")]
+boxed!(OnCrash<D>, CrashLimit<D>);
+
 // === AckOnSuccess ===
 
 /// Returns the default decision; see [`AckOnSuccess`].
@@ -233,8 +143,8 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
 ///
 /// Each method wraps the decision before it, and its own verdict is the final one. Some methods *replace* a
 /// verdict without looking at it: [`on_error`](Self::on_error), [`poison_on_panic`](Self::poison_on_panic),
-/// [`reject_undecodable`](Self::reject_undecodable). They belong first. Others *bound* a `Retry`:
-/// [`backoff`](Self::backoff), [`retry_once`](Self::retry_once), [`delivery_limit`](Self::delivery_limit).
+/// [`reject_undecodable`](Self::reject_undecodable), and with the feature `process` `on_crash`. They belong first. Others *bound* a `Retry`:
+/// [`backoff`](Self::backoff), [`retry_once`](Self::retry_once), [`delivery_limit`](Self::delivery_limit), and `crash_limit`.
 /// They belong after those.
 ///
 /// | order | effect |
@@ -368,6 +278,60 @@ pub trait DecisionExt: Sized {
     /// ```
     fn reject_undecodable(self) -> RejectUndecodable<Self> {
         RejectUndecodable { inner: self }
+    }
+
+    /// Gives one verdict to each job that [took its process down](crate::process::ProcessError::is_crash).
+    ///
+    /// Without it, such a job fails like any other. The errors of the jobs are
+    /// [`ProcessError`](crate::process::ProcessError)s, or others that are a
+    /// [`Crash`](crate::settle::decision::Crash).
+    ///
+    /// ```
+    /// use tower_sentinel::{
+    ///     DecisionExt, Outcome, Verdict, ack_on_success,
+    ///     process::ProcessError, settle::decision::Decision,
+    /// };
+    ///
+    /// type Error = ProcessError<String, std::str::Utf8Error>;
+    ///
+    /// let decision = ack_on_success().on_crash(Verdict::Reject);
+    /// let decide = |error| decision.decide(&7, &Outcome::<(), Error>::Failed(error)).unwrap();
+    /// assert_eq!(decide(ProcessError::Crashed { status: None }), Verdict::Reject);
+    /// assert_eq!(decide(ProcessError::Failed("no such user".to_owned())), Verdict::retry());
+    /// ```
+    #[cfg(feature = "process")]
+    fn on_crash(self, verdict: Verdict) -> OnCrash<Self> {
+        OnCrash {
+            inner: self,
+            verdict,
+        }
+    }
+
+    /// Limits the deliveries of a job that takes its process down: a `Retry` or a `Release` of one that
+    /// [crashed](crate::process::ProcessError::is_crash) at its delivery number `limit` or later becomes a
+    /// `Reject`.
+    ///
+    /// A crash is dearer than an error, and more likely to happen again, so its limit is lower than that of
+    /// [`delivery_limit`](Self::delivery_limit). The count is that of the [deliveries](Settle::deliveries),
+    /// which the broker keeps, and not one of the crashes: a job that failed four times and then crashes is at
+    /// its fifth delivery. A verdict of an [`on_crash`](Self::on_crash) *after* it has no limit.
+    ///
+    /// ```
+    /// use tower_sentinel::{DecisionExt, ack_on_success};
+    ///
+    /// // A crash is tried once more, and an error four times.
+    /// let decision = ack_on_success().crash_limit(2).delivery_limit(5);
+    /// # drop(decision);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0.
+    #[cfg(feature = "process")]
+    #[track_caller]
+    fn crash_limit(self, limit: u32) -> CrashLimit<Self> {
+        assert!(limit > 0, "no job is delivered less than once");
+        CrashLimit { inner: self, limit }
     }
 
     /// Delays each `Retry` that has no delay yet, with a growing delay and full jitter.
