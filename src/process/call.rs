@@ -6,15 +6,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::bytes::Bytes;
-
 use super::{
     error::ProcessError,
     frame::Frame,
     lease::Lease,
     worker::{Message, Worker},
 };
+use tokio::time::{MissedTickBehavior, interval};
 
 /// Time between two looks at a child that runs a job: at its memory, and whether it has ended though its socket is
 /// open.
@@ -37,20 +35,18 @@ enum Loss {
 /// If this is dropped, the worker is killed.
 pub(super) async fn call<T, E, C>(
     mut lease: Box<Lease>,
-    bytes: Bytes,
-    time_left: Option<Duration>,
+    job: Frame,
     stopped: impl Future<Output = ()>,
     decode: impl Fn(&[u8]) -> Result<Result<T, E>, C>,
 ) -> Result<T, ProcessError<E, C>> {
     let memory = lease.settings().memory;
-    let frame = Frame::Job { time_left, bytes };
     let mut stopped = pin!(stopped);
     let mut attempts = 0;
     let (worker, answer) = loop {
         attempts += 1;
         let mut worker = lease.take().await;
         worker.jobs += 1;
-        worker.feed(&frame);
+        worker.feed(&job);
         let answer = run(&mut worker, memory, stopped.as_mut()).await;
         // An idle child may have ended just then. That is not the fault of the job.
         if !matches!(answer, Err(Loss::Unstarted)) || attempts == ATTEMPTS {

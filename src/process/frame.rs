@@ -8,6 +8,11 @@ use tokio_util::{
     codec::{Framed, LengthDelimitedCodec},
 };
 
+use super::{
+    head::Head,
+    wire::{Rest, put_optional_text, put_text},
+};
+
 /// Frames on a socket, each behind its length.
 pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
@@ -32,6 +37,7 @@ pub(super) enum Frame {
     /// A job, and the time that it has.
     Job {
         time_left: Option<Duration>,
+        head: Head,
         bytes: Bytes,
     },
     /// The job before it is to stop. A signal could not say which job it means.
@@ -54,13 +60,18 @@ impl Frame {
             Frame::Ready => buffer.put_u8(READY),
             Frame::Started => buffer.put_u8(STARTED),
             Frame::Cancel => buffer.put_u8(CANCEL),
-            Frame::Job { time_left, bytes } => {
+            Frame::Job {
+                time_left,
+                head,
+                bytes,
+            } => {
                 let millis = time_left.map_or(UNLIMITED, |left| {
                     u64::try_from(left.as_millis()).unwrap_or(UNLIMITED)
                 });
                 buffer.reserve(9 + bytes.len());
                 buffer.put_u8(JOB);
                 buffer.put_u64(millis);
+                head.put(&mut buffer);
                 buffer.put_slice(bytes);
             }
             Frame::Answer(bytes) => {
@@ -69,49 +80,37 @@ impl Frame {
                 buffer.put_slice(bytes);
             }
             Frame::Panic { message, location } => {
-                let location = location.as_deref().unwrap_or_default();
-                let length = u32::try_from(location.len()).unwrap_or(0);
                 buffer.put_u8(PANIC);
-                buffer.put_u32(length);
-                buffer.put_slice(&location.as_bytes()[..length as usize]);
-                buffer.put_slice(message.as_bytes());
+                put_text(&mut buffer, message);
+                put_optional_text(&mut buffer, location.as_deref());
             }
         }
         buffer.freeze()
     }
 
     /// Returns `None` for bytes that are no frame.
-    pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
-        if bytes.is_empty() {
-            return None;
-        }
-        let kind = bytes.split_to(1)[0];
-        match kind {
-            READY if bytes.is_empty() => Some(Frame::Ready),
-            STARTED if bytes.is_empty() => Some(Frame::Started),
-            CANCEL if bytes.is_empty() => Some(Frame::Cancel),
+    pub(super) fn decode(bytes: Bytes) -> Option<Self> {
+        let mut rest = Rest(bytes);
+        match rest.byte()? {
+            READY => rest.end(Frame::Ready),
+            STARTED => rest.end(Frame::Started),
+            CANCEL => rest.end(Frame::Cancel),
             JOB => {
-                let millis = u64::from_be_bytes(split(&mut bytes, 8)?.as_ref().try_into().ok()?);
-                let time_left = (millis != UNLIMITED).then(|| Duration::from_millis(millis));
-                Some(Frame::Job { time_left, bytes })
-            }
-            ANSWER => Some(Frame::Answer(bytes)),
-            PANIC => {
-                let length = u32::from_be_bytes(split(&mut bytes, 4)?.as_ref().try_into().ok()?);
-                let location = split(&mut bytes, length as usize)?;
-                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                Some(Frame::Panic {
-                    message: text(&bytes),
-                    location: (!location.is_empty()).then(|| text(&location)),
+                let millis = rest.u64()?;
+                Some(Frame::Job {
+                    time_left: (millis != UNLIMITED).then(|| Duration::from_millis(millis)),
+                    head: Head::take(&mut rest)?,
+                    bytes: rest.0,
                 })
+            }
+            ANSWER => Some(Frame::Answer(rest.0)),
+            PANIC => {
+                let (message, location) = (rest.text()?, rest.optional_text()?);
+                rest.end(Frame::Panic { message, location })
             }
             _ => None,
         }
     }
-}
-
-fn split(bytes: &mut Bytes, at: usize) -> Option<Bytes> {
-    (bytes.len() >= at).then(|| bytes.split_to(at))
 }
 
 /// Returns the frames of a socket.
@@ -135,10 +134,26 @@ mod tests {
             Frame::Cancel,
             Frame::Job {
                 time_left: None,
+                head: Head::default(),
                 bytes: bytes.clone(),
             },
             Frame::Job {
                 time_left: Some(Duration::from_millis(1_500)),
+                head: Head {
+                    headers: vec![("a".to_owned(), "\u{e4}".to_owned()), Default::default()],
+                    message_id: Some(String::new()),
+                    routing_key: Some("orders".to_owned()),
+                    deliveries: Some(u32::MAX),
+                    redelivered: Some(true),
+                },
+                bytes: Bytes::new(),
+            },
+            Frame::Job {
+                time_left: Some(Duration::ZERO),
+                head: Head {
+                    redelivered: Some(false),
+                    ..Head::default()
+                },
                 bytes: Bytes::new(),
             },
             Frame::Answer(bytes),
@@ -151,7 +166,16 @@ mod tests {
                 location: None,
             },
         ] {
-            assert_eq!(Frame::decode(frame.encode()), Some(frame));
+            let bytes = frame.encode();
+            // All but the payload of a job is needed to its last byte.
+            if !matches!(&frame, Frame::Job { bytes, .. } if !bytes.is_empty())
+                && !matches!(frame, Frame::Answer(_))
+            {
+                for end in 0..bytes.len() {
+                    assert_eq!(Frame::decode(bytes.slice(..end)), None);
+                }
+            }
+            assert_eq!(Frame::decode(bytes), Some(frame));
         }
     }
 

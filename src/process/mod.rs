@@ -10,15 +10,20 @@ compile_error!(
 mod call;
 mod error;
 mod frame;
+mod head;
 mod lease;
 mod pool;
+mod request;
 mod serve;
+mod wire;
 mod worker;
 
 #[cfg(feature = "json")]
 pub use self::serve::serve_json;
 pub use self::{
     error::ProcessError,
+    head::{BytesOnly, Crossing, WithHeaders},
     pool::ProcessPool,
-    serve::{Request, serve},
+    request::Request,
+    serve::serve,
 };

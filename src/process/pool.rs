@@ -18,10 +18,12 @@ use tower_service::Service;
 use super::{
     call::call,
     error::ProcessError,
+    frame::Frame,
+    head::{BytesOnly, Crossing, WithHeaders},
     lease::{Lease, Settings, Shared, acquire},
     worker::Program,
 };
-use crate::cancel;
+use crate::{cancel, outcome::guard};
 
 /// Service that runs each job in another process.
 ///
@@ -73,11 +75,16 @@ use crate::cancel;
 ///     Ok(())
 /// }
 /// ```
-pub struct ProcessPool<D> {
+pub struct ProcessPool<D, H = BytesOnly> {
     decode: D,
+    crossing: H,
+    trace_context: Option<TraceContext>,
     shared: Arc<Shared>,
     state: State,
 }
+
+/// Function of the user that returns headers with the trace context of the current span.
+type TraceContext = Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
 
 enum State {
     Idle,
@@ -106,9 +113,78 @@ impl<D> ProcessPool<D> {
         };
         Self {
             decode,
+            crossing: BytesOnly,
+            trace_context: None,
             shared: Arc::new(Shared::new(settings, processes)),
             state: State::Idle,
         }
+    }
+}
+
+impl<D, H> ProcessPool<D, H> {
+    /// Sets the headers that cross to the child; none by default.
+    ///
+    /// The jobs are [`Envelope`](crate::broker::Envelope)s then, as the deliveries of all brokers are. Their message
+    /// id, routing key and number of deliveries cross, too. The handler reads them from its
+    /// [`Request`](crate::process::Request). Name only what it needs: each header is copied for each job.
+    ///
+    /// ```
+    /// use tower_sentinel::process::{ProcessPool, Request};
+    ///
+    /// let pool = ProcessPool::json::<(), String>(4).headers(["tenant"]);
+    /// # drop(pool);
+    ///
+    /// async fn process(order: Request) -> Result<(), String> {
+    ///     let tenant = order.header("tenant").ok_or("the order has no tenant")?;
+    ///     println!("delivery {:?} of an order of {tenant}", order.deliveries());
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn headers<N: Into<String>>(
+        self,
+        names: impl IntoIterator<Item = N>,
+    ) -> ProcessPool<D, WithHeaders> {
+        ProcessPool {
+            decode: self.decode,
+            crossing: WithHeaders {
+                names: names.into_iter().map(Into::into).collect(),
+            },
+            trace_context: self.trace_context,
+            shared: self.shared,
+            state: State::Idle,
+        }
+    }
+
+    /// Sets the function that writes the trace context of the job's span as headers; none by default.
+    ///
+    /// It is called for each job, and [`Span::current`](tracing::Span::current) is the job's span. The handler finds the
+    /// headers in its [`Request`](crate::process::Request), in place of others with the same names, and makes its own
+    /// span a child of that one. With OpenTelemetry:
+    ///
+    /// ```ignore
+    /// let propagator = TraceContextPropagator::new();
+    /// let pool = ProcessPool::json::<usize, String>(4).trace_context(move || {
+    ///     let mut headers = HashMap::new();
+    ///     propagator.inject_context(&Span::current().context(), &mut headers);
+    ///     headers
+    /// });
+    ///
+    /// async fn process(order: Request) -> Result<usize, String> {
+    ///     let headers: HashMap<_, _> = order.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    ///     let span = tracing::info_span!("order");
+    ///     span.set_parent(TraceContextPropagator::new().extract(&headers));
+    ///     run(order).instrument(span).await
+    /// }
+    /// ```
+    ///
+    /// If the function panics, the job runs without.
+    pub fn trace_context<F, C>(mut self, write: F) -> Self
+    where
+        F: Fn() -> C + Send + Sync + 'static,
+        C: IntoIterator<Item = (String, String)>,
+    {
+        self.trace_context = Some(Arc::new(move || write().into_iter().collect()));
+        self
     }
 
     /// Sets the program of the children; by default it is that of this process, without arguments.
@@ -180,8 +256,9 @@ impl ProcessPool<()> {
     }
 }
 
-impl<D, J, T, E, C> Service<J> for ProcessPool<D>
+impl<D, H, J, T, E, C> Service<J> for ProcessPool<D, H>
 where
+    H: Crossing<J>,
     D: Fn(&[u8]) -> Result<Result<T, E>, C> + Clone + Send + 'static,
     J: AsRef<[u8]>,
     T: Send + 'static,
@@ -211,28 +288,39 @@ where
         let State::Ready(lease) = mem::replace(&mut self.state, State::Idle) else {
             panic!("`ProcessPool` called before it was ready")
         };
+        let mut head = self.crossing.head(&job);
+        if let Some(write) = &self.trace_context {
+            guard(|| head.replace(write()));
+        }
         let bytes = Bytes::copy_from_slice(job.as_ref());
         drop(job);
         // Of the job that this call is part of.
         let (stopped, time_left) = (cancel::cancelled(), cancel::time_left());
-        let decode = self.decode.clone();
-        Box::pin(call(lease, bytes, time_left, stopped, decode))
+        let frame = Frame::Job {
+            time_left,
+            head,
+            bytes,
+        };
+        Box::pin(call(lease, frame, stopped, self.decode.clone()))
     }
 }
 
-impl<D: Clone> Clone for ProcessPool<D> {
+impl<D: Clone, H: Clone> Clone for ProcessPool<D, H> {
     fn clone(&self) -> Self {
         Self {
             decode: self.decode.clone(),
+            crossing: self.crossing.clone(),
+            trace_context: self.trace_context.clone(),
             shared: Arc::clone(&self.shared),
             state: State::Idle,
         }
     }
 }
 
-impl<D> fmt::Debug for ProcessPool<D> {
+impl<D, H: fmt::Debug> fmt::Debug for ProcessPool<D, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessPool")
+            .field("crossing", &self.crossing)
             .field("settings", &self.shared.settings)
             .field("idle", &self.shared.number_idle())
             .finish_non_exhaustive()

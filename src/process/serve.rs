@@ -20,12 +20,13 @@ use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
 };
-use tokio_util::{bytes::Bytes, sync::CancellationToken};
+use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
     frame::{Frame, Frames, frames},
+    request::Request,
     worker::PARENT,
 };
 use crate::{
@@ -33,20 +34,6 @@ use crate::{
     policy::Report,
     sentinel::{SentinelError, SentinelLayer},
 };
-
-/// Bytes of a job, in a child of a [`ProcessPool`](crate::process::ProcessPool).
-///
-/// A [`DecodeLayer`](crate::DecodeLayer) makes a value of it.
-#[derive(Clone, Debug)]
-pub struct Request {
-    bytes: Bytes,
-}
-
-impl AsRef<[u8]> for Request {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
 
 /// Serves jobs and ends the process, if it is a child of a [`ProcessPool`](crate::process::ProcessPool); otherwise
 /// returns at once.
@@ -73,8 +60,8 @@ where
         return;
     }
     let encode = Arc::new(encode);
-    let handle = move |time_left, bytes, stop| -> BoxFuture<'static, Frame> {
-        let job = outcome(service.clone(), time_left, bytes, stop);
+    let handle = move |time_left, request, stop| -> BoxFuture<'static, Frame> {
+        let job = outcome(service.clone(), time_left, request, stop);
         let encode = Arc::clone(&encode);
         Box::pin(async move {
             match job.await {
@@ -127,7 +114,7 @@ fn end() -> ! {
 }
 
 /// Runs a job with the time that it has and a token that stops it, and returns the answer.
-type Handle = dyn Fn(Option<Duration>, Bytes, CancellationToken) -> BoxFuture<'static, Frame>;
+type Handle = dyn Fn(Option<Duration>, Request, CancellationToken) -> BoxFuture<'static, Frame>;
 
 fn run(handle: &Handle) -> io::Result<()> {
     // Jobs run on the workers, so a job that blocks does not keep this thread from noticing the end of the parent.
@@ -149,15 +136,19 @@ async fn jobs(mut frames: Frames, handle: &Handle) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
     frames.send(Frame::Ready.encode()).await?;
     loop {
-        let (time_left, bytes) = match receive(&mut frames).await {
-            Some(Frame::Job { time_left, bytes }) => (time_left, bytes),
+        let (time_left, request) = match receive(&mut frames).await {
+            Some(Frame::Job {
+                time_left,
+                head,
+                bytes,
+            }) => (time_left, Request::new(head, bytes)),
             // It came too late for its job.
             Some(Frame::Cancel) => continue,
             Some(_) | None => return Ok(()),
         };
         frames.send(Frame::Started.encode()).await?;
         let stop = CancellationToken::new();
-        let mut job = tokio::spawn(handle(time_left, bytes, stop.clone()));
+        let mut job = tokio::spawn(handle(time_left, request, stop.clone()));
         let answer = loop {
             tokio::select! {
                 answer = &mut job => break answer,
@@ -188,7 +179,7 @@ async fn receive(frames: &mut Frames) -> Option<Frame> {
 async fn outcome<S>(
     service: S,
     time_left: Option<Duration>,
-    bytes: Bytes,
+    request: Request,
     stop: CancellationToken,
 ) -> Result<Outcome<S::Response, S::Error>, S::Error>
 where
@@ -210,7 +201,7 @@ where
         Err(SentinelError::Unready(error)) => return Err(error),
         Err(error) => panic!("{}", error.brief()),
     }
-    match sentinel.call(Request { bytes }).await {
+    match sentinel.call(request).await {
         Ok(outcome) => Ok(outcome),
         // The policy does not fail.
         Err(error) => panic!("{}", error.brief()),

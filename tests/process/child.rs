@@ -21,36 +21,49 @@ pub(crate) type Decode = fn(&[u8]) -> Result<Result<String, String>, std::str::U
 
 pub(crate) type Answer = Result<String, ProcessError<String, std::str::Utf8Error>>;
 
+/// Reads a result.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Result<String, String>, std::str::Utf8Error> {
+    let text = std::str::from_utf8(bytes)?;
+    let (sign, text) = text.split_at(1);
+    Ok(match sign {
+        "+" => Ok(text.to_owned()),
+        _ => Err(text.to_owned()),
+    })
+}
+
+/// Writes a result.
+pub(crate) fn encode<E: std::fmt::Display>(result: Result<String, E>) -> Vec<u8> {
+    match result {
+        Ok(text) => format!("+{text}").into_bytes(),
+        Err(error) => format!("-{error}").into_bytes(),
+    }
+}
+
+/// Returns the arguments by which this program runs one ignored test.
+pub(crate) fn this_test(module: &str, test: &str) -> [String; 4] {
+    let module = module.split_once("::").unwrap().1;
+    [
+        "--exact".to_owned(),
+        format!("{module}::{test}"),
+        "--include-ignored".to_owned(),
+        "--nocapture".to_owned(),
+    ]
+}
+
 /// A pool of children that do what the text of a job says.
 pub(crate) fn pool(processes: usize) -> ProcessPool<Decode> {
-    let module = module_path!().split_once("::").unwrap().1;
-    let decode: Decode = |bytes| {
-        let text = std::str::from_utf8(bytes)?;
-        let (sign, text) = text.split_at(1);
-        Ok(match sign {
-            "+" => Ok(text.to_owned()),
-            _ => Err(text.to_owned()),
-        })
-    };
-    ProcessPool::new(processes, decode).arguments([
-        "--exact",
-        &format!("{module}::child"),
-        "--include-ignored",
-        "--nocapture",
-    ])
+    ProcessPool::new(processes, decode as Decode).arguments(this_test(module_path!(), "child"))
 }
 
 #[test]
 #[ignore = "it is a process that the other tests start"]
 fn child() {
     panic_hook::install();
-    let encode = |result: Result<String, String>| match result {
-        Ok(text) => format!("+{text}").into_bytes(),
+    serve(service_fn(job), |result| match result {
         // No text at all.
         Err(text) if text == "undecodable" => vec![0xff, 0xff],
-        Err(text) => format!("-{text}").into_bytes(),
-    };
-    serve(service_fn(job), encode);
+        result => encode(result),
+    });
 }
 
 async fn job(request: Request) -> Result<String, String> {

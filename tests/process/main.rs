@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod child;
+mod crossing;
 mod ends;
 mod pool;
 mod stops;
