@@ -65,7 +65,10 @@ pub(super) async fn call<T, E, C>(
             lease.give_back(worker);
             return Err(ProcessError::Panicked { message, location });
         }
-        Ok(Frame::Ready | Frame::Started | Frame::Cancel | Frame::Job { .. }) => Loss::Garbled,
+        // Events are not returned.
+        Ok(Frame::Ready | Frame::Started | Frame::Cancel | Frame::Job { .. } | Frame::Event(_)) => {
+            Loss::Garbled
+        }
         Err(loss) => loss,
     };
     let status = worker.end().await;
@@ -97,28 +100,32 @@ async fn run(
             true => Loss::Crashed,
             false => Loss::Unstarted,
         };
-        tokio::select! {
+        let message = tokio::select! {
+            // A child that sends events without end keeps neither of the first two back.
             biased;
-            message = worker.answer() => return match message {
-                Message::Frame(Frame::Started) if !is_started => {
-                    is_started = true;
-                    continue;
-                }
-                Message::Frame(frame) => Ok(frame),
-                Message::Garbage => Err(Loss::Garbled),
-                Message::Closed => Err(lost),
-            },
-            () = &mut stopped, if !is_stopped => is_stopped = true,
+            () = &mut stopped, if !is_stopped => {
+                is_stopped = true;
+                continue;
+            }
             _ = looks.tick() => {
-                if worker.has_ended() {
-                    return Err(lost);
-                }
                 if let Some(limit) = memory {
                     if worker.memory().is_some_and(|used| used > limit) {
                         return Err(Loss::OutOfMemory(limit));
                     }
                 }
+                if !worker.has_ended() {
+                    continue;
+                }
+                // What it sent before its end is there.
+                worker.message().unwrap_or(Message::Closed)
             }
+            message = worker.answer() => message,
+        };
+        match message {
+            Message::Frame(Frame::Started) if !is_started => is_started = true,
+            Message::Frame(frame) => return Ok(frame),
+            Message::Garbage => return Err(Loss::Garbled),
+            Message::Closed => return Err(lost),
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::{
 };
 
 use super::{
+    event::ChildEvent,
     head::Head,
     wire::{Rest, put_optional_text, put_text},
 };
@@ -25,6 +26,7 @@ const STARTED: u8 = 2;
 const ANSWER: u8 = 3;
 const PANIC: u8 = 4;
 const CANCEL: u8 = 5;
+const EVENT: u8 = 6;
 
 /// Milliseconds that stand for no limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -44,6 +46,8 @@ pub(super) enum Frame {
     Cancel,
     /// The child has the job, and starts it.
     Started,
+    /// An event of the child, at any time.
+    Event(ChildEvent),
     /// The encoded result of the handler.
     Answer(Bytes),
     /// The handler has panicked.
@@ -74,6 +78,10 @@ impl Frame {
                 head.put(&mut buffer);
                 buffer.put_slice(bytes);
             }
+            Frame::Event(event) => {
+                buffer.put_u8(EVENT);
+                event.put(&mut buffer);
+            }
             Frame::Answer(bytes) => {
                 buffer.reserve(1 + bytes.len());
                 buffer.put_u8(ANSWER);
@@ -103,6 +111,10 @@ impl Frame {
                     bytes: rest.0,
                 })
             }
+            EVENT => {
+                let event = ChildEvent::take(&mut rest)?;
+                rest.end(Frame::Event(event))
+            }
             ANSWER => Some(Frame::Answer(rest.0)),
             PANIC => {
                 let (message, location) = (rest.text()?, rest.optional_text()?);
@@ -123,6 +135,8 @@ pub(super) fn frames(socket: UnixStream) -> Frames {
 
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::*;
 
     #[test]
@@ -157,6 +171,18 @@ mod tests {
                 bytes: Bytes::new(),
             },
             Frame::Answer(bytes),
+            Frame::Event(ChildEvent {
+                level: Level::ERROR,
+                target: "app::jobs".to_owned(),
+                message: String::new(),
+                fields: None,
+            }),
+            Frame::Event(ChildEvent {
+                level: Level::TRACE,
+                target: String::new(),
+                message: "\u{e4}".to_owned(),
+                fields: Some("a=1".to_owned()),
+            }),
             Frame::Panic {
                 message: "an \u{e4} \0".to_owned(),
                 location: Some("src/main.rs:1:2".to_owned()),
@@ -189,6 +215,8 @@ mod tests {
             b"\x04\x00\x00\x00\x09short",
             b"\x05\x00",
             b"\x06",
+            b"\x06\x05\0\0\0\0\0\0\0\0\0",
+            b"\x07",
             b"\xff",
         ] {
             assert_eq!(Frame::decode(Bytes::from_static(bytes)), None, "{bytes:?}");

@@ -9,11 +9,15 @@ compile_error!(
 
 mod call;
 mod error;
+mod event;
+mod forward;
 mod frame;
 mod head;
 mod lease;
+mod output;
 mod pool;
 mod request;
+mod sender;
 mod serve;
 mod wire;
 mod worker;
@@ -23,6 +27,7 @@ pub use self::serve::serve_json;
 pub use self::{
     error::ProcessError,
     head::{BytesOnly, Crossing, WithHeaders},
+    output::Output,
     pool::ProcessPool,
     request::Request,
     serve::serve,

@@ -14,6 +14,7 @@ use std::{
 
 use tokio_util::bytes::Bytes;
 use tower_service::Service;
+use tracing::Level;
 
 use super::{
     call::call,
@@ -21,6 +22,7 @@ use super::{
     frame::Frame,
     head::{BytesOnly, Crossing, WithHeaders},
     lease::{Lease, Settings, Shared, acquire},
+    output::Output,
     worker::Program,
 };
 use crate::{cancel, outcome::guard};
@@ -107,6 +109,8 @@ impl<D> ProcessPool<D> {
                 path: None,
                 arguments: Vec::new(),
                 start_timeout: Duration::from_secs(10),
+                output: Output::Inherit,
+                events: None,
             },
             max_jobs: None,
             memory: None,
@@ -225,6 +229,29 @@ impl<D, H> ProcessPool<D, H> {
     /// with [`ProcessError::OutOfMemory`]. A job can use more for so long: leave some room.
     pub fn memory(self, bytes: u64) -> Self {
         self.set(|settings| settings.memory = Some(bytes))
+    }
+
+    /// Sets the destination of what the children write to their standard output and standard error; by default it is
+    /// [inherited](Output::Inherit).
+    pub fn output(self, output: Output) -> Self {
+        self.set(|settings| settings.program.output = output)
+    }
+
+    /// Sets the most verbose level of the children's `tracing` events that are emitted in this process; by default none
+    /// are.
+    ///
+    /// They have the child's level and message, and are in the span of the job that runs. Their target is
+    /// `tower_sentinel::process`. The field `child.target` has the child's, `child.fields` all its fields as one text, and
+    /// `process.pid` its process id. Spans of the child don't cross. Message and fields are cut at 8 KiB each.
+    ///
+    /// An event crosses before the code after it runs, so the last one before a crash arrives. Nothing is kept: a child
+    /// that emits events faster than they are handled waits. Between two jobs nobody reads; what is emitted there arrives
+    /// before the next job.
+    ///
+    /// [`serve`](crate::process::serve) installs the subscriber that sends them as the global default. If the child has
+    /// one before that, it is kept, and nothing crosses.
+    pub fn events(self, level: Level) -> Self {
+        self.set(|settings| settings.program.events = Some(level))
     }
 
     /// Changes the settings, as long as the pool has no process.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{SinkExt, StreamExt, future::BoxFuture};
+use futures_util::{StreamExt, future::BoxFuture};
 use rustix::process::{Signal, getpid, getppid, kill_process_group};
 use tokio::{
     net::UnixStream,
@@ -23,11 +23,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
+use tracing::subscriber::set_global_default;
 
 use super::{
+    forward::Forward,
     frame::{Frame, Frames, frames},
     request::Request,
-    worker::PARENT,
+    sender::Sender,
+    worker::{EVENTS, PARENT},
 };
 use crate::{
     outcome::{Outcome, Panic},
@@ -126,15 +129,21 @@ fn run(handle: &Handle) -> io::Result<()> {
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let socket = StdUnixStream::from(socket);
     socket.set_nonblocking(true)?;
+    let sender = Arc::new(Sender::new(socket.try_clone()?));
+    if let Some(level) = env::var(EVENTS).ok().and_then(|level| level.parse().ok()) {
+        let sender = Arc::clone(&sender);
+        // A subscriber that the program has installed stays.
+        set_global_default(Forward { level, sender }).ok();
+    }
     runtime.block_on(async {
         let frames = frames(UnixStream::from_std(socket)?);
-        jobs(frames, handle).await
+        jobs(frames, &sender, handle).await
     })
 }
 
-async fn jobs(mut frames: Frames, handle: &Handle) -> io::Result<()> {
+async fn jobs(mut frames: Frames, sender: &Sender, handle: &Handle) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
-    frames.send(Frame::Ready.encode()).await?;
+    sender.send(&Frame::Ready)?;
     loop {
         let (time_left, request) = match receive(&mut frames).await {
             Some(Frame::Job {
@@ -146,7 +155,7 @@ async fn jobs(mut frames: Frames, handle: &Handle) -> io::Result<()> {
             Some(Frame::Cancel) => continue,
             Some(_) | None => return Ok(()),
         };
-        frames.send(Frame::Started.encode()).await?;
+        sender.send(&Frame::Started)?;
         let stop = CancellationToken::new();
         let mut job = tokio::spawn(handle(time_left, request, stop.clone()));
         let answer = loop {
@@ -164,7 +173,7 @@ async fn jobs(mut frames: Frames, handle: &Handle) -> io::Result<()> {
             Ok(payload) => of_panic(&Panic::from_payload(payload)),
             Err(_) => of_text("the runtime of the child has ended"),
         });
-        frames.send(answer.encode()).await?;
+        sender.send(&answer)?;
     }
 }
 

@@ -14,15 +14,22 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
+    task::{consume_budget, unconstrained},
     time::timeout,
 };
-
 use tokio_util::bytes::Bytes;
+use tracing::Level;
 
-use super::frame::{Frame, Frames, frames};
+use super::{
+    frame::{Frame, Frames, frames},
+    output::{Output, Pipes},
+};
 
 /// Variable with the id of the parent, by which a process knows that it is a child.
 pub(super) const PARENT: &str = "TOWER_SENTINEL_PROCESS_POOL";
+
+/// Variable with the level of the events that a child sends.
+pub(super) const EVENTS: &str = "TOWER_SENTINEL_PROCESS_EVENTS";
 
 /// Program of the children, and the time that they have to start.
 #[derive(Clone, Debug)]
@@ -31,6 +38,8 @@ pub(super) struct Program {
     pub(super) path: Option<PathBuf>,
     pub(super) arguments: Vec<OsString>,
     pub(super) start_timeout: Duration,
+    pub(super) output: Output,
+    pub(super) events: Option<Level>,
 }
 
 /// Reason why a child can't serve jobs.
@@ -67,6 +76,7 @@ pub(super) enum Message {
 /// A child, and the processes that it starts: they are killed when this is dropped.
 pub(super) struct Worker {
     process: Child,
+    pipes: Pipes,
     frames: Frames,
     /// Number of jobs that it was given.
     pub(super) jobs: u64,
@@ -77,7 +87,7 @@ impl Worker {
     pub(super) async fn start(program: &Program) -> Result<Self, Unstartable> {
         let mut worker = Self::spawn(program).map_err(Unstartable::Spawn)?;
         let limit = program.start_timeout;
-        match timeout(limit, worker.receive()).await {
+        match timeout(limit, worker.answer()).await {
             Ok(Message::Frame(Frame::Ready)) => Ok(worker),
             Ok(_) => Err(Unstartable::Ended),
             Err(_elapsed) => Err(Unstartable::TimedOut(limit)),
@@ -90,15 +100,24 @@ impl Worker {
             Some(path) => path.clone(),
             None => std::env::current_exe()?,
         };
-        let process = Command::new(path)
+        let mut command = Command::new(path);
+        match program.events {
+            Some(level) => command.env(EVENTS, level.as_str()),
+            // That of a pool in whose child this is.
+            None => command.env_remove(EVENTS),
+        };
+        let mut process = command
             .args(&program.arguments)
             .env(PARENT, id().to_string())
             // It is the one descriptor that a child can be given without unsafe code. The child takes it away from there.
             .stdin(Stdio::from(OwnedFd::from(theirs.into_std()?)))
+            .stdout(program.output.stdio())
+            .stderr(program.output.stdio())
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         Ok(Self {
+            pipes: Pipes::of(&mut process),
             process,
             frames: frames(ours),
             jobs: 0,
@@ -107,7 +126,9 @@ impl Worker {
 
     /// Returns whether it is alive and silent, as one without a job is.
     pub(super) fn is_idle(&mut self) -> bool {
-        self.frames.next().now_or_never().is_none() && !self.has_ended()
+        self.pipes.drain();
+        let pid = self.process.id();
+        receive(&mut self.frames, pid).now_or_never().is_none() && !self.has_ended()
     }
 
     /// Adds a message to those that [`answer`](Self::answer) sends, and returns whether there was room for it. There is
@@ -117,25 +138,29 @@ impl Worker {
         self.frames.feed(frame.encode()).now_or_never().is_some()
     }
 
-    /// Sends what was added, and waits for the next message.
+    /// Sends what was added, and waits for the next message. Events and output that come before it are emitted.
     ///
     /// Cancel safe.
     pub(super) async fn answer(&mut self) -> Message {
-        match SinkExt::<Bytes>::flush(&mut self.frames).await {
-            Ok(()) => self.receive().await,
-            Err(_) => Message::Closed,
-        }
+        let (frames, pid) = (&mut self.frames, self.process.id());
+        let message = async {
+            match SinkExt::<Bytes>::flush(frames).await {
+                Ok(()) => receive(frames, pid).await,
+                Err(_) => Message::Closed,
+            }
+        };
+        let message = tokio::select! {
+            message = message => message,
+            never = self.pipes.read() => match never {},
+        };
+        self.pipes.drain();
+        message
     }
 
-    async fn receive(&mut self) -> Message {
-        match self.frames.next().await {
-            Some(Ok(bytes)) => match Frame::decode(bytes.freeze()) {
-                Some(frame) => Message::Frame(frame),
-                None => Message::Garbage,
-            },
-            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Message::Garbage,
-            Some(Err(_)) | None => Message::Closed,
-        }
+    /// Returns the next message, if it is there.
+    pub(super) fn message(&mut self) -> Option<Message> {
+        let message = receive(&mut self.frames, self.process.id());
+        unconstrained(message).now_or_never()
     }
 
     /// Returns whether it has ended, though its socket may be held open by a process that it started.
@@ -159,7 +184,9 @@ impl Worker {
     /// Kills it and the processes that it has started, and returns its status.
     pub(super) async fn end(mut self) -> Option<ExitStatus> {
         self.kill();
-        self.process.wait().await.ok()
+        let status = self.process.wait().await.ok();
+        self.pipes.drain();
+        status
     }
 
     fn kill(&self) {
@@ -172,6 +199,26 @@ impl Worker {
     /// Returns its id; `None` once it is reaped.
     fn pid(&self) -> Option<Pid> {
         Pid::from_raw(self.process.id()?.try_into().ok()?)
+    }
+}
+
+/// Waits for the next message, and emits the events before it.
+///
+/// Cancel safe.
+async fn receive(frames: &mut Frames, pid: Option<u32>) -> Message {
+    loop {
+        let frame = match frames.next().await {
+            Some(Ok(bytes)) => Frame::decode(bytes.freeze()),
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => None,
+            Some(Err(_)) | None => return Message::Closed,
+        };
+        match frame {
+            Some(Frame::Event(event)) => event.emit(pid),
+            Some(frame) => return Message::Frame(frame),
+            None => return Message::Garbage,
+        }
+        // A child that sends events without end does not keep the others from the thread.
+        consume_budget().await;
     }
 }
 

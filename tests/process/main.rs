@@ -8,3 +8,4 @@ mod crossing;
 mod ends;
 mod pool;
 mod stops;
+mod telemetry;
