@@ -26,9 +26,7 @@ pub(super) struct Forward {
 
 impl Subscriber for Forward {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // The sentinel of the job in its child says again what that in the parent says.
-        let is_sentinels = metadata.target().starts_with("tower_sentinel::sentinel");
-        metadata.is_event() && *metadata.level() <= self.level && !is_sentinels
+        metadata.is_event() && *metadata.level() <= self.level
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

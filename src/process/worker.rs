@@ -160,7 +160,9 @@ impl Worker {
     /// Returns the next message, if it is there.
     pub(super) fn message(&mut self) -> Option<Message> {
         let message = receive(&mut self.frames, self.process.id());
-        unconstrained(message).now_or_never()
+        let message = unconstrained(message).now_or_never();
+        self.pipes.drain();
+        message
     }
 
     /// Returns whether it has ended, though its socket may be held open by a process that it started.
@@ -184,9 +186,7 @@ impl Worker {
     /// Kills it and the processes that it has started, and returns its status.
     pub(super) async fn end(mut self) -> Option<ExitStatus> {
         self.kill();
-        let status = self.process.wait().await.ok();
-        self.pipes.drain();
-        status
+        self.process.wait().await.ok()
     }
 
     fn kill(&self) {

@@ -63,6 +63,11 @@ fn traces(request: &Request) -> String {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let context = TraceContextPropagator::new().extract(&headers);
+    // The sender's is replaced.
+    assert_eq!(
+        headers.get("traceparent").map(String::as_str),
+        request.header("traceparent")
+    );
     let span = info_span!("handler");
     span.set_parent(context.clone()).unwrap();
     let own = span.context();

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    fmt,
+    fmt, fs,
     io::Write,
+    path::Path,
     process::abort,
     sync::{Arc, Mutex},
     thread,
@@ -18,7 +19,8 @@ use tower_sentinel::{
     process::{Output, ProcessError, ProcessPool, Request, serve},
 };
 use tracing::{
-    Event, Level, Subscriber, debug, error, field, info, info_span, subscriber, trace, warn,
+    Dispatch, Event, Level, Subscriber, debug, error, field, info, info_span, subscriber, trace,
+    warn,
 };
 use tracing_subscriber::{
     Layer,
@@ -27,7 +29,10 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::child::{Decode, decode, encode, this_test};
+use crate::{
+    child::{Decode, decode, encode, this_test},
+    ends::runs,
+};
 
 /// A pool of children that tell.
 fn pool(child: &str) -> ProcessPool<Decode> {
@@ -107,6 +112,8 @@ async fn job(request: Request) -> Result<String, Infallible> {
 
 /// An event of each level.
 fn log() {
+    // What it would take is more than the pool asks for.
+    let _verbose = Dispatch::new(registry());
     let span = info_span!("of the child", secret = "pony");
     let _entered = span.enter();
     error!(target: "app::orders", order = 7, tenant = "acme", "failed: {}", "no such user");
@@ -398,4 +405,36 @@ async fn a_process_that_cannot_start_says_why() {
             }
         } => {}
     }
+}
+
+#[tokio::test]
+async fn an_answer_and_what_is_printed_before_count_though_the_process_has_ended() {
+    let (log, _installed) = Log::install();
+    let name = format!("process-ended-{}-{}", std::process::id(), fastrand::u64(..));
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let script = format!(
+        r"printf '\000\000\000\001\000' >&0; sleep 0.1; printf '\000\000\000\001\002' >&0;
+        echo $$ >{0}.new; mv {0}.new {0}; sleep 0.1;
+        echo last words; printf '\000\000\000\003\003+a' >&0",
+        file.display()
+    );
+    let pool = pool("child").program("/bin/sh").arguments(["-c", &script]);
+    let pool = pool.output(Output::Events);
+    let answer = tokio::spawn(async move { run(&pool, "job", None).await });
+    while !file.exists() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let pid = fs::read_to_string(&file).unwrap();
+    // The pool sees the answer and the end at once, since this keeps it from looking.
+    while runs(pid.trim()) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let outcome = answer.await.unwrap();
+    assert!(
+        matches!(&outcome, Outcome::Completed(text) if text == "a"),
+        "{outcome:?}"
+    );
+    let seen = log.take();
+    assert_eq!((seen.len(), seen[0].message()), (1, "last words"));
+    fs::remove_file(file).unwrap();
 }
