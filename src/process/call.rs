@@ -116,8 +116,10 @@ async fn run(
                 if !worker.has_ended() {
                     continue;
                 }
-                // What it sent before its end is there.
-                worker.message().unwrap_or(Message::Closed)
+                match worker.last_message() {
+                    Some(message) => message,
+                    None => continue,
+                }
             }
             message = worker.answer() => message,
         };

@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::{
+    io::ioctl_fionread,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
+};
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
@@ -157,12 +160,16 @@ impl Worker {
         message
     }
 
-    /// Returns the next message, if it is there.
-    pub(super) fn message(&mut self) -> Option<Message> {
+    /// Returns the next message of one that has ended; `None` if the runtime has not read it yet.
+    pub(super) fn last_message(&mut self) -> Option<Message> {
         let message = receive(&mut self.frames, self.process.id());
         let message = unconstrained(message).now_or_never();
         self.pipes.drain();
-        message
+        message.or_else(|| match ioctl_fionread(self.frames.get_ref()) {
+            Ok(1..) => None,
+            // A process that it started may hold its socket.
+            Ok(0) | Err(_) => Some(Message::Closed),
+        })
     }
 
     /// Returns whether it has ended, though its socket may be held open by a process that it started.
