@@ -302,8 +302,18 @@ async fn threads_that_tell_without_end_keep_no_answer_back() {
     }
 }
 
+/// A subscriber that is slower than any child.
+struct Slow;
+
+impl<S: Subscriber> Layer<S> for Slow {
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        thread::sleep(Duration::from_micros(100));
+    }
+}
+
 #[tokio::test]
 async fn a_child_that_tells_without_end_is_watched() {
+    let _installed = subscriber::set_default(registry().with(Slow));
     let pool = pool("child").events(Level::INFO).output(Output::Events);
     for job in ["log without end", "print without end"] {
         // Its memory is looked at, though there is always something to read.
