@@ -6,7 +6,10 @@ use std::{
     fs::File,
     future::{Ready, poll_fn, ready},
     io,
-    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::FileTypeExt, net::UnixStream as StdUnixStream},
+    },
     process::exit,
     sync::Arc,
     task::{Context, Poll},
@@ -14,7 +17,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::BoxFuture};
-use rustix::process::{Signal, getpid, getppid, kill_process_group};
+use rustix::process::{Signal, kill_current_process_group};
 use tokio::{
     net::UnixStream,
     runtime::Builder,
@@ -103,16 +106,18 @@ where
     });
 }
 
-/// Returns whether a pool has started this process. A process that a child starts has the variable, too.
+/// Returns whether a pool has started this process, itself or by another program. A process that a job starts has the
+/// variable too, but not the socket.
 fn is_child() -> bool {
-    let parent = env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
-    parent.is_some() && parent == getppid().map(|pid| pid.as_raw_nonzero().get())
+    let is_socket = |fd: OwnedFd| Ok(File::from(fd).metadata()?.file_type().is_socket());
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    env::var_os(PARENT).is_some() && stdin.and_then(is_socket).unwrap_or(false)
 }
 
 /// Ends this process and those that it has started, which the pool counts on.
 fn end() -> ! {
-    // The group is this process's own.
-    kill_process_group(getpid(), Signal::KILL).ok();
+    // The group is this process's own, or that of the program which has started it.
+    kill_current_process_group(Signal::KILL).ok();
     exit(0)
 }
 

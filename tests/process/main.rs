@@ -7,5 +7,6 @@ mod child;
 mod crossing;
 mod ends;
 mod pool;
+mod sandbox;
 mod stops;
 mod telemetry;
