@@ -193,7 +193,8 @@ impl<D, H> ProcessPool<D, H> {
 
     /// Sets the program of the children; by default it is that of this process, without arguments.
     ///
-    /// It must call [`serve`](crate::process::serve).
+    /// It must call [`serve`](crate::process::serve), or start a program that does: see
+    /// [the guide](crate::_guide::isolation#input-of-strangers) for sandboxes.
     pub fn program(self, path: impl Into<PathBuf>) -> Self {
         self.set(|settings| settings.program.path = Some(path.into()))
     }

@@ -48,8 +48,10 @@ use crate::{
 /// result, which the pool decodes.
 ///
 /// In the child, [`cancelled()`](crate::cancelled) resolves when the job is told to stop in the parent, and
-/// [`time_left`](crate::cancel::time_left) is that of the job. A panic of the handler is caught. Standard output and
-/// standard error are the child's own; standard input is empty. The child ends when its parent does.
+/// [`time_left`](crate::cancel::time_left) is that of the job. A panic of the handler is caught. Standard input is
+/// empty; for standard output and standard error see [`ProcessPool::output`](crate::process::ProcessPool::output). If the
+/// pool asks for [events](crate::process::ProcessPool::events), the subscriber that sends them becomes the global default.
+/// The child ends when its parent does.
 ///
 /// # Panics
 ///

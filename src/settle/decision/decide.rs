@@ -6,11 +6,12 @@ use crate::{outcome::Outcome, settle::verdict::Verdict};
 
 /// Function from the outcome of a job to its [`Verdict`].
 ///
-/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, by [`ack_on_success`], and by the
-/// decisions that [`DecisionExt`] makes from others. A decision is pure: it sends nothing to the broker, and
-/// the same tag and outcome always give the same verdict. The only exception: the random numbers of a
-/// [`Backoff`], which [can be replaced](Backoff::random). So a decision can be tested as a table, without a
-/// broker and without a clock.
+/// It is implemented for every `Fn(&Tag, &Outcome<T, E>) -> Verdict`, by
+/// [`ack_on_success`](crate::ack_on_success), and by the decisions that [`DecisionExt`](crate::DecisionExt)
+/// makes from others. A decision is pure: it sends nothing to the broker, and the same tag and outcome always
+/// give the same verdict. The only exception: the random numbers of a [`Backoff`](super::Backoff), which
+/// [can be replaced](super::Backoff::random). So a decision can be tested as a table, without a broker and
+/// without a clock.
 ///
 /// # Examples
 ///
@@ -79,9 +80,9 @@ where
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Undecided {
-    /// [`Settle::deliveries`] is `None`.
+    /// [`Settle::deliveries`](crate::settle::Settle::deliveries) is `None`.
     DeliveriesUnknown,
-    /// [`Settle::redelivered`] is `None`.
+    /// [`Settle::redelivered`](crate::settle::Settle::redelivered) is `None`.
     RedeliveredUnknown,
 }
 
