@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     pin::{Pin, pin},
-    time::Duration,
 };
 
 use super::{
@@ -12,11 +11,6 @@ use super::{
     lease::Lease,
     worker::{Message, Worker},
 };
-use tokio::time::{MissedTickBehavior, interval};
-
-/// Time between two looks at a child that runs a job: at its memory, and whether it has ended though its socket is
-/// open.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Number of children that a job is offered to, if they end before they have it.
 const ATTEMPTS: u32 = 3;
@@ -24,8 +18,8 @@ const ATTEMPTS: u32 = 3;
 /// End of a job that leaves no child.
 enum Loss {
     Crashed,
-    /// The child has ended before it had the job.
-    Unstarted,
+    /// The child has ended before it had read the job.
+    Unread,
     Garbled,
     OutOfMemory(u64),
 }
@@ -49,7 +43,7 @@ pub(super) async fn call<T, E, C>(
         worker.feed(&job);
         let answer = run(&mut worker, memory, stopped.as_mut()).await;
         // An idle child may have ended just then. That is not the fault of the job.
-        if !matches!(answer, Err(Loss::Unstarted)) || attempts == ATTEMPTS {
+        if !matches!(answer, Err(Loss::Unread)) || attempts == ATTEMPTS {
             break (worker, answer);
         }
     };
@@ -66,14 +60,12 @@ pub(super) async fn call<T, E, C>(
             return Err(ProcessError::Panicked { message, location });
         }
         // Events are not returned.
-        Ok(Frame::Ready | Frame::Started | Frame::Cancel | Frame::Job { .. } | Frame::Event(_)) => {
-            Loss::Garbled
-        }
+        Ok(Frame::Ready | Frame::Cancel | Frame::Job { .. } | Frame::Event(_)) => Loss::Garbled,
         Err(loss) => loss,
     };
     let status = worker.end().await;
     Err(match loss {
-        Loss::Crashed | Loss::Unstarted => ProcessError::Crashed { status },
+        Loss::Crashed | Loss::Unread => ProcessError::Crashed { status },
         Loss::Garbled => ProcessError::Garbled,
         Loss::OutOfMemory(limit) => ProcessError::OutOfMemory { limit },
     })
@@ -85,49 +77,50 @@ async fn run(
     memory: Option<u64>,
     mut stopped: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Frame, Loss> {
-    // Of the job, of its stop, and of the child's knowledge of that.
-    let (mut is_started, mut is_stopped, mut is_told) = (false, false, false);
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first is at once.
-    looks.tick().await;
+    // Of the job, and of the child's knowledge of that.
+    let (mut is_stopped, mut is_told) = (false, false);
+    worker.rest();
     loop {
         // While a large job waits to be read, there is no room yet.
         if is_stopped && !is_told {
             is_told = worker.feed(&Frame::Cancel);
         }
-        let lost = match is_started {
-            true => Loss::Crashed,
-            false => Loss::Unstarted,
-        };
         let message = tokio::select! {
-            // A child that sends events without end keeps neither of the first two back.
+            // A child that sends events without end does not keep the stop back.
             biased;
             () = &mut stopped, if !is_stopped => {
                 is_stopped = true;
                 continue;
             }
-            _ = looks.tick() => {
-                if let Some(limit) = memory {
-                    if worker.memory().is_some_and(|used| used > limit) {
-                        return Err(Loss::OutOfMemory(limit));
-                    }
-                }
-                if !worker.has_ended() {
-                    continue;
-                }
-                match worker.last_message() {
-                    Some(message) => message,
-                    None => continue,
-                }
-            }
             message = worker.answer() => message,
         };
-        match message {
-            Message::Frame(Frame::Started) if !is_started => is_started = true,
-            Message::Frame(frame) => return Ok(frame),
-            Message::Garbage => return Err(Loss::Garbled),
-            Message::Closed => return Err(lost),
+        let message = match message {
+            Message::Look => match look(worker, memory)? {
+                Some(message) => message,
+                None => continue,
+            },
+            message => message,
+        };
+        return match message {
+            Message::Frame(frame) => Ok(frame),
+            Message::Garbage => Err(Loss::Garbled),
+            // What it has not read may be the order to stop.
+            Message::Unread if !is_told => Err(Loss::Unread),
+            Message::Unread | Message::Closed => Err(Loss::Crashed),
+            Message::Look => continue,
+        };
+    }
+}
+
+/// Looks at a child that runs a job, and returns the last message of one that has ended.
+fn look(worker: &mut Worker, memory: Option<u64>) -> Result<Option<Message>, Loss> {
+    if let Some(limit) = memory {
+        if worker.memory().is_some_and(|used| used > limit) {
+            return Err(Loss::OutOfMemory(limit));
         }
     }
+    Ok(match worker.has_ended() {
+        true => worker.last_message(),
+        false => None,
+    })
 }

@@ -22,11 +22,10 @@ pub(super) const LARGEST: usize = u32::MAX as usize;
 
 const READY: u8 = 0;
 const JOB: u8 = 1;
-const STARTED: u8 = 2;
+const CANCEL: u8 = 2;
 const ANSWER: u8 = 3;
 const PANIC: u8 = 4;
-const CANCEL: u8 = 5;
-const EVENT: u8 = 6;
+const EVENT: u8 = 5;
 
 /// Milliseconds that stand for no limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -44,8 +43,6 @@ pub(super) enum Frame {
     },
     /// The job before it is to stop. A signal could not say which job it means.
     Cancel,
-    /// The child has the job, and starts it.
-    Started,
     /// An event of the child, at any time.
     Event(ChildEvent),
     /// The encoded result of the handler.
@@ -62,7 +59,6 @@ impl Frame {
         let mut buffer = BytesMut::new();
         match self {
             Frame::Ready => buffer.put_u8(READY),
-            Frame::Started => buffer.put_u8(STARTED),
             Frame::Cancel => buffer.put_u8(CANCEL),
             Frame::Job {
                 time_left,
@@ -101,7 +97,6 @@ impl Frame {
         let mut rest = Rest(bytes);
         match rest.byte()? {
             READY => rest.end(Frame::Ready),
-            STARTED => rest.end(Frame::Started),
             CANCEL => rest.end(Frame::Cancel),
             JOB => {
                 let millis = rest.u64()?;
@@ -144,7 +139,6 @@ mod tests {
         let bytes = Bytes::from_static(b"\x00\xff job");
         for frame in [
             Frame::Ready,
-            Frame::Started,
             Frame::Cancel,
             Frame::Job {
                 time_left: None,
@@ -213,10 +207,9 @@ mod tests {
             b"\x01\x00\x00",
             b"\x02\x00",
             b"\x04\x00\x00\x00\x09short",
-            b"\x05\x00",
+            b"\x05",
+            b"\x05\x05\0\0\0\0\0\0\0\0\0",
             b"\x06",
-            b"\x06\x05\0\0\0\0\0\0\0\0\0",
-            b"\x07",
             b"\xff",
         ] {
             assert_eq!(Frame::decode(Bytes::from_static(bytes)), None, "{bytes:?}");

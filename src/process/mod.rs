@@ -7,6 +7,7 @@ compile_error!(
     "the feature `process` is for unix: it needs signals, process groups and socket pairs"
 );
 
+mod attendant;
 mod call;
 mod error;
 mod event;

@@ -301,7 +301,10 @@ where
         loop {
             self.state = match &mut self.state {
                 State::Idle => State::Acquiring(Box::pin(acquire(Arc::clone(&self.shared)))),
-                State::Acquiring(lease) => State::Ready(ready!(lease.as_mut().poll(cx))),
+                State::Acquiring(lease) => {
+                    self.state = State::Ready(ready!(lease.as_mut().poll(cx)));
+                    return Poll::Ready(Ok(()));
+                }
                 State::Ready(lease) => match lease.is_usable() {
                     true => return Poll::Ready(Ok(())),
                     // It has ended while it waited for a job.

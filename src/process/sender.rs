@@ -1,7 +1,7 @@
 //! [`Sender`] of frames in a child.
 
 use std::{
-    io::{ErrorKind, Result, Write},
+    io::{ErrorKind, IoSlice, Result, Write},
     os::unix::net::UnixStream,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
@@ -46,19 +46,21 @@ impl Sender {
         turns.given += 1;
         let waited = self.next.wait_while(turns, |turns| turns.current != mine);
         drop(waited);
-        let sent = self
-            .write(&length.to_be_bytes())
-            .and_then(|()| self.write(&bytes));
-        self.turns().current += 1;
-        self.next.notify_all();
+        let length = length.to_be_bytes();
+        let sent = self.write(&mut [IoSlice::new(&length), IoSlice::new(&bytes)]);
+        let mut turns = self.turns();
+        turns.current += 1;
+        if turns.current != turns.given {
+            self.next.notify_all();
+        }
         sent
     }
 
-    fn write(&self, mut bytes: &[u8]) -> Result<()> {
+    fn write(&self, mut bytes: &mut [IoSlice<'_>]) -> Result<()> {
         while !bytes.is_empty() {
-            match (&self.socket).write(bytes) {
+            match (&self.socket).write_vectored(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => bytes = &bytes[written..],
+                Ok(written) => IoSlice::advance_slices(&mut bytes, written),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // The socket is shared with its reader, who does not block.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable()?,

@@ -10,13 +10,14 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{fs::FileTypeExt, net::UnixStream as StdUnixStream},
     },
+    panic::AssertUnwindSafe,
     process::exit,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use rustix::process::{Signal, kill_current_process_group};
 use tokio::{
     net::UnixStream,
@@ -29,6 +30,7 @@ use tower_service::Service;
 use tracing::subscriber::set_global_default;
 
 use super::{
+    attendant::{Attended, attendant},
     forward::Forward,
     frame::{Frame, Frames, frames},
     request::Request,
@@ -81,7 +83,7 @@ where
             }
         })
     };
-    if let Err(error) = run(&handle) {
+    if let Err(error) = run(Box::new(handle)) {
         #[expect(clippy::print_stderr, reason = "the child has no other way to tell")]
         {
             eprintln!("a child of a process pool ended: {error}");
@@ -124,10 +126,11 @@ fn end() -> ! {
 }
 
 /// Runs a job with the time that it has and a token that stops it, and returns the answer.
-type Handle = dyn Fn(Option<Duration>, Request, CancellationToken) -> BoxFuture<'static, Frame>;
+type Handle = Box<
+    dyn FnMut(Option<Duration>, Request, CancellationToken) -> BoxFuture<'static, Frame> + Send,
+>;
 
-fn run(handle: &Handle) -> io::Result<()> {
-    // Jobs run on the workers, so a job that blocks does not keep this thread from noticing the end of the parent.
+fn run(handle: Handle) -> io::Result<()> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -142,13 +145,24 @@ fn run(handle: &Handle) -> io::Result<()> {
         // A subscriber that the program has installed stays.
         set_global_default(Forward { level, sender }).ok();
     }
-    runtime.block_on(async {
-        let frames = frames(UnixStream::from_std(socket)?);
-        jobs(frames, &sender, handle).await
-    })
+    let (attendant, attended) = attendant();
+    // On a worker of the runtime, so that a job needs no other thread.
+    runtime.spawn(async move {
+        let result = match UnixStream::from_std(socket) {
+            Ok(socket) => jobs(frames(socket), &sender, handle, &attended).await,
+            Err(error) => Err(error),
+        };
+        attended.end(result);
+    });
+    attendant.attend(runtime.handle())
 }
 
-async fn jobs(mut frames: Frames, sender: &Sender, handle: &Handle) -> io::Result<()> {
+async fn jobs(
+    mut frames: Frames,
+    sender: &Sender,
+    mut handle: Handle,
+    attended: &Attended,
+) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
     sender.send(&Frame::Ready)?;
     loop {
@@ -162,12 +176,16 @@ async fn jobs(mut frames: Frames, sender: &Sender, handle: &Handle) -> io::Resul
             Some(Frame::Cancel) => continue,
             Some(_) | None => return Ok(()),
         };
-        sender.send(&Frame::Started)?;
         let stop = CancellationToken::new();
-        let mut job = tokio::spawn(handle(time_left, request, stop.clone()));
+        attended.begin();
+        // Foreign code encodes the result.
+        let job = AssertUnwindSafe(handle(time_left, request, stop.clone()));
+        let mut job = job.catch_unwind();
         let answer = loop {
             tokio::select! {
-                answer = &mut job => break answer,
+                answer = &mut job => {
+                    break answer.unwrap_or_else(|payload| of_panic(&Panic::from_payload(payload)));
+                }
                 frame = receive(&mut frames) => match frame {
                     Some(Frame::Cancel) => stop.cancel(),
                     // The parent is gone. The job may block its thread, so it is not waited for.
@@ -176,10 +194,7 @@ async fn jobs(mut frames: Frames, sender: &Sender, handle: &Handle) -> io::Resul
                 _ = terminations.recv() => stop.cancel(),
             }
         };
-        let answer = answer.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(payload) => of_panic(&Panic::from_payload(payload)),
-            Err(_) => of_text("the runtime of the child has ended"),
-        });
+        attended.finish();
         sender.send(&answer)?;
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fmt, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     path::PathBuf,
     process::{ExitStatus, Stdio, id},
     time::Duration,
@@ -18,7 +18,7 @@ use tokio::{
     net::UnixStream,
     process::{Child, Command},
     task::{consume_budget, unconstrained},
-    time::timeout,
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::bytes::Bytes;
 use tracing::Level;
@@ -33,6 +33,10 @@ pub(super) const PARENT: &str = "TOWER_SENTINEL_PROCESS_POOL";
 
 /// Variable with the level of the events that a child sends.
 pub(super) const EVENTS: &str = "TOWER_SENTINEL_PROCESS_EVENTS";
+
+/// Time between two looks at a child that runs a job: at its memory, and whether it has ended though its socket is
+/// open.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Program of the children, and the time that they have to start.
 #[derive(Clone, Debug)]
@@ -74,6 +78,12 @@ pub(super) enum Message {
     Garbage,
     /// Its socket is closed.
     Closed,
+    /// Its socket is closed, and it has not read all that was sent.
+    ///
+    /// Linux tells this; elsewhere it may be [`Closed`](Self::Closed), too.
+    Unread,
+    /// None: it is time to look at it.
+    Look,
 }
 
 /// A child, and the processes that it starts: they are killed when this is dropped.
@@ -81,6 +91,8 @@ pub(super) struct Worker {
     process: Child,
     pipes: Pipes,
     frames: Frames,
+    /// One for all jobs: a timer for each of them would wake the runtime each time.
+    looks: Interval,
     /// Number of jobs that it was given.
     pub(super) jobs: u64,
 }
@@ -90,7 +102,15 @@ impl Worker {
     pub(super) async fn start(program: &Program) -> Result<Self, Unstartable> {
         let mut worker = Self::spawn(program).map_err(Unstartable::Spawn)?;
         let limit = program.start_timeout;
-        match timeout(limit, worker.answer()).await {
+        let message = async {
+            loop {
+                match worker.answer().await {
+                    Message::Look => {}
+                    message => break message,
+                }
+            }
+        };
+        match timeout(limit, message).await {
             Ok(Message::Frame(Frame::Ready)) => Ok(worker),
             Ok(_) => Err(Unstartable::Ended),
             Err(_elapsed) => Err(Unstartable::TimedOut(limit)),
@@ -98,7 +118,9 @@ impl Worker {
     }
 
     fn spawn(program: &Program) -> io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // The other end is for any program, which may not expect that.
+        ours.set_nonblocking(true)?;
         let path = match &program.path {
             Some(path) => path.clone(),
             None => std::env::current_exe()?,
@@ -113,16 +135,19 @@ impl Worker {
             .args(&program.arguments)
             .env(PARENT, id().to_string())
             // It is the one descriptor that a child can be given without unsafe code. The child takes it away from there.
-            .stdin(Stdio::from(OwnedFd::from(theirs.into_std()?)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(program.output.stdio())
             .stderr(program.output.stdio())
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             pipes: Pipes::of(&mut process),
             process,
-            frames: frames(ours),
+            frames: frames(UnixStream::from_std(ours)?),
+            looks,
             jobs: 0,
         })
     }
@@ -141,7 +166,8 @@ impl Worker {
         self.frames.feed(frame.encode()).now_or_never().is_some()
     }
 
-    /// Sends what was added, and waits for the next message. Events and output that come before it are emitted.
+    /// Sends what was added, and waits for the next message, or until it is time to look at the child. Events and output
+    /// that come before it are emitted.
     ///
     /// Cancel safe.
     pub(super) async fn answer(&mut self) -> Message {
@@ -149,15 +175,23 @@ impl Worker {
         let message = async {
             match SinkExt::<Bytes>::flush(frames).await {
                 Ok(()) => receive(frames, pid).await,
-                Err(_) => Message::Closed,
+                Err(_) => Message::Unread,
             }
         };
         let message = tokio::select! {
+            // A child that sends events without end does not keep the look back.
+            biased;
+            _ = self.looks.tick() => Message::Look,
             message = message => message,
             never = self.pipes.read() => match never {},
         };
         self.pipes.drain();
         message
+    }
+
+    /// Begins the time until the next look anew, if it is over: nobody looks while there is no job.
+    pub(super) fn rest(&mut self) {
+        self.looks.tick().now_or_never();
     }
 
     /// Returns the next message of one that has ended; `None` if the runtime has not read it yet.
@@ -216,8 +250,12 @@ async fn receive(frames: &mut Frames, pid: Option<u32>) -> Message {
     loop {
         let frame = match frames.next().await {
             Some(Ok(bytes)) => Frame::decode(bytes.freeze()),
-            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => None,
-            Some(Err(_)) | None => return Message::Closed,
+            Some(Err(error)) => match error.kind() {
+                io::ErrorKind::InvalidData => None,
+                io::ErrorKind::ConnectionReset => return Message::Unread,
+                _ => return Message::Closed,
+            },
+            None => return Message::Closed,
         };
         match frame {
             Some(Frame::Event(event)) => event.emit(pid),

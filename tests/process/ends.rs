@@ -115,9 +115,8 @@ async fn a_process_that_holds_the_socket_hides_no_crash() {
 #[tokio::test]
 async fn garbage_and_silence_are_told() {
     let script = |script: &str| {
-        // It says that it is ready, then that it has the job, and then does as the script says.
-        let ready =
-            r"printf '\000\000\000\001\000' >&0; sleep 0.1; printf '\000\000\000\001\002' >&0; ";
+        // It says that it is ready, takes the job, and then does as the script says.
+        let ready = r"printf '\000\000\000\001\000' >&0; head -c 16 >/dev/null; ";
         let script = format!("{ready}{script}");
         pool(1)
             .program("/bin/sh")
@@ -161,4 +160,33 @@ async fn garbage_and_silence_are_told() {
     assert_eq!(run(&mut pool, "job").await.unwrap(), "a");
     sleep(Duration::from_millis(50)).await;
     assert_eq!(run(&mut pool, "job").await.unwrap(), "a");
+}
+
+#[tokio::test]
+async fn a_job_that_no_process_has_read_runs_in_another_one() {
+    // The first two end when there is a job for them.
+    let ended = format!("{}/ended", env!("CARGO_TARGET_TMPDIR"));
+    let script = |ends: usize| {
+        let folder = format!("{ended}-{}-{ends}", std::process::id());
+        let script = format!(
+            r"printf '\000\000\000\001\000' >&0
+            if [ $(ls {folder} | wc -l) -lt {ends} ]; then
+                touch {folder}/$$; sleep 0.2; kill -9 $$
+            fi
+            head -c 16 >/dev/null; printf '\000\000\000\003\003+a' >&0; sleep 100"
+        );
+        let pool = pool(1).program("/bin/sh").arguments(["-c", &script]);
+        fs::create_dir_all(&folder).unwrap();
+        (pool, folder)
+    };
+    let (mut pool, folder) = script(2);
+    assert_eq!(run(&mut pool, "job").await.unwrap(), "a");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    fs::remove_dir_all(folder).unwrap();
+
+    // It is not offered for ever.
+    let (mut pool, folder) = script(100);
+    let error = run(&mut pool, "job").await.unwrap_err();
+    assert!(matches!(error, ProcessError::Crashed { .. }), "{error:?}");
+    fs::remove_dir_all(folder).unwrap();
 }

@@ -56,13 +56,27 @@ async fn a_job_that_cannot_be_stopped_is_stopped_with_its_process() {
 async fn a_job_is_told_to_stop_in_its_process_and_has_its_grace() {
     let mut pool = pool(1);
     let pid = run(&mut pool, "pid").await.unwrap();
-    let layer = layer!()
-        .timeout(MILLIS(100))
-        .grace(Duration::from_secs(1_000));
-    let mut sentinel = layer.layer(pool.clone());
+    let layer = layer!().grace(Duration::from_secs(30));
+    let limited = layer.clone().timeout(MILLIS(100));
+    let mut sentinel = limited.layer(pool.clone());
     let outcome = sentinel.ready().await.unwrap().call("stop".to_owned());
     assert!(matches!(
         outcome.await.unwrap(),
+        Outcome::Completed(text) if text == "told to stop"
+    ));
+    drop(sentinel);
+
+    // One that blocks its thread, and looks itself.
+    let shutdown = CancellationToken::new();
+    let endless = layer.no_timeout().shutdown(shutdown.clone());
+    let mut sentinel = endless.layer(pool.clone());
+    let begin = Begin::new("heed");
+    let outcome = sentinel.ready().await.unwrap().call(begin.job("heed"));
+    let outcome = tokio::spawn(outcome);
+    begin.has_begun().await;
+    shutdown.cancel();
+    assert!(matches!(
+        outcome.await.unwrap().unwrap(),
         Outcome::Completed(text) if text == "told to stop"
     ));
     drop(sentinel);
@@ -98,8 +112,8 @@ impl Begin {
         Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
     }
 
-    fn job(&self) -> String {
-        format!("begin {}", self.0.display())
+    fn job(&self, deed: &str) -> String {
+        format!("{deed} {}", self.0.display())
     }
 
     async fn has_begun(&self) {
@@ -125,7 +139,7 @@ async fn a_shutdown_and_a_lost_caller_stop_the_process() {
         .shutdown(shutdown.clone())
         .layer(pool.clone());
     let begin = Begin::new("shutdown");
-    let outcome = tokio::spawn(sentinel.ready().await.unwrap().call(begin.job()));
+    let outcome = tokio::spawn(sentinel.ready().await.unwrap().call(begin.job("begin")));
     begin.has_begun().await;
     shutdown.cancel();
     assert!(matches!(outcome.await.unwrap().unwrap(), Outcome::Cancelled(stop) if stop.stopped()));
@@ -134,7 +148,7 @@ async fn a_shutdown_and_a_lost_caller_stop_the_process() {
     let pid = run(&mut pool, "pid").await.unwrap();
     let mut sentinel = layer!().no_timeout().layer(pool.clone());
     let begin = Begin::new("caller");
-    let outcome = tokio::spawn(sentinel.ready().await.unwrap().call(begin.job()));
+    let outcome = tokio::spawn(sentinel.ready().await.unwrap().call(begin.job("begin")));
     begin.has_begun().await;
     outcome.abort();
     gone(&pid).await;
