@@ -68,7 +68,7 @@ impl Frame {
                 let millis = time_left.map_or(UNLIMITED, |left| {
                     u64::try_from(left.as_millis()).unwrap_or(UNLIMITED)
                 });
-                buffer.reserve(9 + bytes.len());
+                buffer.reserve(64 + bytes.len());
                 buffer.put_u8(JOB);
                 buffer.put_u64(millis);
                 head.put(&mut buffer);

@@ -174,9 +174,10 @@ impl<D, H> ProcessPool<D, H> {
     /// });
     ///
     /// async fn process(order: Request) -> Result<usize, String> {
-    ///     let headers: HashMap<_, _> = order.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    ///     let headers = order.headers().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    ///     let headers: HashMap<_, _> = headers.collect();
     ///     let span = tracing::info_span!("order");
-    ///     span.set_parent(TraceContextPropagator::new().extract(&headers));
+    ///     span.set_parent(TraceContextPropagator::new().extract(&headers)).ok();
     ///     run(order).instrument(span).await
     /// }
     /// ```

@@ -220,7 +220,7 @@ async fn job(bytes: &[u8]) -> Result<String, String> {
         "fork" => {
             let sleeper = sleeper();
             tell(format_args!("sleeper {sleeper}"));
-            pending().await
+            pending::<()>().await;
         }
         "leak" => {
             mem::forget(vec![1_u8; 64 * MIB]);
@@ -236,7 +236,7 @@ async fn job(bytes: &[u8]) -> Result<String, String> {
             tell("no longer blocked");
             IS_BLOCKED.store(false, Ordering::SeqCst);
             // It is stopped at its next await, if it is not stopped before.
-            pending().await
+            pending::<()>().await;
         }
         _ => {}
     }
@@ -249,7 +249,6 @@ fn overflow(depth: u64) -> u64 {
     overflow(depth + 1) + kept[0]
 }
 
-#[expect(clippy::zombie_processes, reason = "it is to outlive its job")]
 fn sleeper() -> u32 {
     // It holds no pipe of the test.
     let mut sleeper = Command::new("sleep");
