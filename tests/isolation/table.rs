@@ -20,7 +20,9 @@ pub(crate) const SHARES: &str = "shares memory with others";
 
 /// Returns the cells of each row, without the addresses of links.
 fn rows() -> Vec<Vec<String>> {
-    let rows = PAGE.lines().filter(|line| line.starts_with("| "));
+    // The first one of the page.
+    let lines = PAGE.lines().skip_while(|line| !line.starts_with('|'));
+    let rows = lines.take_while(|line| line.starts_with('|'));
     let rows = rows.map(|row| {
         let cells = row.trim_matches('|').split(" | ");
         Vec::from_iter(cells.map(|cell| plain(cell.trim())))
