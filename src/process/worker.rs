@@ -181,7 +181,7 @@ impl Worker {
         let message = tokio::select! {
             // A child that sends events without end does not keep the look back.
             biased;
-            _ = self.looks.tick() => Message::Look,
+            _ = self.looks.tick() => return Message::Look,
             message = message => message,
             never = self.pipes.read() => match never {},
         };

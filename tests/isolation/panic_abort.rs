@@ -12,7 +12,7 @@ use crate::{
     worker::{Isolation::*, Worker},
 };
 
-/// A child that speaks as `process::serve` does: it is ready, takes the job, and panics.
+/// A child that speaks as `process::serve` does: it is ready, takes jobs, and panics.
 const CHILD: &str = r#"
 use std::{fs::File, io::{Read, Write, stdin}, os::fd::AsFd};
 
@@ -20,14 +20,14 @@ fn main() {
     let mut socket = File::from(stdin().as_fd().try_clone_to_owned().unwrap());
     socket.write_all(b"\0\0\0\x01\0").unwrap();
     let mut length = [0; 4];
-    socket.read_exact(&mut length).unwrap();
-    let mut job = vec![0; u32::from_be_bytes(length) as usize];
-    socket.read_exact(&mut job).unwrap();
-    if job.ends_with(b"panic") {
-        panic!("it has panicked");
+    while socket.read_exact(&mut length).is_ok() {
+        let mut job = vec![0; u32::from_be_bytes(length) as usize];
+        socket.read_exact(&mut job).unwrap();
+        if job.ends_with(b"panic") {
+            panic!("it has panicked");
+        }
+        socket.write_all(b"\0\0\0\x05\x03good").unwrap();
     }
-    socket.write_all(b"\0\0\0\x05\x03good").unwrap();
-    stdin().read_to_end(&mut job).unwrap();
 }
 "#;
 

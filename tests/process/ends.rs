@@ -116,7 +116,7 @@ async fn a_process_that_holds_the_socket_hides_no_crash() {
 async fn garbage_and_silence_are_told() {
     let script = |script: &str| {
         // It says that it is ready, takes the job, and then does as the script says.
-        let ready = r"printf '\000\000\000\001\000' >&0; head -c 16 >/dev/null; ";
+        let ready = r"printf '\000\000\000\001\000' >&0; dd bs=1M count=1 >/dev/null 2>&1; ";
         let script = format!("{ready}{script}");
         pool(1)
             .program("/bin/sh")
@@ -173,7 +173,7 @@ async fn a_job_that_no_process_has_read_runs_in_another_one() {
             if [ $(ls {folder} | wc -l) -lt {ends} ]; then
                 touch {folder}/$$; sleep 0.2; kill -9 $$
             fi
-            head -c 16 >/dev/null; printf '\000\000\000\003\003+a' >&0; sleep 100"
+            dd bs=1M count=1 >/dev/null 2>&1; printf '\000\000\000\003\003+a' >&0; sleep 100"
         );
         let pool = pool(1).program("/bin/sh").arguments(["-c", &script]);
         fs::create_dir_all(&folder).unwrap();

@@ -423,7 +423,7 @@ async fn an_answer_and_what_is_printed_before_count_though_the_process_has_ended
     let name = format!("process-ended-{}-{}", std::process::id(), fastrand::u64(..));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let script = format!(
-        r"printf '\000\000\000\001\000' >&0; sleep 0.1; printf '\000\000\000\001\002' >&0;
+        r"printf '\000\000\000\001\000' >&0; dd bs=1M count=1 >/dev/null 2>&1;
         echo $$ >{0}.new; mv {0}.new {0}; sleep 0.1;
         echo last words; printf '\000\000\000\003\003+a' >&0",
         file.display()
