@@ -6,6 +6,7 @@ use rustix::io::{ioctl_fionread, read};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, ChildStderr, ChildStdout},
+    task::yield_now,
 };
 use tokio_util::bytes::BytesMut;
 use tracing::Level;
@@ -99,7 +100,11 @@ async fn next<R: AsyncRead + Unpin>(pipe: &mut Option<Pipe<R>>) {
             open.flush();
             *pipe = None;
         }
-        Ok(_) => open.emit_lines(),
+        Ok(_) => {
+            open.emit_lines();
+            // Many lines at once: now it is the turn of others.
+            yield_now().await;
+        }
     }
 }
 

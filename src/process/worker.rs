@@ -194,8 +194,10 @@ impl Worker {
         self.looks.tick().now_or_never();
     }
 
-    /// Returns the next message of one that has ended; `None` if the runtime has not read it yet.
+    /// Returns the next message of one that has ended; `None` if the runtime has not read it yet. What it has started is
+    /// killed, so that nobody writes any more.
     pub(super) fn last_message(&mut self) -> Option<Message> {
+        self.kill();
         let message = receive(&mut self.frames, self.process.id());
         let message = unconstrained(message).now_or_never();
         self.pipes.drain();
