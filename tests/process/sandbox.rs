@@ -50,6 +50,12 @@ async fn a_child_may_be_started_by_another_program() {
 }
 
 #[tokio::test]
+async fn a_program_that_a_job_starts_is_no_child() {
+    let answer = run(&mut pool(1), "start the program again").await;
+    assert_eq!(answer.unwrap(), "true");
+}
+
+#[tokio::test]
 #[ignore = "it needs bubblewrap, and the right to make namespaces"]
 async fn a_child_may_be_started_by_bubblewrap() {
     let mut pool = behind_bubblewrap();
