@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::Handle;
 
 /// Time after which a job counts as long.
@@ -22,8 +24,10 @@ type Turn = AtomicU32;
 ///
 /// A worker of the runtime that reads a message runs the job, too: to wake another thread for it would cost more than
 /// most of a job. Others sleep, and nobody waits for messages if the job blocks its thread. So this thread wakes one
-/// of them, which is then the one that waits for messages, while a job takes long.
+/// of them, which is then the one that waits for messages, while a job takes long. It also looks whether the parent is
+/// there: a job may block all threads of the runtime.
 pub(super) struct Attendant {
+    socket: UnixStream,
     shared: Arc<Shared>,
     notices: Receiver<Notice>,
 }
@@ -46,19 +50,24 @@ enum Notice {
     Ended(io::Result<()>),
 }
 
-/// Returns an attendant for the jobs of a child.
-pub(super) fn attendant() -> (Attendant, Attended) {
+/// Returns an attendant for the jobs that come in at `socket`.
+pub(super) fn attendant(socket: UnixStream) -> (Attendant, Attended) {
     let shared = Arc::<Shared>::default();
     let (sender, notices) = channel();
     let attended = Attended {
         shared: Arc::clone(&shared),
         notices: sender,
     };
-    (Attendant { shared, notices }, attended)
+    let attendant = Attendant {
+        socket,
+        shared,
+        notices,
+    };
+    (attendant, attended)
 }
 
 impl Attendant {
-    /// Attends to the jobs on a runtime until there are no more.
+    /// Attends to the jobs on a runtime until there are no more, or the parent is gone.
     pub(super) fn attend(self, runtime: &Handle) -> io::Result<()> {
         let mut seen = 0;
         loop {
@@ -69,7 +78,12 @@ impl Attendant {
                     let turn = self.shared.turn.load(Ordering::SeqCst);
                     match turn % 2 == 1 {
                         // The same job since the last look.
-                        true if turn == seen => drop(runtime.spawn(async {})),
+                        true if turn == seen => {
+                            if self.has_no_parent() {
+                                return Ok(());
+                            }
+                            drop(runtime.spawn(async {}));
+                        }
                         true => {}
                         false => {
                             if let Some(result) = self.rest(turn) {
@@ -82,6 +96,12 @@ impl Attendant {
                 Err(RecvTimeoutError::Disconnected) => return Err(gone()),
             }
         }
+    }
+
+    fn has_no_parent(&self) -> bool {
+        let mut socket = [PollFd::new(&self.socket, PollFlags::empty())];
+        poll(&mut socket, Some(&Timespec::default())).is_ok()
+            && socket[0].revents().contains(PollFlags::HUP)
     }
 
     /// Waits until a job begins, and returns the result if there are no more.

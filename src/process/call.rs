@@ -48,14 +48,16 @@ pub(super) async fn call<T, E, C>(
         }
     };
     let loss = match answer {
-        Ok(Frame::Answer(bytes)) => {
+        Ok(Frame::Answer { bytes, .. }) => {
             lease.give_back(worker);
             return match decode(&bytes) {
                 Ok(result) => result.map_err(ProcessError::Failed),
                 Err(error) => Err(ProcessError::Undecodable(error)),
             };
         }
-        Ok(Frame::Panic { message, location }) => {
+        Ok(Frame::Panic {
+            message, location, ..
+        }) => {
             lease.give_back(worker);
             return Err(ProcessError::Panicked { message, location });
         }
@@ -102,6 +104,13 @@ async fn run(
             message => message,
         };
         return match message {
+            Message::Frame(Frame::Answer { job, .. } | Frame::Panic { job, .. })
+                if job != worker.jobs =>
+            {
+                // A second answer to a job before.
+                worker.is_spoilt = true;
+                continue;
+            }
             Message::Frame(frame) => Ok(frame),
             Message::Garbage => Err(Loss::Garbled),
             // What it has not read may be the order to stop.

@@ -45,10 +45,11 @@ pub(super) enum Frame {
     Cancel,
     /// An event of the child, at any time.
     Event(ChildEvent),
-    /// The encoded result of the handler.
-    Answer(Bytes),
+    /// The encoded result of the handler, for the job of this number in the child. A second answer is none of the next job.
+    Answer { job: u64, bytes: Bytes },
     /// The handler has panicked.
     Panic {
+        job: u64,
         message: String,
         location: Option<String>,
     },
@@ -78,13 +79,19 @@ impl Frame {
                 buffer.put_u8(EVENT);
                 event.put(&mut buffer);
             }
-            Frame::Answer(bytes) => {
-                buffer.reserve(1 + bytes.len());
+            Frame::Answer { job, bytes } => {
+                buffer.reserve(9 + bytes.len());
                 buffer.put_u8(ANSWER);
+                buffer.put_u64(*job);
                 buffer.put_slice(bytes);
             }
-            Frame::Panic { message, location } => {
+            Frame::Panic {
+                job,
+                message,
+                location,
+            } => {
                 buffer.put_u8(PANIC);
+                buffer.put_u64(*job);
                 put_text(&mut buffer, message);
                 put_optional_text(&mut buffer, location.as_deref());
             }
@@ -110,10 +117,19 @@ impl Frame {
                 let event = ChildEvent::take(&mut rest)?;
                 rest.end(Frame::Event(event))
             }
-            ANSWER => Some(Frame::Answer(rest.0)),
+            ANSWER => {
+                let job = rest.u64()?;
+                let bytes = rest.0;
+                Some(Frame::Answer { job, bytes })
+            }
             PANIC => {
-                let (message, location) = (rest.text()?, rest.optional_text()?);
-                rest.end(Frame::Panic { message, location })
+                let (job, message) = (rest.u64()?, rest.text()?);
+                let location = rest.optional_text()?;
+                rest.end(Frame::Panic {
+                    job,
+                    message,
+                    location,
+                })
             }
             _ => None,
         }
@@ -164,7 +180,7 @@ mod tests {
                 },
                 bytes: Bytes::new(),
             },
-            Frame::Answer(bytes),
+            Frame::Answer { job: 7, bytes },
             Frame::Event(ChildEvent {
                 level: Level::ERROR,
                 target: "app::jobs".to_owned(),
@@ -178,10 +194,12 @@ mod tests {
                 fields: Some("a=1".to_owned()),
             }),
             Frame::Panic {
+                job: 1,
                 message: "an \u{e4} \0".to_owned(),
                 location: Some("src/main.rs:1:2".to_owned()),
             },
             Frame::Panic {
+                job: 1,
                 message: String::new(),
                 location: None,
             },
@@ -206,7 +224,8 @@ mod tests {
             b"\x00\x00",
             b"\x01\x00\x00",
             b"\x02\x00",
-            b"\x04\x00\x00\x00\x09short",
+            b"\x03\x00",
+            b"\x04\0\0\0\0\0\0\0\x01\0\0\0\x09short",
             b"\x05",
             b"\x05\x05\0\0\0\0\0\0\0\0\0",
             b"\x06",

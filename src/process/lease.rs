@@ -128,7 +128,7 @@ impl Lease {
 
     /// Gives the worker back after its job.
     pub(super) fn give_back(&mut self, worker: Worker) {
-        if self.settings().max_jobs.is_none_or(|max| worker.jobs < max) {
+        if !worker.is_spoilt && self.settings().max_jobs.is_none_or(|max| worker.jobs < max) {
             self.worker = Some(worker);
         }
     }

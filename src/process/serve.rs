@@ -70,16 +70,18 @@ where
         return;
     }
     let encode = Arc::new(encode);
-    let handle = move |time_left, request, stop| -> BoxFuture<'static, Frame> {
+    let handle = move |time_left, request, stop| -> BoxFuture<'static, Answer> {
         let job = outcome(service.clone(), time_left, request, stop);
         let encode = Arc::clone(&encode);
         Box::pin(async move {
             match job.await {
-                Ok(Outcome::Completed(value)) => Frame::Answer(encode(Ok(value)).into()),
-                Ok(Outcome::Failed(error)) => Frame::Answer(encode(Err(error)).into()),
-                Ok(Outcome::Panicked(panic)) => of_panic(&panic),
-                Ok(Outcome::TimedOut(_) | Outcome::Cancelled(_)) => of_text("the job was stopped"),
-                Err(unready) => of_text(&format!("the handler is not ready: {unready}")),
+                Ok(Outcome::Completed(value)) => Ok(encode(Ok(value))),
+                Ok(Outcome::Failed(error)) => Ok(encode(Err(error))),
+                Ok(Outcome::Panicked(panic)) => Err(panicked(&panic)),
+                Ok(Outcome::TimedOut(_) | Outcome::Cancelled(_)) => {
+                    Err(failed("the job was stopped"))
+                }
+                Err(unready) => Err(failed(&format!("the handler is not ready: {unready}"))),
             }
         })
     };
@@ -125,9 +127,17 @@ fn end() -> ! {
     exit(0)
 }
 
+/// The encoded result of a job, or why there is none.
+type Answer = Result<Vec<u8>, Panicked>;
+
+struct Panicked {
+    message: String,
+    location: Option<String>,
+}
+
 /// Runs a job with the time that it has and a token that stops it, and returns the answer.
 type Handle = Box<
-    dyn FnMut(Option<Duration>, Request, CancellationToken) -> BoxFuture<'static, Frame> + Send,
+    dyn FnMut(Option<Duration>, Request, CancellationToken) -> BoxFuture<'static, Answer> + Send,
 >;
 
 fn run(handle: Handle) -> io::Result<()> {
@@ -145,7 +155,7 @@ fn run(handle: Handle) -> io::Result<()> {
         // A subscriber that the program has installed stays.
         set_global_default(Forward { level, sender }).ok();
     }
-    let (attendant, attended) = attendant();
+    let (attendant, attended) = attendant(socket.try_clone()?);
     // On a worker of the runtime, so that a job needs no other thread.
     runtime.spawn(async move {
         let result = match UnixStream::from_std(socket) {
@@ -154,7 +164,10 @@ fn run(handle: Handle) -> io::Result<()> {
         };
         attended.end(result);
     });
-    attendant.attend(runtime.handle())
+    let result = attendant.attend(runtime.handle());
+    // Its destructor would wait for what the jobs have left behind.
+    runtime.shutdown_background();
+    result
 }
 
 async fn jobs(
@@ -165,6 +178,7 @@ async fn jobs(
 ) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
     sender.send(&Frame::Ready)?;
+    let mut job = 0;
     loop {
         let (time_left, request) = match receive(&mut frames).await {
             Some(Frame::Job {
@@ -176,15 +190,16 @@ async fn jobs(
             Some(Frame::Cancel) => continue,
             Some(_) | None => return Ok(()),
         };
+        job += 1;
         let stop = CancellationToken::new();
         attended.begin();
         // Foreign code encodes the result.
-        let job = AssertUnwindSafe(handle(time_left, request, stop.clone()));
-        let mut job = job.catch_unwind();
+        let running = AssertUnwindSafe(handle(time_left, request, stop.clone()));
+        let mut running = running.catch_unwind();
         let answer = loop {
             tokio::select! {
-                answer = &mut job => {
-                    break answer.unwrap_or_else(|payload| of_panic(&Panic::from_payload(payload)));
+                answer = &mut running => {
+                    break answer.unwrap_or_else(|payload| Err(panicked(&Panic::from_payload(payload))));
                 }
                 frame = receive(&mut frames) => match frame {
                     Some(Frame::Cancel) => stop.cancel(),
@@ -195,7 +210,17 @@ async fn jobs(
             }
         };
         attended.finish();
-        sender.send(&answer)?;
+        sender.send(&match answer {
+            Ok(bytes) => Frame::Answer {
+                job,
+                bytes: bytes.into(),
+            },
+            Err(Panicked { message, location }) => Frame::Panic {
+                job,
+                message,
+                location,
+            },
+        })?;
     }
 }
 
@@ -257,15 +282,15 @@ impl<T, E> Service<Report<(), T, E>> for IntoOutcome {
     }
 }
 
-fn of_panic(panic: &Panic) -> Frame {
-    Frame::Panic {
+fn panicked(panic: &Panic) -> Panicked {
+    Panicked {
         message: panic.message().to_owned(),
         location: panic.location().map(ToString::to_string),
     }
 }
 
-fn of_text(message: &str) -> Frame {
-    Frame::Panic {
+fn failed(message: &str) -> Panicked {
+    Panicked {
         message: message.to_owned(),
         location: None,
     }

@@ -93,6 +93,8 @@ pub(super) struct Worker {
     frames: Frames,
     /// One for all jobs: a timer for each of them would wake the runtime each time.
     looks: Interval,
+    /// Whether it has sent something that belongs to no job.
+    pub(super) is_spoilt: bool,
     /// Number of jobs that it was given.
     pub(super) jobs: u64,
 }
@@ -148,6 +150,7 @@ impl Worker {
             process,
             frames: frames(UnixStream::from_std(ours)?),
             looks,
+            is_spoilt: false,
             jobs: 0,
         })
     }

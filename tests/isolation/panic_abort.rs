@@ -20,13 +20,17 @@ fn main() {
     let mut socket = File::from(stdin().as_fd().try_clone_to_owned().unwrap());
     socket.write_all(b"\0\0\0\x01\0").unwrap();
     let mut length = [0; 4];
+    let mut number = 0_u64;
     while socket.read_exact(&mut length).is_ok() {
         let mut job = vec![0; u32::from_be_bytes(length) as usize];
         socket.read_exact(&mut job).unwrap();
         if job.ends_with(b"panic") {
             panic!("it has panicked");
         }
-        socket.write_all(b"\0\0\0\x05\x03good").unwrap();
+        number += 1;
+        socket.write_all(b"\0\0\0\x0d\x03").unwrap();
+        socket.write_all(&number.to_be_bytes()).unwrap();
+        socket.write_all(b"good").unwrap();
     }
 }
 "#;

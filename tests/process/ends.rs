@@ -155,11 +155,28 @@ async fn garbage_and_silence_are_told() {
         }
     }
     // A second answer is none of the next job.
-    let twice = r"printf '\000\000\000\003\003+a\000\000\000\003\003+b' >&0; sleep 100";
+    let twice = r"printf '\000\000\000\013\003\000\000\000\000\000\000\000\001+a\000\000\000\013\003\000\000\000\000\000\000\000\001+b' >&0; sleep 100";
     let mut pool = script(twice);
     assert_eq!(run(&mut pool, "job").await.unwrap(), "a");
     sleep(Duration::from_millis(50)).await;
     assert_eq!(run(&mut pool, "job").await.unwrap(), "a");
+
+    // Nor if it comes when that runs; and its child takes no more jobs.
+    let answer = |job: u8, text: &str| {
+        format!(r"printf '\000\000\000\013\003\000\000\000\000\000\000\000\00{job}+{text}' >&0;")
+    };
+    let late = [
+        &answer(1, "a"),
+        "dd bs=1M count=1 >/dev/null 2>&1;",
+        &answer(1, "b"),
+        "sleep 0.1;",
+        &answer(2, "c"),
+        "sleep 100",
+    ];
+    let mut pool = script(&late.join(" "));
+    for expected in ["a", "c", "a"] {
+        assert_eq!(run(&mut pool, "job").await.unwrap(), expected);
+    }
 }
 
 #[tokio::test]
@@ -173,7 +190,7 @@ async fn a_job_that_no_process_has_read_runs_in_another_one() {
             if [ $(ls {folder} | wc -l) -lt {ends} ]; then
                 touch {folder}/$$; sleep 0.2; kill -9 $$
             fi
-            dd bs=1M count=1 >/dev/null 2>&1; printf '\000\000\000\003\003+a' >&0; sleep 100"
+            dd bs=1M count=1 >/dev/null 2>&1; printf '\000\000\000\013\003\000\000\000\000\000\000\000\001+a' >&0; sleep 100"
         );
         let pool = pool(1).program("/bin/sh").arguments(["-c", &script]);
         fs::create_dir_all(&folder).unwrap();

@@ -435,7 +435,7 @@ async fn an_answer_and_what_is_printed_before_count_though_the_process_has_ended
     let script = format!(
         r"printf '\000\000\000\001\000' >&0; dd bs=1M count=1 >/dev/null 2>&1;
         echo $$ >{0}.new; mv {0}.new {0}; sleep 0.1;
-        echo last words; printf '\000\000\000\003\003+a' >&0",
+        echo last words; printf '\000\000\000\013\003\000\000\000\000\000\000\000\001+a' >&0",
         file.display()
     );
     let pool = pool("child").program("/bin/sh").arguments(["-c", &script]);
