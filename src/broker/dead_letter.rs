@@ -45,6 +45,13 @@ pub const DELIVERIES: &str = "x-deliveries";
 /// [`Redrive`](super::dead_letters::Redrive) moves the job back to it.
 pub const DESTINATION: &str = "x-original-destination";
 
+/// Header of a [suspect](crate::settle::Settle::is_suspect) with the place that it came from.
+///
+/// Its dead letter has that place as its [`DESTINATION`], so that a redrive does not end among the suspects.
+/// The place is the [routing key](super::Envelope::routing_key) of the job there, except on RabbitMQ, where
+/// that is the one of the first publish.
+pub const SUSPECT_OF: &str = "x-suspect-of";
+
 /// Header with the number of times that a [`Redrive`](super::dead_letters::Redrive) has moved the job back.
 ///
 /// It is also on the job, and on its next dead letter.

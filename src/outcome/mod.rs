@@ -99,6 +99,17 @@ impl<T, E> Outcome<T, E> {
         }
     }
 
+    /// Returns the reason of the cancellation, if the job was cancelled.
+    pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
+        match self {
+            Outcome::Cancelled(cancelled) => Some(cancelled.reason()),
+            Outcome::Completed(_)
+            | Outcome::Failed(_)
+            | Outcome::Panicked(_)
+            | Outcome::TimedOut(_) => None,
+        }
+    }
+
     /// Returns whether dropping this runs a destructor of the job.
     pub(crate) fn has_destructor(&self) -> bool {
         match self {

@@ -196,6 +196,10 @@ pub enum CancelReason {
     /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) allows, and was not
     /// run. Reject it: a retry or a release does not help, since it will not be run the next time either.
     DeliveryLimit,
+    /// The job is a [suspect](crate::settle::Settle::is_suspect): it was delivered before, and no outcome of
+    /// that delivery is known. [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) has
+    /// not run it. Reject it: then it goes to the queue of the suspects.
+    Suspect,
     /// [`Cancellation::cancel`](crate::cancel::Cancellation::cancel) was called, and no other reason applies.
     Requested,
 }
@@ -213,6 +217,7 @@ impl CancelReason {
             CancelReason::LeaseLost => "lease_lost",
             CancelReason::RuntimeGone => "runtime_gone",
             CancelReason::DeliveryLimit => "delivery_limit",
+            CancelReason::Suspect => "suspect",
             CancelReason::Requested => "requested",
         }
     }
@@ -226,6 +231,7 @@ impl fmt::Display for CancelReason {
             CancelReason::LeaseLost => "the lease on the job was lost",
             CancelReason::RuntimeGone => "the runtime of the job is gone",
             CancelReason::DeliveryLimit => "delivered too often without an outcome",
+            CancelReason::Suspect => "delivered before, and no outcome of that is known",
             CancelReason::Requested => "requested",
         })
     }

@@ -1,4 +1,4 @@
-//! [`LimitedDeliveries`]: a check of the delivery count before a job runs.
+//! [`LimitedDeliveries`]: a check of the earlier deliveries before a job runs.
 
 use std::{
     sync::{
@@ -64,6 +64,9 @@ where
     }
 
     fn refusal(&self, tag: &G::Tag) -> Option<CancelReason> {
+        if tag.is_suspect() {
+            return Some(CancelReason::Suspect);
+        }
         let Some(deliveries) = tag.deliveries() else {
             if !self.told.swap(true, Ordering::Relaxed) {
                 guard(|| {

@@ -394,7 +394,12 @@ impl<P, G, M, U> SentinelLayer<P, Hooks<G, M, U>> {
     ///
     /// If a broker does not report the count, there is no limit, and an event at level WARN says so once. A
     /// classic queue of RabbitMQ does not count the deliveries of a consumer that went down, so no limit
-    /// applies to such a job; use a quorum queue.
+    /// applies to such a job; use a quorum queue, or a queue of suspects.
+    ///
+    /// A death charges all jobs that the worker held. To find the one that did it, give the queue a queue of
+    /// [suspects](crate::settle::Settle::is_suspect). Then a job that may have done it is not run, whatever its
+    /// count: it is `Cancelled` with [`Suspect`](crate::outcome::CancelReason::Suspect), and a `Reject` moves it
+    /// to where jobs are [delivered alone](crate::_guide::isolation#which-job-killed-the-worker).
     ///
     /// ```
     /// use tower_sentinel::{DecisionExt, SentinelLayer, SettlePolicy, ack_on_success};

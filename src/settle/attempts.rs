@@ -302,10 +302,16 @@ impl<Tag: Settle> Settling<Tag, Tag::Future> {
 
 impl Settled {
     fn reason(&self, message: Option<String>) -> Reason {
-        let Self { kind, elapsed, .. } = *self;
+        let Self {
+            kind,
+            cancelled,
+            elapsed,
+            ..
+        } = *self;
         Reason {
             kind,
             message,
+            cancelled,
             elapsed,
         }
     }

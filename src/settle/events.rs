@@ -128,7 +128,7 @@ pub(crate) fn tell<'a, T, E>(
                 messaging.rabbitmq.message.delivery_tag = messaging.and_then(|it| it.delivery_tag),
                 tag = tag.map(field::debug),
                 limit = limit_of(outcome).map(field::debug),
-                reason = reason_of(outcome).map(CancelReason::as_str),
+                reason = outcome.cancel_reason().map(CancelReason::as_str),
                 started = has_not_started(outcome).then_some(false),
                 stopped = matches!(outcome, Outcome::TimedOut(_) | Outcome::Cancelled(_))
                     .then(|| outcome.is_stopped()),
@@ -150,7 +150,9 @@ pub(crate) fn tell<'a, T, E>(
 }
 
 fn level<T, E>(outcome: &Outcome<T, E>, fate: Fate) -> Level {
-    match (outcome, reason_of(outcome)) {
+    match (outcome, outcome.cancel_reason()) {
+        // It is rejected, and will be run.
+        (_, Some(CancelReason::Suspect)) => Level::WARN,
         _ if fate.verdict() == Some(Verdict::Reject) => Level::ERROR,
         (Outcome::Panicked(_), _) => Level::ERROR,
         // Not a failure of the job.
@@ -166,7 +168,7 @@ fn what<T, E>(outcome: &Outcome<T, E>) -> &'static str {
         Outcome::Panicked(_) => "the job panicked",
         Outcome::TimedOut(_) => "the job passed its time limit",
         Outcome::Cancelled(cancelled) => match cancelled.reason() {
-            CancelReason::DeliveryLimit => "the job was not run",
+            CancelReason::DeliveryLimit | CancelReason::Suspect => "the job was not run",
             _ => "the job was cancelled",
         },
     }
@@ -192,13 +194,6 @@ fn has_not_started<T, E>(outcome: &Outcome<T, E>) -> bool {
 fn limit_of<T, E>(outcome: &Outcome<T, E>) -> Option<Duration> {
     match outcome {
         Outcome::TimedOut(timed_out) => Some(timed_out.limit()),
-        _ => None,
-    }
-}
-
-fn reason_of<T, E>(outcome: &Outcome<T, E>) -> Option<CancelReason> {
-    match outcome {
-        Outcome::Cancelled(cancelled) => Some(cancelled.reason()),
         _ => None,
     }
 }

@@ -79,6 +79,17 @@ pub trait Settle: Sized {
         self.deliveries().map(|deliveries| deliveries > 1)
     }
 
+    /// Returns whether the job may have taken its worker down: it was delivered before, no outcome of that
+    /// delivery is known, and there is a queue for such suspects; `false` by default.
+    ///
+    /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) does not run a suspect. Its
+    /// [`Reject`](Verdict::Reject), with a reason that [says so](Reason::is_suspect), moves it to the queue
+    /// of the suspects, where it counts from one again. Each of them is [delivered
+    /// alone](crate::_guide::isolation#which-job-killed-the-worker) there.
+    fn is_suspect(&self) -> bool {
+        false
+    }
+
     /// Returns the capabilities of the broker for this delivery.
     fn capabilities(&self) -> Capabilities;
 

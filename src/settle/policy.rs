@@ -280,6 +280,7 @@ where
         } = report;
         let verdict = self.verdict(&tag, &outcome);
         let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
+        let cancelled = outcome.cancel_reason();
         let message = explain(&tag, &outcome);
         if !outcome.is_completed() {
             tell(&tag, &outcome, verdict.as_ref().ok(), message.as_deref());
@@ -292,6 +293,7 @@ where
         };
         let settled = Settled {
             kind,
+            cancelled,
             verdict,
             charged: tag.capabilities().charges(verdict),
             stopped,
@@ -333,7 +335,9 @@ fn tell<Tag, T, E>(
     let fate = match verdict {
         Some(&verdict) => Fate::Verdict {
             verdict,
-            has_dead_letter: tag.capabilities().has_dead_letter(),
+            // A suspect is kept apart from the dead letters.
+            has_dead_letter: tag.capabilities().has_dead_letter()
+                || outcome.cancel_reason() == Some(CancelReason::Suspect),
         },
         None => Fate::Unsettled,
     };
@@ -348,13 +352,16 @@ where
     Tag: Settle,
     E: fmt::Display,
 {
-    match outcome {
-        Outcome::Failed(error) => Some(print("error", error)),
-        Outcome::Cancelled(cancelled) if cancelled.reason() == CancelReason::DeliveryLimit => {
+    if let Outcome::Failed(error) = outcome {
+        return Some(print("error", error));
+    }
+    match outcome.cancel_reason()? {
+        CancelReason::DeliveryLimit => {
             // Invariant: a job passes the delivery limit only if its count is known.
             let deliveries = tag.deliveries().unwrap_or_default();
             Some(format!("delivered {deliveries} times without an outcome"))
         }
+        CancelReason::Suspect => Some(format!("suspect: {}", CancelReason::Suspect)),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    outcome::{Outcome, OutcomeKind},
+    outcome::{CancelReason, Outcome, OutcomeKind},
     settle::verdict::Verdict,
 };
 
@@ -15,6 +15,8 @@ pub struct Reason {
     pub kind: OutcomeKind,
     /// The error, the panic's message, or the reason why the job was stopped; `None` for a completed job.
     pub message: Option<String>,
+    /// The reason of the cancellation; `None` for a job that was not [cancelled](OutcomeKind::Cancelled).
+    pub cancelled: Option<CancelReason>,
     /// The time from the sentinel's `call` to the outcome.
     pub elapsed: Duration,
 }
@@ -25,6 +27,7 @@ impl Reason {
         Self {
             kind: OutcomeKind::Completed,
             message: None,
+            cancelled: None,
             elapsed,
         }
     }
@@ -47,12 +50,18 @@ impl Reason {
             Outcome::TimedOut(timed_out) => Some(timed_out.to_string()),
             Outcome::Cancelled(cancelled) => Some(cancelled.to_string()),
         };
-        let kind = outcome.kind();
         Self {
-            kind,
+            kind: outcome.kind(),
             message,
+            cancelled: outcome.cancel_reason(),
             elapsed,
         }
+    }
+
+    /// Returns whether the job is a [suspect](crate::settle::Settle::is_suspect) that was not run: a `Reject`
+    /// moves it to the queue of the suspects, and not to the dead letters.
+    pub fn is_suspect(&self) -> bool {
+        self.cancelled == Some(CancelReason::Suspect)
     }
 }
 
@@ -62,6 +71,8 @@ impl Reason {
 pub struct Settled {
     /// The kind of the job's outcome.
     pub kind: OutcomeKind,
+    /// The reason of the cancellation; `None` for a job that was not [cancelled](OutcomeKind::Cancelled).
+    pub cancelled: Option<CancelReason>,
     /// The verdict that the delivery was settled with.
     pub verdict: Verdict,
     /// `true` if the broker counts this as an attempt: a `Retry`, or a `Release` that is not free.

@@ -18,7 +18,7 @@ use super::{
     state::{Address, Declared},
 };
 use crate::{
-    broker::envelope::Envelope,
+    broker::{dead_letter::SUSPECT_OF, envelope::Envelope},
     job::Job,
     outcome::drop_quietly,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
@@ -40,6 +40,7 @@ impl<P> Delivery<P> {
             properties: taken.properties,
             deliveries: taken.deliveries,
             redelivered: taken.redelivered,
+            is_suspect: taken.is_suspect,
         };
         Self {
             payload: taken.payload,
@@ -63,7 +64,8 @@ impl<P> Delivery<P> {
         self.tag.properties.header(name)
     }
 
-    /// Returns the reason and the origin of the dead letter, if the job comes from a dead-letter queue.
+    /// Returns the reason and the origin of the reject, if the job comes from a dead-letter queue or from a
+    /// queue of suspects.
     pub fn death(&self) -> Option<&Death> {
         self.death.as_deref()
     }
@@ -79,7 +81,8 @@ impl<P: Send> Envelope for Delivery<P> {
     }
 
     fn routing_key(&self) -> &str {
-        &self.tag.queue.config.name
+        let suspect_of = self.tag.properties.header(SUSPECT_OF);
+        suspect_of.unwrap_or(&self.tag.queue.config.name)
     }
 
     fn deliveries(&self) -> Option<u32> {
@@ -142,7 +145,7 @@ impl<P: fmt::Debug> fmt::Debug for Delivery<P> {
 /// | `Ack` | it is removed |
 /// | `Retry` | it comes back with a delivery charged: before the jobs that were never delivered, or when the delay is over |
 /// | `Release` | the same, with no delivery charged |
-/// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped |
+/// | `Reject` | it goes to the [dead-letter queue](super::QueueBuilder::dead_letter) with its reason, or is dropped; a suspect that was not run goes to the [queue of the suspects](super::QueueBuilder::suspects) |
 /// | `Abandon` | none: it is held as before, and the tag is used up |
 pub struct DeliveryTag<P> {
     queue: Arc<Declared<P>>,
@@ -150,6 +153,7 @@ pub struct DeliveryTag<P> {
     properties: Properties,
     deliveries: u32,
     redelivered: bool,
+    is_suspect: bool,
 }
 
 impl<P> DeliveryTag<P> {
@@ -218,6 +222,10 @@ impl<P: Send> Settle for DeliveryTag<P> {
 
     fn redelivered(&self) -> Option<bool> {
         Some(self.redelivered)
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.is_suspect && self.queue.config.suspects.is_some()
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -14,6 +14,8 @@ pub(super) struct Entry<P> {
     /// Number of charged attempts.
     pub(super) attempts: u32,
     pub(super) redelivered: bool,
+    /// `true` if its last delivery ended without a settlement.
+    pub(super) is_suspect: bool,
     pub(super) death: Option<Arc<Death>>,
     /// `Some` while a consumer has it.
     pub(super) held: Option<Held>,
@@ -57,5 +59,6 @@ pub(super) struct Taken<P> {
     pub(super) key: usize,
     pub(super) deliveries: u32,
     pub(super) redelivered: bool,
+    pub(super) is_suspect: bool,
     pub(super) death: Option<Arc<Death>>,
 }

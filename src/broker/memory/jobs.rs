@@ -32,6 +32,8 @@ pub struct Counts {
     pub dead: u64,
     /// Jobs rejected without a dead-letter queue so far.
     pub dropped: u64,
+    /// Jobs moved to the queue of the suspects so far.
+    pub suspects: u64,
 }
 
 /// End of a lease, unless it is prolonged or the job is settled before.
@@ -58,6 +60,15 @@ pub(super) struct Jobs<P> {
     acked: u64,
     dead: u64,
     dropped: u64,
+    suspects: u64,
+}
+
+/// Destination of a rejected job.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rejection {
+    DeadLetter,
+    Suspect,
+    Dropped,
 }
 
 impl<P> Jobs<P> {
@@ -73,6 +84,7 @@ impl<P> Jobs<P> {
             acked: 0,
             dead: 0,
             dropped: 0,
+            suspects: 0,
         }
     }
 
@@ -84,6 +96,7 @@ impl<P> Jobs<P> {
             acked: self.acked,
             dead: self.dead,
             dropped: self.dropped,
+            suspects: self.suspects,
         }
     }
 
@@ -102,6 +115,7 @@ impl<P> Jobs<P> {
             properties,
             attempts: 0,
             redelivered: false,
+            is_suspect: false,
             death,
             held: None,
         });
@@ -131,6 +145,7 @@ impl<P> Jobs<P> {
             key,
             deliveries: entry.attempts.saturating_add(1),
             redelivered: entry.redelivered,
+            is_suspect: entry.is_suspect,
             death: entry.death.clone(),
         };
         if self.returned.pop_front().is_none() {
@@ -162,11 +177,12 @@ impl<P> Jobs<P> {
         self.remove(key).payload
     }
 
-    /// Removes a job that is held, and counts it as dead or dropped.
-    pub(super) fn reject(&mut self, key: usize, is_kept: bool) -> (P, Properties, u32) {
-        match is_kept {
-            true => self.dead += 1,
-            false => self.dropped += 1,
+    /// Removes a job that is held, and counts it by its destination.
+    pub(super) fn reject(&mut self, key: usize, to: Rejection) -> (P, Properties, u32) {
+        match to {
+            Rejection::DeadLetter => self.dead += 1,
+            Rejection::Suspect => self.suspects += 1,
+            Rejection::Dropped => self.dropped += 1,
         }
         let entry = self.remove(key);
         let deliveries = entry.attempts.saturating_add(1);
@@ -178,16 +194,16 @@ impl<P> Jobs<P> {
         self.slab.remove(key)
     }
 
-    /// Puts a job that is held behind the jobs that came back before.
+    /// Puts a job that was settled so behind the jobs that came back before.
     pub(super) fn give_back(&mut self, key: usize, charge: bool) {
-        self.let_go(key, charge);
+        self.let_go(key, charge, false);
         self.returned.push_back(key);
     }
 
     /// Puts a job that is held aside for `delay`, and returns whether it is the next to be due.
     pub(super) fn delay(&mut self, key: usize, delay: Duration, number: u64, charge: bool) -> bool {
         let before = self.deadline();
-        self.let_go(key, charge);
+        self.let_go(key, charge, false);
         let at = end_after(delay);
         self.delayed.push(Reverse((at, number, key)));
         before.is_none_or(|before| at < before)
@@ -202,16 +218,17 @@ impl<P> Jobs<P> {
         let mut held: Vec<_> = held.collect();
         held.sort_unstable();
         for &(_, key) in held.iter().rev() {
-            self.let_go(key, true);
+            self.let_go(key, true, true);
             self.returned.push_front(key);
         }
         held.len()
     }
 
-    fn let_go(&mut self, key: usize, charge: bool) {
+    fn let_go(&mut self, key: usize, charge: bool, is_suspect: bool) {
         let entry = &mut self.slab[key];
         entry.held = None;
         entry.redelivered = true;
+        entry.is_suspect = is_suspect;
         entry.attempts = entry.attempts.saturating_add(u32::from(charge));
         self.unacked -= 1;
     }
@@ -280,7 +297,8 @@ impl<P> Jobs<P> {
         let lease = *self.leases.front().filter(|lease| lease.at <= now)?;
         self.leases.pop_front();
         let held = self.slab[lease.key].held;
-        self.give_back(lease.key, true);
+        self.let_go(lease.key, true, true);
+        self.returned.push_back(lease.key);
         held
     }
 

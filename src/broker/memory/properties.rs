@@ -26,6 +26,17 @@ impl Properties {
         self.headers = Some(others.cloned().chain([set]).collect());
     }
 
+    /// Removes the headers with this name, and returns the value of the first. Case does not matter.
+    pub(super) fn remove(&mut self, name: &str) -> Option<String> {
+        let removed = self.header(name)?.to_owned();
+        let headers = self.headers.take()?;
+        let others = headers.iter();
+        let others = others.filter(|(key, _)| !key.eq_ignore_ascii_case(name));
+        let others: Headers = others.cloned().collect();
+        self.headers = Some(others).filter(|others| !others.is_empty());
+        Some(removed)
+    }
+
     /// Returns the first header with this name. Case does not matter.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter().flat_map(|headers| headers.iter());

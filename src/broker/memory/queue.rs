@@ -210,6 +210,7 @@ pub struct QueueBuilder<'a, P> {
     server: &'a Arc<Server<P>>,
     name: &'a str,
     dead_letter: Option<&'a str>,
+    suspects: Option<&'a str>,
     lease: Option<Duration>,
 }
 
@@ -219,6 +220,7 @@ impl<'a, P> QueueBuilder<'a, P> {
             server,
             name,
             dead_letter: None,
+            suspects: None,
             lease: None,
         }
     }
@@ -228,6 +230,30 @@ impl<'a, P> QueueBuilder<'a, P> {
     /// The queue is declared if it does not exist yet.
     pub fn dead_letter(mut self, name: &'a str) -> Self {
         self.dead_letter = Some(name);
+        self
+    }
+
+    /// Sets the queue for [suspects](crate::settle::Settle::is_suspect): jobs of a lost channel or lease; none
+    /// by default.
+    ///
+    /// The queue is declared if it does not exist yet, and without dead letters then. Declare it before with
+    /// those of this queue.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::memory::Broker;
+    ///
+    /// let broker = Broker::new();
+    /// let lane = broker.queue("orders.suspects").dead_letter("orders.dead").declare();
+    /// let orders = broker
+    ///     .queue("orders")
+    ///     .dead_letter("orders.dead")
+    ///     .suspects("orders.suspects")
+    ///     .declare();
+    /// # orders.publish("order 7");
+    /// # assert_eq!((orders.counts().ready, lane.counts().ready), (1, 0));
+    /// ```
+    pub fn suspects(mut self, name: &'a str) -> Self {
+        self.suspects = Some(name);
         self
     }
 
@@ -249,23 +275,27 @@ impl<'a, P> QueueBuilder<'a, P> {
     pub fn declare(self) -> Queue<P> {
         let server = self.server;
         let mut state = server.lock();
-        let mut declare = |name: &str, dead_letter, lease| {
+        let mut declare = |name: &str, dead_letter, suspects, lease| {
             let name = Arc::from(name);
             let config = Config {
                 name,
                 dead_letter,
+                suspects,
                 lease,
             };
             state
                 .find(&config.name)
                 .unwrap_or_else(|| state.declare(config))
         };
-        let dead_letter = self.dead_letter.map(|name| declare(name, None, None));
-        let index = declare(self.name, dead_letter, self.lease);
+        let mut plain = |name| declare(name, None, None, None);
+        let dead_letter = self.dead_letter.map(&mut plain);
+        let suspects = self.suspects.map(plain);
+        let index = declare(self.name, dead_letter, suspects, self.lease);
         let config = state.queues[index].config.clone();
         drop(state);
         assert!(
-            (config.dead_letter, config.lease) == (dead_letter, self.lease),
+            (config.dead_letter, config.suspects, config.lease)
+                == (dead_letter, suspects, self.lease),
             "the queue {:?} is declared with other settings",
             self.name,
         );
@@ -284,6 +314,7 @@ impl<P> fmt::Debug for QueueBuilder<'_, P> {
         f.debug_struct("QueueBuilder")
             .field("name", &self.name)
             .field("dead_letter", &self.dead_letter)
+            .field("suspects", &self.suspects)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
     }

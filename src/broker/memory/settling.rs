@@ -10,10 +10,14 @@ use super::{
     death::Death,
     error::DeliveryError,
     faults::SettleFault,
+    jobs::Rejection,
     state::{Address, State},
     step::{Step, Wakers},
 };
-use crate::settle::{Lease, Reason, Verdict};
+use crate::{
+    broker::dead_letter::SUSPECT_OF,
+    settle::{Lease, Reason, Verdict},
+};
 
 /// A settlement that failed: its error, and whether it can be repeated (`again`).
 #[derive(Clone, Copy, Debug)]
@@ -146,22 +150,31 @@ impl<P> State<P> {
         wakers: &mut Wakers,
     ) -> Option<P> {
         let queue = &mut self.queues[address.queue];
-        let dead_letter = queue.config.dead_letter;
-        let rejected = queue.jobs.reject(address.key, dead_letter.is_some());
-        let (payload, properties, deliveries) = rejected;
-        let Some(dead_letter) = dead_letter else {
+        let suspects = queue.config.suspects.filter(|_| reason.is_suspect());
+        let (to, destination) = match (suspects, queue.config.dead_letter) {
+            (Some(suspects), _) => (Rejection::Suspect, Some(suspects)),
+            (None, Some(dead_letter)) => (Rejection::DeadLetter, Some(dead_letter)),
+            (None, None) => (Rejection::Dropped, None),
+        };
+        let (payload, mut properties, deliveries) = queue.jobs.reject(address.key, to);
+        let Some(destination) = destination else {
             return Some(payload);
         };
+        let queue = Arc::clone(&queue.config.name);
+        let origin = properties.remove(SUSPECT_OF).map(Arc::from);
+        if let Rejection::Suspect = to {
+            properties.set(SUSPECT_OF, queue.to_string());
+        }
         let death = Arc::new(Death {
-            queue: Arc::clone(&queue.config.name),
+            queue: origin.unwrap_or(queue),
             reason,
             deliveries,
             time: SystemTime::now(),
             number,
         });
-        let dead_letter = &mut self.queues[dead_letter];
-        dead_letter.jobs.push(payload, properties, Some(death));
-        dead_letter.wake_all(wakers);
+        let destination = &mut self.queues[destination];
+        destination.jobs.push(payload, properties, Some(death));
+        destination.wake_all(wakers);
         None
     }
 

@@ -68,6 +68,7 @@ pub(super) struct QueueState<P> {
 pub(super) struct Config {
     pub(super) name: Arc<str>,
     pub(super) dead_letter: Option<usize>,
+    pub(super) suspects: Option<usize>,
     pub(super) lease: Option<Duration>,
 }
 

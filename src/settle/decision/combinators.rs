@@ -105,7 +105,7 @@ pub fn ack_on_success() -> AckOnSuccess {
 /// | `Failed`, `Panicked`, `TimedOut` | [`Retry`](Verdict::Retry) at once |
 /// | `TimedOut` of a job that never [started](crate::outcome::TimedOut::started) | [`Release`](Verdict::Release) |
 /// | `Cancelled` with [`LeaseLost`](CancelReason::LeaseLost) | [`Abandon`](Verdict::Abandon) |
-/// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) | [`Reject`](Verdict::Reject) |
+/// | `Cancelled` with [`DeliveryLimit`](CancelReason::DeliveryLimit) or [`Suspect`](CancelReason::Suspect) | [`Reject`](Verdict::Reject) |
 /// | `Cancelled` for any other reason | [`Release`](Verdict::Release) |
 ///
 /// Alone it retries for ever and without a pause. The methods of [`DecisionExt`] add limits.
@@ -128,7 +128,7 @@ impl<Tag, T, E> Decision<Tag, T, E> for AckOnSuccess {
             Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::TimedOut(_) => Verdict::retry(),
             Outcome::Cancelled(cancelled) => match cancelled.reason() {
                 CancelReason::LeaseLost => Verdict::Abandon,
-                CancelReason::DeliveryLimit => Verdict::Reject,
+                CancelReason::DeliveryLimit | CancelReason::Suspect => Verdict::Reject,
                 _ => Verdict::release(),
             },
         })
@@ -567,7 +567,7 @@ where
         let is_bounded = match verdict {
             Verdict::Retry { .. } => true,
             // It would come back again and again, and never be run.
-            Verdict::Release { .. } => is_over_limit(outcome),
+            Verdict::Release { .. } => is_refused(outcome),
             Verdict::Ack | Verdict::Reject | Verdict::Abandon => false,
         };
         if !is_bounded {
@@ -581,10 +581,10 @@ where
     }
 }
 
-/// Returns whether the job was not run because it was delivered too often.
-fn is_over_limit<T, E>(outcome: &Outcome<T, E>) -> bool {
-    match outcome {
-        Outcome::Cancelled(cancelled) => cancelled.reason() == CancelReason::DeliveryLimit,
-        _ => false,
-    }
+/// Returns whether the job was refused at its arrival, as it would be the next time.
+fn is_refused<T, E>(outcome: &Outcome<T, E>) -> bool {
+    matches!(
+        outcome.cancel_reason(),
+        Some(CancelReason::DeliveryLimit | CancelReason::Suspect)
+    )
 }

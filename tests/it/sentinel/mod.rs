@@ -18,4 +18,5 @@ mod readiness;
 mod runtimes;
 mod starting;
 mod stuck;
+mod suspects;
 mod timeouts;

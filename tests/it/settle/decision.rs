@@ -60,6 +60,7 @@ impl Case {
                     CancelReason::LeaseLost,
                     CancelReason::RuntimeGone,
                     CancelReason::DeliveryLimit,
+                    CancelReason::Suspect,
                     CancelReason::Requested,
                 ]
                 .map(|reason| Case::Cancelled { reason, stopped }),
@@ -90,7 +91,7 @@ impl Case {
                 ..
             } => Verdict::Abandon,
             Case::Cancelled {
-                reason: CancelReason::DeliveryLimit,
+                reason: CancelReason::DeliveryLimit | CancelReason::Suspect,
                 ..
             } => Verdict::Reject,
             Case::Cancelled { .. } => Verdict::release(),
@@ -123,7 +124,7 @@ fn classify(fault: &Fault) -> Verdict {
 
 #[test]
 fn ack_on_success_acks_what_completed_and_gives_back_the_rest() {
-    assert_eq!(Case::all().len(), 19);
+    assert_eq!(Case::all().len(), 21);
     for case in Case::all() {
         let verdict = decide(&ack_on_success(), unknown(), case);
         assert_eq!(verdict, Ok(case.by_default()), "{case:?}");
