@@ -97,10 +97,11 @@ impl Queue {
 }
 
 impl Connector {
-    /// Declares the queue, and the [queue of its dead letters](Queue::dead_letter), before the first subscription and
-    /// after one that was refused; by default they must exist.
+    /// Declares the queue, the [queue of its dead letters](Queue::dead_letter) and that of its
+    /// [suspects](Queue::suspects), before the first subscription and after one that was refused; by default they must
+    /// exist.
     ///
-    /// Both are durable, and of the queue's type. Jobs that the server itself rejects are dead letters, too. A quorum
+    /// All are durable, and of the queue's type, except that of the suspects, a quorum queue. Jobs that the server itself rejects are dead letters, too. A quorum
     /// queue has the [delivery limit](Queue::delivery_limit) that is set, and none by default. A
     /// [dead-letter exchange](Queue::dead_letter_exchange) and its bindings are not declared.
     ///

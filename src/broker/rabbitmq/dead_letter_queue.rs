@@ -23,6 +23,7 @@ use super::{
     publisher::Publisher,
     republished,
     retry_queues::RetryQueues,
+    targets::Targets,
 };
 use crate::broker::dead_letters::{DeadLetters, Fate, Moved, Pass, Taken};
 
@@ -159,7 +160,7 @@ impl DeadLetterPass {
                 // It has no retries.
                 let retry_queues = RetryQueues::Given(BTreeMap::new());
                 let (queue, kind) = (self.queue.clone(), QueueKind::Classic);
-                Publisher::open(publishing, queue, kind, None, retry_queues).await?
+                Publisher::open(publishing, queue, kind, Targets::default(), retry_queues).await?
             }
         };
         Ok(self.publisher.insert(publisher))

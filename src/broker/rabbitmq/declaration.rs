@@ -34,20 +34,20 @@ pub(super) struct Declaration {
 }
 
 impl Declaration {
-    /// Declares `queue` and the queue of its dead letters, and returns its delivery limit; `None` if this is not
-    /// confirmed in time.
+    /// Declares `queue` and those of its dead letters and suspects, and returns its delivery limit; `None` if this
+    /// is not confirmed in time.
     pub(super) async fn declare(
         &self,
         connection: &Connection,
         queue: &Queue,
     ) -> Result<Option<DeliveryLimit>, SubscriptionError> {
-        match timeout(LIMIT, self.declare_both(connection, queue)).await {
+        match timeout(LIMIT, self.declare_all(connection, queue)).await {
             Ok(declared) => declared.map(Some),
             Err(_) => Ok(None),
         }
     }
 
-    async fn declare_both(
+    async fn declare_all(
         &self,
         connection: &Connection,
         queue: &Queue,
@@ -59,24 +59,20 @@ impl Declaration {
                 declared => declared?,
             }
         }
-        let mut arguments = of_kind(queue.kind);
-        if let Some((exchange, routing_key)) = &queue.dead_letter {
-            // For the jobs that the server itself rejects: over a limit, or expired.
-            set_text(&mut arguments, DEAD_LETTER_EXCHANGE, exchange);
-            set_text(&mut arguments, DEAD_LETTER_ROUTING_KEY, routing_key);
+        if queue.suspects.is_some() {
+            let lane = queue.lane();
+            match declare(connection, &lane.name, arguments(&lane)).await {
+                // Any queue takes suspects, and its owner has declared this one before.
+                Err(SubscriptionError::Undeclared { error, .. }) if differs_in(&error, &[""]) => {}
+                declared => declared?,
+            }
         }
-        let limit = match queue.reading.delivery_limit {
-            DeliveryLimit::Known(Some(limit)) => limit,
-            DeliveryLimit::Assumed | DeliveryLimit::Known(None) => UNLIMITED,
-        };
-        if queue.kind == QueueKind::Quorum {
-            let limit = AMQPValue::LongLongInt(limit.into());
-            arguments.insert(DELIVERY_LIMIT.into(), limit);
-        }
+        let mut arguments = arguments(queue);
         for (name, value) in &self.arguments {
             arguments.insert(name.clone(), value.clone());
         }
-        let is_unlimited = !self.arguments.contains_key(DELIVERY_LIMIT) && limit == UNLIMITED;
+        let is_unlimited =
+            !self.arguments.contains_key(DELIVERY_LIMIT) && limit(queue) == UNLIMITED;
         match declare(connection, &queue.name, arguments).await {
             Ok(()) if is_unlimited => Ok(DeliveryLimit::Known(None)),
             Ok(()) => Ok(queue.reading.delivery_limit),
@@ -103,6 +99,28 @@ fn differs_in(error: &lapin::Error, arguments: &[&str]) -> bool {
     let text = server_text(error);
     let differs = |argument: &&str| text.contains(&format!("inequivalent arg '{argument}"));
     arguments.iter().any(differs)
+}
+
+/// Returns the arguments that follow from the settings of `queue`.
+fn arguments(queue: &Queue) -> FieldTable {
+    let mut arguments = of_kind(queue.kind);
+    if let Some((exchange, routing_key)) = &queue.dead_letter {
+        // For the jobs that the server itself rejects: over a limit, or expired.
+        set_text(&mut arguments, DEAD_LETTER_EXCHANGE, exchange);
+        set_text(&mut arguments, DEAD_LETTER_ROUTING_KEY, routing_key);
+    }
+    if queue.kind == QueueKind::Quorum {
+        let limit = AMQPValue::LongLongInt(limit(queue).into());
+        arguments.insert(DELIVERY_LIMIT.into(), limit);
+    }
+    arguments
+}
+
+fn limit(queue: &Queue) -> u32 {
+    match queue.reading.delivery_limit {
+        DeliveryLimit::Known(Some(limit)) => limit,
+        DeliveryLimit::Assumed | DeliveryLimit::Known(None) => UNLIMITED,
+    }
 }
 
 async fn declare(

@@ -26,6 +26,7 @@ use super::{
     kind::QueueKind,
     leaving::{cancel, close, flush, stop},
     message::{Link, Reading},
+    moves::Moves,
     probe::probe,
     publisher::Publisher,
 };
@@ -56,8 +57,11 @@ pub struct Deliveries {
     connection: Arc<Connection>,
     link: Arc<Link>,
     prefetch: u16,
-    /// Jobs received while it waits for the end, at most the prefetch.
+    /// Jobs received and not taken yet, at most the prefetch.
     received: VecDeque<(Received, Instant)>,
+    /// Moves of suspects into this queue, and the wait for them before the next job is taken.
+    moves: Option<Moves>,
+    moving: Option<Step>,
     end: Option<Ending<SubscriptionError>>,
     /// Cancels the consumer, for us or in response to a cancel by the server.
     stopping: Option<Step>,
@@ -89,6 +93,7 @@ impl Deliveries {
         consumer: Consumer,
         connection: Arc<Connection>,
         publisher: Publisher,
+        moves: Option<Moves>,
         prefetch: u16,
         reading: Reading,
     ) -> Self {
@@ -106,6 +111,8 @@ impl Deliveries {
             link,
             prefetch,
             received: VecDeque::new(),
+            moves,
+            moving: None,
             end: None,
             stopping: None,
             closing: None,
@@ -172,6 +179,19 @@ impl Deliveries {
         SubscriptionError::Cancelled { queue }
     }
 
+    /// Waits until all moves of suspects are over that began before the next job was received.
+    fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(moves) = &self.moves else {
+            return Poll::Ready(());
+        };
+        let moving = self
+            .moving
+            .get_or_insert_with(|| Step::new(moves.clone().ended()));
+        ready!(moving.poll(cx));
+        self.moving = None;
+        Poll::Ready(())
+    }
+
     /// Makes the tags stale, and drops the jobs that were not taken.
     fn give_up(&mut self) {
         self.link.is_over.cancel();
@@ -185,18 +205,21 @@ impl Stream for Deliveries {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let received = match self.received.pop_front() {
-                Some(received) => Some(received),
-                None => ready!(self.poll_receive(cx)),
-            };
-            match received {
+            if self.received.is_empty() {
+                match ready!(self.poll_receive(cx)) {
+                    Some(received) => self.received.push_back(received),
+                    None => return Poll::Ready(self.end.as_mut().and_then(Ending::next)),
+                }
+            }
+            ready!(self.poll_moved(cx));
+            match self.received.pop_front() {
                 // Void: its channel was closed after it had come.
                 Some((received, _)) if received.acker.poisoned() => {}
                 Some((received, at)) => {
                     let delivery = Delivery::new(received, at, &self.link);
                     return Poll::Ready(Some(Ok(delivery)));
                 }
-                None => return Poll::Ready(self.end.as_mut().and_then(Ending::next)),
+                None => {}
             }
         }
     }

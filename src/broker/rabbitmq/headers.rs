@@ -8,7 +8,9 @@ use std::{
 use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
 
 use crate::{
-    broker::dead_letter::{DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME},
+    broker::dead_letter::{
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, SUSPECT_OF,
+    },
     settle::Messaging,
 };
 
@@ -24,7 +26,7 @@ pub(super) const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
 /// Headers that must not be republished. With `CC` and `BCC` the server would send further copies. Counts
 /// would be those of another message. With the history of deaths the server takes a second retry for a cycle
 /// and drops it.
-pub(super) const DROPPED: [&str; 16] = [
+pub(super) const DROPPED: [&str; 17] = [
     DELIVERIES,
     DESTINATION,
     DELIVERY_COUNT,
@@ -32,6 +34,7 @@ pub(super) const DROPPED: [&str; 16] = [
     OUTCOME_KIND,
     OUTCOME_MESSAGE,
     OUTCOME_TIME,
+    SUSPECT_OF,
     "CC",
     "BCC",
     "x-death",

@@ -134,6 +134,26 @@ impl Message {
         !self.release_is_free() && self.is_near_limit()
     }
 
+    /// Returns whether the job is to be given back in another way than by a requeue, which would look like the
+    /// end of its worker.
+    pub(super) fn is_watched(&self) -> bool {
+        self.link.publisher.suspects().is_some()
+    }
+
+    /// Returns whether the queue itself tells a released job from one whose worker is gone.
+    pub(super) fn release_is_told(&self) -> bool {
+        self.link.publisher.kind() == QueueKind::Quorum && self.release_is_free()
+    }
+
+    /// Returns whether the queue has requeued the job, and not by a release that can be told from the end of
+    /// its worker.
+    pub(super) fn is_requeued(&self) -> bool {
+        match self.release_is_told() {
+            true => self.counted.by_queue.unwrap_or(0) > 0,
+            false => self.delivery.redelivered,
+        }
+    }
+
     pub(super) fn is_redelivered(&self) -> bool {
         self.delivery.redelivered || self.counted.before.is_some()
     }

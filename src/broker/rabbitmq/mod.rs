@@ -38,7 +38,11 @@
 //! | `Release` after a delay | republished to a retry queue, then acked | the same |
 //! | `Reject`, with a [dead letter](Queue::dead_letter) | republished there with its reason, then acked | the same |
 //! | `Reject` without | `basic.reject` without requeue: the job goes to the queue's own dead-letter exchange, or is dropped | the same |
+//! | `Reject` of a [suspect](Queue::suspects) that was not run | republished to the suspects, then acked | the same |
 //! | `Abandon` | nothing: the job holds its place in the prefetch until the channel ends | the same |
+//!
+//! With a queue of [suspects](Queue::suspects) a requeue is a republish to the end of the queue, except a `Release` on
+//! a quorum queue from 4.3 on.
 //!
 //! [One table](super#verdicts-and-the-tested-servers) shows their effects on the count and on
 //! the order, by version: 3.10, 4.0 and 4.3 were tested.
@@ -88,6 +92,7 @@ mod headers;
 mod kind;
 mod leaving;
 mod message;
+mod moves;
 mod opening;
 mod probe;
 mod publish;
@@ -98,6 +103,7 @@ mod republished;
 mod retry_queues;
 mod server;
 mod settlement;
+mod suspects;
 mod targets;
 
 pub use lapin;

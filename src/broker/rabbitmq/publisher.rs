@@ -28,9 +28,11 @@ use super::{
     connection::Publishing,
     delivery_error::DeliveryError,
     kind::QueueKind,
+    moves::Moves,
     publish::{Target, publish},
     reopened::Reopened,
     retry_queues::{self, RetryQueue, RetryQueues},
+    targets::Targets,
 };
 
 /// Time that a job waits for its retry queue, before a longer one is used. It covers the wait for a new one.
@@ -47,12 +49,12 @@ pub(super) struct Publisher {
     connection: Reopened,
     queue: ShortString,
     kind: QueueKind,
-    dead_letter: Option<Target>,
+    targets: Targets,
     retry_queues: RetryQueues,
     /// Shared by all publishes to queues that are known to exist.
     shared: Mutex<Channel>,
-    /// For dead letters, which no retry waits for.
-    dead_letters: Channels,
+    /// For dead letters and suspects, which no retry waits for.
+    rejects: Channels,
     /// For declarations, and for publishes to retry queues that may be gone.
     retries: Channels,
     /// Declarations on their way, by their delays.
@@ -71,7 +73,7 @@ impl Publisher {
         (publishing, connection): (Publishing, Arc<Connection>),
         queue: ShortString,
         kind: QueueKind,
-        dead_letter: Option<Target>,
+        targets: Targets,
         retry_queues: RetryQueues,
     ) -> lapin::Result<Self> {
         let channel = open(&connection).await?;
@@ -79,10 +81,10 @@ impl Publisher {
             connection: Reopened::new(publishing, connection),
             queue,
             kind,
-            dead_letter,
+            targets,
             retry_queues,
             shared: Mutex::new(channel),
-            dead_letters: Channels::new(),
+            rejects: Channels::new(),
             retries: Channels::new(),
             declaring: StdMutex::default(),
             runtime: Handle::current(),
@@ -98,7 +100,11 @@ impl Publisher {
     }
 
     pub(super) fn dead_letter(&self) -> Option<&Target> {
-        self.dead_letter.as_ref()
+        self.targets.dead_letter.as_ref()
+    }
+
+    pub(super) fn suspects(&self) -> Option<&(Target, Moves)> {
+        self.targets.suspects.as_ref()
     }
 
     /// Returns the largest size of a frame on the connection, in bytes.
@@ -117,14 +123,14 @@ impl Publisher {
         self.store(self.queue.clone(), payload, properties).await
     }
 
-    /// Publishes a dead letter, and a queue has to take it.
+    /// Publishes a dead letter or a suspect, and a queue has to take it.
     pub(super) async fn reject(
         &self,
         target: &Target,
         payload: &[u8],
         properties: BasicProperties,
     ) -> Result<(), DeliveryError> {
-        self.deliver(&self.dead_letters, target, payload, properties)
+        self.deliver(&self.rejects, target, payload, properties)
             .await
     }
 

@@ -17,12 +17,13 @@ use super::{
     error::SubscriptionError,
     kind::QueueKind,
     message::Reading,
+    moves::Moves,
     opening::Opening,
     publish::Target,
     publisher::Publisher,
     retry_queues::RetryQueues,
     server,
-    targets::{self, Unmet},
+    targets::{self, Targets, Unmet},
 };
 use crate::outcome::guard;
 
@@ -46,6 +47,9 @@ pub struct Queue {
     pub(super) kind: QueueKind,
     prefetch: u16,
     pub(super) dead_letter: Option<(String, String)>,
+    pub(super) suspects: Option<(String, Moves)>,
+    /// Those into this queue, if it is a lane.
+    pub(super) moves: Option<Moves>,
     retry_queues: BTreeMap<Duration, String>,
     pub(super) reading: Reading,
     consumer: ConsumerSettings,
@@ -71,12 +75,14 @@ impl Queue {
         Self::new(name.into(), QueueKind::Quorum)
     }
 
-    fn new(name: String, kind: QueueKind) -> Self {
+    pub(super) fn new(name: String, kind: QueueKind) -> Self {
         Self {
             name,
             kind,
             prefetch: 64,
             dead_letter: None,
+            suspects: None,
+            moves: None,
             retry_queues: BTreeMap::new(),
             reading: Reading {
                 delivery_limit: DeliveryLimit::Assumed,
@@ -319,7 +325,7 @@ impl Queue {
     /// # Errors
     ///
     /// If the queue does not exist, is read exclusively or has another type, if the queue or exchange of its
-    /// dead letters or retries does not exist, if a name is too long, if a connection is lost, or if the
+    /// dead letters, suspects or retries does not exist, if a name is too long, if a connection is lost, or if the
     /// [time](Self::subscribe_timeout) is up.
     ///
     /// Some of them also end the connection, for example if a quorum queue has lost its leader. So connect
@@ -341,9 +347,17 @@ impl Queue {
             }),
             None => None,
         };
+        let suspects = match &self.suspects {
+            Some((queue, moves)) => Some((Target::of_queue(short(queue.clone())?), moves.clone())),
+            None => None,
+        };
+        let targets = Targets {
+            dead_letter,
+            suspects,
+        };
         let tag = short(self.consumer.tag.clone())?;
         let limit = self.subscribe_timeout.unwrap_or(SUBSCRIBE_LIMIT);
-        let opening = self.open(connection, name, tag, dead_letter, retry_queues);
+        let opening = self.open(connection, name, tag, targets, retry_queues);
         match timeout(limit, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(SubscriptionError::TimedOut {
@@ -358,7 +372,7 @@ impl Queue {
         connection: &Connection,
         name: ShortString,
         tag: ShortString,
-        dead_letter: Option<Target>,
+        targets: Targets,
         mut retry_queues: RetryQueues,
     ) -> Result<Deliveries, SubscriptionError> {
         let refused = |error| self.refused(error);
@@ -370,7 +384,7 @@ impl Queue {
                 });
             }
         }
-        targets::check(connection, &name, dead_letter.as_ref(), &mut retry_queues)
+        targets::check(connection, &name, &targets, &mut retry_queues)
             .await
             .map_err(|unmet| match unmet {
                 Unmet::NoTarget { target, error } => SubscriptionError::NoTarget {
@@ -390,7 +404,7 @@ impl Queue {
             (publishing, opened),
             name.clone(),
             self.kind,
-            dead_letter,
+            targets,
             retry_queues,
         );
         let publisher = publisher.await.map_err(refused)?;
@@ -405,6 +419,7 @@ impl Queue {
             consumer,
             connection.consuming(),
             publisher,
+            self.moves.clone(),
             self.prefetch,
             reading,
         ))

@@ -15,11 +15,14 @@ use lapin::{
 use super::{
     death,
     delivery_error::DeliveryError,
-    headers::{ACQUIRED_COUNT, DELIVERY_COUNT, DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY},
+    headers::{
+        ACQUIRED_COUNT, DELIVERY_COUNT, DROPPED, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, header,
+    },
 };
 use crate::{
     broker::dead_letter::{
-        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, REDRIVEN, cut,
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, REDRIVEN, SUSPECT_OF,
+        cut,
     },
     settle::Reason,
 };
@@ -114,38 +117,55 @@ pub(super) fn for_retry(
         let size = limit + missing;
         return Err(DeliveryError::NoRoom { size, limit });
     }
+    if let Some(queue) = header(message, SUSPECT_OF) {
+        filled.add([(SUSPECT_OF, text(queue))]);
+    }
     filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
     Ok(filled.properties())
 }
 
-/// Returns the properties of `message`, which came from `queue`, as a dead letter. The end of the reason is cut off if there is no room
-/// for it.
-///
-/// # Errors
-///
-/// If there is no room for the job's own properties.
-pub(super) fn for_dead_letter(
-    message: &Delivery,
-    queue: &str,
-    deliveries: Option<u32>,
-    reason: &Reason,
-    frame_max: u32,
-) -> Result<BasicProperties, DeliveryError> {
-    let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
-    filled.add([(OUTCOME_KIND, text(reason.kind.as_str()))]);
-    filled.add([(DESTINATION, text(queue))]);
-    if let Some(deliveries) = deliveries {
-        filled.add([(DELIVERIES, AMQPValue::LongUInt(deliveries))]);
+/// A rejected job, which becomes a dead letter or goes to the suspects.
+pub(super) struct Rejected<'a> {
+    pub(super) message: &'a Delivery,
+    /// The queue that it came from.
+    pub(super) queue: &'a str,
+    pub(super) deliveries: Option<u32>,
+    pub(super) is_suspect: bool,
+}
+
+impl Rejected<'_> {
+    /// Returns the properties of the copy. The end of the reason is cut off if there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for the job's own properties.
+    pub(super) fn properties(
+        &self,
+        reason: &Reason,
+        frame_max: u32,
+    ) -> Result<BasicProperties, DeliveryError> {
+        let Self { message, queue, .. } = *self;
+        let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
+        // A dead letter of a suspect belongs to the queue that it came from first.
+        let suspect_of = header(message, SUSPECT_OF).filter(|_| !self.is_suspect);
+        filled.add([(OUTCOME_KIND, text(reason.kind.as_str()))]);
+        filled.add([(DESTINATION, text(suspect_of.unwrap_or(queue)))]);
+        if self.is_suspect {
+            filled.add([(SUSPECT_OF, text(queue))]);
+        }
+        if let Some(deliveries) = self.deliveries {
+            filled.add([(DELIVERIES, AMQPValue::LongUInt(deliveries))]);
+        }
+        filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        filled.add([(OUTCOME_TIME, AMQPValue::Timestamp(now))]);
+        if let Some(message) = &reason.message {
+            let room = filled.room.saturating_sub(cost(OUTCOME_MESSAGE, &text("")));
+            filled.add([(OUTCOME_MESSAGE, text(cut(message, room)))]);
+        }
+        Ok(filled.properties())
     }
-    filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| now.as_secs());
-    filled.add([(OUTCOME_TIME, AMQPValue::Timestamp(now))]);
-    if let Some(message) = &reason.message {
-        let room = filled.room.saturating_sub(cost(OUTCOME_MESSAGE, &text("")));
-        filled.add([(OUTCOME_MESSAGE, text(cut(message, room)))]);
-    }
-    Ok(filled.properties())
 }
 
 /// Returns the properties of a dead letter that is moved back to its queue for the `times`-th time.

@@ -54,13 +54,18 @@ impl Settle for DeliveryTag {
         Some(self.message.is_redelivered())
     }
 
+    /// Returns whether the queue has requeued the job by itself, if [suspects](super::Queue::suspects) are set.
+    fn is_suspect(&self) -> bool {
+        self.message.is_watched() && self.message.is_requeued()
+    }
+
     fn capabilities(&self) -> Capabilities {
         let link = &self.message.link;
         let mut capabilities = Capabilities::none().delay().free_delayed_release();
         if link.publisher.dead_letter().is_some() {
             capabilities = capabilities.dead_letter();
         }
-        if self.message.release_is_free() {
+        if self.message.release_is_free() || self.message.is_watched() {
             capabilities = capabilities.free_release();
         }
         capabilities
@@ -159,6 +164,8 @@ async fn answer(
     let frame_max = publisher.frame_max();
     let payload = &message.delivery.data;
     let acker = &message.delivery.acker;
+    // Until the original is acked.
+    let mut _moving = None;
     match verdict {
         Verdict::Ack => {}
         Verdict::Retry { .. } => match Way::new(message, verdict.delay()) {
@@ -174,30 +181,36 @@ async fn answer(
             let deliveries = charged(message).saturating_sub(1);
             match verdict.delay() {
                 Some(delay) => delayed(message, delay, deliveries).await?,
-                None if message.is_let_go_of() => {
+                None if message.is_let_go_of() => republish(message, deliveries).await?,
+                None if message.is_watched() && !message.release_is_told() => {
                     republish(message, deliveries).await?;
                 }
                 None => return release(message).await,
             }
         }
-        Verdict::Reject => match publisher.dead_letter() {
-            Some(target) => {
-                message.check_held()?;
-                let deliveries = message.deliveries();
-                let properties = republished::for_dead_letter(
-                    &message.delivery,
-                    publisher.queue(),
-                    deliveries,
-                    &reason,
-                    frame_max,
-                )?;
-                publisher.reject(target, payload, properties).await?;
-            }
-            None => {
+        Verdict::Reject => {
+            let suspects = publisher.suspects().filter(|_| reason.is_suspect());
+            let target = match suspects {
+                Some((target, moves)) => {
+                    _moving = Some(moves.begin());
+                    Some(target)
+                }
+                None => publisher.dead_letter(),
+            };
+            let Some(target) = target else {
                 let options = BasicRejectOptions { requeue: false };
                 return otherwise(message, acker.reject(options).await);
-            }
-        },
+            };
+            message.check_held()?;
+            let rejected = republished::Rejected {
+                message: &message.delivery,
+                queue: publisher.queue(),
+                deliveries: message.deliveries(),
+                is_suspect: suspects.is_some(),
+            };
+            let properties = rejected.properties(&reason, frame_max)?;
+            publisher.reject(target, payload, properties).await?;
+        }
         Verdict::Abandon => return Ok(()),
     }
     sent(message.link.acks.ack(message.place, acker.clone()).await)
@@ -216,7 +229,8 @@ enum Way {
 impl Way {
     fn new(message: &Message, delay: Option<Duration>) -> Self {
         let link = &message.link;
-        let may_reject = link.publisher.kind() == QueueKind::Quorum && !message.is_near_limit();
+        let is_quorum = link.publisher.kind() == QueueKind::Quorum;
+        let may_reject = is_quorum && !message.is_near_limit() && !message.is_watched();
         match delay {
             // A queue with its own delay delays exactly the rejected jobs.
             Some(_) if link.reading.delayed_retry && may_reject => Way::Reject,

@@ -1,4 +1,4 @@
-//! Check that the targets of dead letters and retries exist, before a job needs them.
+//! [`Targets`] of rejected jobs, and the check that they and the retry queues exist, before a job needs them.
 
 use lapin::{
     Channel, ErrorKind, ExchangeKind,
@@ -9,10 +9,18 @@ use lapin::{
 use super::{
     connection::Connection,
     error::{exchange_named, queue_named},
+    moves::Moves,
     publish::Target,
     retry_queues::RetryQueues,
 };
 use crate::outcome::guard;
+
+/// Targets of rejected jobs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Targets {
+    pub(super) dead_letter: Option<Target>,
+    pub(super) suspects: Option<(Target, Moves)>,
+}
 
 /// Failure of the check.
 pub(super) enum Unmet {
@@ -20,23 +28,23 @@ pub(super) enum Unmet {
     Client(lapin::Error),
 }
 
-/// Checks the dead letter's queue or exchange and the retry queues of `queue`.
+/// Checks the targets of rejected jobs and the retry queues of `queue`.
 ///
 /// It uses the connection that consumes: an exclusive queue does not exist for any other connection, though
 /// each may publish to it.
 pub(super) async fn check(
     connection: &Connection,
     queue: &ShortString,
-    dead_letter: Option<&Target>,
+    targets: &Targets,
     retry_queues: &mut RetryQueues,
 ) -> Result<(), Unmet> {
     let channel = connection.create_channel().await.map_err(Unmet::Client)?;
-    match dead_letter {
-        Some(target) if target.exchange.as_str().is_empty() => {
-            check_queue(&channel, &target.routing_key).await?;
+    let suspects = targets.suspects.as_ref().map(|(target, _)| target);
+    for target in targets.dead_letter.iter().chain(suspects) {
+        match target.exchange.as_str() {
+            "" => check_queue(&channel, &target.routing_key).await?,
+            _ => check_exchange(&channel, &target.exchange).await?,
         }
-        Some(target) => check_exchange(&channel, &target.exchange).await?,
-        None => {}
     }
     for name in retry_queues.given() {
         check_queue(&channel, name).await?;

@@ -23,10 +23,10 @@ use std::{
 use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sentinel::{
-    Job,
+    Job, Outcome,
     conformance::{Backlog, ConformanceError, EnvelopeFixture, Fixture},
     consumer::Subscription,
-    outcome::OutcomeKind,
+    outcome::{CancelReason, Cancelled, OutcomeKind},
     settle::{Reason, Settle},
 };
 
@@ -291,4 +291,10 @@ pub(crate) fn assert_deliveries<B: TestBroker>(broker: &B, tag: &TagOf<B>, deliv
 /// The reason of a verdict where no outcome has one.
 pub(crate) fn reason() -> Reason {
     Reason::completed(Duration::from_millis(5))
+}
+
+/// Returns the reason of a job that is refused as a suspect.
+pub(crate) fn suspected() -> Reason {
+    let cancelled = Cancelled::new(CancelReason::Suspect, true);
+    Reason::of(&Outcome::<(), &str>::Cancelled(cancelled), Duration::ZERO)
 }

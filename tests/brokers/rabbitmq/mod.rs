@@ -22,6 +22,7 @@ pub(crate) mod server;
 mod slow_servers;
 mod stopping;
 mod subscribing;
+mod suspects;
 mod tracing;
 mod verdicts;
 
