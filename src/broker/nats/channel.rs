@@ -19,6 +19,7 @@ use super::{
     delivery_error::DeliveryError,
     fetched::Fetched,
     miss::{Miss, Missed},
+    pull::Pull,
     repeat::repeat,
 };
 use crate::outcome::guard;
@@ -38,6 +39,8 @@ pub(super) struct Channel {
     /// Prefix of the schedules' subjects, if schedules delay retries.
     pub(super) schedules: Option<Subject>,
     pub(super) dead_letter: Option<Subject>,
+    /// Subject of the suspects, if they are not run.
+    pub(super) suspects: Option<Subject>,
     pub(super) confirm_timeout: Duration,
     delays: Delays,
     /// Greatest number of deliveries of a message by the server; below one there is no limit.
@@ -54,19 +57,14 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(
-        context: Context,
-        info: &Info,
-        dead_letter: Option<Subject>,
-        schedules: Option<Subject>,
-        confirm_timeout: Duration,
-    ) -> Self {
+    pub(super) fn new(context: Context, info: &Info, pull: &Pull) -> Self {
         Self {
             client: context.client(),
             context,
-            dead_letter,
-            schedules,
-            confirm_timeout,
+            dead_letter: pull.dead_letter.clone(),
+            suspects: pull.suspects.clone(),
+            schedules: pull.schedules.clone(),
+            confirm_timeout: pull.confirm_timeout,
             stream: info.stream_name.clone(),
             consumer: info.name.clone(),
             durable: info.config.durable_name.clone(),

@@ -1,4 +1,4 @@
-//! Dead letters: copies of rejected messages, with the outcome in their headers.
+//! Dead letters and suspects: copies of rejected messages, with the outcome in their headers.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     broker::dead_letter::{
-        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, cut,
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, SUSPECT_OF, cut,
     },
     settle::Reason,
 };
@@ -26,11 +26,34 @@ pub(super) async fn publish(
     fetched: &Fetched,
     reason: &Reason,
 ) -> Result<(), DeliveryError> {
+    let headers = own_headers(fetched);
+    // A dead letter of a suspect belongs to the subject that it came from first.
+    let origin = fetched.origin();
+    publish_copy(channel, subject, fetched, (headers, origin), reason).await
+}
+
+/// Publishes a suspect and waits until its stream keeps it.
+pub(super) async fn publish_suspect(
+    channel: &Channel,
+    subject: &Subject,
+    fetched: &Fetched,
+    reason: &Reason,
+) -> Result<(), DeliveryError> {
     let mut headers = own_headers(fetched);
-    let deliveries = fetched.deliveries();
-    let origin = &fetched.message.subject;
+    let origin = fetched.message.subject.as_str();
+    headers.insert(SUSPECT_OF, origin);
+    publish_copy(channel, subject, fetched, (headers, origin), reason).await
+}
+
+async fn publish_copy(
+    channel: &Channel,
+    subject: &Subject,
+    fetched: &Fetched,
+    (mut headers, origin): (HeaderMap, &str),
+    reason: &Reason,
+) -> Result<(), DeliveryError> {
     describe(&mut headers, &fetched.id, origin, reason);
-    headers.insert(DELIVERIES, deliveries.to_string());
+    headers.insert(DELIVERIES, fetched.deliveries().to_string());
     let message = PublishMessage::build().payload(fetched.message.payload.clone());
     keep(channel, subject, message.headers(headers)).await
 }
@@ -64,8 +87,8 @@ async fn keep(
     })
 }
 
-/// Returns the headers of a message without those that instruct a server: to roll a stream up, to expect a
-/// sequence, to let the message expire.
+/// Returns the headers of a message without the origin of a suspect, and without those that instruct a server: to
+/// roll a stream up, to expect a sequence, to let the message expire.
 ///
 /// The message's id is kept in another header: under its own name it would make the stream drop the copy as a
 /// duplicate.
@@ -73,7 +96,7 @@ pub(super) fn own_headers(fetched: &Fetched) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in fetched.message.headers.iter().flat_map(HeaderMap::iter) {
         let text: &str = name.as_ref();
-        if is_of_nats(text) || text == MESSAGE_ID {
+        if is_of_nats(text) || text == MESSAGE_ID || text.eq_ignore_ascii_case(SUSPECT_OF) {
             continue;
         }
         for value in values {
@@ -91,11 +114,11 @@ pub(super) fn is_of_nats(name: &str) -> bool {
     name.to_ascii_lowercase().starts_with("nats-")
 }
 
-fn describe(headers: &mut HeaderMap, id: &str, origin: &Subject, reason: &Reason) {
+fn describe(headers: &mut HeaderMap, id: &str, origin: &str, reason: &Reason) {
     // The stream drops a copy that is published again because its confirmation got lost.
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(OUTCOME_KIND, reason.kind.as_str());
-    headers.insert(DESTINATION, origin.as_str());
+    headers.insert(DESTINATION, origin);
     if let Some(message) = &reason.message {
         headers.insert(OUTCOME_MESSAGE, line(cut(message, usize::MAX)));
     }

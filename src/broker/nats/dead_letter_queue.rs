@@ -23,17 +23,20 @@ use super::{
     fetched::{MESSAGE_ID, first},
 };
 use crate::broker::{
-    dead_letter::{DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, REDRIVEN},
+    dead_letter::{
+        DELIVERIES, DESTINATION, OUTCOME_KIND, OUTCOME_MESSAGE, OUTCOME_TIME, REDRIVEN, SUSPECT_OF,
+    },
     dead_letters::{DeadLetter, DeadLetters, Fate, Moved, Pass, Taken},
 };
 
 /// Headers of a dead letter that a job does not have.
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
     OUTCOME_KIND,
     OUTCOME_MESSAGE,
     OUTCOME_TIME,
     DELIVERIES,
     DESTINATION,
+    SUSPECT_OF,
 ];
 
 /// Dead letters of a subject of JetStream, as [`DeadLetters`].

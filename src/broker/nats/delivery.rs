@@ -77,7 +77,7 @@ impl Envelope for Delivery {
     }
 
     fn routing_key(&self) -> &str {
-        self.subject()
+        self.place.fetched.origin()
     }
 }
 

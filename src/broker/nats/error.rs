@@ -33,6 +33,20 @@ pub enum SubscriptionError {
         /// The stream.
         stream: String,
     },
+    /// No stream stores messages on the subject of the suspects.
+    NoStreamOfSuspects {
+        /// The subject.
+        subject: String,
+        /// The client's error.
+        error: Arc<GetStreamByNameError>,
+    },
+    /// The suspects would go to the stream that the jobs come from.
+    SuspectsAmongJobs {
+        /// The subject of the suspects.
+        subject: String,
+        /// The stream.
+        stream: String,
+    },
     /// The server removes an idle consumer so early that a job may not end in time.
     InactiveThreshold {
         /// The consumer's `inactive_threshold`.
@@ -132,6 +146,14 @@ impl fmt::Display for SubscriptionError {
                 "the dead letters of \"{subject}\" would be kept among the jobs of stream \"{stream}\"; \
                  name a subject of another stream"
             ),
+            SubscriptionError::NoStreamOfSuspects { subject, .. } => {
+                write!(f, "no stream keeps the suspects of \"{subject}\"")
+            }
+            SubscriptionError::SuspectsAmongJobs { subject, stream } => write!(
+                f,
+                "the suspects of \"{subject}\" would be kept among the jobs of stream \"{stream}\"; \
+                 name a subject of another stream"
+            ),
             SubscriptionError::InactiveThreshold { threshold, least } => write!(
                 f,
                 "the consumer's inactive_threshold of {threshold:?} is too short; \
@@ -176,13 +198,15 @@ impl fmt::Display for SubscriptionError {
 impl Error for SubscriptionError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            SubscriptionError::NoDeadLetterStream { error, .. } => Some(error),
+            SubscriptionError::NoDeadLetterStream { error, .. }
+            | SubscriptionError::NoStreamOfSuspects { error, .. } => Some(error),
             SubscriptionError::Consumer(error) => Some(error),
             SubscriptionError::Stream(error) => Some(error),
             SubscriptionError::Subscribe(error) => Some(error),
             SubscriptionError::NotExplicit
             | SubscriptionError::NotPull
             | SubscriptionError::DeadLetterAmongJobs { .. }
+            | SubscriptionError::SuspectsAmongJobs { .. }
             | SubscriptionError::InactiveThreshold { .. }
             | SubscriptionError::Priority { .. }
             | SubscriptionError::Schedules { .. }

@@ -8,7 +8,7 @@ use async_nats::{
 };
 use tokio::time::Instant;
 
-use crate::broker::dead_letter::{DELIVERIES, REDRIVEN};
+use crate::broker::dead_letter::{DELIVERIES, REDRIVEN, SUSPECT_OF};
 
 /// Header with the message's own `Nats-Msg-Id`, on dead letters and on messages from a schedule.
 pub(super) const MESSAGE_ID: &str = "x-original-message-id";
@@ -80,10 +80,16 @@ impl Fetched {
         first(self.message.headers.as_ref()?, name)
     }
 
+    /// Returns the subject of the message, or of the first publish of a suspect.
+    pub(super) fn origin(&self) -> &str {
+        self.header(SUSPECT_OF).unwrap_or(&self.message.subject)
+    }
+
     /// Returns the message's `Nats-Msg-Id` from its publish.
     pub(super) fn message_id(&self) -> Option<&str> {
-        // The stream knows a message that was moved back by an id of its own.
-        match self.carried.is_some() || self.header(REDRIVEN).is_some() {
+        // The stream knows a message that was moved by an id of its own.
+        let is_copy = |name| self.header(name).is_some();
+        match self.carried.is_some() || is_copy(REDRIVEN) || is_copy(SUSPECT_OF) {
             true => {
                 let headers = self.message.headers.as_ref();
                 let id = headers.and_then(|headers| headers.get(MESSAGE_ID));

@@ -38,6 +38,7 @@
 //! | `Release` | `-NAK`, with the delay if there is one; counts, so it is not free | moot, like the `Retry` |
 //! | `Release` with a delay and schedules | like the `Retry`, but does not count | may be tried again |
 //! | `Reject` | the dead letter, and `+TERM` once its stream stores it | may be tried again |
+//! | `Reject` of a [suspect](Pull::suspects) that was not run | a copy for the suspects, and `+TERM` once their stream stores it | may be tried again |
 //! | `Abandon` | nothing: the job comes back after the ack wait | |
 //!
 //! Each is a request that waits for the server's confirmation. It is like the client's `double_ack`, but uses

@@ -31,6 +31,7 @@ pub struct Pull {
     pub(super) prefetch: usize,
     pub(super) priority: Priority,
     pub(super) dead_letter: Option<Subject>,
+    pub(super) suspects: Option<Subject>,
     pub(super) schedules: Option<Subject>,
     pub(super) confirm_timeout: Duration,
     pub(super) idle_heartbeat: Duration,
@@ -46,6 +47,7 @@ impl Pull {
             prefetch: 64,
             priority: Priority::default(),
             dead_letter: None,
+            suspects: None,
             schedules: None,
             confirm_timeout: Duration::from_secs(4),
             idle_heartbeat: Duration::from_secs(2),
@@ -81,6 +83,31 @@ impl Pull {
     /// message is terminated and no copy of it is kept.
     pub fn dead_letter(mut self, subject: impl Into<String>) -> Self {
         self.dead_letter = Some(Subject::from(subject.into()));
+        self
+    }
+
+    /// Sets the subject of [suspects](crate::settle::Settle::is_suspect), to which they are published unless they
+    /// are run here; none by default.
+    ///
+    /// A suspect is a message that the server delivers again. The server does not report whether its worker gave
+    /// it back or is gone, so each `Retry` and `Release` by a NAK makes a suspect. One by a
+    /// [schedule](Self::schedules) does not: with this setting let schedules delay retries, and give each a
+    /// delay.
+    ///
+    /// A stream must store this subject, and must not be the stream of the jobs. It takes a
+    /// [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) to keep suspects from being run
+    /// here, and a second worker, which reads that stream with a [prefetch](Self::prefetch) of one.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::nats::Pull;
+    ///
+    /// let pull = Pull::new("jobs", "workers").dead_letter("dead.jobs").suspects("suspects.jobs");
+    /// // A consumer of the stream with the subject `suspects.*`.
+    /// let lane = Pull::new("suspects", "workers").dead_letter("dead.jobs").prefetch(1);
+    /// # drop((pull, lane));
+    /// ```
+    pub fn suspects(mut self, subject: impl Into<String>) -> Self {
+        self.suspects = Some(Subject::from(subject.into()));
         self
     }
 

@@ -18,7 +18,10 @@ use super::{
     fetched::{Fetched, PUBLISHED},
     miss::{Miss, Missed},
 };
-use crate::{broker::dead_letter::DELIVERIES, outcome::guard};
+use crate::{
+    broker::dead_letter::{DELIVERIES, SUSPECT_OF},
+    outcome::guard,
+};
 
 /// Result of a schedule's publish.
 pub(super) enum Scheduled {
@@ -93,6 +96,9 @@ fn headers(
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(header::NATS_EXPECTED_STREAM, channel.stream.as_str());
     headers.insert(DELIVERIES, deliveries.to_string());
+    if let Some(origin) = fetched.header(SUSPECT_OF) {
+        headers.insert(SUSPECT_OF, origin);
+    }
     let published = fetched.published.duration_since(SystemTime::UNIX_EPOCH);
     let published = published.unwrap_or_default().as_millis();
     headers.insert(PUBLISHED, published.to_string());

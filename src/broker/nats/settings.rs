@@ -6,6 +6,7 @@ use async_nats::{
     Subject,
     jetstream::{
         consumer::{AckPolicy, Config, Info, PriorityPolicy},
+        context::GetStreamByNameError,
         stream::RetentionPolicy,
     },
 };
@@ -78,20 +79,48 @@ pub(super) async fn check_dead_letter(
     info: &Info,
     subject: &Subject,
 ) -> Result<(), SubscriptionError> {
-    let stream = asking.ask(|| asking.context.stream_by_subject(subject.as_str()));
-    let stream = stream.await.map_err(|error| match error {
-        Some(error) => SubscriptionError::NoDeadLetterStream {
-            subject: subject.to_string(),
-            error: error.into(),
-        },
-        None => SubscriptionError::Unreachable { silence: LIMIT },
-    })?;
-    match stream == info.stream_name {
-        true => Err(SubscriptionError::DeadLetterAmongJobs {
+    match stream_of(asking, subject).await? {
+        Ok(stream) if stream == info.stream_name => Err(SubscriptionError::DeadLetterAmongJobs {
             subject: subject.to_string(),
             stream,
         }),
-        false => Ok(()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(SubscriptionError::NoDeadLetterStream {
+            subject: subject.to_string(),
+            error: error.into(),
+        }),
+    }
+}
+
+/// Checks that a stream stores the suspects, and that it is not the stream of the jobs.
+pub(super) async fn check_suspects(
+    asking: &Asking<'_>,
+    info: &Info,
+    subject: &Subject,
+) -> Result<(), SubscriptionError> {
+    match stream_of(asking, subject).await? {
+        Ok(stream) if stream == info.stream_name => Err(SubscriptionError::SuspectsAmongJobs {
+            subject: subject.to_string(),
+            stream,
+        }),
+        Ok(_) => Ok(()),
+        Err(error) => Err(SubscriptionError::NoStreamOfSuspects {
+            subject: subject.to_string(),
+            error: error.into(),
+        }),
+    }
+}
+
+/// Returns the name of the stream that stores `subject`, or the error of the server.
+async fn stream_of(
+    asking: &Asking<'_>,
+    subject: &Subject,
+) -> Result<Result<String, GetStreamByNameError>, SubscriptionError> {
+    let stream = asking.ask(|| asking.context.stream_by_subject(subject.as_str()));
+    match stream.await {
+        Ok(stream) => Ok(Ok(stream)),
+        Err(Some(error)) => Ok(Err(error)),
+        Err(None) => Err(SubscriptionError::Unreachable { silence: LIMIT }),
     }
 }
 

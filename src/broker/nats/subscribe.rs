@@ -51,16 +51,13 @@ impl Pull {
         if let Some(subject) = &self.dead_letter {
             settings::check_dead_letter(asking, info, subject).await?;
         }
+        if let Some(subject) = &self.suspects {
+            settings::check_suspects(asking, info, subject).await?;
+        }
         if let Some(prefix) = &self.schedules {
             settings::check_schedules(asking, info, prefix).await?;
         }
-        let channel = Channel::new(
-            context.clone(),
-            info,
-            self.dead_letter.clone(),
-            self.schedules.clone(),
-            self.confirm_timeout,
-        );
+        let channel = Channel::new(context.clone(), info, &self);
         let (stream, consumer_name) = (self.stream.clone(), self.consumer.clone());
         let prefetch = self.prefetch;
         let deliveries = Deliveries::open(self, consumer, Arc::new(channel)).await?;

@@ -91,7 +91,10 @@ impl DeliveryTag {
         let Place {
             channel, fetched, ..
         } = &*self.place;
-        if let Some(subject) = &channel.dead_letter {
+        let suspects = channel.suspects.as_ref().filter(|_| reason.is_suspect());
+        if let Some(subject) = suspects {
+            dead_letter::publish_suspect(channel, subject, fetched, reason).await?;
+        } else if let Some(subject) = &channel.dead_letter {
             dead_letter::publish(channel, subject, fetched, reason).await?;
         }
         self.finish(AckKind::Term).await
@@ -205,6 +208,14 @@ impl Settle for DeliveryTag {
 
     fn redelivered(&self) -> Option<bool> {
         Some(self.place.fetched.is_redelivered())
+    }
+
+    /// Returns whether the server has delivered the message before, if [suspects](super::Pull::suspects) are set.
+    fn is_suspect(&self) -> bool {
+        let Place {
+            channel, fetched, ..
+        } = &*self.place;
+        channel.suspects.is_some() && fetched.delivered > 1
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -28,7 +28,7 @@ use crate::log::Log;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Makes the stream of the jobs anew, with schedules below `delayed`; false if the server has none.
-async fn with_schedules(jobs: &mut Jobs, max_ack_pending: i64) -> bool {
+pub(super) async fn with_schedules(jobs: &mut Jobs, max_ack_pending: i64) -> bool {
     let schedules = stream::Config {
         name: "jobs".into(),
         subjects: vec!["jobs".into(), "delayed.*".into()],

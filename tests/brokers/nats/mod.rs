@@ -18,6 +18,7 @@ mod priorities;
 pub(crate) mod server;
 mod settings;
 mod stopping;
+mod suspects;
 mod tracing;
 mod unreadable;
 mod verdicts;
