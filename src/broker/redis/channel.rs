@@ -6,7 +6,9 @@ use ::redis::RedisError;
 
 use super::{
     acks::Acks,
+    dead_letter::Rejected,
     error::DeliveryError,
+    keys::Keys,
     link::{Link, millis},
     reply::{DeliveryId, Reply},
     scripts,
@@ -100,15 +102,23 @@ impl Channel {
         }
     }
 
-    /// Stores the entry as a dead letter, if there is a stream for them, and acks it.
+    /// Stores the entry among the suspects or as a dead letter, if there is a stream for them, and acks it.
     async fn reject(
         &self,
         id: &DeliveryId,
         fields: &[(Vec<u8>, Vec<u8>)],
         reason: &Reason,
     ) -> Result<Reply, RedisError> {
-        if let Some(dead) = &self.link.keys.dead {
-            let reply = self.link.dead_letter(dead, id, fields, reason).await?;
+        let Keys { suspects, dead, .. } = &self.link.keys;
+        let suspects = suspects.as_deref().filter(|_| reason.is_suspect());
+        let rejected = Rejected {
+            id,
+            fields,
+            reason,
+            is_suspect: suspects.is_some(),
+        };
+        if let Some(destination) = suspects.or(dead.as_deref()) {
+            let reply = self.link.reject(destination, rejected).await?;
             if let Some(reply) = reply {
                 return Ok(reply);
             }

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use super::{
     DeliveryError,
     channel::{Channel, Failed, Left},
-    reply::DeliveryId,
+    reply::{DeliveryId, Past},
 };
 use crate::{
-    broker::{envelope::Envelope, settlement},
+    broker::{dead_letter::SUSPECT_OF, envelope::Envelope, settlement},
     job::Job,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
 };
@@ -91,7 +91,8 @@ impl Envelope for Delivery {
     }
 
     fn routing_key(&self) -> &str {
-        &self.tag.shared.channel.link.keys.stream
+        let suspect_of = self.header(SUSPECT_OF);
+        suspect_of.unwrap_or(&self.tag.shared.channel.link.keys.stream)
     }
 
     fn deliveries(&self) -> Option<u32> {
@@ -120,9 +121,9 @@ impl Job for Delivery {
     }
 
     fn queued_since(&self) -> Option<SystemTime> {
-        match self.tag.shared.is_new {
-            true => self.tag.published_at(),
-            false => None,
+        match self.tag.shared.past {
+            Past::New => self.tag.published_at(),
+            Past::GivenBack | Past::Claimed => None,
         }
     }
 }
@@ -144,9 +145,8 @@ pub struct DeliveryTag {
 
 struct Shared {
     id: DeliveryId,
-    /// `true` if the entry was never given to anybody before. The count does not show it: a release leaves it
-    /// unchanged.
-    is_new: bool,
+    /// The count does not show it: a release leaves it unchanged.
+    past: Past,
     fields: Vec<(Vec<u8>, Vec<u8>)>,
     settled: AtomicBool,
     /// `true` once a keep-alive has found that another consumer has it.
@@ -157,13 +157,13 @@ struct Shared {
 impl DeliveryTag {
     pub(super) fn new(
         id: DeliveryId,
-        is_new: bool,
+        past: Past,
         fields: Vec<(Vec<u8>, Vec<u8>)>,
         channel: Arc<Channel>,
     ) -> Self {
         let shared = Arc::new(Shared {
             id,
-            is_new,
+            past,
             fields,
             settled: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -232,7 +232,13 @@ impl Settle for DeliveryTag {
     }
 
     fn redelivered(&self) -> Option<bool> {
-        Some(!self.shared.is_new)
+        Some(self.shared.past != Past::New)
+    }
+
+    /// Returns whether the entry was reclaimed, if [suspects](super::ConsumerGroup::suspects) are set.
+    fn is_suspect(&self) -> bool {
+        let keys = &self.shared.channel.link.keys;
+        keys.suspects.is_some() && self.shared.past == Past::Claimed
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -247,6 +247,45 @@ impl ConsumerGroup {
         self
     }
 
+    /// Sets the stream of [suspects](crate::settle::Settle::is_suspect), to which they go unless they are run
+    /// here; none by default.
+    ///
+    /// A suspect is an entry that was [reclaimed](Self::min_idle), as nobody has settled it. To tell it from one
+    /// that was given back, with this setting `XNACK` is not used; so all consumers of the group must set it.
+    ///
+    /// It takes a [`SentinelLayer::delivery_limit`](crate::SentinelLayer::delivery_limit) to keep suspects from
+    /// being run here, and a worker for the [lane](Self::lane). In a cluster the stream must be in the hash slot
+    /// of the stream that is read, or [`connect`](Self::connect) fails.
+    pub fn suspects(mut self, stream: impl Into<String>) -> Self {
+        self.keys.suspects = Some(stream.into());
+        self
+    }
+
+    /// Returns the builder for the stream of the [suspects](Self::suspects), which is read from its beginning
+    /// with a prefetch of one. All other settings are the same, and so are the dead letters.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::redis::ConsumerGroup;
+    ///
+    /// let orders = ConsumerGroup::new("orders", "workers").suspects("{orders}:suspects");
+    /// let lane = orders.lane();
+    /// assert_eq!(lane.dead_letter_key(), orders.dead_letter_key());
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if no [suspects](Self::suspects) are set.
+    #[track_caller]
+    pub fn lane(&self) -> Self {
+        let keys = self.keys.of_suspects(&self.group);
+        Self {
+            keys: keys.expect("the group has a stream of suspects"),
+            prefetch: 1,
+            start: "0".to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// Deletes entries from the stream when they are acked or rejected.
     ///
     /// By default they stay until somebody trims the stream, since other groups may want them. From Redis 8.2

@@ -6,6 +6,9 @@ pub(super) struct Keys {
     pub(super) stream: String,
     pub(super) delayed: String,
     pub(super) dead: Option<String>,
+    pub(super) suspects: Option<String>,
+    /// Prefix that is set.
+    prefix: String,
     /// Prefix of the keys that are made.
     made: String,
 }
@@ -16,6 +19,8 @@ impl Keys {
         Self {
             delayed: format!("{made}:delayed"),
             dead: Some(made_dead(&made)),
+            suspects: None,
+            prefix: prefix.to_owned(),
             stream,
             made,
         }
@@ -25,13 +30,24 @@ impl Keys {
     pub(super) fn prefixed(self, group: &str, prefix: &str) -> Self {
         let is_made = self.dead.as_ref() == Some(&made_dead(&self.made));
         let keys = Self::new(self.stream, group, prefix);
-        match is_made {
-            true => keys,
-            false => Self {
-                dead: self.dead,
-                ..keys
-            },
+        let dead = match is_made {
+            true => keys.dead,
+            false => self.dead,
+        };
+        Self {
+            dead,
+            suspects: self.suspects,
+            ..keys
         }
+    }
+
+    /// Returns the keys of `group` for the stream of the suspects, with the same dead letters.
+    pub(super) fn of_suspects(&self, group: &str) -> Option<Self> {
+        let suspects = self.suspects.clone()?;
+        Some(Self {
+            dead: self.dead.clone(),
+            ..Self::new(suspects, group, &self.prefix)
+        })
     }
 }
 

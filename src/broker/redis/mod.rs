@@ -38,6 +38,7 @@
 //! | `Retry` | the entry is *parked* until it is due; the next delivery counts one more |
 //! | `Release` | the entry is parked until it is due; the next delivery counts the same |
 //! | `Reject` | a copy goes to the dead letters, then as for `Ack`; dropped with [`no_dead_letter`](ConsumerGroup::no_dead_letter) |
+//! | `Reject` of a [suspect](ConsumerGroup::suspects) that was not run | a copy goes to the suspects, then as for `Ack` |
 //! | `Abandon` | nothing |
 //!
 //! Each, except an early ack, is one Lua script, so it is done as a whole or not at all. (The exception is a

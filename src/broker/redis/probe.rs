@@ -166,6 +166,7 @@ fn needed<'a>(needs: Needs<'a>, nobody: &str) -> Vec<Probe<'a>> {
         stream,
         delayed,
         dead,
+        suspects,
         ..
     } = needs.keys;
     let of_stream = |command, arguments: &[&str]| {
@@ -198,11 +199,12 @@ fn needed<'a>(needs: Needs<'a>, nobody: &str) -> Vec<Probe<'a>> {
     if needs.deletes {
         probes.push(of_stream("XDEL", &["0-0"]));
     }
-    if let Some(dead) = dead {
-        probes.push(Probe::new("XADD", Some(dead), &[dead, "0-0", "-", "-"]));
+    for copies in dead.iter().chain(suspects) {
+        let arguments = [&**copies, "0-0", "-", "-"];
+        probes.push(Probe::new("XADD", Some(copies), &arguments));
     }
     let no_script = "0".repeat(40);
-    for key in std::iter::once(delayed).chain(dead) {
+    for key in std::iter::once(delayed).chain(dead).chain(suspects) {
         probes.push(Probe::new(
             "EVALSHA",
             Some(key),

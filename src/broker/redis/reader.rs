@@ -16,7 +16,7 @@ use super::{
     SubscriptionError,
     channel::Channel,
     delivery::{Delivery, DeliveryTag},
-    reply::{DeliveryId, Entry},
+    reply::{DeliveryId, Entry, Past},
     standing::Standing,
 };
 use crate::{
@@ -230,7 +230,8 @@ impl Reader {
                 block = Duration::ZERO;
             }
             let new = self.read_new(limit, block, claims).await?;
-            self.claims_took_all = new.len() >= limit && new.iter().all(|entry| !entry.is_new);
+            self.claims_took_all =
+                new.len() >= limit && new.iter().all(|entry| entry.past != Past::New);
             self.deliver(new, now);
         }
         Ok(())
@@ -240,7 +241,7 @@ impl Reader {
         for Entry {
             id,
             count,
-            is_new,
+            past,
             fields,
         } in entries
         {
@@ -254,7 +255,7 @@ impl Reader {
                 count,
                 asked_at,
             };
-            let tag = DeliveryTag::new(id, is_new, fields, Arc::clone(&self.channel));
+            let tag = DeliveryTag::new(id, past, fields, Arc::clone(&self.channel));
             let delivery = Delivery::new(tag, &self.payload_field);
             if let Err(SendError(unread)) = self.incoming.send(delivery) {
                 self.unseen.push(unread.id().to_owned());

@@ -8,9 +8,19 @@ use tokio::time::Instant;
 pub(super) struct Entry {
     pub(super) id: String,
     pub(super) count: i64,
-    /// `true` if it was never given to anybody before.
-    pub(super) is_new: bool,
+    pub(super) past: Past,
     pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Past of an entry that is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Past {
+    /// It was never given to anybody before.
+    New,
+    /// It was given back.
+    GivenBack,
+    /// Its last delivery was not settled, or was given back by `XNACK`.
+    Claimed,
 }
 
 // Not the client's `StreamReadReply`: it requires UTF-8 in the names of fields, and one entry with another
@@ -39,9 +49,12 @@ pub(super) fn new_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
         };
         let [id, fields] = self::parts(Value::Array(parts))?;
         let entry = self::entry(id, earlier.1.wrapping_add(1), fields)?;
-        Ok(Entry {
-            is_new: earlier == (0, 0),
-            ..entry
+        Ok(match earlier {
+            (0, 0) => Entry {
+                past: Past::New,
+                ..entry
+            },
+            _ => entry,
         })
     };
     array(entries)?.into_iter().map(read).collect()
@@ -81,7 +94,7 @@ fn entry(id: Value, count: i64, fields: Value) -> Result<Entry, RedisError> {
     Ok(Entry {
         id,
         count,
-        is_new: false,
+        past: Past::Claimed,
         fields,
     })
 }

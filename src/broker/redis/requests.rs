@@ -7,7 +7,7 @@ use ::redis::{RedisError, cmd};
 use super::{
     link::millis,
     reader::Reader,
-    reply::{Entry, counted_entries, cursor_and_entries, new_entries},
+    reply::{Entry, Past, counted_entries, cursor_and_entries, new_entries},
     scripts,
 };
 
@@ -45,7 +45,10 @@ impl Reader {
             .arg(&self.channel.link.group)
             .arg(&self.channel.link.consumer)
             .arg(limit);
-        counted_entries(script.invoke_async(&mut self.connection).await?)
+        let mut due = counted_entries(script.invoke_async(&mut self.connection).await?)?;
+        due.iter_mut()
+            .for_each(|entry| entry.past = Past::GivenBack);
+        Ok(due)
     }
 
     pub(super) async fn reclaim(&mut self, limit: usize) -> Result<Vec<Entry>, RedisError> {

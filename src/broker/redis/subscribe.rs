@@ -138,6 +138,11 @@ impl ConsumerGroup {
         reading: MultiplexedConnection,
         lost: CancellationToken,
     ) -> Deliveries {
+        let newer = Newer {
+            // An entry that comes back by it looks like one that nobody has settled.
+            nack: newer.nack && self.keys.suspects.is_none(),
+            ..newer
+        };
         let link = Arc::new(Link {
             connection: settling,
             keys: self.keys.clone(),

@@ -20,6 +20,7 @@ mod rights;
 mod sentinel;
 pub(crate) mod server;
 mod stopping;
+mod suspects;
 mod tracing;
 mod verdicts;
 mod work;

@@ -13,11 +13,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower_sentinel::{
-    Verdict,
+    Job, Verdict,
     broker::redis::{
         ConsumerGroup,
         redis::{Commands, Connection, Value, cmd},
     },
+    settle::Settle,
 };
 
 use super::{GROUP, STREAM, add, close, count, dead, group, next, pending, server::Server, settle};
@@ -248,4 +249,39 @@ async fn a_server_that_has_them_is_sent_claim_and_xnack() {
         }
     };
     assert_eq!(given_back[5..], [GROUP, &*consumer, "1"]);
+}
+
+/// What comes back by `XNACK` looks like what nobody has settled.
+#[tokio::test]
+async fn a_group_with_suspects_does_not_use_xnack() {
+    let reply = |id, count| format!("*1\r\n*4\r\n+{id}\r\n{FIELDS}:{count}\r\n:{count}\r\n");
+    let replies = [reply("1-0", 0), reply("2-0", 4)];
+    let mut fake = Fake::start(&replies.each_ref().map(|reply| &**reply)).await;
+    let url = format!("redis://127.0.0.1:{}", fake.port);
+    let group = group().suspects("{jobs}:suspects");
+    let mut deliveries = group.connect(url).await.unwrap();
+    let consumer = deliveries.consumer().to_owned();
+    for (verdict, parked) in [
+        (Verdict::release(), ["1-0", "1", "0", "0"]),
+        (Verdict::retry(), ["2-0", "5", "5", "0"]),
+    ] {
+        let delivery = next(&mut deliveries).await;
+        assert_eq!(delivery.tag().is_suspect(), parked[0] == "2-0");
+        settle(&delivery, verdict).await.unwrap();
+        let script = loop {
+            let script = fake.sent(&["EVALSHA"]).await;
+            if script[2] == "3" {
+                break script;
+            }
+        };
+        assert_eq!(script[8..], parked);
+    }
+    close(&mut deliveries).await;
+    let given_back = loop {
+        let script = fake.sent(&["EVALSHA"]).await;
+        if script.len() == 8 && script[6] == consumer {
+            break script;
+        }
+    };
+    assert_eq!(given_back[7], "0");
 }

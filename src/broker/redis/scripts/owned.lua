@@ -1,5 +1,5 @@
--- Prepended to every script that settles: KEYS are the stream, the delayed set and the dead
--- letters; ARGV begins with group, consumer, id and delivery count. A delivery is known by its
+-- Prepended to every script that settles: KEYS begin with the stream, the delayed set and the
+-- dead letters, if there are any; ARGV begins with group, consumer, id and delivery count. A delivery is known by its
 -- consumer *and* its count: the entry may have come back to the same consumer.
 local stream, group, consumer, id, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
