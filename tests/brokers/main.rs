@@ -21,5 +21,6 @@ mod port;
 mod proxy;
 mod rabbitmq;
 mod redis;
+mod suspects;
 mod watchdog;
 mod zombie;
