@@ -207,7 +207,7 @@ mod tests {
             let bytes = frame.encode();
             // All but the payload of a job is needed to its last byte.
             if !matches!(&frame, Frame::Job { bytes, .. } if !bytes.is_empty())
-                && !matches!(frame, Frame::Answer(_))
+                && !matches!(frame, Frame::Answer { .. })
             {
                 for end in 0..bytes.len() {
                     assert_eq!(Frame::decode(bytes.slice(..end)), None);
