@@ -8,7 +8,8 @@ use super::head::Head;
 
 /// Job in a child of a [`ProcessPool`](crate::process::ProcessPool): its bytes, and what crosses beside them.
 ///
-/// A [`DecodeLayer`](crate::DecodeLayer) makes a value of the bytes. All else is there if the pool has
+/// A [`DecodeLayer`](crate::DecodeLayer) makes a value of the bytes, and its
+/// [`with_job`](crate::DecodeLayer::with_job) keeps this beside it. All else is there if the pool has
 /// [`headers`](crate::process::ProcessPool::headers), by the names of an [`Envelope`](crate::broker::Envelope).
 #[derive(Clone)]
 pub struct Request {
