@@ -107,6 +107,8 @@ impl Endpoint {
 mod tests {
     use std::net::TcpListener;
 
+    use tokio::net::TcpSocket;
+
     use super::*;
 
     fn endpoint(address: &str) -> Endpoint {
@@ -121,10 +123,11 @@ mod tests {
     #[tokio::test]
     async fn each_record_of_a_name_has_its_own_limit() {
         let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let [one, other] = [&silent, &closed].map(|listener| listener.local_addr().unwrap());
-        drop(closed);
-        let endpoint = endpoint("amqp://host.invalid?connection_timeout=200");
+        // Bound, so that nobody else gets its port, and not listening.
+        let closed = TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let [one, other] = [silent.local_addr(), closed.local_addr()].map(Result::unwrap);
+        let endpoint = endpoint("amqp://host.invalid?connection_timeout=1000");
         let error = endpoint.open_one_of(vec![other, one]).await.unwrap_err();
         assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
         let error = endpoint.open_one_of(vec![one, other]).await.unwrap_err();
