@@ -2,8 +2,11 @@
 
 use std::{
     future::Future,
+    os::unix::process::ExitStatusExt,
     pin::{Pin, pin},
 };
+
+use rustix::process::Signal;
 
 use super::{
     error::ProcessError,
@@ -34,22 +37,23 @@ pub(super) async fn call<T, E, C>(
     decode: impl Fn(&[u8]) -> Result<Result<T, E>, C>,
 ) -> Result<T, ProcessError<E, C>> {
     let memory = lease.settings().memory;
+    let cpu_time = lease.settings().program.limits.cpu_time;
     let mut stopped = pin!(stopped);
     let mut attempts = 0;
-    let (worker, answer) = loop {
+    let (child, answer) = loop {
         attempts += 1;
-        let mut worker = lease.take().await;
-        worker.jobs += 1;
-        worker.feed(&job);
-        let answer = run(&mut worker, memory, stopped.as_mut()).await;
+        let mut child = lease.take().await;
+        child.worker.jobs += 1;
+        child.worker.feed(&job);
+        let answer = run(&mut child.worker, memory, stopped.as_mut()).await;
         // An idle child may have ended just then. That is not the fault of the job.
         if !matches!(answer, Err(Loss::Unread)) || attempts == ATTEMPTS {
-            break (worker, answer);
+            break (child, answer);
         }
     };
     let loss = match answer {
         Ok(Frame::Answer { bytes, .. }) => {
-            lease.give_back(worker);
+            lease.give_back(child);
             return match decode(&bytes) {
                 Ok(result) => result.map_err(ProcessError::Failed),
                 Err(error) => Err(ProcessError::Undecodable(error)),
@@ -58,16 +62,24 @@ pub(super) async fn call<T, E, C>(
         Ok(Frame::Panic {
             message, location, ..
         }) => {
-            lease.give_back(worker);
+            lease.give_back(child);
             return Err(ProcessError::Panicked { message, location });
         }
         // Events are not returned.
         Ok(Frame::Ready | Frame::Cancel | Frame::Job { .. } | Frame::Event(_)) => Loss::Garbled,
         Err(loss) => loss,
     };
-    let status = worker.end().await;
+    let status = child.worker.end().await;
     Err(match loss {
-        Loss::Crashed | Loss::Unread => ProcessError::Crashed { status },
+        Loss::Crashed | Loss::Unread => {
+            let signal = status.and_then(|status| status.signal());
+            match cpu_time {
+                Some(limit) if signal == Some(Signal::XCPU.as_raw()) => {
+                    ProcessError::OutOfCpuTime { limit }
+                }
+                _ => ProcessError::Crashed { status },
+            }
+        }
         Loss::Garbled => ProcessError::Garbled,
         Loss::OutOfMemory(limit) => ProcessError::OutOfMemory { limit },
     })

@@ -1,6 +1,8 @@
 //! [`ProcessError`]: the end of a job in a child, other than a value.
 
-use std::{error::Error, fmt, os::unix::process::ExitStatusExt, process::ExitStatus};
+use std::{
+    error::Error, fmt, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration,
+};
 
 use crate::settle::decision::Crash;
 
@@ -36,6 +38,11 @@ pub enum ProcessError<E, C> {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The job used more CPU time than its [limit](crate::process::ProcessPool::cpu_time), and its child was killed.
+    OutOfCpuTime {
+        /// The limit.
+        limit: Duration,
+    },
     /// The child sent something that is no result, and was killed.
     Garbled,
     /// The result of the handler can't be decoded.
@@ -50,7 +57,10 @@ impl<E, C> ProcessError<E, C> {
     pub fn is_crash(&self) -> bool {
         matches!(
             self,
-            ProcessError::Crashed { .. } | ProcessError::OutOfMemory { .. } | ProcessError::Garbled
+            ProcessError::Crashed { .. }
+                | ProcessError::OutOfMemory { .. }
+                | ProcessError::OutOfCpuTime { .. }
+                | ProcessError::Garbled
         )
     }
 }
@@ -86,6 +96,12 @@ impl<E: fmt::Display, C> fmt::Display for ProcessError<E, C> {
             ProcessError::OutOfMemory { limit } => {
                 write!(f, "the process of the job used more than {limit} bytes")
             }
+            ProcessError::OutOfCpuTime { limit } => {
+                write!(
+                    f,
+                    "the job used more than {limit:?} of CPU time in its process"
+                )
+            }
             ProcessError::Garbled => {
                 f.write_str("the process of the job sent something that is no result")
             }
@@ -107,6 +123,7 @@ where
             ProcessError::Panicked { .. }
             | ProcessError::Crashed { .. }
             | ProcessError::OutOfMemory { .. }
+            | ProcessError::OutOfCpuTime { .. }
             | ProcessError::Garbled => None,
         }
     }

@@ -15,11 +15,13 @@ mod forward;
 mod frame;
 mod head;
 mod lease;
+mod limits;
 mod output;
 mod pool;
 mod request;
 mod sender;
 mod serve;
+mod warm;
 mod wire;
 mod worker;
 

@@ -22,7 +22,9 @@ use super::{
     frame::Frame,
     head::{BytesOnly, Crossing, WithHeaders},
     lease::{Lease, Settings, Shared, acquire},
+    limits::Limits,
     output::Output,
+    warm::Warm,
     worker::Program,
 };
 use crate::{cancel, outcome::guard};
@@ -45,7 +47,8 @@ use crate::{cancel, outcome::guard};
 ///   a job's [`grace`](crate::SentinelLayer::grace) is the time between, and the sentinel's `stopped()` is true for each
 ///   job that runs here.
 /// - *Panics* of the job are caught in its process, which goes on.
-/// - *The end of this process* ends the children: their sockets close.
+/// - *The end of this process*, by SIGKILL too, ends the children and what they have started: their sockets close, and
+///   they notice whatever their jobs do.
 ///
 /// # Examples
 ///
@@ -82,6 +85,7 @@ pub struct ProcessPool<D, H = BytesOnly> {
     crossing: H,
     trace_context: Option<TraceContext>,
     shared: Arc<Shared>,
+    warm: Arc<Warm>,
     state: State,
 }
 
@@ -111,15 +115,19 @@ impl<D> ProcessPool<D> {
                 start_timeout: Duration::from_secs(10),
                 output: Output::Inherit,
                 events: None,
+                limits: Limits::default(),
             },
             max_jobs: None,
             memory: None,
+            max_rss: None,
+            warm: 0,
         };
         Self {
             decode,
             crossing: BytesOnly,
             trace_context: None,
             shared: Arc::new(Shared::new(settings, processes)),
+            warm: Arc::default(),
             state: State::Idle,
         }
     }
@@ -155,6 +163,7 @@ impl<D, H> ProcessPool<D, H> {
             },
             trace_context: self.trace_context,
             shared: self.shared,
+            warm: self.warm,
             state: State::Idle,
         }
     }
@@ -256,9 +265,74 @@ impl<D, H> ProcessPool<D, H> {
         self.set(|settings| settings.program.events = Some(level))
     }
 
+    /// Sets the number of bytes that a child may have in memory after a job, above which it is replaced; no limit by
+    /// default.
+    ///
+    /// Use it against libraries that leak, where [`max_jobs`](Self::max_jobs) is too coarse. The job has its result, and no job
+    /// fails by this. It works on Linux; elsewhere there is no limit.
+    pub fn max_rss(self, bytes: u64) -> Self {
+        self.set(|settings| settings.max_rss = Some(bytes))
+    }
+
+    /// Sets the number of children that are kept started, with those that run jobs; none by default.
+    ///
+    /// They are started one after the other in the background, as soon as the pool is first polled, and so is another one
+    /// when one has ended with its job or was replaced. So a job seldom waits until a child has started. Jobs never
+    /// wait for this: they start children, too, up to the number of processes, which this can't exceed. A child that
+    /// ends while it has no job is replaced when its turn comes.
+    pub fn warm(self, children: usize) -> Self {
+        self.set(|settings| settings.warm = children)
+    }
+
+    /// Sets the number of bytes that the address space of a child may have (`RLIMIT_AS`); no limit by default.
+    ///
+    /// Unlike [`memory`](Self::memory), it can't be exceeded even for a moment: an allocation fails, which aborts a Rust
+    /// program ([`ProcessError::Crashed`] with signal 6), and may be an error of the job in a C library. It counts what
+    /// is only reserved, such as the stacks of threads, so it must be some hundred megabytes more than what is used.
+    ///
+    /// This and the limits below are set by [`serve`](crate::process::serve). Processes that a job starts have them,
+    /// too, each for itself. If one can't be set, the child does not start: the pool is unready, and the event at WARN
+    /// says which.
+    pub fn address_space(self, bytes: u64) -> Self {
+        self.set(|settings| settings.program.limits.address_space = Some(bytes))
+    }
+
+    /// Sets the CPU time that a job may use, on all threads of its child (`RLIMIT_CPU`); no limit by default.
+    ///
+    /// The system counts in whole seconds: a job may use up to one second more. Then its child ends by SIGXCPU, and the
+    /// job fails with [`ProcessError::OutOfCpuTime`]. What a job has left running counts for the next one. A job that
+    /// waits uses no CPU time: it needs a [time limit](crate::SentinelLayer::timeout), too.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `limit` is 0.
+    #[track_caller]
+    pub fn cpu_time(self, limit: Duration) -> Self {
+        assert!(!limit.is_zero(), "a job without CPU time would never run");
+        self.set(|settings| settings.program.limits.cpu_time = Some(limit))
+    }
+
+    /// Sets the number of files and sockets that a child may have open (`RLIMIT_NOFILE`); that of this process by
+    /// default.
+    ///
+    /// The child itself needs about 20. To open one more fails, with an error that is the job's.
+    pub fn open_files(self, number: u64) -> Self {
+        self.set(|settings| settings.program.limits.open_files = Some(number))
+    }
+
+    /// Sets the increment of the nice value of the children: a positive one lets other processes go before, up to 19; 0
+    /// by default.
+    ///
+    /// So work on the CPU leaves this process its time to settle and keep leases alive. A negative one needs a
+    /// privilege.
+    pub fn nice(self, increment: i32) -> Self {
+        self.set(|settings| settings.program.limits.nice = Some(increment))
+    }
+
     /// Changes the settings, as long as the pool has no process.
     fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         self.shared = Arc::new(self.shared.with(change));
+        self.warm = Arc::default();
         self
     }
 }
@@ -301,7 +375,10 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         loop {
             self.state = match &mut self.state {
-                State::Idle => State::Acquiring(Box::pin(acquire(Arc::clone(&self.shared)))),
+                State::Idle => {
+                    self.warm.begin(&self.shared);
+                    State::Acquiring(Box::pin(acquire(Arc::clone(&self.shared))))
+                }
                 State::Acquiring(lease) => {
                     self.state = State::Ready(ready!(lease.as_mut().poll(cx)));
                     return Poll::Ready(Ok(()));
@@ -344,6 +421,7 @@ impl<D: Clone, H: Clone> Clone for ProcessPool<D, H> {
             crossing: self.crossing.clone(),
             trace_context: self.trace_context.clone(),
             shared: Arc::clone(&self.shared),
+            warm: Arc::clone(&self.warm),
             state: State::Idle,
         }
     }

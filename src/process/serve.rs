@@ -6,12 +6,9 @@ use std::{
     fs::File,
     future::{Ready, poll_fn, ready},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{fs::FileTypeExt, net::UnixStream as StdUnixStream},
-    },
+    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
     panic::AssertUnwindSafe,
-    process::exit,
+    process::abort,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -21,7 +18,7 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use rustix::process::{Signal, kill_current_process_group};
 use tokio::{
     net::UnixStream,
-    runtime::Builder,
+    runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -33,9 +30,10 @@ use super::{
     attendant::{Attended, attendant},
     forward::Forward,
     frame::{Frame, Frames, frames},
+    limits::Limits,
     request::Request,
     sender::Sender,
-    worker::{EVENTS, PARENT},
+    worker::{EVENTS, SOCKET, number},
 };
 use crate::{
     outcome::{Outcome, Panic},
@@ -53,7 +51,8 @@ use crate::{
 /// [`time_left`](crate::cancel::time_left) is that of the job. A panic of the handler is caught. Standard input is
 /// empty; for standard output and standard error see [`ProcessPool::output`](crate::process::ProcessPool::output). If the
 /// pool asks for [events](crate::process::ProcessPool::events), the subscriber that sends them becomes the global default.
-/// The child ends when its parent does.
+/// The child ends when its parent does, also while a job blocks its threads. It holds itself to the limits of the pool,
+/// such as [`cpu_time`](crate::process::ProcessPool::cpu_time).
 ///
 /// # Panics
 ///
@@ -90,7 +89,6 @@ where
         {
             eprintln!("a child of a process pool ended: {error}");
         }
-        exit(1);
     }
     end();
 }
@@ -112,19 +110,19 @@ where
     });
 }
 
-/// Returns whether a pool has started this process, itself or by another program. A process that a job starts has the
-/// variable too, but not the socket.
+/// Returns whether a pool has started this process. A process that a child starts has the variable, too, but not the
+/// socket.
 fn is_child() -> bool {
-    let is_socket = |fd: OwnedFd| Ok(File::from(fd).metadata()?.file_type().is_socket());
-    let stdin = io::stdin().as_fd().try_clone_to_owned();
-    env::var_os(PARENT).is_some() && stdin.and_then(is_socket).unwrap_or(false)
+    let socket = env::var(SOCKET).ok().and_then(|number| number.parse().ok());
+    socket.is_some() && socket == number(io::stdin().as_fd()).ok()
 }
 
 /// Ends this process and those that it has started, which the pool counts on.
 fn end() -> ! {
     // The group is this process's own, or that of the program which has started it.
     kill_current_process_group(Signal::KILL).ok();
-    exit(0)
+    // It has not come back.
+    abort()
 }
 
 /// The encoded result of a job, or why there is none.
@@ -141,15 +139,23 @@ type Handle = Box<
 >;
 
 fn run(handle: Handle) -> io::Result<()> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let socket = StdUnixStream::from(socket);
     socket.set_nonblocking(true)?;
     let sender = Arc::new(Sender::new(socket.try_clone()?));
+    let (limits, runtime) = match start() {
+        Ok(started) => started,
+        Err(error) => {
+            let Panicked { message, location } = failed(&error.to_string());
+            sender.send(&Frame::Panic {
+                job: 0,
+                message,
+                location,
+            })?;
+            return Err(error);
+        }
+    };
     if let Some(level) = env::var(EVENTS).ok().and_then(|level| level.parse().ok()) {
         let sender = Arc::clone(&sender);
         // A subscriber that the program has installed stays.
@@ -159,7 +165,7 @@ fn run(handle: Handle) -> io::Result<()> {
     // On a worker of the runtime, so that a job needs no other thread.
     runtime.spawn(async move {
         let result = match UnixStream::from_std(socket) {
-            Ok(socket) => jobs(frames(socket), &sender, handle, &attended).await,
+            Ok(socket) => jobs(frames(socket), &sender, handle, limits, &attended).await,
             Err(error) => Err(error),
         };
         attended.end(result);
@@ -170,10 +176,22 @@ fn run(handle: Handle) -> io::Result<()> {
     result
 }
 
+/// Sets the limits, and starts the threads on which jobs run.
+fn start() -> io::Result<(Limits, Runtime)> {
+    let limits = Limits::from_env()?;
+    limits.set()?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    Ok((limits, runtime))
+}
+
 async fn jobs(
     mut frames: Frames,
     sender: &Sender,
     mut handle: Handle,
+    limits: Limits,
     attended: &Attended,
 ) -> io::Result<()> {
     let mut terminations = signal(SignalKind::terminate())?;
@@ -191,6 +209,7 @@ async fn jobs(
             Some(_) | None => return Ok(()),
         };
         job += 1;
+        limits.begin_job()?;
         let stop = CancellationToken::new();
         attended.begin();
         // Foreign code encodes the result.

@@ -2,10 +2,15 @@
 
 use std::{
     ffi::OsString,
-    fmt, io,
-    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    fmt,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{fs::MetadataExt, net::UnixStream as StdUnixStream},
+    },
     path::PathBuf,
-    process::{ExitStatus, Stdio, id},
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -25,11 +30,14 @@ use tracing::Level;
 
 use super::{
     frame::{Frame, Frames, frames},
+    limits::{LIMITS, Limits},
     output::{Output, Pipes},
 };
 
-/// Variable with the id of the parent, by which a process knows that it is a child.
-pub(super) const PARENT: &str = "TOWER_SENTINEL_PROCESS_POOL";
+/// Variable with the number of the socket that a process has as standard input, by which it knows that it is a child.
+///
+/// The id of the parent would be less: `program` may be one that starts the child, in a namespace of its own.
+pub(super) const SOCKET: &str = "TOWER_SENTINEL_PROCESS_POOL";
 
 /// Variable with the level of the events that a child sends.
 pub(super) const EVENTS: &str = "TOWER_SENTINEL_PROCESS_EVENTS";
@@ -47,14 +55,17 @@ pub(super) struct Program {
     pub(super) start_timeout: Duration,
     pub(super) output: Output,
     pub(super) events: Option<Level>,
+    pub(super) limits: Limits,
 }
 
 /// Reason why a child can't serve jobs.
 #[derive(Debug)]
 pub(super) enum Unstartable {
     Spawn(io::Error),
+    /// It says why.
+    Refused(String),
     /// It ended, or sent something else than that it is ready.
-    Ended,
+    Ended(Option<ExitStatus>),
     TimedOut(Duration),
 }
 
@@ -62,9 +73,14 @@ impl fmt::Display for Unstartable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unstartable::Spawn(error) => error.fmt(f),
-            Unstartable::Ended => f.write_str(
-                "it does not serve jobs: is `process::serve` the first call of its `main`?",
-            ),
+            Unstartable::Refused(reason) => f.write_str(reason),
+            Unstartable::Ended(status) => {
+                f.write_str("it does not serve jobs")?;
+                if let Some(status) = status {
+                    write!(f, ", but has ended with {status}")?;
+                }
+                f.write_str(": is `process::serve` the first call of its `main`?")
+            }
             Unstartable::TimedOut(limit) => write!(f, "it was not ready within {limit:?}"),
         }
     }
@@ -114,7 +130,9 @@ impl Worker {
         };
         match timeout(limit, message).await {
             Ok(Message::Frame(Frame::Ready)) => Ok(worker),
-            Ok(_) => Err(Unstartable::Ended),
+            Ok(Message::Frame(Frame::Panic { message, .. })) => Err(Unstartable::Refused(message)),
+            Ok(Message::Closed | Message::Unread) => Err(Unstartable::Ended(worker.end().await)),
+            Ok(_) => Err(Unstartable::Ended(None)),
             Err(_elapsed) => Err(Unstartable::TimedOut(limit)),
         }
     }
@@ -127,6 +145,7 @@ impl Worker {
             Some(path) => path.clone(),
             None => std::env::current_exe()?,
         };
+        let theirs = OwnedFd::from(theirs);
         let mut command = Command::new(path);
         match program.events {
             Some(level) => command.env(EVENTS, level.as_str()),
@@ -135,9 +154,11 @@ impl Worker {
         };
         let mut process = command
             .args(&program.arguments)
-            .env(PARENT, id().to_string())
+            .env(SOCKET, number(theirs.as_fd())?.to_string())
+            // Also if there are none: this process may be a child, too.
+            .env(LIMITS, program.limits.to_string())
             // It is the one descriptor that a child can be given without unsafe code. The child takes it away from there.
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(theirs))
             .stdout(program.output.stdio())
             .stderr(program.output.stdio())
             .process_group(0)
@@ -178,7 +199,11 @@ impl Worker {
         let message = async {
             match SinkExt::<Bytes>::flush(frames).await {
                 Ok(()) => receive(frames, pid).await,
-                Err(_) => Message::Unread,
+                // It may have sent something before it closed its socket.
+                Err(_) => match receive(frames, pid).await {
+                    Message::Closed => Message::Unread,
+                    message => message,
+                },
             }
         };
         let message = tokio::select! {
@@ -246,6 +271,11 @@ impl Worker {
     fn pid(&self) -> Option<Pid> {
         Pid::from_raw(self.process.id()?.try_into().ok()?)
     }
+}
+
+/// Returns a number that no other open file of its kind has.
+pub(super) fn number(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(File::from(file.try_clone_to_owned()?).metadata()?.ino())
 }
 
 /// Waits for the next message, and emits the events before it.

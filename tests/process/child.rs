@@ -2,12 +2,18 @@
 
 use std::{
     future::pending,
+    io::Write,
+    net::Shutdown,
     process::{Command, abort, exit},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
 };
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::{
+    process::{Signal, getpid, getpriority_process, kill_process},
+    time::{ClockId, clock_gettime},
+};
 use tokio::time::timeout;
 use tower::service_fn;
 use tower_sentinel::{
@@ -15,6 +21,8 @@ use tower_sentinel::{
     cancelled, panic_hook,
     process::{ProcessError, ProcessPool, Request, serve},
 };
+
+use crate::socket::{holder, socket};
 
 /// Result of a job as a text: `Ok` with a `+`, `Err` with a `-` in front.
 pub(crate) type Decode = fn(&[u8]) -> Result<Result<String, String>, std::str::Utf8Error>;
@@ -66,9 +74,52 @@ fn child() {
     });
 }
 
+/// Number of jobs so far.
+static JOBS: AtomicU64 = AtomicU64::new(0);
+
 async fn job(request: Request) -> Result<String, String> {
+    let number = JOBS.fetch_add(1, Ordering::Relaxed) + 1;
     let text = String::from_utf8_lossy(request.as_ref()).into_owned();
-    match text.as_str() {
+    let mut job = text.as_str();
+    // A file that it makes when it has begun.
+    if let Some((file, rest)) = job
+        .strip_prefix("at ")
+        .and_then(|rest| rest.split_once(' '))
+    {
+        std::fs::write(file, "").unwrap();
+        job = rest;
+    }
+    // It does as it likes when it is told to stop.
+    if let Some(rest) = job.strip_prefix("told ") {
+        cancelled().await;
+        job = rest;
+    }
+    if let Some((name, number)) = job.split_once(' ').and_then(|(name, number)| {
+        let number: u64 = number.parse().ok()?;
+        Some((name, number))
+    }) {
+        match name {
+            // So many MiB, for ever.
+            "leak" => {
+                std::mem::forget(vec![1_u8; (number as usize) << 20]);
+                return Ok(getpid().as_raw_nonzero().to_string());
+            }
+            // So many milliseconds of CPU time.
+            "burn" => {
+                let used = || {
+                    let used = clock_gettime(ClockId::ProcessCPUTime);
+                    Duration::try_from(used).unwrap()
+                };
+                let until = used() + Duration::from_millis(number);
+                while used() < until {
+                    std::hint::spin_loop();
+                }
+                return Ok(getpid().as_raw_nonzero().to_string());
+            }
+            _ => {}
+        }
+    }
+    match job {
         "pid" => Ok(getpid().as_raw_nonzero().to_string()),
         "fail" => Err("it has failed".to_owned()),
         "undecodable" => Err(text),
@@ -88,6 +139,19 @@ async fn job(request: Request) -> Result<String, String> {
             }
             Ok(kept.len().to_string())
         }
+        // More than the address space has.
+        "reserve" => Ok(Vec::<u8>::with_capacity(4 << 30).capacity().to_string()),
+        "open" => {
+            let mut files = Vec::new();
+            let error = loop {
+                match std::fs::File::open("/dev/null") {
+                    Ok(file) => files.push(file),
+                    Err(error) => break error,
+                }
+            };
+            Err(format!("{} {error}", files.len()))
+        }
+        "nice" => Ok(getpriority_process(None).unwrap().to_string()),
         "exit 0" => exit(0),
         "exit 3" => exit(3),
         // It inherits the variable by which a child knows that it is one.
@@ -99,6 +163,18 @@ async fn job(request: Request) -> Result<String, String> {
         "spin" => loop {
             std::hint::spin_loop();
         },
+        "spin on all threads" => {
+            for _ in 0..8 {
+                tokio::spawn(async {
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "block" => loop {
             thread::sleep(Duration::from_secs(1_000));
         },
@@ -130,11 +206,36 @@ async fn job(request: Request) -> Result<String, String> {
         "left" => Ok(time_left()
             .map_or(u128::MAX, |left| left.as_millis())
             .to_string()),
+        "garbage" => {
+            socket().write_all(b"\0\0\0\x01\xff").unwrap();
+            pending().await
+        }
+        "answer twice" => {
+            let mut answer = b"\0\0\0\x0f\x03".to_vec();
+            answer.extend(number.to_be_bytes());
+            answer.extend(b"+first");
+            socket().write_all(&answer).unwrap();
+            Ok("second".to_owned())
+        }
+        "close" => {
+            socket().shutdown(Shutdown::Both).unwrap();
+            pending().await
+        }
+        "hold and abort" => {
+            holder();
+            abort()
+        }
         // A process that outlives the job, and holds what it has inherited.
         "fork" => Ok(sleeper()),
         "fork and abort" => {
             sleeper();
             abort()
+        }
+        "fork and spin" => {
+            sleeper();
+            loop {
+                std::hint::spin_loop();
+            }
         }
         text => Ok(text.len().to_string()),
     }

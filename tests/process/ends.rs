@@ -180,6 +180,16 @@ async fn garbage_and_silence_are_told() {
 }
 
 #[tokio::test]
+async fn a_second_answer_is_none_of_the_next_job() {
+    let mut pool = pool(1);
+    // It comes before the next job, while that is sent, or after it.
+    for _ in 0..50 {
+        assert_eq!(run(&mut pool, "answer twice").await.unwrap(), "first");
+        assert_eq!(run(&mut pool, "four").await.unwrap(), "4");
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_no_process_has_read_runs_in_another_one() {
     // The first two end when there is a job for them.
     let ended = format!("{}/ended", env!("CARGO_TARGET_TMPDIR"));

@@ -6,7 +6,11 @@
 mod child;
 mod crossing;
 mod ends;
+mod limits;
+mod orphans;
 mod pool;
 mod sandbox;
+mod socket;
 mod stops;
 mod telemetry;
+mod tree;

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fmt::Display,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -100,10 +101,10 @@ async fn a_stop_is_one_of_its_job_alone() {
 }
 
 /// File that a job makes when it has begun.
-struct Begin(PathBuf);
+pub(crate) struct Begin(PathBuf);
 
 impl Begin {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let name = format!(
             "process-{name}-{}-{}",
             std::process::id(),
@@ -113,10 +114,14 @@ impl Begin {
     }
 
     fn job(&self, deed: &str) -> String {
-        format!("{deed} {}", self.0.display())
+        format!("{deed} {}", self.path())
     }
 
-    async fn has_begun(&self) {
+    pub(crate) fn path(&self) -> impl Display {
+        self.0.display()
+    }
+
+    pub(crate) async fn has_begun(&self) {
         while !self.0.exists() {
             tokio::time::sleep(MILLIS(5)).await;
         }
