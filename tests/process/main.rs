@@ -6,9 +6,11 @@
 mod child;
 mod crossing;
 mod ends;
+mod figures;
 mod limits;
 mod orphans;
 mod pool;
+mod product;
 mod sandbox;
 mod socket;
 mod stops;
