@@ -268,8 +268,8 @@ impl<D, H> ProcessPool<D, H> {
     /// Sets the number of bytes that a child may have in memory after a job, above which it is replaced; no limit by
     /// default.
     ///
-    /// Use it against libraries that leak, where [`max_jobs`](Self::max_jobs) is too coarse. The job has its result, and no job
-    /// fails by this. It works on Linux; elsewhere there is no limit.
+    /// Use it against libraries that leak, where [`max_jobs`](Self::max_jobs) is too coarse. The job has its result, and
+    /// no job fails by this. It works on Linux; elsewhere there is no limit.
     pub fn max_rss(self, bytes: u64) -> Self {
         self.set(|settings| settings.max_rss = Some(bytes))
     }
