@@ -197,8 +197,14 @@ async fn jobs(
     let mut terminations = signal(SignalKind::terminate())?;
     sender.send(&Frame::Ready)?;
     let mut job = 0;
+    // One that came while another one ran: the pool has an answer to that already, which was not ours.
+    let mut next = None;
     loop {
-        let (time_left, request) = match receive(&mut frames).await {
+        let frame = match next.take() {
+            Some(frame) => Some(frame),
+            None => receive(&mut frames).await,
+        };
+        let (time_left, request) = match frame {
             Some(Frame::Job {
                 time_left,
                 head,
@@ -220,8 +226,9 @@ async fn jobs(
                 answer = &mut running => {
                     break answer.unwrap_or_else(|payload| Err(panicked(&Panic::from_payload(payload))));
                 }
-                frame = receive(&mut frames) => match frame {
+                frame = receive(&mut frames), if next.is_none() => match frame {
                     Some(Frame::Cancel) => stop.cancel(),
+                    Some(frame @ Frame::Job { .. }) => next = Some(frame),
                     // The parent is gone. The job may block its thread, so it is not waited for.
                     Some(_) | None => end(),
                 },

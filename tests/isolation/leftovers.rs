@@ -5,12 +5,17 @@ use std::{fs, thread, time::Duration};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    table::{FORKS, LEAKS, SHARES, says},
+    table::{FORKS, IS_KILLED, LEAKS, SHARES, says},
     worker::{GOOD, Isolation::*, Worker, run},
 };
 
 /// Number of bytes that the bad job leaks.
 const LEAK: usize = 64 << 20;
+
+fn kill(pid: &str) {
+    let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
 
 /// Returns whether a process runs, and is no zombie.
 fn runs(pid: &str) -> bool {
@@ -34,8 +39,7 @@ fn other_processes_of_a_task_or_its_own_runtime_run_on() {
         worker.end().bad();
         // Also after its worker.
         assert!(runs(&sleeper));
-        let pid = Pid::from_raw(sleeper.parse().unwrap()).unwrap();
-        kill_process(pid, Signal::KILL).unwrap();
+        kill(&sleeper);
     }
 }
 
@@ -51,6 +55,28 @@ fn other_processes_of_a_process_are_killed_with_it() {
 }
 
 #[test]
+fn other_processes_of_a_task_or_its_own_runtime_outlive_a_killed_worker() {
+    for isolation in [Task, Runtime] {
+        says(IS_KILLED, isolation, "ends; what it has started runs on");
+        let mut worker = Worker::start(isolation, "fork", &[]);
+        let sleeper = worker.told("sleeper");
+        // Kills it.
+        drop(worker);
+        assert!(runs(&sleeper));
+        kill(&sleeper);
+    }
+}
+
+#[test]
+fn a_process_ends_with_all_that_it_has_started_when_the_worker_is_killed() {
+    says(IS_KILLED, Process, "killed, with what it has started");
+    let mut worker = Worker::start(Process, "fork", &[]);
+    let sleeper = worker.told("sleeper");
+    drop(worker);
+    gone(&sleeper);
+}
+
+#[test]
 fn leaked_memory_of_a_task_or_its_own_runtime_stays() {
     for isolation in [Task, Runtime] {
         says(LEAKS, isolation, "stays");
@@ -63,7 +89,7 @@ fn leaked_memory_of_a_task_or_its_own_runtime_stays() {
 
 #[test]
 fn leaked_memory_of_a_process_is_gone_after_its_jobs() {
-    says(LEAKS, Process, "gone after `max_jobs`");
+    says(LEAKS, Process, "gone after `max_jobs`, or above `max_rss`");
     let mut worker = Worker::start(Process, "leak", &[]);
     let pid = worker.told("leaked in");
     gone(&pid);

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::id};
 
 use crate::{
-    table::{BLOCKS, HANGS, says},
+    table::{BLOCKS, BURNS, HANGS, says},
     worker::{ALL, Isolation::*, Worker, run},
 };
 
@@ -95,4 +95,23 @@ fn a_job_that_blocks_in_a_process_is_killed() {
     let ended = worker.end();
     assert!(!ended.lines.iter().any(|line| line == "no longer blocked"));
     ended.bad();
+}
+
+#[test]
+fn cpu_time_of_a_task_or_its_own_runtime_is_unnoticed() {
+    for isolation in [Task, Runtime] {
+        says(BURNS, isolation, "unnoticed");
+        let ended = run(isolation, "burn");
+        assert_eq!(ended.bad(), ["Completed(\"burn\") stopped=true"]);
+    }
+}
+
+#[test]
+fn too_much_cpu_time_of_a_process_is_one_outcome() {
+    says(BURNS, Process, "one outcome, `OutOfCpuTime` with a limit");
+    let ended = run(Process, "burn");
+    let [outcome] = *ended.bad() else {
+        panic!("{:?}", ended.lines);
+    };
+    assert!(outcome.starts_with("Failed(OutOfCpuTime {"), "{outcome}");
 }

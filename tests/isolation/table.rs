@@ -15,7 +15,9 @@ pub(crate) const PANICS_TWICE: &str = "panics while it panics, or under `panic =
 pub(crate) const EXITS: &str = "calls `exit`";
 pub(crate) const ALLOCATES: &str = "uses all memory";
 pub(crate) const FORKS: &str = "starts other processes";
-pub(crate) const LEAKS: &str = "leaks memory";
+pub(crate) const LEAKS: &str = "leaks memory or files";
+pub(crate) const BURNS: &str = "uses too much CPU time";
+pub(crate) const IS_KILLED: &str = "runs when the worker is killed (SIGKILL)";
 pub(crate) const SHARES: &str = "shares memory with others";
 
 /// Returns the cells of each row, without the addresses of links.
@@ -62,8 +64,10 @@ fn each_row_of_the_table_has_tests() {
         PANICS_TWICE,
         EXITS,
         ALLOCATES,
+        BURNS,
         FORKS,
         LEAKS,
+        IS_KILLED,
         SHARES,
     ];
     assert_eq!(found, BTreeSet::from(tested));

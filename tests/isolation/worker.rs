@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::{
+    process::{Signal, getpid, kill_process},
+    time::{ClockId, clock_gettime},
+};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tower::{Service, service_fn};
 use tower_sentinel::{
@@ -97,8 +100,10 @@ fn worker() {
             if let Ok(program) = env::var("PROGRAM") {
                 pool = pool.program(program);
             }
-            if bad == "leak" {
-                pool = pool.max_jobs(1);
+            match &*bad {
+                "leak" => pool = pool.max_jobs(1),
+                "burn" => pool = pool.cpu_time(Duration::from_secs(1)),
+                _ => {}
             }
             runtime.block_on(work(bad, pool, None));
         }
@@ -221,6 +226,13 @@ async fn job(bytes: &[u8]) -> Result<String, String> {
             let sleeper = sleeper();
             tell(format_args!("sleeper {sleeper}"));
             pending::<()>().await;
+        }
+        // More than its limit, where it has one; the system counts whole seconds.
+        "burn" => {
+            let used = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+            while used() < Duration::from_millis(2_500) {
+                std::hint::spin_loop();
+            }
         }
         "leak" => {
             mem::forget(vec![1_u8; 64 * MIB]);
