@@ -109,7 +109,7 @@ fn cpu_time_of_a_task_or_its_own_runtime_is_unnoticed() {
 #[test]
 fn too_much_cpu_time_of_a_process_is_one_outcome() {
     says(BURNS, Process, "one outcome, `OutOfCpuTime` with a limit");
-    let ended = run(Process, "burn");
+    let ended = run(Process, "burn without end");
     let [outcome] = *ended.bad() else {
         panic!("{:?}", ended.lines);
     };
