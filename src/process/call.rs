@@ -62,7 +62,9 @@ pub(super) async fn call<T, E, C>(
         Ok(Frame::Panic {
             message, location, ..
         }) => {
-            lease.give_back(child);
+            if lease.settings().keeps_panicked {
+                lease.give_back(child);
+            }
             return Err(ProcessError::Panicked { message, location });
         }
         // Events are not returned.

@@ -17,7 +17,8 @@ use crate::settle::decision::Crash;
 pub enum ProcessError<E, C> {
     /// The handler returned an error.
     Failed(E),
-    /// The handler panicked. The child caught that, and goes on.
+    /// The handler panicked. The child caught that, and goes on, unless
+    /// [`reuse_after_panic`](crate::process::ProcessPool::reuse_after_panic) says otherwise.
     ///
     /// For the sentinel, which is outside of the child, this is an error:
     /// [`poison_on_panic`](crate::DecisionExt::poison_on_panic) does not see it.

@@ -26,6 +26,7 @@ pub(super) struct Settings {
     pub(super) max_jobs: Option<u64>,
     pub(super) memory: Option<u64>,
     pub(super) max_rss: Option<u64>,
+    pub(super) keeps_panicked: bool,
     pub(super) warm: usize,
 }
 

@@ -43,10 +43,12 @@ use crate::{cancel, outcome::guard};
 /// - *Readiness*: there is a free process, or one was started. If none can be started, the service stays unready, tries
 ///   again after a pause of up to 10 s, and an event at WARN says why. So a program that is missing does not drain the
 ///   queue.
-/// - *Stop*: when the job is told to stop ([`cancelled()`](crate::cancelled)), the job in its process is told, too. When the response future is dropped, the process and all that it has started are killed at once. So
-///   a job's [`grace`](crate::SentinelLayer::grace) is the time between, and the sentinel's `stopped()` is true for each
-///   job that runs here.
-/// - *Panics* of the job are caught in its process, which goes on.
+/// - *Stop*: when the job is told to stop ([`cancelled()`](crate::cancelled)), the job in its process is told, too. When
+///   the response future is dropped, the process and all that it has started are killed at once. So a job's
+///   [`grace`](crate::SentinelLayer::grace) is the time between, and the sentinel's `stopped()` is true for each job that
+///   runs here.
+/// - *Panics* of the job are caught in its process, which goes on, unless
+///   [`reuse_after_panic`](Self::reuse_after_panic) says otherwise.
 /// - *The end of this process*, by SIGKILL too, ends the children and what they have started: their sockets close, and
 ///   they notice whatever their jobs do.
 ///
@@ -120,6 +122,7 @@ impl<D> ProcessPool<D> {
             max_jobs: None,
             memory: None,
             max_rss: None,
+            keeps_panicked: true,
             warm: 0,
         };
         Self {
@@ -272,6 +275,14 @@ impl<D, H> ProcessPool<D, H> {
     /// no job fails by this. It works on Linux; elsewhere there is no limit.
     pub fn max_rss(self, bytes: u64) -> Self {
         self.set(|settings| settings.max_rss = Some(bytes))
+    }
+
+    /// Sets whether a child takes other jobs after one has panicked in it; `true` by default.
+    ///
+    /// Set it to `false` if a panic can leave the memory of the child in a state that the next job must not see, such as a
+    /// poisoned lock.
+    pub fn reuse_after_panic(self, is_reused: bool) -> Self {
+        self.set(|settings| settings.keeps_panicked = is_reused)
     }
 
     /// Sets the number of children that are kept started, with those that run jobs; none by default.

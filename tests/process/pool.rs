@@ -38,6 +38,19 @@ async fn a_process_is_replaced_after_its_jobs() {
 }
 
 #[tokio::test]
+async fn a_process_is_kept_after_a_panic_if_that_is_set() {
+    for is_kept in [true, false] {
+        let mut pool = pool(1).reuse_after_panic(is_kept);
+        let pid = run(&mut pool, "pid").await.unwrap();
+        run(&mut pool, "panic").await.unwrap_err();
+        assert_eq!(run(&mut pool, "pid").await.unwrap() == pid, is_kept);
+        if !is_kept {
+            gone(&pid).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_program_that_cannot_start_makes_it_unready() {
     for pool in [
         pool(1).program("/nonexistent"),
