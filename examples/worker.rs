@@ -6,7 +6,7 @@
 //!
 //! It declares a quorum queue `orders`, and `orders.dead` for its dead letters. Publish orders such as
 //! `{"article": "tea", "quantity": 2}`. After SIGTERM or Ctrl-C it takes no more jobs, and running jobs may
-//! finish. A second signal stops them. In both cases each of them is settled.
+//! finish. A second signal stops them. In both cases each of them is settled. The signals are those of Unix.
 //!
 //! Replace `Order`, `OrderError` and `process` by your own.
 
