@@ -4,7 +4,7 @@ use std::{any::type_name, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
 #[cfg(feature = "process")]
 use super::crash::{CrashLimit, OnCrash};
-use super::decide::{Decision, Undecided};
+use super::decide::{Decision, Undecided, within};
 use crate::{
     backoff::{Delays, full_jitter},
     decode::DecodeError,
@@ -573,11 +573,7 @@ where
         if !is_bounded {
             return Ok(verdict);
         }
-        match tag.deliveries() {
-            Some(deliveries) if deliveries < self.limit => Ok(verdict),
-            Some(_) => Ok(Verdict::Reject),
-            None => Err(Undecided::DeliveriesUnknown),
-        }
+        within(self.limit, tag, verdict)
     }
 }
 

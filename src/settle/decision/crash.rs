@@ -1,6 +1,6 @@
 //! Decisions on jobs that took their process down.
 
-use super::decide::{Decision, Undecided};
+use super::decide::{Decision, Undecided, within};
 use crate::{
     outcome::Outcome,
     settle::{Settle, verdict::Verdict},
@@ -64,10 +64,6 @@ where
         if !comes_back || !is_crash(outcome) {
             return Ok(verdict);
         }
-        match tag.deliveries() {
-            Some(deliveries) if deliveries < self.limit => Ok(verdict),
-            Some(_) => Ok(Verdict::Reject),
-            None => Err(Undecided::DeliveriesUnknown),
-        }
+        within(self.limit, tag, verdict)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use crate::{outcome::Outcome, settle::verdict::Verdict};
+use crate::{
+    outcome::Outcome,
+    settle::{Settle, verdict::Verdict},
+};
 
 /// Function from the outcome of a job to its [`Verdict`].
 ///
@@ -100,3 +103,16 @@ impl fmt::Display for Undecided {
 }
 
 impl Error for Undecided {}
+
+/// Returns `verdict` below `limit` deliveries, and else a reject.
+pub(super) fn within(
+    limit: u32,
+    tag: &impl Settle,
+    verdict: Verdict,
+) -> Result<Verdict, Undecided> {
+    match tag.deliveries() {
+        Some(deliveries) if deliveries < limit => Ok(verdict),
+        Some(_) => Ok(Verdict::Reject),
+        None => Err(Undecided::DeliveriesUnknown),
+    }
+}
