@@ -8,7 +8,7 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_sentinel::{
     DecisionExt, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
-    broker::memory::{Broker, Delivery, Queue},
+    broker::memory::{Broker, Deliveries, Delivery, Queue},
     outcome::{CancelReason, Cancelled, OutcomeKind},
     sentinel::OnDrop,
     settle::{Reason, Settled, decision::Decision},
@@ -32,7 +32,9 @@ fn delivered(times: u32) -> Queue<&'static str> {
     queue
 }
 
-fn take(queue: &Queue<&'static str>) -> (impl Sized + use<>, Delivery<&'static str>) {
+pub(super) fn take(
+    queue: &Queue<&'static str>,
+) -> (Deliveries<&'static str>, Delivery<&'static str>) {
     let mut jobs = queue.subscribe(1).unwrap();
     let job = jobs.next().now_or_never().unwrap().unwrap().unwrap();
     (jobs, job)

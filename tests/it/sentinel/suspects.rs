@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, future::ready, time::Duration};
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use tower::service_fn;
 use tower_layer::Layer;
 use tower_sentinel::{
@@ -10,12 +10,13 @@ use tower_sentinel::{
     broker::{
         Envelope,
         dead_letters::{Filter, Redrive},
-        memory::{Broker, DeadLetterQueue, Deliveries, Delivery, Queue},
+        memory::{Broker, DeadLetterQueue, Delivery, Queue},
     },
     outcome::{CancelReason, Cancelled, OutcomeKind},
     settle::{Reason, Settle, Settled, decision::Decision},
 };
 
+use super::delivery_limit::take;
 use crate::support::{Count, Refused, call, log::Log, tag::Tag};
 
 const LIMIT: u32 = 2;
@@ -34,12 +35,6 @@ fn after_a_death() -> (
     queue.publish_with_headers("poison", [("tenant", "acme")]);
     drop(take(&queue));
     (broker, queue, lane)
-}
-
-fn take(queue: &Queue<&'static str>) -> (Deliveries<&'static str>, Delivery<&'static str>) {
-    let mut jobs = queue.subscribe(1).unwrap();
-    let job = jobs.next().now_or_never().unwrap().unwrap().unwrap();
-    (jobs, job)
 }
 
 /// Lets a worker process a job, and returns its settlement and whether it was run.
