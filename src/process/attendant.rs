@@ -17,9 +17,6 @@ use tokio::runtime::Handle;
 /// Time after which a job counts as long.
 const LONG: Duration = Duration::from_millis(20);
 
-/// Number of jobs that have begun or ended: odd while one runs.
-type Turn = AtomicU32;
-
 /// The main thread of a child, while a runtime runs its jobs.
 ///
 /// A worker of the runtime that reads a message runs the job, too: to wake another thread for it would cost more than
@@ -40,7 +37,8 @@ pub(super) struct Attended {
 
 #[derive(Default)]
 struct Shared {
-    turn: Turn,
+    /// Number of times that a job has begun or ended: odd while one runs.
+    turn: AtomicU32,
     /// Whether the attendant waits for the next job.
     rests: AtomicBool,
 }

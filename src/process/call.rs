@@ -7,6 +7,7 @@ use std::{
 };
 
 use rustix::process::Signal;
+use tokio_util::bytes::Bytes;
 
 use super::{
     error::ProcessError,
@@ -27,12 +28,12 @@ enum Loss {
     OutOfMemory(u64),
 }
 
-/// Runs a job in the worker of a lease, which goes back if it can take another job.
+/// Runs a job, an encoded frame, in the worker of a lease, which goes back if it can take another job.
 ///
 /// If this is dropped, the worker is killed.
 pub(super) async fn call<T, E, C>(
     mut lease: Box<Lease>,
-    job: Frame,
+    job: Bytes,
     stopped: impl Future<Output = ()>,
     decode: impl Fn(&[u8]) -> Result<Result<T, E>, C>,
 ) -> Result<T, ProcessError<E, C>> {
@@ -44,7 +45,7 @@ pub(super) async fn call<T, E, C>(
         attempts += 1;
         let mut child = lease.take().await;
         child.worker.jobs += 1;
-        child.worker.feed(&job);
+        child.worker.feed(job.clone());
         let answer = run(&mut child.worker, memory, stopped.as_mut()).await;
         // An idle child may have ended just then. That is not the fault of the job.
         if !matches!(answer, Err(Loss::Unread)) || attempts == ATTEMPTS {
@@ -99,7 +100,7 @@ async fn run(
     loop {
         // While a large job waits to be read, there is no room yet.
         if is_stopped && !is_told {
-            is_told = worker.feed(&Frame::Cancel);
+            is_told = worker.feed(Frame::Cancel.encode());
         }
         let message = tokio::select! {
             // A child that sends events without end does not keep the stop back.
@@ -111,11 +112,11 @@ async fn run(
             message = worker.answer() => message,
         };
         let message = match message {
-            Message::Look => match look(worker, memory)? {
+            Some(message) => message,
+            None => match look(worker, memory)? {
                 Some(message) => message,
                 None => continue,
             },
-            message => message,
         };
         return match message {
             Message::Frame(Frame::Answer { job, .. } | Frame::Panic { job, .. })
@@ -130,7 +131,6 @@ async fn run(
             // What it has not read may be the order to stop.
             Message::Unread if !is_told => Err(Loss::Unread),
             Message::Unread | Message::Closed => Err(Loss::Crashed),
-            Message::Look => continue,
         };
     }
 }

@@ -66,14 +66,7 @@ impl Frame {
                 head,
                 bytes,
             } => {
-                let millis = time_left.map_or(UNLIMITED, |left| {
-                    u64::try_from(left.as_millis()).unwrap_or(UNLIMITED)
-                });
-                buffer.reserve(64 + bytes.len());
-                buffer.put_u8(JOB);
-                buffer.put_u64(millis);
-                head.put(&mut buffer);
-                buffer.put_slice(bytes);
+                return job(*time_left, head, bytes);
             }
             Frame::Event(event) => {
                 buffer.put_u8(EVENT);
@@ -134,6 +127,19 @@ impl Frame {
             _ => None,
         }
     }
+}
+
+/// Encodes a [`Frame::Job`] whose bytes are borrowed.
+pub(super) fn job(time_left: Option<Duration>, head: &Head, bytes: &[u8]) -> Bytes {
+    let millis = time_left.map_or(UNLIMITED, |left| {
+        u64::try_from(left.as_millis()).unwrap_or(UNLIMITED)
+    });
+    let mut buffer = BytesMut::with_capacity(64 + bytes.len());
+    buffer.put_u8(JOB);
+    buffer.put_u64(millis);
+    head.put(&mut buffer);
+    buffer.put_slice(bytes);
+    buffer.freeze()
 }
 
 /// Returns the frames of a socket.

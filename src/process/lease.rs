@@ -34,8 +34,6 @@ pub(super) struct Settings {
 pub(super) struct Shared {
     pub(super) settings: Settings,
     places: Arc<Semaphore>,
-    /// Number of children that are kept started.
-    warm: usize,
     idle: Mutex<Vec<Child>>,
     /// Number of children, which grows under the lock of the idle ones: so it is never more than that of all places.
     children: Arc<AtomicUsize>,
@@ -73,9 +71,10 @@ pub(super) async fn acquire(shared: Arc<Shared>) -> Box<Lease> {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings, places: usize) -> Self {
+    pub(super) fn new(mut settings: Settings, places: usize) -> Self {
+        // Idle children have no place.
+        settings.warm = settings.warm.min(places);
         Self {
-            warm: settings.warm.min(places),
             settings,
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             idle: Mutex::default(),
@@ -100,7 +99,7 @@ impl Shared {
         // Those who have all the places start children themselves.
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let _idle = self.idle();
-        let is_missing = self.children.load(Ordering::Acquire) < self.warm;
+        let is_missing = self.children.load(Ordering::Acquire) < self.settings.warm;
         is_missing.then(|| {
             let counted = Counted::new(&self.children);
             (Lease::new(Arc::clone(self), place), counted)

@@ -12,14 +12,13 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::bytes::Bytes;
 use tower_service::Service;
 use tracing::Level;
 
 use super::{
     call::call,
     error::ProcessError,
-    frame::Frame,
+    frame,
     head::{BytesOnly, Crossing, WithHeaders},
     lease::{Lease, Settings, Shared, acquire},
     limits::Limits,
@@ -412,15 +411,10 @@ where
         if let Some(write) = &self.trace_context {
             guard(|| head.replace(write()));
         }
-        let bytes = Bytes::copy_from_slice(job.as_ref());
-        drop(job);
         // Of the job that this call is part of.
         let (stopped, time_left) = (cancel::cancelled(), cancel::time_left());
-        let frame = Frame::Job {
-            time_left,
-            head,
-            bytes,
-        };
+        let frame = frame::job(time_left, &head, job.as_ref());
+        drop(job);
         Box::pin(call(lease, frame, stopped, self.decode.clone()))
     }
 }

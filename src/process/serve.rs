@@ -147,11 +147,10 @@ fn run(handle: Handle) -> io::Result<()> {
     let (limits, runtime) = match start() {
         Ok(started) => started,
         Err(error) => {
-            let Panicked { message, location } = failed(&error.to_string());
             sender.send(&Frame::Panic {
                 job: 0,
-                message,
-                location,
+                message: error.to_string(),
+                location: None,
             })?;
             return Err(error);
         }

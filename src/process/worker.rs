@@ -98,8 +98,6 @@ pub(super) enum Message {
     ///
     /// Linux tells this; elsewhere it may be [`Closed`](Self::Closed), too.
     Unread,
-    /// None: it is time to look at it.
-    Look,
 }
 
 /// A child, and the processes that it starts: they are killed when this is dropped.
@@ -122,9 +120,8 @@ impl Worker {
         let limit = program.start_timeout;
         let message = async {
             loop {
-                match worker.answer().await {
-                    Message::Look => {}
-                    message => break message,
+                if let Some(message) = worker.answer().await {
+                    break message;
                 }
             }
         };
@@ -183,18 +180,18 @@ impl Worker {
         receive(&mut self.frames, pid).now_or_never().is_none() && !self.has_ended()
     }
 
-    /// Adds a message to those that [`answer`](Self::answer) sends, and returns whether there was room for it. There is
+    /// Adds an encoded frame to those that [`answer`](Self::answer) sends, and returns whether there was room for it. There is
     /// if nothing waits.
-    pub(super) fn feed(&mut self, frame: &Frame) -> bool {
+    pub(super) fn feed(&mut self, frame: Bytes) -> bool {
         // An error of the socket is seen by the flush.
-        self.frames.feed(frame.encode()).now_or_never().is_some()
+        self.frames.feed(frame).now_or_never().is_some()
     }
 
-    /// Sends what was added, and waits for the next message, or until it is time to look at the child. Events and output
-    /// that come before it are emitted.
+    /// Sends what was added, and waits for the next message; returns `None` when it is time to look at the child. Events
+    /// and output that come before are emitted.
     ///
     /// Cancel safe.
-    pub(super) async fn answer(&mut self) -> Message {
+    pub(super) async fn answer(&mut self) -> Option<Message> {
         let (frames, pid) = (&mut self.frames, self.process.id());
         let message = async {
             match SinkExt::<Bytes>::flush(frames).await {
@@ -209,12 +206,12 @@ impl Worker {
         let message = tokio::select! {
             // A child that sends events without end does not keep the look back.
             biased;
-            _ = self.looks.tick() => return Message::Look,
+            _ = self.looks.tick() => return None,
             message = message => message,
             never = self.pipes.read() => match never {},
         };
         self.pipes.drain();
-        message
+        Some(message)
     }
 
     /// Begins the time until the next look anew, if it is over: nobody looks while there is no job.
