@@ -12,6 +12,30 @@ use crate::outcome::{Panic, boxed_source, drop_quietly, print};
 ///
 /// `T` is the error of the stream, `E` that of the service and `C` that of connecting. When it is returned,
 /// all running calls have been drained and the channel is closed.
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use tower::service_fn;
+/// # use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success, broker::memory::{Broker, Delivery}};
+/// # async fn process(_: Delivery<u32>) -> Result<(), Infallible> { Ok(()) }
+/// use tower_sentinel::{Consumer, consumer::EndCause};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// # let broker = Broker::new();
+/// # let queue = broker.queue("jobs").declare();
+/// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+/// let deliveries = queue.subscribe(64).unwrap();
+/// broker.drop_connections();
+/// let error = Consumer::new(deliveries, service_fn(process)).sentinel(layer).await.unwrap_err();
+/// assert!(error.cause().is_transient());
+/// assert_eq!(error.summary().called, 0);
+///
+/// let (cause, summary) = error.into_parts();
+/// assert!(matches!(cause, EndCause::Stream(_)));
+/// assert_eq!(summary.unanswered, 0);
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ConsumerError<T, E, C = Infallible> {
     cause: EndCause<T, E, C>,

@@ -177,6 +177,33 @@ use self::{
 /// assert_eq!(error.summary().answered, 3);
 /// # }
 /// ```
+///
+/// A consumer that operators watch, and that has less time for its end than Kubernetes gives by default (30 s):
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use tower::service_fn;
+/// # use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success, broker::memory::{Broker, Delivery}};
+/// # async fn process(_: Delivery<u32>) -> Result<(), Infallible> { Ok(()) }
+/// use std::time::Duration;
+/// use tower_sentinel::{Consumer, consumer::AfterError};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// # let queue = Broker::new().queue("jobs").declare();
+/// # queue.publish(7);
+/// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+/// let consumer = Consumer::new(queue.subscribe(64).unwrap(), service_fn(process))
+///     .sentinel(layer.settle_timeout(Duration::from_secs(5)))
+///     .drain_timeout(Duration::from_secs(15))
+///     .stop_timeout(Duration::from_secs(10))
+///     .on_error(AfterError::Stop);
+/// let watch = consumer.watch();
+/// # tokio::spawn(async move { queue.emptied().await; watch.drain() });
+/// let summary = consumer.await.unwrap();
+/// assert_eq!(summary.answered, 1);
+/// # }
+/// ```
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct Consumer<B, S, C = ByError> {
     subscription: B,
@@ -282,6 +309,33 @@ impl Consumer<(), ()> {
     ///
     /// `make_service` gets the token for [`SentinelLayer::shutdown`](crate::SentinelLayer::shutdown). Each
     /// service has its own token, because the token is cancelled at the end of the service's drain.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use tower::service_fn;
+    /// # use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success, broker::memory::{Broker, Delivery}};
+    /// # async fn process(_: Delivery<u32>) -> Result<(), Infallible> { Ok(()) }
+    /// use std::future::ready;
+    /// use tower_sentinel::Consumer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # let broker = Broker::new();
+    /// # let queue = broker.queue("jobs").declare();
+    /// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let connect = move || ready(queue.subscribe(64));
+    /// let consumer = Consumer::reconnecting(connect, |_| service_fn(process)).sentinel(layer);
+    /// let watch = consumer.watch();
+    /// let consumer = tokio::spawn(consumer.run());
+    /// # tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ///
+    /// broker.drop_connections();
+    /// # tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    /// assert!(watch.is_ready()); // a moment later
+    /// # watch.drain();
+    /// # assert!(consumer.await.unwrap().is_ok());
+    /// # }
+    /// ```
     pub fn reconnecting<K, M, B, S>(connect: K, make_service: M) -> ReconnectingConsumer<K, M>
     where
         K: Connect<Subscription = B, Error: fmt::Display + Send, Future: Send> + Send + 'static,

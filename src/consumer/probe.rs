@@ -15,6 +15,10 @@ pub type Probing = Pin<Box<dyn Future<Output = Result<Probe, ProbeError>> + Send
 /// let probe = Probe::new().waiting(12).unsettled(3).detail("consumers", 2);
 /// assert_eq!(probe.waiting, Some(12));
 /// assert_eq!(probe.to_string(), "12 waiting, 3 unsettled, consumers: 2");
+///
+/// // A broker with leases that delivers nothing for now, and says why.
+/// let probe = Probe::new().leases().hindrance("the group is paused");
+/// assert_eq!(probe.hindrance.as_deref(), Some("the group is paused"));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -117,6 +117,45 @@ use crate::{
 /// assert_eq!(summary.called, 0);
 /// # }
 /// ```
+///
+/// One that uses two cores, and ends if the broker is away for long:
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use tower::service_fn;
+/// # use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success, broker::memory::{Broker, Delivery}};
+/// # async fn process(_: Delivery<u32>) -> Result<(), Infallible> { Ok(()) }
+/// use std::{io, time::Duration};
+/// use tower_sentinel::{
+///     Consumer,
+///     broker::memory::Deliveries,
+///     consumer::{AfterError, EndCause, State},
+/// };
+///
+/// async fn connect() -> io::Result<Deliveries<u32>> {
+///     Err(io::ErrorKind::ConnectionRefused.into())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+/// let consumer = Consumer::reconnecting(connect, |_| service_fn(process))
+///     .sentinel(layer)
+///     .tasks(2)
+///     .on_error(AfterError::Continue)
+///     .connect_timeout(Duration::from_secs(5))
+///     .max_attempts(10)
+///     .random(|| 0.5) // for a test: each pause is half of its ceiling
+///     .drain_timeout(Duration::from_secs(15))
+///     .stop_timeout(Duration::from_secs(10))
+///     .with_forced_shutdown(async { tokio::signal::ctrl_c().await.unwrap() });
+/// let watch = consumer.watch();
+///
+/// let error = consumer.await.unwrap_err();
+/// assert!(matches!(error.cause(), EndCause::Connect(_)));
+/// assert_eq!(watch.state(), State::Ended);
+/// # }
+/// ```
 #[must_use = "a consumer does nothing unless it is awaited"]
 pub struct ReconnectingConsumer<K, M, C = ByError> {
     connect: K,
@@ -277,6 +316,22 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
 
     /// Sets the function that decides the effect of a service error on the channel; see
     /// [`Consumer::escalation`](crate::Consumer::escalation).
+    ///
+    /// ```
+    /// # use std::{convert::Infallible, future::ready, io};
+    /// # use tower::{ServiceBuilder, service_fn};
+    /// # use tower_sentinel::{Consumer, broker::memory::{Broker, Delivery}};
+    /// use tower_sentinel::consumer::Escalation;
+    ///
+    /// # let queue = Broker::<u32>::new().queue("jobs").declare();
+    /// # let connect = move || ready(queue.subscribe(64));
+    /// # let make_service = |_| service_fn(|_: Delivery<u32>| async { Err::<(), _>(io::Error::other("no")) });
+    /// let consumer = Consumer::reconnecting(connect, make_service).escalation(|error: &io::Error| match error.kind() {
+    ///     io::ErrorKind::PermissionDenied => Escalation::Consumer, // a new channel would not help
+    ///     _ => Escalation::Channel,
+    /// });
+    /// # drop(consumer);
+    /// ```
     pub fn escalation<E, F>(self, classify: F) -> ReconnectingConsumer<K, M, ByClosure<F>>
     where
         F: Fn(&E) -> Escalation,

@@ -28,6 +28,72 @@ use super::probe::Probing;
     label = "not the subscription of a broker",
     note = "a `Stream` alone does not report whether its connection is alive, and can't be given up: implement `tower_sentinel::consumer::Subscription` for a type around it"
 )]
+///
+/// # Examples
+///
+/// A client that hands out its messages by a channel of tokio, and whose connection can be asked:
+///
+/// ```
+/// # struct Connection;
+/// # impl Connection {
+/// #     fn is_open(&self) -> bool { true }
+/// #     fn close(&self) {}
+/// #     async fn waiting(&self) -> std::io::Result<u64> { Ok(3) }
+/// # }
+/// use std::{io, pin::Pin, sync::Arc, task::{Context, Poll, ready}};
+/// use futures_util::Stream;
+/// use tokio::sync::mpsc;
+/// use tower_sentinel::consumer::{Probe, ProbeError, Probing, Subscription};
+///
+/// struct Messages { connection: Arc<Connection>, received: mpsc::Receiver<String> }
+///
+/// impl Stream for Messages {
+///     type Item = io::Result<String>;
+///
+///     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+///         self.received.poll_recv(cx).map(|message| message.map(Ok))
+///     }
+/// }
+///
+/// impl Subscription for Messages {
+///     type Job = String;
+///     type Error = io::Error;
+///
+///     fn prefetch(&self) -> Option<usize> { Some(64) }
+///
+///     fn is_gone(&self) -> bool { !self.connection.is_open() }
+///
+///     fn poll_closed(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+///         // This client wakes nobody then: the stream's end must do.
+///         Poll::Pending
+///     }
+///
+///     fn probe(&self) -> Option<Probing> {
+///         let connection = Arc::clone(&self.connection);
+///         Some(Box::pin(async move {
+///             let waiting = connection.waiting().await.map_err(ProbeError::new)?;
+///             Ok(Probe::new().waiting(waiting))
+///         }))
+///     }
+///
+///     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+///         self.connection.close();
+///         self.received.close();
+///         while ready!(self.received.poll_recv(cx)).is_some() {} // the broker takes these back
+///         Poll::Ready(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let (sender, received) = mpsc::channel(64);
+/// let messages = Messages { connection: Arc::new(Connection), received };
+/// assert_eq!(messages.probe().unwrap().await.unwrap().waiting, Some(3));
+/// # let mut messages = Box::pin(messages);
+/// # sender.try_send("a message".to_owned()).unwrap();
+/// # std::future::poll_fn(|cx| messages.as_mut().poll_close(cx)).await;
+/// # }
+/// ```
 pub trait Subscription:
     Stream<Item = Result<<Self as Subscription>::Job, <Self as Subscription>::Error>>
 {

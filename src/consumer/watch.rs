@@ -125,6 +125,32 @@ impl Watch {
     }
 
     /// Ends a [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use tower::service_fn;
+    /// # use tower_sentinel::{Consumer, SentinelLayer, SettlePolicy, ack_on_success};
+    /// # use tower_sentinel::{broker::memory::{Broker, Delivery}, consumer::State};
+    /// # async fn process(_: Delivery<u32>) -> Result<(), Infallible> { Ok(()) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// # let queue = Broker::new().queue("jobs").declare();
+    /// # let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    /// let consumer = Consumer::new(queue.subscribe(64).unwrap(), service_fn(process)).sentinel(layer);
+    /// let mut watch = consumer.watch();
+    /// watch.pause();
+    /// let consumer = tokio::spawn(consumer.run());
+    /// queue.publish(7);
+    /// # tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    /// assert!(!watch.is_ready());
+    ///
+    /// watch.resume();
+    /// queue.emptied().await; // the job is settled
+    /// watch.drain();
+    /// assert!(consumer.await.unwrap().is_ok());
+    /// assert_eq!(watch.changed().await, State::Ended);
+    /// # }
+    /// ```
     pub fn resume(&self) {
         self.watched.pause(false);
     }

@@ -168,6 +168,22 @@ pub use self::shared::IntensityState;
 /// assert_eq!(*state.borrow(), IntensityState::Running);
 /// # }
 /// ```
+///
+/// A layer that waits for more failures, and for longer:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::IntensityLayer;
+///
+/// let layer = IntensityLayer::new()
+///     .window(200)
+///     .threshold(0.25)
+///     .minimum_sample(20)
+///     .pause(Duration::from_secs(5)..=Duration::from_secs(120));
+/// // 50 of 200, and 7 that ran beside them; then one for each pause: 5 s, 10 s, 20 s.
+/// assert_eq!(layer.most_wasted(8, Duration::ZERO), 50 + 7);
+/// assert_eq!(layer.most_wasted(8, Duration::from_secs(40)), 50 + 7 + 3);
+/// ```
 #[must_use = "a layer does nothing until it is applied to a service"]
 #[doc(alias = "circuit breaker")]
 pub struct IntensityLayer {
@@ -334,6 +350,14 @@ impl IntensityLayer {
     /// Two layers with the same labels set the same gauge, so each layer should have its own labels, such as
     /// `messaging.destination.name`. Clones share one state and one gauge, which is made for the first
     /// service. See [`describe_metrics`](crate::telemetry::describe_metrics).
+    ///
+    /// ```
+    /// use tower_sentinel::IntensityLayer;
+    ///
+    /// let labels = [("messaging.destination.name", "orders")];
+    /// let intensity = IntensityLayer::new().metric_labels(labels);
+    /// # drop(intensity);
+    /// ```
     pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
     where
         K: Into<::metrics::SharedString>,

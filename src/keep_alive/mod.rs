@@ -149,6 +149,22 @@ mod ticker;
 /// }
 /// # }
 /// ```
+///
+/// Jobs that block have a runtime of their own, and the ticker another:
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::runtime::{Handle, Runtime};
+/// use tower_sentinel::{KeepAliveLayer, SentinelLayer, SettlePolicy, ack_on_success};
+///
+/// let jobs = Runtime::new().unwrap();
+/// # let _entered = jobs.enter();
+/// let sentinel = SentinelLayer::new(SettlePolicy::new(ack_on_success())).runtime(jobs.handle().clone());
+/// let keep_alive = KeepAliveLayer::new(Duration::from_secs(10))
+///     .try_timeout(Duration::from_secs(2))
+///     .runtime(Handle::current());
+/// # drop((sentinel, keep_alive));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is applied to a service"]
 #[doc(alias = "visibility timeout")]

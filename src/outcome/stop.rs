@@ -7,6 +7,20 @@ use super::Panic;
 /// Outcome of a job that passed its time limit.
 ///
 /// The job may still be running: see [`stopped`](TimedOut::stopped).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::outcome::TimedOut;
+///
+/// // As a policy's test makes it: the job blocks its thread.
+/// let timed_out = TimedOut::new(Duration::from_secs(30), false);
+/// assert_eq!(timed_out.limit(), Duration::from_secs(30));
+/// assert!(timed_out.started() && !timed_out.stopped());
+/// assert!(timed_out.panic().is_none());
+/// assert_eq!(timed_out.to_string(), "the job passed its time limit of 30s; it is still running");
+///
+/// assert!(!TimedOut::new(Duration::from_secs(30), true).never_started().started());
+/// ```
 #[derive(Debug)]
 pub struct TimedOut {
     limit: Duration,
@@ -82,6 +96,19 @@ impl Error for TimedOut {
 }
 
 /// Outcome of a job that was stopped for a reason other than its time limit.
+///
+/// ```
+/// use tower_sentinel::outcome::{CancelReason, Cancelled};
+///
+/// // As a policy's test makes it.
+/// let cancelled = Cancelled::new(CancelReason::Shutdown, true);
+/// assert_eq!(cancelled.reason(), CancelReason::Shutdown);
+/// assert!(cancelled.started() && cancelled.stopped());
+/// assert!(cancelled.panic().is_none());
+///
+/// let cancelled = cancelled.never_started();
+/// assert_eq!(cancelled.to_string(), "the job was cancelled: shutdown; it never started");
+/// ```
 #[derive(Debug)]
 pub struct Cancelled {
     reason: CancelReason,

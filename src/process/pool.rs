@@ -81,6 +81,31 @@ use crate::{cancel, outcome::guard};
 ///     Ok(())
 /// }
 /// ```
+///
+/// Children of another program, with limits, whose lines and events go to the log of this process:
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sentinel::process::{Output, ProcessPool};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let pool = ProcessPool::json::<u64, String>(4)
+///     .program("/usr/lib/acme/thumbnails")
+///     .arguments(["--quality", "80"])
+///     .start_timeout(Duration::from_secs(20)) // it loads a model
+///     .warm(2)
+///     .max_rss(1 << 30) // replaced when it has grown beyond that
+///     .address_space(4 << 30)
+///     .cpu_time(Duration::from_secs(60))
+///     .open_files(256)
+///     .nice(10)
+///     .reuse_after_panic(false)
+///     .output(Output::Events)
+///     .events(tracing::Level::INFO);
+/// # drop(pool);
+/// # }
+/// ```
 pub struct ProcessPool<D, H = BytesOnly> {
     decode: D,
     crossing: H,

@@ -113,6 +113,31 @@ use crate::{
 /// assert_eq!(handler.ready().await.unwrap().call(Delivery(3)).await.unwrap(), "requeue");
 /// # }
 /// ```
+///
+/// Each time that a job can take has a setting of its own, and so has what waits for it:
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::runtime::Handle;
+/// use tokio_util::sync::CancellationToken;
+/// use tower_sentinel::{SentinelLayer, SettlePolicy, ack_on_success, sentinel::OnDrop};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let policy = SettlePolicy::new(ack_on_success());
+/// let reports = SentinelLayer::new(policy.clone())
+///     .timeout(Duration::from_secs(300))
+///     .grace(Duration::from_secs(10)) // after it was told to stop
+///     .stop_wait(Duration::from_secs(1)) // after it was aborted
+///     .settle_timeout(Duration::from_secs(30))
+///     .max_abandoned(4) // jobs that block their thread after all that
+///     .runtime(Handle::current())
+///     .shutdown(CancellationToken::new());
+/// // Its callers set limits.
+/// let requests = SentinelLayer::new(policy).no_timeout().on_drop(OnDrop::Abort);
+/// # drop((reports, requests));
+/// # }
+/// ```
 #[must_use = "a layer does nothing until it is applied to a service"]
 pub struct SentinelLayer<P, H = Hooks> {
     policy: P,

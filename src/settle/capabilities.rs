@@ -12,6 +12,10 @@ use crate::settle::verdict::Verdict;
 /// assert!(classic_queue.release_is_free());
 /// assert!(!classic_queue.can(Verdict::retry_after(Duration::from_secs(1))));
 /// assert!(classic_queue.delay().can(Verdict::retry_after(Duration::from_secs(1))));
+///
+/// let stream = Capabilities::none().delay().free_delayed_release().dead_letter().keep_alive();
+/// assert!(stream.has_delay() && stream.has_dead_letter() && stream.has_keep_alive());
+/// assert!(!stream.charges(Verdict::release_after(Duration::from_secs(1))));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {

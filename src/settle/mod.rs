@@ -47,6 +47,60 @@ pub use crate::telemetry::messaging::Messaging;
     label = "this tag cannot settle a delivery",
     note = "implement `tower_sentinel::settle::Settle` for `{Self}`, or use the jobs of a broker, whose tags do"
 )]
+///
+/// # Examples
+///
+/// The tag of a broker that counts deliveries and has leases, and whose client does all that can fail:
+///
+/// ```
+/// # struct Client;
+/// # impl Client {
+/// #     async fn answer(&self, _: u64, _: &str) -> std::io::Result<()> { Ok(()) }
+/// #     async fn extend(&self, _: u64) -> std::io::Result<bool> { Ok(true) }
+/// # }
+/// use std::{future::Future, io, pin::Pin, sync::Arc, time::{Duration, SystemTime}};
+/// use tower_sentinel::{
+///     Verdict,
+///     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled},
+/// };
+///
+/// #[derive(Clone)]
+/// struct Tag { client: Arc<Client>, number: u64, deliveries: u32, published: SystemTime }
+///
+/// impl Settle for Tag {
+///     type Error = io::Error;
+///     type Future = Pin<Box<dyn Future<Output = Result<(), Unsettled<Self, io::Error>>> + Send>>;
+///
+///     fn settle(self, verdict: Verdict, _: Reason) -> Self::Future {
+///         Box::pin(async move {
+///             let answered = self.client.answer(self.number, verdict.as_str()).await;
+///             answered.map_err(|error| Unsettled::again(self, error))
+///         })
+///     }
+///
+///     async fn keep_alive(&self) -> io::Result<Lease> {
+///         match self.client.extend(self.number).await? {
+///             true => Ok(Lease::Held),
+///             false => Ok(Lease::Lost),
+///         }
+///     }
+///
+///     fn deliveries(&self) -> Option<u32> { Some(self.deliveries) }
+///     fn redelivered(&self) -> Option<bool> { Some(self.deliveries > 1) }
+///     fn is_suspect(&self) -> bool { false } // the broker has no queue for them
+///     fn capabilities(&self) -> Capabilities { Capabilities::none().delay().dead_letter().keep_alive() }
+///     fn messaging(&self) -> Option<Messaging<'_>> { Some(Messaging::new("acme", "orders")) }
+///     fn published_at(&self) -> Option<SystemTime> { Some(self.published) }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let tag = Tag { client: Arc::new(Client), number: 7, deliveries: 2, published: SystemTime::now() };
+/// assert_eq!(tag.redelivered(), Some(true));
+/// assert_eq!(tag.keep_alive().await.unwrap(), Lease::Held);
+/// assert!(tag.settle(Verdict::Ack, Reason::completed(Duration::from_secs(1))).await.is_ok());
+/// # }
+/// ```
 pub trait Settle: Sized {
     /// The error of a settlement or a keep-alive.
     type Error: Error + Send + Sync + 'static;
@@ -127,6 +181,21 @@ pub enum Lease {
 /// - [`last`](Self::last): give up the channel;
 /// - [`moot`](Self::moot): do nothing;
 /// - [`misconfigured`](Self::misconfigured): stop the worker.
+///
+/// ```
+/// use std::io::{Error, ErrorKind};
+/// use tower_sentinel::settle::Unsettled;
+///
+/// let lost: Unsettled<u64, _> = Unsettled::last(Error::from(ErrorKind::BrokenPipe));
+/// assert!(lost.tag.is_none());
+///
+/// let refused = Unsettled::<u64, _>::misconfigured(Error::from(ErrorKind::PermissionDenied));
+/// assert!(refused.is_misconfigured() && !refused.is_moot());
+///
+/// // A tag around another passes on what that one says.
+/// let late = Unsettled::again(7, Error::from(ErrorKind::TimedOut)).map_tag(|tag| ("orders", tag));
+/// assert_eq!(late.tag, Some(("orders", 7)));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Unsettled<Tag, E> {
     /// The tag, if it may be settled again.

@@ -128,6 +128,19 @@ use crate::{
 /// }
 /// # }
 /// ```
+///
+/// The times of a settlement, for a consumer that is to give up sooner:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::{SettlePolicy, ack_on_success};
+///
+/// let policy = SettlePolicy::new(ack_on_success())
+///     .try_timeout(Duration::from_secs(2))
+///     .retry_budget(Duration::from_secs(5))
+///     .retry_backoff(Duration::from_millis(50)..=Duration::from_secs(1));
+/// assert_eq!(policy.longest(), Duration::from_secs(7));
+/// ```
 #[derive(Clone)]
 pub struct SettlePolicy<D = AckOnSuccess> {
     decision: D,
@@ -236,6 +249,14 @@ impl<D> SettlePolicy<D> {
     ///
     /// A label with the name of one of those takes its place. See
     /// [`describe_metrics`](crate::telemetry::describe_metrics#labels).
+    ///
+    /// ```
+    /// use tower_sentinel::{SettlePolicy, ack_on_success};
+    ///
+    /// let labels = [("messaging.destination.name", "orders")];
+    /// let policy = SettlePolicy::new(ack_on_success()).metric_labels(labels);
+    /// # drop(policy);
+    /// ```
     pub fn metric_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Self
     where
         K: Into<::metrics::SharedString>,

@@ -13,6 +13,13 @@ use tracing::Span;
 /// let delivery = Messaging::new("redis", "orders").consumer_group("billing").message_id("1526919030474-55");
 /// assert_eq!(delivery.destination, "orders");
 /// assert_eq!(delivery.consumer_group.as_deref(), Some("billing"));
+///
+/// let header = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+/// let delivery = Messaging::new("rabbitmq", "orders")
+///     .delivery_tag(7)
+///     .traceparent(header)
+///     .tracestate(None::<String>);
+/// assert_eq!(delivery.traceparent.as_deref(), header);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -21,6 +21,11 @@ use super::letter::DeadLetter;
 /// let filter = Filter::all().kind("panicked").message("out of bounds").older_than(minute);
 /// assert!(filter.matches(&letter));
 /// assert!(!filter.destination("orders").matches(&letter));
+///
+/// // Those of an outage, but not the ones before it; and a single one.
+/// let outage = Filter::all().younger_than(2 * minute).after(SystemTime::now() - 2 * minute).before(SystemTime::now());
+/// assert!(outage.matches(&letter));
+/// assert!(!outage.id("1526919030474-55").matches(&letter));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {

@@ -12,7 +12,7 @@ use super::{
 /// Builder of a run that deletes dead letters for good.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::{ops::ControlFlow, time::Duration};
 /// use tower_sentinel::broker::{dead_letters::{Filter, Purge}, memory::{Broker, DeadLetterQueue}};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -20,8 +20,14 @@ use super::{
 /// # let broker = Broker::<&str>::new();
 /// let dead = DeadLetterQueue::new(&broker.queue("orders.dead").declare());
 /// let month = Duration::from_secs(30 * 86_400);
-/// let tally = Purge::new(Filter::all().older_than(month)).run(&dead).await?;
-/// println!("{} of {} dead letters deleted", tally.deleted, tally.total);
+/// let purge = Purge::new(Filter::all().older_than(month)).batch(100).limit(10_000);
+/// println!("{} would be deleted", purge.clone().dry_run().run(&dead).await?.deleted);
+///
+/// let tally = purge.run_with(&dead, |so_far| {
+///     println!("{} deleted", so_far.deleted);
+///     ControlFlow::Continue(()) // or `Break`, after Ctrl-C
+/// });
+/// println!("{} are left", tally.await?.left());
 /// # Ok(())
 /// # }
 /// ```

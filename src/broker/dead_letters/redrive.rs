@@ -39,6 +39,11 @@ use crate::outcome::guard;
 ///     ControlFlow::Continue(()) // or `Break`, after Ctrl-C
 /// });
 /// println!("{} are left", tally.await?.left());
+///
+/// // What failed three times goes to a queue of another program, ten at a time.
+/// let other = broker.queue("orders.repair").declare();
+/// let redrive = Redrive::new(Filter::all()).max_redrives(None).destination(other.name()).batch(10);
+/// println!("{} moved", redrive.run(&dead).await?.moved);
 /// # Ok(())
 /// # }
 /// ```

@@ -205,6 +205,16 @@ impl<P> fmt::Debug for Queue<P> {
 }
 
 /// Builder of a [`Queue`]; see [`Broker::queue`](super::Broker::queue).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::broker::memory::Broker;
+///
+/// let broker = Broker::new();
+/// let orders = broker.queue("orders").dead_letter("orders.dead").lease(Duration::from_secs(30)).declare();
+/// orders.publish("order 7");
+/// assert_eq!(orders.counts().ready, 1);
+/// ```
 #[must_use = "a queue exists only after `declare`"]
 pub struct QueueBuilder<'a, P> {
     server: &'a Arc<Server<P>>,

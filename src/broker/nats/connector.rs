@@ -109,6 +109,15 @@ impl Pull {
 
 impl Connector {
     /// Sets the options of [`connect_with`](super::connect_with); those of [`connect`](super::connect) by default.
+    ///
+    /// ```
+    /// use tower_sentinel::broker::nats::{Pull, async_nats::ConnectOptions};
+    ///
+    /// let connector = Pull::new("jobs", "workers")
+    ///     .connector("nats://127.0.0.1:4222")
+    ///     .connect_options(ConnectOptions::new().name("billing"));
+    /// # drop(connector);
+    /// ```
     pub fn connect_options(mut self, options: ConnectOptions) -> Self {
         self.options = Some(options);
         self.servers = None;

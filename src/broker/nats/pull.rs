@@ -23,6 +23,26 @@ use super::priority::Priority;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// One of a group, in a network that is often cut:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sentinel::broker::nats::Pull;
+///
+/// let pull = Pull::new("jobs", "workers")
+///     .group("all")
+///     .min_pending(1_000) // helps when more jobs wait,
+///     .min_ack_pending(100) // or are unacked
+///     .confirm_timeout(Duration::from_secs(8))
+///     .idle_heartbeat(Duration::from_secs(5))
+///     .reconnect_limit(Duration::from_secs(60));
+/// let gate = pull.gate(); // a concurrency limit of as many jobs as the prefetch
+///
+/// let standby = Pull::new("jobs", "workers").group("all").priority(1);
+/// let connector = standby.connector("nats://127.0.0.1:4222");
+/// # drop((pull, gate, connector));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Pull {

@@ -126,6 +126,18 @@ impl Connection {
     /// # Cancel safety
     ///
     /// If it is dropped, one connection or both may be renewed; you may call it again.
+    ///
+    /// ```no_run
+    /// use tower_sentinel::broker::rabbitmq;
+    ///
+    /// # async fn token() -> String { String::new() }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = rabbitmq::connect("amqp://:token@127.0.0.1:5672/%2f").await?;
+    /// connection.update_secret(token().await.into(), "the token expires".into()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn update_secret(
         &self,
         secret: LongString,

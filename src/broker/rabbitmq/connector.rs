@@ -65,6 +65,25 @@ const LIMIT_OF_ONE: Duration = Duration::from_secs(5);
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A private certificate authority, and a name that the server lists:
+///
+/// ```no_run
+/// use tower_sentinel::broker::rabbitmq::{Queue, lapin::{ConnectionProperties, tcp::OwnedTLSConfig}};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let tls = OwnedTLSConfig {
+///     cert_chain: Some(std::fs::read_to_string("/etc/acme/ca.pem")?),
+///     ..Default::default()
+/// };
+/// let connector = Queue::quorum("orders")
+///     .connector("amqps://me:secret@node-1:5671")
+///     .properties(ConnectionProperties::default().with_connection_name("billing".into()))
+///     .tls(tls);
+/// # drop(connector);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "a connector does nothing unless a consumer uses it"]
 pub struct Connector {

@@ -85,6 +85,18 @@ impl DeadLetterQueue {
     ///
     /// A run that puts letters back [comes nearer to it](crate::_guide::dead_letters#rabbitmq). From half of the limit on
     /// a letter is published anew instead. Without effect on classic queues.
+    ///
+    /// ```no_run
+    /// use tower_sentinel::broker::rabbitmq::{self, DeadLetterQueue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+    /// let dead = DeadLetterQueue::new(&connection, "orders.dead").delivery_limit(None);
+    /// # drop(dead);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
         self.delivery_limit = DeliveryLimit::Known(limit.into());
         self

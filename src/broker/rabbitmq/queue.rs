@@ -40,6 +40,36 @@ const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
 /// the type off, and the queue is read as a quorum one. No job is lost then, but no redelivery is counted:
 /// [`deliveries`](crate::settle::Settle::deliveries) is `None`. A quorum queue that is read as a classic one
 /// works, and a `Retry` is slower than necessary.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sentinel::broker::rabbitmq::{self, Queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let connection = rabbitmq::connect("amqp://guest:guest@127.0.0.1:5672/%2f").await?;
+/// let orders = Queue::quorum("orders")
+///     .prefetch(64)
+///     .dead_letter("orders.dead")
+///     .suspects("orders.suspects")
+///     .consumer_tag("billing-1")
+///     .subscribe_timeout(Duration::from_secs(20))
+///     .subscribe(&connection)
+///     .await?;
+///
+/// let mails = Queue::classic("mails")
+///     .dead_letter_exchange("dead", "mails")
+///     .consumer_timeout(Duration::from_secs(300)) // as the server has it
+///     .exclusive();
+/// let gate = mails.gate(); // a concurrency limit of as many jobs as the prefetch
+///
+/// // On a server of version 4.3 or later, whose queue delays retries, and counts no release.
+/// let reports = Queue::quorum("reports").delayed_retry().free_release();
+/// let connector = reports.connector("amqp://guest:guest@127.0.0.1:5672/%2f");
+/// # drop((orders, gate, connector));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is delivered before `subscribe`"]
 pub struct Queue {

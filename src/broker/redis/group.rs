@@ -23,6 +23,39 @@ use crate::broker::addresses::LIMIT_OF_ONE;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// All of its settings, and the ways to connect:
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sentinel::broker::redis::{ConsumerGroup, redis::Client};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let group = ConsumerGroup::new("jobs", "workers")
+///     .consumer("billing") // a prefix of the name that each subscription has
+///     .payload_field("body")
+///     .start("0") // a new group begins with the first entry
+///     .poll_interval(Duration::from_millis(200))
+///     .dead_letter("jobs.dead")
+///     .suspects("jobs.suspects")
+///     .delete_settled()
+///     .connect_timeout(Duration::from_secs(5))
+///     .response_timeout(Duration::from_secs(5))
+///     .failover_timeout(Duration::from_secs(60));
+/// println!("{} and {:?}", group.delayed_key(), group.dead_letter_key());
+/// let gate = group.gate(); // a concurrency limit of as many jobs as the prefetch
+///
+/// let client = Client::open("redis://127.0.0.1:6379")?;
+/// let deliveries = group.connect_with(&client).await?;
+/// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379"];
+/// let deliveries = group.connect_sentinel(sentinels, "redis://mymaster").await?;
+///
+/// // For `Consumer::reconnecting`.
+/// let connector = group.connector("redis://127.0.0.1:6379");
+/// let connector = group.clone().no_dead_letter().connector_with([&client]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ConsumerGroup {
     pub(super) keys: Keys,

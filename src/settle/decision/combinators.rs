@@ -479,11 +479,11 @@ impl<D, R> Backoff<D, R> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_sentinel::{DecisionExt, ack_on_success};
+    /// use tower_sentinel::{DecisionExt, ack_on_success, settle::decision::BoxDecision};
     ///
     /// let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
     /// // Without jitter: always the ceiling.
-    /// let decision = ack_on_success().backoff(bounds).random(|| 1.0);
+    /// let decision: BoxDecision<u64, (), &str> = ack_on_success().backoff(bounds).random(|| 1.0).boxed();
     /// # drop(decision);
     /// ```
     pub fn random<F: Fn() -> f64>(self, random: F) -> Backoff<D, F> {
