@@ -7,6 +7,10 @@
 //! Several consumers share a queue. Their jobs complete, fail, panic and hang. Connections break or are
 //! refused, and settlements fail or are slow. When the time is over, the faults end and the rest of the queue
 //! is processed. Then each job must be acked once or be a dead letter once.
+//!
+//! With `--jobs 10000000` so many jobs of mixed fates are run instead, and memory and file descriptors must stay flat.
+
+mod many;
 
 use std::{
     error::Error,
@@ -51,6 +55,9 @@ struct Args {
     /// Number of faults per second.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=1_000))]
     faults: u32,
+    /// Number of jobs to run instead, without faults but a loss of all connections now and then.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
+    jobs: Option<u64>,
 }
 
 /// A job, and the number of times that it completed: more than once if an ack was lost.
@@ -171,7 +178,14 @@ async fn show(queue: Jobs, seconds: u64) {
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
     // Thousands of jobs panic on purpose.
     panic::set_hook(Box::new(|_| ()));
-    let Args { seconds, faults } = Args::parse();
+    let Args {
+        seconds,
+        faults,
+        jobs,
+    } = Args::parse();
+    if let Some(jobs) = jobs {
+        return many::run(jobs).await;
+    }
     let broker = Broker::new();
     let queue = broker.queue("jobs").dead_letter("dead").declare();
     let until = Instant::now() + Duration::from_secs(seconds);
