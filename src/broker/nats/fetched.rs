@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::{
-    HeaderMap, HeaderName, HeaderValue, Message, Subject, header,
+    HeaderMap, HeaderValue, Message, Subject, header,
     jetstream::{self, Context},
 };
 use tokio::time::Instant;
@@ -100,10 +100,15 @@ impl Fetched {
     }
 }
 
-/// Returns the first value of the header `name`. Case does not matter.
+/// Returns the first value of the header `name`, or else of one called so in another case.
+///
+/// A job may have a header of its own that differs from one of ours by its case, and the order of headers is random.
 pub(super) fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let is_it = |key: &HeaderName| AsRef::<str>::as_ref(key).eq_ignore_ascii_case(name);
-    let (_, values) = headers.iter().find(|(key, _)| is_it(key))?;
+    let find = |is_it: fn(&str, &str) -> bool| {
+        let mut headers = headers.iter();
+        headers.find(|(key, _)| is_it(AsRef::<str>::as_ref(*key), name))
+    };
+    let (_, values) = find(|key, name| key == name).or_else(|| find(str::eq_ignore_ascii_case))?;
     Some(values.first()?.as_str())
 }
 
@@ -119,4 +124,21 @@ fn carried(headers: Option<&HeaderMap>) -> Option<u32> {
 fn published(headers: &HeaderMap) -> Option<SystemTime> {
     let millis = headers.get(PUBLISHED)?.as_str().parse().ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HeaderMap, first};
+
+    #[test]
+    fn a_header_in_its_own_case_comes_before_one_in_another() {
+        // In a random order, so that one of many maps has the other one first.
+        for _ in 0..64 {
+            let mut headers = HeaderMap::new();
+            headers.insert("X-Outcome-Kind", "own");
+            assert_eq!(first(&headers, "x-outcome-kind"), Some("own"));
+            headers.insert("x-outcome-kind", "failed");
+            assert_eq!(first(&headers, "x-outcome-kind"), Some("failed"));
+        }
+    }
 }

@@ -108,3 +108,21 @@ fn time(value: &AMQPValue) -> Option<SystemTime> {
     };
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
 }
+
+#[cfg(test)]
+mod tests {
+    use lapin::BasicProperties;
+
+    use super::*;
+
+    #[test]
+    fn a_header_of_the_job_in_another_case_does_not_hide_the_outcome() {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut headers = FieldTable::default();
+        headers.insert("X-Outcome-Kind".into(), text("own"));
+        headers.insert(OUTCOME_KIND.into(), text("failed"));
+        let mut message = Delivery::mock(1, "".into(), "dead".into(), false, Vec::new());
+        message.properties = BasicProperties::default().with_headers(headers);
+        assert_eq!(describe(&message).kind.as_deref(), Some("failed"));
+    }
+}

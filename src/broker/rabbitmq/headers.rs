@@ -99,17 +99,21 @@ pub(super) fn origin(message: &Delivery) -> (&str, &str) {
     }
 }
 
-/// Returns the text of the first header called `name`. Case does not matter.
+/// Returns the text of the header `name`, or else of the first one called so in another case.
 pub(super) fn header<'a>(message: &'a Delivery, name: &str) -> Option<&'a str> {
     header_value(message, name).and_then(as_text)
 }
 
-/// Returns the value of the first header called `name`. Case does not matter.
+/// Returns the value of the header `name`, or else of the first one called so in another case.
+///
+/// A job may have a header of its own that differs from one of ours by its case.
 pub(super) fn header_value<'a>(message: &'a Delivery, name: &str) -> Option<&'a AMQPValue> {
     let headers = message.properties.headers().as_ref()?.inner();
-    let mut headers = headers.iter();
-    let value = headers.find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
-    value.map(|(_, value)| value)
+    headers.get(name).or_else(|| {
+        let mut headers = headers.iter();
+        let value = headers.find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
+        value.map(|(_, value)| value)
+    })
 }
 
 /// Returns the attributes for traces of `message`, which came from `queue`.
