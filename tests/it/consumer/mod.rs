@@ -3,6 +3,7 @@
 mod channel_gone;
 mod each_job_ends_once;
 mod failing_workers;
+mod herd;
 mod operated;
 mod paused;
 mod rebound;
