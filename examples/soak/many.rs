@@ -97,7 +97,11 @@ impl Held {
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} kB resident, {} files open", self.kilobytes, self.files)
+        write!(
+            f,
+            "{} kB resident, {} files open",
+            self.kilobytes, self.files
+        )
     }
 }
 
