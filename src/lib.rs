@@ -140,6 +140,8 @@ pub mod panic_hook;
 pub mod policy;
 #[cfg(feature = "process")]
 pub mod process;
+#[cfg(test)]
+mod race;
 pub mod sentinel;
 pub mod settle;
 pub mod telemetry;

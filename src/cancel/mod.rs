@@ -15,6 +15,8 @@ use self::context::CURRENT;
 
 mod blocking;
 mod context;
+#[cfg(test)]
+mod races;
 mod spare;
 
 pub use self::blocking::spawn_blocking;

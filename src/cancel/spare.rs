@@ -67,3 +67,44 @@ impl Drop for JobHandle {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::CancelReason;
+
+    fn spare() -> usize {
+        SPARE.with_borrow(Vec::len)
+    }
+
+    #[test]
+    fn a_thread_keeps_few_contexts_however_many_jobs_end_at_once() {
+        for jobs in [1, MOST_SPARE, 1_000] {
+            let handles = Vec::from_iter((0..jobs).map(|_| JobHandle::new(Limit::default())));
+            assert_eq!(spare(), 0);
+            drop(handles);
+            assert_eq!(spare(), jobs.min(MOST_SPARE));
+            SPARE.take();
+        }
+    }
+
+    #[test]
+    fn a_context_that_is_still_held_is_not_kept() {
+        let handle = JobHandle::new(Limit::default());
+        let held = Arc::clone(&handle);
+        drop(handle);
+        assert_eq!((spare(), Arc::strong_count(&held)), (0, 1));
+    }
+
+    #[test]
+    fn a_context_that_is_kept_has_no_trace_of_its_job() {
+        let handle = JobHandle::new(Limit::default());
+        handle.ask(CancelReason::Requested, tokio::time::Instant::now());
+        handle.block();
+        drop(handle);
+        let next = JobHandle::new(Limit::default());
+        assert_eq!(spare(), 0);
+        assert!(next.request().is_none() && next.stopping().is_none());
+        assert!(!next.is_blocking() && !next.is_told());
+    }
+}

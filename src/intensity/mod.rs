@@ -28,6 +28,8 @@ use crate::{
 };
 
 mod machine;
+#[cfg(test)]
+mod races;
 mod shared;
 
 pub use self::shared::IntensityState;

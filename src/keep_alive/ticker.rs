@@ -228,3 +228,44 @@ async fn keep_alive<Tag: Settle>(tag: &Tag, limit: Duration) -> Option<Lease> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        keep_alive::ticker::*,
+        race::{race, wait},
+    };
+
+    #[test]
+    fn a_ticker_is_polled_no_more_once_its_stop_returns_and_its_task_ends() {
+        race(
+            || {
+                let is_over = Arc::new(AtomicBool::new(false));
+                let seen = Arc::clone(&is_over);
+                let future = Box::pin(poll_fn(move |cx| {
+                    assert!(!seen.load(Ordering::Acquire));
+                    if fastrand::bool() {
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::Pending
+                }));
+                let tick = Tick {
+                    future,
+                    span: GuardedSpan::new(Span::none()),
+                    waker: Waker::noop().clone(),
+                };
+                let ticker = Ticker {
+                    stopped: AtomicBool::new(false),
+                    tick: Mutex::new(Some(tick)),
+                };
+                (ticker, is_over)
+            },
+            |(ticker, is_over)| {
+                ticker.stop();
+                is_over.store(true, Ordering::Release);
+            },
+            |(ticker, _)| assert!(wait(|cx| ticker.poll(cx)).is_none()),
+            |(ticker, _)| assert!(ticker.lock().is_none()),
+        );
+    }
+}

@@ -64,11 +64,7 @@ impl Abandoned {
         task: Option<JoinHandle<R>>,
         job: Arc<JobContext>,
     ) {
-        self.lock().running += 1;
-        let place = Seat {
-            abandoned: Arc::clone(self),
-            _counted: self.instruments.abandon(),
-        };
+        let place = self.seat();
         runtime.spawn(async move {
             if let Some(task) = task {
                 drop_quietly(task.await);
@@ -76,6 +72,15 @@ impl Abandoned {
             job.unblocked().await;
             drop(place);
         });
+    }
+
+    /// Counts a job.
+    fn seat(self: &Arc<Self>) -> Seat {
+        self.lock().running += 1;
+        Seat {
+            abandoned: Arc::clone(self),
+            _counted: self.instruments.abandon(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Jobs> {
@@ -98,5 +103,36 @@ impl Drop for Seat {
         drop(jobs);
         let waiting = waiting.iter().filter_map(Weak::upgrade);
         waiting.for_each(|waiter| guard(|| waiter.wake()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        race::{race, wait},
+        telemetry::metrics::Labels,
+    };
+
+    #[test]
+    fn the_end_of_an_abandoned_job_is_not_missed_by_a_service_that_begins_to_wait() {
+        race(
+            || {
+                let instruments = Arc::new(Instruments::new(&Labels::default()));
+                let abandoned = Arc::new(Abandoned::new(1, instruments));
+                let seat = abandoned.seat();
+                (abandoned, Mutex::new(Some(seat)))
+            },
+            |(_, seat)| drop(seat.lock().unwrap().take()),
+            |(abandoned, _)| {
+                let mut waiter = None;
+                wait(|cx| abandoned.poll_ready(&mut waiter, cx));
+                assert!(waiter.is_none());
+            },
+            |(abandoned, _)| {
+                let jobs = abandoned.lock();
+                assert_eq!((jobs.running, jobs.waiting.len()), (0, 0));
+            },
+        );
     }
 }
