@@ -28,7 +28,7 @@ impl Limits {
         Self::parse(&text).ok_or_else(|| io::Error::other(format!("unknown limits: {text}")))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut limits = Self::default();
         for limit in text.split_whitespace() {
             let (name, value) = limit.split_once('=')?;

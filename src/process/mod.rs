@@ -13,6 +13,9 @@ mod error;
 mod event;
 mod forward;
 mod frame;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod lease;
 mod limits;

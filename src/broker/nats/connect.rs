@@ -101,7 +101,7 @@ pub async fn connect_with(
 /// Servers of a cluster, and the options to connect to one of them.
 pub(super) struct Servers {
     rotation: Rotation<ServerAddr>,
-    all: Vec<ServerAddr>,
+    pub(super) all: Vec<ServerAddr>,
     options: ConnectOptions,
 }
 

@@ -114,7 +114,7 @@ pub(super) fn is_of_nats(name: &str) -> bool {
     name.to_ascii_lowercase().starts_with("nats-")
 }
 
-fn describe(headers: &mut HeaderMap, id: &str, origin: &str, reason: &Reason) {
+pub(super) fn describe(headers: &mut HeaderMap, id: &str, origin: &str, reason: &Reason) {
     // The stream drops a copy that is published again because its confirmation got lost.
     headers.insert(header::NATS_MESSAGE_ID, id);
     headers.insert(OUTCOME_KIND, reason.kind.as_str());

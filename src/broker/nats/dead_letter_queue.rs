@@ -30,7 +30,7 @@ use crate::broker::{
 };
 
 /// Headers of a dead letter that a job does not have.
-const OURS: [&str; 6] = [
+pub(super) const OURS: [&str; 6] = [
     OUTCOME_KIND,
     OUTCOME_MESSAGE,
     OUTCOME_TIME,
@@ -130,7 +130,7 @@ pub struct DeadLetterPass {
 pub struct DeadLetterKey {
     sequence: u64,
     /// `None` if its headers can't be parsed.
-    message: Option<StreamMessage>,
+    pub(super) message: Option<StreamMessage>,
 }
 
 impl fmt::Debug for DeadLetterKey {
@@ -282,24 +282,29 @@ impl fmt::Debug for DeadLetterPass {
     }
 }
 
-fn read(raw: RawMessage) -> Taken<DeadLetterKey> {
+pub(super) fn read(raw: RawMessage) -> Taken<DeadLetterKey> {
     let (sequence, time) = (raw.sequence, raw.time);
     let message = StreamMessage::try_from(raw).ok();
     let mut letter = DeadLetter::new();
     letter.id = Some(sequence.to_string());
     letter.time = Some(time.into());
     if let Some(message) = &message {
-        let text = |name| first(&message.headers, name).map(str::to_owned);
-        let number = |name| first(&message.headers, name)?.parse().ok();
-        letter.kind = text(OUTCOME_KIND);
-        letter.message = text(OUTCOME_MESSAGE);
-        letter.time = rejected_at(&message.headers).or(letter.time);
-        letter.deliveries = number(DELIVERIES);
-        letter.destination = text(DESTINATION);
-        letter.redriven = number(REDRIVEN).unwrap_or(0);
+        describe(&mut letter, &message.headers);
     }
     let key = DeadLetterKey { sequence, message };
     Taken { letter, key }
+}
+
+/// Adds what the headers say.
+pub(super) fn describe(letter: &mut DeadLetter, headers: &HeaderMap) {
+    let text = |name| first(headers, name).map(str::to_owned);
+    let number = |name| first(headers, name)?.parse().ok();
+    letter.kind = text(OUTCOME_KIND);
+    letter.message = text(OUTCOME_MESSAGE);
+    letter.time = rejected_at(headers).or(letter.time);
+    letter.deliveries = number(DELIVERIES);
+    letter.destination = text(DESTINATION);
+    letter.redriven = number(REDRIVEN).unwrap_or(0);
 }
 
 fn rejected_at(headers: &HeaderMap) -> Option<SystemTime> {
@@ -309,7 +314,7 @@ fn rejected_at(headers: &HeaderMap) -> Option<SystemTime> {
 
 /// Returns the job's own headers. Its first id stays in a header of another name: the stream may still know it, and
 /// would drop the job as a duplicate.
-fn own_headers(letter: &HeaderMap) -> HeaderMap {
+pub(super) fn own_headers(letter: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in letter.iter() {
         let text: &str = name.as_ref();

@@ -79,6 +79,9 @@ mod delivery;
 mod delivery_error;
 mod error;
 mod fetched;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod liveness;
 mod miss;
 mod place;

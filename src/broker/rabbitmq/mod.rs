@@ -87,6 +87,9 @@ mod delivery_error;
 mod delivery_limit;
 mod endpoint;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod half_made;
 mod headers;
 mod kind;

@@ -235,7 +235,7 @@ impl<C> fmt::Debug for DeadLetterPass<C> {
     }
 }
 
-fn read(entry: Entry) -> Taken<DeadLetterKey> {
+pub(super) fn read(entry: Entry) -> Taken<DeadLetterKey> {
     let Entry { id, fields, .. } = entry;
     let field = |name: &str| {
         let field = fields.iter().find(|(key, _)| key == name.as_bytes());

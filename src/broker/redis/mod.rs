@@ -85,6 +85,9 @@ mod dead_letter_queue;
 mod deliveries;
 mod delivery;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod keys;
 mod link;
