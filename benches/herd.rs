@@ -87,7 +87,7 @@ fn main() {
         .start_paused(true)
         .build();
     let runtime = runtime.expect("a runtime starts");
-    runtime
-        .block_on(time::timeout(2 * LIMIT, run(jobs.unwrap_or(1_000_000))))
-        .expect("it ends");
+    let run = run(jobs.unwrap_or(1_000_000));
+    let ended = runtime.block_on(async { time::timeout(2 * LIMIT, run).await });
+    ended.expect("all jobs pass their limit");
 }
