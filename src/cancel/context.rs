@@ -57,20 +57,13 @@ impl From<Request> for Stopping {
 /// State shared by a job and its supervisor. One is allocated for every job, so it stays small.
 #[derive(Default)]
 pub(crate) struct JobContext {
-    /// The first `cancel`; later ones are ignored. `Some(None)`: a panic came before any.
-    request: OnceLock<Option<Request>>,
-    /// Made when the job asks for it or is told to stop, so most jobs never pay for it. A cancelled token
-    /// *means* told to stop: no separate flag could disagree with it.
-    token: OnceLock<CancellationToken>,
-    /// Set before the job is told to stop.
-    stopping: OnceLock<Stopping>,
     /// State of the start: whether the service is called is decided once, by the job or by its supervisor.
     /// Later also whether the job ended by the panic that made the request.
     start: AtomicU8,
     pub(super) supervisor: AtomicWaker,
     pub(super) limit: Limit,
-    /// Made for the first of the things that run beside the job.
-    beside: OnceLock<Box<Beside>>,
+    /// Made for the first part of it, so most jobs never pay for it.
+    extra: OnceLock<Box<Extra>>,
 }
 
 /// Time at which the limit of a job passes; `None` for a job without a limit.
@@ -101,9 +94,16 @@ thread_local! {
     static PHASE: Cell<Phase> = const { Cell::new(Phase::Polled) };
 }
 
-/// State of everything that runs beside a job.
+/// State of a job that is stopped or can learn of it, or that has something run beside it.
 #[derive(Default)]
-struct Beside {
+struct Extra {
+    /// The first `cancel`; later ones are ignored. `Some(None)`: a panic came before any.
+    request: OnceLock<Option<Request>>,
+    /// Made when the job asks for it or is told to stop. A cancelled token *means* told to stop: no separate
+    /// flag could disagree with it.
+    token: OnceLock<CancellationToken>,
+    /// Set before the job is told to stop.
+    stopping: OnceLock<Stopping>,
     /// `true` once the broker is asked for more time.
     kept_alive: AtomicBool,
     companions: Mutex<Companioned>,
@@ -146,7 +146,7 @@ impl JobContext {
         // Fails outside of a job.
         let _closed = CURRENT.try_with(|job| {
             // Fails if a request came first.
-            let _closed = job.request.set(None);
+            let _closed = job.extra().request.set(None);
             if PHASE.get() == Phase::Unwinding && panic.has_asked() != Some(false) {
                 job.start.store(UNWOUND, Ordering::Release);
             }
@@ -154,6 +154,7 @@ impl JobContext {
     }
 
     /// Forgets panics that a job caught in earlier polls.
+    #[inline]
     pub(crate) fn begin_poll() {
         PHASE.set(Phase::Polled);
     }
@@ -195,32 +196,32 @@ impl JobContext {
 
     #[inline]
     pub(crate) fn request(&self) -> Option<Request> {
-        self.request.get().copied().flatten()
+        self.extra.get()?.request.get().copied().flatten()
     }
 
     /// Tells the job to stop. Only the first `stopping` counts.
     pub(crate) fn tell(&self, stopping: Stopping) {
-        let _first = self.stopping.set(stopping);
+        let _first = self.extra().stopping.set(stopping);
         // The token is cancelled before it wakes its waiters, whose wakers belong to the job.
         guard(|| self.token().cancel());
     }
 
     /// Returns the meaning of the stop, if the job is being stopped or is about to be.
     pub(crate) fn stopping(&self) -> Option<Stopping> {
-        let decided = self.stopping.get().copied();
+        let decided = self.extra.get()?.stopping.get().copied();
         decided.or_else(|| self.request().map(Stopping::from))
     }
 
     /// Notes that the broker is asked for more time while the job runs.
     pub(crate) fn keep_alive(&self) {
-        self.beside().kept_alive.store(true, Ordering::Relaxed);
+        self.extra().kept_alive.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether the broker was asked for more time.
     #[inline]
     pub(crate) fn is_kept_alive(&self) -> bool {
-        let beside = self.beside.get();
-        beside.is_some_and(|beside| beside.kept_alive.load(Ordering::Relaxed))
+        let extra = self.extra.get();
+        extra.is_some_and(|extra| extra.kept_alive.load(Ordering::Relaxed))
     }
 
     /// Stops `companion` when this job has its outcome, or at once if it has one already.
@@ -247,7 +248,7 @@ impl JobContext {
             at,
             unwinding: thread::panicking() && is_current(),
         };
-        if self.request.set(Some(request)).is_ok() {
+        if self.extra().request.set(Some(request)).is_ok() {
             if request.unwinding && PHASE.get() == Phase::Polled {
                 PHASE.set(Phase::Unwinding);
                 panic_hook::ask();
@@ -274,7 +275,7 @@ impl JobContext {
     #[inline]
     pub(crate) fn dismiss(&self, stopped: bool) {
         // Only a job that still runs can add another one.
-        if stopped && self.beside.get().is_none() {
+        if stopped && self.extra.get().is_none() {
             return;
         }
         let companions = self.companions().0.take();
@@ -283,13 +284,13 @@ impl JobContext {
     }
 
     fn companions(&self) -> MutexGuard<'_, Companioned> {
-        let companions = &self.beside().companions;
+        let companions = &self.extra().companions;
         // Nothing panics while the lock is held.
         companions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn beside(&self) -> &Beside {
-        self.beside.get_or_init(Box::default)
+    fn extra(&self) -> &Extra {
+        self.extra.get_or_init(Box::default)
     }
 
     /// Starts the current job; returns whether it may start.
@@ -316,14 +317,14 @@ impl JobContext {
 
     /// Counts a closure that blocks a thread for this job.
     pub(crate) fn block(&self) {
-        self.beside().blocking.fetch_add(1, Ordering::AcqRel);
+        self.extra().blocking.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Counts the end of such a closure.
     pub(crate) fn unblock(&self) {
-        let beside = self.beside();
-        if beside.blocking.fetch_sub(1, Ordering::AcqRel) == 1 {
-            beside.unblocked.notify_waiters();
+        let extra = self.extra();
+        if extra.blocking.fetch_sub(1, Ordering::AcqRel) == 1 {
+            extra.unblocked.notify_waiters();
             guard(|| self.supervisor.wake());
         }
     }
@@ -331,8 +332,8 @@ impl JobContext {
     /// Returns whether a closure of the job blocks a thread.
     #[inline]
     pub(crate) fn is_blocking(&self) -> bool {
-        let beside = self.beside.get();
-        beside.is_some_and(|beside| beside.blocking.load(Ordering::Acquire) > 0)
+        let extra = self.extra.get();
+        extra.is_some_and(|extra| extra.blocking.load(Ordering::Acquire) > 0)
     }
 
     /// Waits until no closure of the job blocks a thread; wakes `supervisor` then.
@@ -349,7 +350,7 @@ impl JobContext {
     /// Waits until no closure of the job blocks a thread.
     pub(crate) async fn unblocked(&self) {
         while self.is_blocking() {
-            let unblocked = self.beside().unblocked.notified();
+            let unblocked = self.extra().unblocked.notified();
             // Created before the second check, so that no end is missed.
             if self.is_blocking() {
                 unblocked.await;
@@ -358,12 +359,11 @@ impl JobContext {
     }
 
     pub(crate) fn is_told(&self) -> bool {
-        self.token
-            .get()
-            .is_some_and(CancellationToken::is_cancelled)
+        let token = self.extra.get().and_then(|extra| extra.token.get());
+        token.is_some_and(CancellationToken::is_cancelled)
     }
 
     pub(super) fn token(&self) -> &CancellationToken {
-        self.token.get_or_init(CancellationToken::new)
+        self.extra().token.get_or_init(CancellationToken::new)
     }
 }
