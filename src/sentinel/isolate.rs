@@ -147,10 +147,12 @@ impl<T, E> Isolated<T, E> {
                     if self.has_ended() {
                         return Poll::Pending;
                     }
+                    let _runtime = runtimes.enter();
                     self.stop(context, cause, ladder);
                 }
                 Rung::Grace(cause) => {
                     ready!(clock.as_mut().poll(self.due, runtimes, cx));
+                    let _runtime = runtimes.enter();
                     self.abort(cause, ladder);
                 }
                 Rung::Stopping(cause) => {

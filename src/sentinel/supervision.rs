@@ -128,16 +128,25 @@ where
             abandoned,
             instruments,
         } = self.origin.base();
+        let outcome = match &mut self.stage {
+            Stage::Running { isolated, .. } => {
+                let (clock, shutdown) = (clock.as_mut(), shutdown.get());
+                let polled =
+                    isolated.poll_outcome(context, clock, settings, runtimes, shutdown, cx);
+                Some(ready!(polled))
+            }
+            Stage::Settling { .. } => None,
+        };
+        // Not earlier: a poll that finds the job running needs none.
         let _runtime = runtimes.enter();
-        if let Stage::Running {
-            isolated,
-            answerable,
-        } = &mut self.stage
+        if let (
+            Some(outcome),
+            Stage::Running {
+                isolated,
+                answerable,
+            },
+        ) = (outcome, &mut self.stage)
         {
-            let shutdown = shutdown.get();
-            let outcome =
-                isolated.poll_outcome(context, clock.as_mut(), settings, runtimes, shutdown, cx);
-            let outcome = ready!(outcome);
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
             events::conclude(&self.span, &outcome, self.origin.policy_tells());
