@@ -292,6 +292,11 @@ impl<T, E> Isolated<T, E> {
         runtimes: &Runtimes,
         exit: Result<Output<T, E>, JoinError>,
     ) -> Outcome<T, E> {
+        let exit = match exit.map(|output| output.into_inner().0) {
+            Ok(Ok(result)) => return result.into(),
+            Ok(Err(panic)) => Ok(panic),
+            Err(error) => Err(error),
+        };
         let cause = match self.step {
             Rung::Running => {
                 let request = context.request();
@@ -299,13 +304,12 @@ impl<T, E> Isolated<T, E> {
             }
             Rung::Grace(cause) | Rung::Stopping(cause) => Some(cause),
         };
-        let panic = match (exit.map(|output| output.into_inner().0), cause) {
-            (Ok(Ok(result)), _) => return result.into(),
-            (Ok(Err(panic)), None) => return Outcome::Panicked(panic),
-            (Ok(Err(panic)), Some(Cause::Unwinding(_))) if context.has_unwound() => {
+        let panic = match (exit, cause) {
+            (Ok(panic), None) => return Outcome::Panicked(panic),
+            (Ok(panic), Some(Cause::Unwinding(_))) if context.has_unwound() => {
                 return Outcome::Panicked(panic);
             }
-            (Ok(Err(panic)), Some(_)) => Some(panic),
+            (Ok(panic), Some(_)) => Some(panic),
             // A destructor that panics makes an aborted task look like one that panicked.
             (Err(error), _) => error.try_into_panic().ok().map(panic_of),
         };

@@ -184,7 +184,7 @@ where
             Some(reason) => {
                 let outcome = Outcome::Cancelled(Cancelled::new(reason, true).never_started());
                 let _entered = span.enter();
-                events::conclude(&span, &outcome, origin.policy_tells());
+                events::conclude(&span, &outcome, || origin.policy_tells());
                 let mut report = Report::new(tag, outcome, started.elapsed());
                 report.measured = base.instruments.measured();
                 in_flight = base

@@ -57,8 +57,10 @@ where
             // Invariant: the call below leaves this state, also by unwinding.
             let report = report.take().expect("the policy is called once");
             let calling = Settlement::Calling(Box::pin(policy.call(report)));
-            // If the destructor of the policy panics, the policy has still been called.
-            drop_quietly(mem::replace(self, calling));
+            if let Settlement::Readying(policy, _) = mem::replace(self, calling) {
+                // If this panics, the policy has still been called.
+                drop_quietly(policy);
+            }
         }
         match self {
             Settlement::Calling(future) => future.as_mut().poll(cx),

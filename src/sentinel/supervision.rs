@@ -149,7 +149,7 @@ where
         {
             context.dismiss(outcome.is_stopped());
             let elapsed = isolated.elapsed();
-            events::conclude(&self.span, &outcome, self.origin.policy_tells());
+            events::conclude(&self.span, &outcome, || self.origin.policy_tells());
             settings
                 .outliving
                 .tell(&outcome, || context.is_kept_alive());

@@ -73,12 +73,16 @@ impl fmt::Display for Fate {
 /// Marks `span`, which is current, with the outcome, and emits its event unless the policy does
 /// (`is_told`).
 #[inline]
-pub(crate) fn conclude<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>, is_told: bool) {
+pub(crate) fn conclude<T, E>(
+    span: &GuardedSpan,
+    outcome: &Outcome<T, E>,
+    is_told: impl FnOnce() -> bool,
+) {
     if outcome.is_completed() {
         return;
     }
     mark(span, outcome);
-    if !is_told {
+    if !is_told() {
         tell(outcome, Fate::Unknown, Decided::default);
     }
 }
