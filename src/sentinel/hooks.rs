@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tracing::Span;
+use tracing::{Span, level_filters::LevelFilter};
 
 use crate::{
     job::{Job, TimeLimit},
@@ -43,7 +43,11 @@ pub struct CallerSpan;
 
 impl<Tag> MakeSpan<Tag> for CallerSpan {
     fn make_span(&self, _: &Tag) -> Span {
-        Span::current()
+        // Without a subscriber there is no span to look for.
+        match LevelFilter::current() {
+            LevelFilter::OFF => Span::none(),
+            _ => Span::current(),
+        }
     }
 }
 
