@@ -58,9 +58,15 @@ impl Runtimes {
     #[inline]
     pub(crate) fn arrive(&self) {
         let known = self.first.get().is_some();
-        if known && (self.jobs.is_some() || is_inside_a_runtime()) {
-            return;
+        if !known || self.jobs.is_none() && !is_inside_a_runtime() {
+            self.arrive_first();
         }
+    }
+
+    /// Notes the runtime of the first call.
+    #[cold]
+    #[track_caller]
+    fn arrive_first(&self) {
         let Some(handle) = Handle::try_current().ok().or_else(|| self.jobs.clone()) else {
             panic!(
                 "`Sentinel::call` outside of a tokio runtime: call it inside one, or give the \
@@ -165,6 +171,7 @@ pin_project! {
 
 impl Clock {
     /// Waits until `due`, or for ever.
+    #[inline]
     pub(crate) fn poll(
         self: Pin<&mut Self>,
         due: Option<Instant>,
