@@ -7,7 +7,7 @@ use std::{any::type_name, fmt, time::Duration};
 use tracing::{Level, field};
 
 use crate::{
-    outcome::{CancelReason, Outcome, OutcomeKind, Panic, guard},
+    outcome::{CancelReason, Cancelled, Outcome, OutcomeKind, Panic, TimedOut, guard},
     settle::{Settle, verdict::Verdict},
     telemetry::{GuardedSpan, messaging::Messaging},
 };
@@ -70,6 +70,44 @@ impl fmt::Display for Fate {
     }
 }
 
+/// An outcome without the types of its job, so that its event is compiled once, and not for each job.
+#[derive(Clone, Copy)]
+pub(crate) enum End<'a> {
+    Completed,
+    /// With the type of the error.
+    Failed(&'static str),
+    Panicked(&'a Panic),
+    TimedOut(&'a TimedOut),
+    Cancelled(&'a Cancelled),
+}
+
+impl<'a> End<'a> {
+    pub(crate) fn of<T, E>(outcome: &'a Outcome<T, E>) -> Self {
+        match outcome {
+            Outcome::Completed(_) => End::Completed,
+            Outcome::Failed(_) => End::Failed(type_name::<E>()),
+            Outcome::Panicked(panic) => End::Panicked(panic),
+            Outcome::TimedOut(timed_out) => End::TimedOut(timed_out),
+            Outcome::Cancelled(cancelled) => End::Cancelled(cancelled),
+        }
+    }
+
+    fn cancel_reason(self) -> Option<CancelReason> {
+        match self {
+            End::Cancelled(cancelled) => Some(cancelled.reason()),
+            _ => None,
+        }
+    }
+
+    fn stopped(self) -> Option<bool> {
+        match self {
+            End::TimedOut(timed_out) => Some(timed_out.stopped()),
+            End::Cancelled(cancelled) => Some(cancelled.stopped()),
+            End::Completed | End::Failed(_) | End::Panicked(_) => None,
+        }
+    }
+}
+
 /// Marks `span`, which is current, with the outcome, and emits its event unless the policy does
 /// (`is_told`).
 #[inline]
@@ -81,9 +119,10 @@ pub(crate) fn conclude<T, E>(
     if outcome.is_completed() {
         return;
     }
-    mark(span, outcome);
+    let end = End::of(outcome);
+    mark(span, end);
     if !is_told() {
-        tell(outcome, Fate::Unknown, Decided::default);
+        tell(end, Fate::Unknown, &Decided::default);
     }
 }
 
@@ -100,11 +139,7 @@ pub(crate) fn tell_late(kind: OutcomeKind, late: Duration) {
 /// Emits the event of an outcome that is not `Completed`, in the current span.
 ///
 /// Calls `decided` only if a subscriber listens.
-pub(crate) fn tell<'a, T, E>(
-    outcome: &Outcome<T, E>,
-    fate: Fate,
-    decided: impl FnOnce() -> Decided<'a>,
-) {
+pub(crate) fn tell<'a>(end: End<'_>, fate: Fate, decided: &dyn Fn() -> Decided<'a>) {
     macro_rules! tell {
         ($level:expr) => {
             if tracing::enabled!($level) {
@@ -119,11 +154,11 @@ pub(crate) fn tell<'a, T, E>(
                 tag,
             } = $decided;
             let messaging = messaging.as_ref();
-            let panic = panic_of(outcome);
+            let panic = panic_of(end);
             let location = panic.and_then(|panic| panic.location());
             tracing::event!(
                 $level,
-                error.type = matches!(outcome, Outcome::Failed(_)).then(type_name::<E>),
+                error.type = error_type_of(end),
                 error.message = message,
                 verdict = fate.verdict().map(field::display),
                 deliveries,
@@ -131,85 +166,91 @@ pub(crate) fn tell<'a, T, E>(
                 messaging.message.id = messaging.and_then(|it| it.message_id.as_deref()),
                 messaging.rabbitmq.message.delivery_tag = messaging.and_then(|it| it.delivery_tag),
                 tag = tag.map(field::debug),
-                limit = limit_of(outcome).map(field::debug),
-                reason = outcome.cancel_reason().map(CancelReason::as_str),
-                started = has_not_started(outcome).then_some(false),
-                stopped = matches!(outcome, Outcome::TimedOut(_) | Outcome::Cancelled(_))
-                    .then(|| outcome.is_stopped()),
+                limit = limit_of(end).map(field::debug),
+                reason = end.cancel_reason().map(CancelReason::as_str),
+                started = has_not_started(end).then_some(false),
+                stopped = end.stopped(),
                 exception.message = panic.map(|panic| panic.message()),
                 exception.stacktrace = panic.and_then(|it| it.backtrace()).map(field::display),
                 code.file.path = location.map(|it| it.file()),
                 code.line.number = location.map(|it| it.line()),
                 "{}{fate}",
-                what(outcome)
+                what(end)
             );
         }};
     }
 
-    guard(|| match level(outcome, fate) {
+    guard(|| match level(end, fate) {
         Level::ERROR => tell!(Level::ERROR),
         Level::WARN => tell!(Level::WARN),
         _ => tell!(Level::INFO),
     });
 }
 
-fn level<T, E>(outcome: &Outcome<T, E>, fate: Fate) -> Level {
-    match (outcome, outcome.cancel_reason()) {
+fn level(end: End<'_>, fate: Fate) -> Level {
+    match (end, end.cancel_reason()) {
         // It is rejected, and will be run.
         (_, Some(CancelReason::Suspect)) => Level::WARN,
         _ if fate.verdict() == Some(Verdict::Reject) => Level::ERROR,
-        (Outcome::Panicked(_), _) => Level::ERROR,
+        (End::Panicked(_), _) => Level::ERROR,
         // Not a failure of the job.
         (_, Some(CancelReason::Shutdown | CancelReason::CallerDropped)) => Level::INFO,
         _ => Level::WARN,
     }
 }
 
-fn what<T, E>(outcome: &Outcome<T, E>) -> &'static str {
-    match outcome {
-        Outcome::Completed(_) => "the job completed",
-        Outcome::Failed(_) => "the job failed",
-        Outcome::Panicked(_) => "the job panicked",
-        Outcome::TimedOut(_) => "the job passed its time limit",
-        Outcome::Cancelled(cancelled) => match cancelled.reason() {
+fn what(end: End<'_>) -> &'static str {
+    match end {
+        End::Completed => "the job completed",
+        End::Failed(_) => "the job failed",
+        End::Panicked(_) => "the job panicked",
+        End::TimedOut(_) => "the job passed its time limit",
+        End::Cancelled(cancelled) => match cancelled.reason() {
             CancelReason::DeliveryLimit | CancelReason::Suspect => "the job was not run",
             _ => "the job was cancelled",
         },
     }
 }
 
-fn panic_of<T, E>(outcome: &Outcome<T, E>) -> Option<&Panic> {
-    match outcome {
-        Outcome::Completed(_) | Outcome::Failed(_) => None,
-        Outcome::Panicked(panic) => Some(panic),
-        Outcome::TimedOut(timed_out) => timed_out.panic(),
-        Outcome::Cancelled(cancelled) => cancelled.panic(),
+fn panic_of(end: End<'_>) -> Option<&Panic> {
+    match end {
+        End::Completed | End::Failed(_) => None,
+        End::Panicked(panic) => Some(panic),
+        End::TimedOut(timed_out) => timed_out.panic(),
+        End::Cancelled(cancelled) => cancelled.panic(),
     }
 }
 
-fn has_not_started<T, E>(outcome: &Outcome<T, E>) -> bool {
-    match outcome {
-        Outcome::TimedOut(timed_out) => !timed_out.started(),
-        Outcome::Cancelled(cancelled) => !cancelled.started(),
-        Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => false,
+fn error_type_of(end: End<'_>) -> Option<&'static str> {
+    match end {
+        End::Failed(error_type) => Some(error_type),
+        _ => None,
     }
 }
 
-fn limit_of<T, E>(outcome: &Outcome<T, E>) -> Option<Duration> {
-    match outcome {
-        Outcome::TimedOut(timed_out) => Some(timed_out.limit()),
+fn has_not_started(end: End<'_>) -> bool {
+    match end {
+        End::TimedOut(timed_out) => !timed_out.started(),
+        End::Cancelled(cancelled) => !cancelled.started(),
+        End::Completed | End::Failed(_) | End::Panicked(_) => false,
+    }
+}
+
+fn limit_of(end: End<'_>) -> Option<Duration> {
+    match end {
+        End::TimedOut(timed_out) => Some(timed_out.limit()),
         _ => None,
     }
 }
 
 /// Records in `span` why the job has not completed.
-fn mark<T, E>(span: &GuardedSpan, outcome: &Outcome<T, E>) {
-    match outcome {
-        Outcome::Completed(_) => {}
-        Outcome::Failed(_) => span.record_error(type_name::<E>()),
-        Outcome::Panicked(_) => span.record_error("panic"),
-        Outcome::TimedOut(_) => span.record_error("timeout"),
-        Outcome::Cancelled(cancelled) => match cancelled.reason() {
+fn mark(span: &GuardedSpan, end: End<'_>) {
+    match end {
+        End::Completed => {}
+        End::Failed(error_type) => span.record_error(error_type),
+        End::Panicked(_) => span.record_error("panic"),
+        End::TimedOut(_) => span.record_error("timeout"),
+        End::Cancelled(cancelled) => match cancelled.reason() {
             // A shutdown is not a failure of the job.
             CancelReason::Shutdown => {}
             reason => span.record(|span| {

@@ -20,7 +20,7 @@ use crate::{
         attempts::{Attempts, SettleFuture},
         decision::{AckOnSuccess, Decision},
         error::SettleError,
-        events::{self, Decided, Fate},
+        events::{self, Decided, End, Fate},
         reason::{Reason, Settled},
         spans::settle_span,
         verdict::{Verdict, VerdictKind},
@@ -362,7 +362,7 @@ fn tell<Tag, T, E>(
         },
         None => Fate::Unsettled,
     };
-    events::tell(outcome, fate, || Decided::new(tag, message));
+    events::tell(End::of(outcome), fate, &|| Decided::new(tag, message));
 }
 
 /// Returns the text of a job's error, or the reason why a job was not run.
