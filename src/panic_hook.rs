@@ -168,6 +168,11 @@ fn leave(origin: Option<Raised>) -> Option<Raised> {
     LAST.try_with(|last| last.replace(origin)).ok().flatten()
 }
 
+/// Forgets the last panic of this thread.
+fn forget() {
+    drop(leave(None));
+}
+
 /// Records that a destructor asked for the stop of its job while the last panic of this thread unwinds.
 pub(crate) fn ask() {
     let _ended = LAST.try_with(|last| {
@@ -195,7 +200,7 @@ impl Watch {
     pub(crate) fn begin() -> Self {
         let installed = INSTALLED.load(Ordering::Relaxed);
         if installed {
-            drop(leave(None));
+            forget();
         }
         Self { installed }
     }

@@ -49,6 +49,12 @@ impl Panic {
         Self::with_origin(payload, None)
     }
 
+    #[cold]
+    fn caught(payload: Box<dyn Any + Send>, watch: Watch) -> Self {
+        let origin = watch.origin_of(&*payload);
+        Self::with_origin(payload, origin)
+    }
+
     fn with_origin(payload: Box<dyn Any + Send>, origin: Option<Raised>) -> Self {
         let message = match payload.downcast_ref::<&'static str>() {
             Some(message) => Cow::Borrowed(*message),
@@ -137,10 +143,10 @@ impl Error for Panic {}
 /// The exception is a service that panics in `poll_ready`: the error tells its owner to discard it.
 pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     let watch = Watch::begin();
-    panic::catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
-        let origin = watch.origin_of(&*payload);
-        Panic::with_origin(payload, origin)
-    })
+    match panic::catch_unwind(AssertUnwindSafe(f)) {
+        Ok(value) => Ok(value),
+        Err(payload) => Err(Panic::caught(payload, watch)),
+    }
 }
 
 /// Runs foreign code that returns nothing, such as a subscriber, a recorder, a waker or a destructor,
