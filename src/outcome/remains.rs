@@ -34,7 +34,7 @@ impl<O> Drop for Remains<O> {
             return;
         };
         match self.elsewhere.take() {
-            Some(elsewhere) => guard(|| (elsewhere.drop_on)(&elsewhere.runtime, outcome)),
+            Some(elsewhere) => guard(|| (elsewhere.drop_on)(elsewhere, outcome)),
             None => drop_quietly(outcome),
         }
     }
@@ -43,19 +43,27 @@ impl<O> Drop for Remains<O> {
 /// The jobs' own runtime, where a destructor does not delay any supervision.
 pub(crate) struct Elsewhere<O> {
     runtime: Handle,
+    // Its box takes the outcome there, so that the task needs no other one and has no type parameters.
+    outcome: Option<Quiet<O>>,
     // A function pointer, since the bounds of a spawn hold only where this is created.
-    drop_on: fn(&Handle, O),
+    drop_on: fn(Box<Self>, O),
 }
 
 impl<O: Send + 'static> Elsewhere<O> {
     pub(crate) fn new(runtime: Handle) -> Self {
         Self {
             runtime,
-            drop_on: |runtime, outcome| {
-                let outcome = Quiet::new(outcome);
-                // If the runtime has ended, it is dropped here.
-                drop(runtime.spawn(async move { drop(outcome) }));
+            outcome: None,
+            drop_on: |mut elsewhere, outcome| {
+                elsewhere.outcome = Some(Quiet::new(outcome));
+                let runtime = elsewhere.runtime.clone();
+                drop_on(&runtime, elsewhere);
             },
         }
     }
+}
+
+fn drop_on(runtime: &Handle, remains: Box<dyn Send>) {
+    // If the runtime has ended, they are dropped here.
+    drop(runtime.spawn(async move { drop(remains) }));
 }
