@@ -1,7 +1,9 @@
 //! Jobs that still run although their outcome is known.
 
 use std::{
+    future::Future,
     mem,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
 };
@@ -28,6 +30,9 @@ struct Jobs {
     running: usize,
     waiting: Vec<Weak<AtomicWaker>>,
 }
+
+/// End of a job's task, without its type.
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Waker of a clone of a service that waits: one for each clone, and none for a clone that is dropped.
 pub(crate) type Waiter = Arc<AtomicWaker>;
@@ -64,10 +69,15 @@ impl Abandoned {
         task: Option<JoinHandle<R>>,
         job: Arc<JobContext>,
     ) {
+        let end = task.map(|task| -> End { Box::pin(async move { drop_quietly(task.await) }) });
+        self.watch_end(runtime, end, job);
+    }
+
+    fn watch_end(self: &Arc<Self>, runtime: &Handle, end: Option<End>, job: Arc<JobContext>) {
         let place = self.seat();
         runtime.spawn(async move {
-            if let Some(task) = task {
-                drop_quietly(task.await);
+            if let Some(end) = end {
+                end.await;
             }
             job.unblocked().await;
             drop(place);

@@ -65,23 +65,35 @@ impl<E, P> SentinelError<E, P> {
 
 impl<E: fmt::Display, P: fmt::Display> fmt::Display for SentinelError<E, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SentinelError::Unready(error) => write!(f, "the service is not ready: {error:#}"),
-            SentinelError::UnreadyPanicked(panic) => write!(
-                f,
-                "the service panicked while it was asked for readiness: {}",
-                panic.message()
-            ),
-            SentinelError::RuntimeGone => f.write_str(RUNTIME_GONE),
-            SentinelError::Policy(error) => write!(f, "the policy failed: {error:#}"),
+        let (what, detail): (_, &dyn fmt::Display) = match self {
+            SentinelError::Unready(error) => ("the service is not ready", error),
+            SentinelError::UnreadyPanicked(panic) => {
+                let what = "the service panicked while it was asked for readiness";
+                return print_panic(what, panic, f);
+            }
+            SentinelError::RuntimeGone => return f.write_str(RUNTIME_GONE),
+            SentinelError::Policy(error) => ("the policy failed", error),
             SentinelError::PolicyPanicked(panic) => {
-                write!(f, "the policy panicked: {}", panic.message())
+                return print_panic("the policy panicked", panic, f);
             }
-            SentinelError::PolicyTimedOut(limit) => {
-                write!(f, "the policy did not settle within {limit:?}")
-            }
-        }
+            SentinelError::PolicyTimedOut(limit) => return print_limit(*limit, f),
+        };
+        print_error(what, detail, f)
     }
+}
+
+// Not generic, so that they are compiled once.
+
+fn print_error(what: &str, error: &dyn fmt::Display, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{what}: {error:#}")
+}
+
+fn print_panic(what: &str, panic: &Panic, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{what}: {}", panic.message())
+}
+
+fn print_limit(limit: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "the policy did not settle within {limit:?}")
 }
 
 impl<E, P> Error for SentinelError<E, P>

@@ -541,13 +541,15 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
         shutdown: &CancellationToken,
     ) -> Vec<Sentinel<S, P, H>> {
         let abandoned = self.abandoned(&self.instruments());
-        let services = services.into_iter().map(|service| {
+        let mut sentinels = Vec::with_capacity(services.len());
+        for service in services {
             let mut settings = self.settings.clone();
             settings.shutdown = Some(shutdown.child_token());
             settings.is_told_by_polls = true;
-            self.sentinel(service, settings, self.instruments(), abandoned.clone())
-        });
-        services.collect()
+            let (instruments, abandoned) = (self.instruments(), abandoned.clone());
+            sentinels.push(self.sentinel(service, settings, instruments, abandoned));
+        }
+        sentinels
     }
 
     fn instruments(&self) -> Arc<Instruments> {

@@ -72,12 +72,14 @@ where
             return supervision.lose();
         };
         // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
-        runtime.spawn(Orphan {
+        // Boxed, so that the task is compiled once, and not for each type of job.
+        let orphan: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(Orphan {
             clock: Clock::default(),
             supervision: Some(supervision),
             origin: self,
             rank,
         });
+        runtime.spawn(orphan);
     }
 }
 
@@ -122,15 +124,19 @@ where
         let supervision = this.supervision.take();
         if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
             let _entered = span.enter();
-            guard(|| {
-                tracing::error!(
-                    error = error.brief(),
-                    "settlement failed after the response future was dropped"
-                );
-            });
+            tell(error.brief());
             // tokio would drop the payload of its panic, and that destructor may panic too.
             guard(|| this.origin.hooks.unsettled.unsettled(error));
         }
         Poll::Ready(())
     }
+}
+
+fn tell(error: &str) {
+    guard(|| {
+        tracing::error!(
+            error,
+            "settlement failed after the response future was dropped"
+        );
+    });
 }

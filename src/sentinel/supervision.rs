@@ -255,12 +255,16 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     /// Gives up, because no runtime is left to settle on; the broker will redeliver.
     pub(super) fn lose(mut self) {
         let _entered = self.span.enter();
-        guard(|| tracing::error!("job not settled: its runtimes have ended"));
+        tell_lost();
         // A job on another runtime must not run on beside its next delivery.
         if let Stage::Running { isolated, .. } = &mut self.stage {
             isolated.give_up(&self.context);
         }
     }
+}
+
+fn tell_lost() {
+    guard(|| tracing::error!("job not settled: its runtimes have ended"));
 }
 
 fn running_job<P, F, Tag, T, E>(
