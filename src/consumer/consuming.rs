@@ -1,8 +1,10 @@
 //! [`Consuming`], the future of a consumer.
 
 use std::{
+    convert::Infallible,
     fmt,
     future::Future,
+    marker::PhantomData,
     panic::resume_unwind,
     pin::Pin,
     sync::Arc,
@@ -15,14 +17,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     ConsumerError, EndCause, Summary,
     signals::Signals,
+    tasks::{Ended, Rest},
     watched::{UntilEnd, Watched},
 };
 use crate::telemetry::consumer_name::named;
-
-/// Result of a consumer: its summary, or the cause of an end that was not requested.
-type Ended<T, E, C> = Result<Summary, ConsumerError<T, E, C>>;
-
-type BoxFuture<R> = Pin<Box<dyn Future<Output = R> + Send>>;
 
 /// Future of a [`Consumer`](crate::Consumer) or a
 /// [`ReconnectingConsumer`](crate::consumer::ReconnectingConsumer).
@@ -38,17 +36,55 @@ type BoxFuture<R> = Pin<Box<dyn Future<Output = R> + Send>>;
 /// Dropping it shuts the consumer down as the graceful signal does; the drain goes on in the background.
 /// Before the first poll nothing has been taken from the stream, and nothing happens.
 #[must_use = "a consumer does nothing unless it is awaited"]
-pub struct Consuming<T, E, C = std::convert::Infallible> {
-    state: State<Ended<T, E, C>>,
-    _dropped: DropGuard,
-}
-
-enum State<R> {
-    Idle(Option<(Option<Arc<str>>, BoxFuture<R>)>),
-    Running(JoinHandle<R>),
+pub struct Consuming<T, E, C = Infallible> {
+    run: Run,
+    errors: PhantomData<fn() -> (T, E, C)>,
 }
 
 impl<T, E, C> Consuming<T, E, C> {
+    pub(super) fn new(run: Run) -> Self {
+        let errors = PhantomData;
+        Self { run, errors }
+    }
+}
+
+impl<T, E, C> Future for Consuming<T, E, C>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    C: Send + 'static,
+{
+    type Output = Result<Summary, ConsumerError<T, E, C>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Ended { cause, summary } = ready!(self.run.poll(cx));
+        Poll::Ready(match cause {
+            None => Ok(summary),
+            Some(cause) => Err(ConsumerError::new(cause.typed(), summary)),
+        })
+    }
+}
+
+impl<T, E, C> fmt::Debug for Consuming<T, E, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consuming")
+            .field("is_running", &matches!(self.run.state, State::Running(_)))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Run of a consumer, on a task of its own from the first poll on.
+pub(super) struct Run {
+    state: State,
+    _dropped: DropGuard,
+}
+
+enum State {
+    Idle(Option<(Option<Arc<str>>, Rest)>),
+    Running(JoinHandle<Ended>),
+}
+
+impl Run {
     pub(super) fn new<F>(
         name: Option<Arc<str>>,
         mut signals: Signals,
@@ -56,7 +92,7 @@ impl<T, E, C> Consuming<T, E, C> {
         run: impl FnOnce(Signals) -> F,
     ) -> Self
     where
-        F: Future<Output = Ended<T, E, C>> + Send + 'static,
+        F: Future<Output = Ended> + Send + 'static,
     {
         let dropped = match &watched {
             Some(watched) => watched.drain.child_token(),
@@ -74,17 +110,8 @@ impl<T, E, C> Consuming<T, E, C> {
             _dropped: dropped.drop_guard(),
         }
     }
-}
 
-impl<T, E, C> Future for Consuming<T, E, C>
-where
-    T: Send + 'static,
-    E: Send + 'static,
-    C: Send + 'static,
-{
-    type Output = Ended<T, E, C>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if let State::Idle(idle) = &mut self.state {
             let (name, future) = idle.take().expect("`Consuming` polled after a panic");
             self.state = State::Running(tokio::spawn(named(name, future)));
@@ -97,22 +124,11 @@ where
             Err(error) => match error.try_into_panic() {
                 // Panics of user code are caught where it is called.
                 Ok(payload) => resume_unwind(payload),
-                Err(_) => Err(ConsumerError::new(
-                    EndCause::RuntimeGone,
-                    Summary::default(),
-                )),
+                Err(_) => Ended {
+                    cause: Some(EndCause::RuntimeGone),
+                    summary: Summary::default(),
+                },
             },
         })
-    }
-}
-
-// The boxed future does not move.
-impl<T, E, C> Unpin for Consuming<T, E, C> {}
-
-impl<T, E, C> fmt::Debug for Consuming<T, E, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consuming")
-            .field("is_running", &matches!(self.state, State::Running(_)))
-            .finish_non_exhaustive()
     }
 }

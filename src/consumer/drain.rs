@@ -1,9 +1,7 @@
 //! End of a session: its drain, and the close of its channel.
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
-    mem,
     pin::pin,
     task::{Context, Poll},
     time::Duration,
@@ -14,16 +12,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
-use super::{
-    Classify, EndCause, Summary, in_flight::wake_all, options::Options, session::Session,
-    subscription::Subscription, tasks::Ended,
-};
-use crate::{
-    outcome::{catch, drop_quietly, guard},
-    time::deadline,
-};
+use super::{Summary, erased::Cause, options::Options, session::Session, tasks::Ended};
+use crate::{outcome::guard, time::deadline};
 
 /// Time limit for a channel to close; at this point everything else is done for the broker.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,20 +24,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// It is longer than the sentinel's `stop_wait`, so that a job that blocks its thread is still reported.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl<B, S, C> Session<B, S, S::Future, C>
-where
-    B: Subscription<Error: fmt::Display>,
-    S: Service<B::Job, Response: 'static, Error: fmt::Display>,
-    C: Classify<S::Error>,
-{
+impl Session {
     /// Drains, closes the channel and drops the rest; a cancelled `stop` cuts the drain short.
-    pub(super) async fn end(mut self, stop: CancellationToken) -> Ended<B::Error, S::Error> {
+    pub(super) async fn end(mut self, stop: CancellationToken) -> Ended {
         let cause = self.drain(&stop).await;
         // Handles do not wait for the close.
         drop(self.part.take());
         self.close().await;
-        drop_quietly(self.service);
-        drop_quietly(self.subscription);
+        self.work.end();
         Ended {
             cause,
             summary: self.summary,
@@ -54,20 +39,20 @@ where
     }
 
     /// Lets the calls finish, then stops them, then drops them; returns the gravest of their errors.
-    async fn drain(&mut self, stop: &CancellationToken) -> Option<EndCause<B::Error, S::Error>> {
+    async fn drain(&mut self, stop: &CancellationToken) -> Option<Cause> {
         let Options {
             drain_timeout,
             stop_timeout,
             ..
         } = self.options;
         let mut cause = None;
-        guard(|| tracing::info!(in_flight = self.calls.len(), "drain starting"));
+        guard(|| tracing::info!(in_flight = self.work.in_flight(), "drain starting"));
         let in_time = self.finish(drain_timeout, &mut cause, Some(stop)).await;
         if let (false, Some(token)) = (in_time, &self.options.shutdown) {
             guard(|| token.cancel());
             guard(|| {
                 tracing::warn!(
-                    in_flight = self.calls.len(),
+                    in_flight = self.work.in_flight(),
                     "drain stopping the calls that still run"
                 );
             });
@@ -90,7 +75,7 @@ where
     async fn finish(
         &mut self,
         time: Duration,
-        cause: &mut Option<EndCause<B::Error, S::Error>>,
+        cause: &mut Option<Cause>,
         stop: Option<&CancellationToken>,
     ) -> bool {
         let due = deadline(Instant::now(), time);
@@ -105,7 +90,7 @@ where
                 if token.poll(cx).is_ready() {
                     shut_down.set(None);
                     // A sentinel that the consumer made learns of the shutdown by a poll.
-                    wake_all(&mut self.calls);
+                    self.work.wake_calls();
                 }
             }
             let mut is_over = false;
@@ -124,7 +109,7 @@ where
             self.note();
             // Not before the calls: a settlement that failed may be the first sign.
             self.note_if_gone();
-            match self.calls.is_empty() {
+            match self.work.in_flight() == 0 {
                 true => Poll::Ready(true),
                 false if is_over => Poll::Ready(false),
                 false => Poll::Pending,
@@ -137,29 +122,25 @@ where
     ///
     /// Each call is polled once more for that. A task may poll 128 resources of tokio before it must yield,
     /// so some of the calls may not have been polled yet.
-    async fn abandon(&mut self, cause: &mut Option<EndCause<B::Error, S::Error>>) -> u64 {
-        let mut calls = pin!(mem::take(&mut self.calls));
-        let abandoned = unconstrained(poll_fn(|cx| {
-            let mut abandoned = 0;
-            for call in calls.as_mut().iter_pin_mut() {
-                match call.poll(cx) {
-                    Poll::Pending => abandoned += 1,
-                    Poll::Ready(answer) => {
-                        if let Err(other) = self.take_answer(answer) {
-                            add_cause(cause, other);
-                        }
-                    }
-                }
-            }
-            Poll::Ready(abandoned)
+    async fn abandon(&mut self, cause: &mut Option<Cause>) -> u64 {
+        let in_flight = self.work.in_flight();
+        let answers = unconstrained(poll_fn(|cx| {
+            Poll::Ready(self.work.abandon(&mut self.summary, cx))
         }));
-        abandoned.await
+        let answers = answers.await;
+        let abandoned = in_flight - answers.len();
+        for answer in answers {
+            if let Err(other) = self.take_answer(answer) {
+                add_cause(cause, other);
+            }
+        }
+        u64::try_from(abandoned).unwrap_or(u64::MAX)
     }
 
     /// Cancels the token `gone` once no tag can be settled any more.
     pub(super) fn note_if_gone(&self) {
         let gone = &self.options.gone;
-        if !gone.is_cancelled() && catch(|| self.subscription.is_gone()).unwrap_or(false) {
+        if !gone.is_cancelled() && self.work.is_gone() {
             gone.cancel();
         }
     }
@@ -170,7 +151,7 @@ where
         if self.is_stopped {
             return;
         }
-        match catch(|| self.subscription.as_mut().poll_stop(cx)) {
+        match self.work.poll_stop(cx) {
             Ok(polled) => self.is_stopped = polled.is_ready(),
             Err(panic) => {
                 self.is_stopped = true;
@@ -182,13 +163,11 @@ where
     /// Gives up the channel: jobs that are unsettled by now are not settled from here any more.
     async fn close(&mut self) {
         let mut timer = pin!(sleep(CLOSE_TIMEOUT));
-        let closed = poll_fn(
-            |cx| match catch(|| self.subscription.as_mut().poll_close(cx)) {
-                Ok(Poll::Ready(())) => Poll::Ready(Ok(true)),
-                Err(panic) => Poll::Ready(Err(panic)),
-                Ok(Poll::Pending) => timer.as_mut().poll(cx).map(|()| Ok(false)),
-            },
-        );
+        let closed = poll_fn(|cx| match self.work.poll_close(cx) {
+            Ok(Poll::Ready(())) => Poll::Ready(Ok(true)),
+            Err(panic) => Poll::Ready(Err(panic)),
+            Ok(Poll::Pending) => timer.as_mut().poll(cx).map(|()| Ok(false)),
+        });
         match closed.await {
             Ok(true) => {}
             Ok(false) => {
@@ -209,13 +188,9 @@ where
 }
 
 /// Adds the error of a call that failed during a drain.
-fn add_cause<T, E>(cause: &mut Option<EndCause<T, E>>, other: EndCause<T, E>)
-where
-    T: fmt::Display,
-    E: fmt::Display,
-{
+fn add_cause(cause: &mut Option<Cause>, other: Cause) {
     guard(|| {
         tracing::warn!(cause = other.print(), "call failed during a drain");
     });
-    *cause = EndCause::graver(cause.take(), Some(other));
+    *cause = Cause::graver(cause.take(), Some(other));
 }

@@ -194,29 +194,6 @@ impl<T, E, C> EndCause<T, E, C> {
     }
 }
 
-impl<T, E> EndCause<T, E> {
-    /// Returns the same cause, for a consumer whose connecting can fail.
-    pub(super) fn widen<C>(self) -> EndCause<T, E, C> {
-        match self {
-            EndCause::StreamEnded => EndCause::StreamEnded,
-            EndCause::Stream(error) => EndCause::Stream(error),
-            EndCause::StreamPanicked(panic) => EndCause::StreamPanicked(panic),
-            EndCause::Stalled(stall) => EndCause::Stalled(stall),
-            EndCause::Unready(error) => EndCause::Unready(error),
-            EndCause::UnreadyPanicked(panic) => EndCause::UnreadyPanicked(panic),
-            EndCause::Failed(error) => EndCause::Failed(error),
-            EndCause::Unanswered(error) => EndCause::Unanswered(error),
-            EndCause::Misconfigured(error) => EndCause::Misconfigured(error),
-            EndCause::CallPanicked(panic) => EndCause::CallPanicked(panic),
-            EndCause::Connect(never) => match never {},
-            EndCause::ConnectTimedOut(limit) => EndCause::ConnectTimedOut(limit),
-            EndCause::ConnectPanicked(panic) => EndCause::ConnectPanicked(panic),
-            EndCause::MakeServicePanicked(panic) => EndCause::MakeServicePanicked(panic),
-            EndCause::RuntimeGone => EndCause::RuntimeGone,
-        }
-    }
-}
-
 impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
     /// Returns the text for an event, even if the `Display` of the error panics.
     pub(super) fn print(&self) -> String {
@@ -226,40 +203,52 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
 
 impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCause<T, E, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EndCause::StreamEnded => f.write_str("the stream ended"),
-            EndCause::Stream(error) => write!(f, "the stream failed: {error:#}"),
-            EndCause::StreamPanicked(panic) => {
-                write!(f, "the stream panicked: {}", panic.message())
+        let (what, detail) = match self {
+            EndCause::StreamEnded => ("the stream ended", Detail::None),
+            EndCause::Stream(error) => ("the stream failed", Detail::Error(error)),
+            EndCause::StreamPanicked(panic) => ("the stream panicked", Detail::Panic(panic)),
+            EndCause::Stalled(stall) => ("the consumer is stalled", Detail::Error(stall)),
+            EndCause::Unready(error) => ("the service is not ready", Detail::Error(error)),
+            EndCause::UnreadyPanicked(panic) => {
+                let what = "the service panicked while it was asked for readiness";
+                (what, Detail::Panic(panic))
             }
-            EndCause::Stalled(stall) => write!(f, "the consumer is stalled: {stall}"),
-            EndCause::Unready(error) => write!(f, "the service is not ready: {error:#}"),
-            EndCause::UnreadyPanicked(panic) => write!(
-                f,
-                "the service panicked while it was asked for readiness: {}",
-                panic.message()
-            ),
-            EndCause::Failed(error) => write!(f, "a call failed: {error:#}"),
-            EndCause::Unanswered(error) => {
-                write!(f, "a job may be unsettled: {error:#}")
-            }
+            EndCause::Failed(error) => ("a call failed", Detail::Error(error)),
+            EndCause::Unanswered(error) => ("a job may be unsettled", Detail::Error(error)),
             EndCause::Misconfigured(error) => {
-                write!(f, "a job can't be settled as configured: {error:#}")
+                ("a job can't be settled as configured", Detail::Error(error))
             }
             EndCause::CallPanicked(panic) => {
-                write!(f, "the service panicked in a call: {}", panic.message())
+                ("the service panicked in a call", Detail::Panic(panic))
             }
-            EndCause::Connect(error) => write!(f, "can't connect: {error:#}"),
-            EndCause::ConnectTimedOut(limit) => {
-                write!(f, "no connection within {limit:?}")
-            }
-            EndCause::ConnectPanicked(panic) => {
-                write!(f, "connecting panicked: {}", panic.message())
-            }
+            EndCause::Connect(error) => ("can't connect", Detail::Error(error)),
+            EndCause::ConnectTimedOut(limit) => ("no connection within", Detail::Limit(*limit)),
+            EndCause::ConnectPanicked(panic) => ("connecting panicked", Detail::Panic(panic)),
             EndCause::MakeServicePanicked(panic) => {
-                write!(f, "making a service panicked: {}", panic.message())
+                ("making a service panicked", Detail::Panic(panic))
             }
-            EndCause::RuntimeGone => f.write_str("the runtime ended"),
+            EndCause::RuntimeGone => ("the runtime ended", Detail::None),
+        };
+        detail.print_after(what, f)
+    }
+}
+
+/// Detail of a cause, without the types of its errors.
+enum Detail<'a> {
+    None,
+    Error(&'a dyn fmt::Display),
+    Panic(&'a Panic),
+    Limit(Duration),
+}
+
+impl Detail<'_> {
+    fn print_after(self, what: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(what)?;
+        match self {
+            Detail::None => Ok(()),
+            Detail::Error(error) => write!(f, ": {error:#}"),
+            Detail::Panic(panic) => write!(f, ": {}", panic.message()),
+            Detail::Limit(limit) => write!(f, " {limit:?}"),
         }
     }
 }

@@ -1,36 +1,29 @@
 //! Readiness of a session for the next job: its limit, its pauses and its service.
 
 use std::{
-    fmt, mem,
+    mem,
     task::{Context, Poll},
 };
 
-use tower_service::Service;
-
-use super::{Classify, counts::Readiness, session::Session, subscription::Subscription};
+use super::{counts::Readiness, erased::Erased, session::Session};
 use crate::{
-    outcome::{Panic, catch, guard},
+    outcome::{Panic, guard},
     sentinel::listening::observe,
     unready::{self, Cause},
 };
 
-impl<B, S, C> Session<B, S, S::Future, C>
-where
-    B: Subscription<Error: fmt::Display>,
-    S: Service<B::Job, Response: 'static, Error: fmt::Display>,
-    C: Classify<S::Error>,
-{
+impl Session {
     /// Polls the service for readiness, if there is room for its call.
     pub(super) fn poll_ready(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Result<Poll<Result<(), S::Error>>, Panic> {
+    ) -> Result<Poll<Result<(), Erased>>, Panic> {
         self.readiness = Readiness::Full;
         let (limit, is_paused) = match &self.part {
             Some(part) => (self.options.limit.min(part.limit()), part.is_paused()),
             None => (self.options.limit, false),
         };
-        if is_paused || self.calls.len() >= limit {
+        if is_paused || self.work.in_flight() >= limit {
             return Ok(Poll::Pending);
         }
         let (polled, cause) = match self.part {
@@ -46,8 +39,8 @@ where
         polled
     }
 
-    fn ask(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, Panic> {
-        let mut ask = || catch(|| self.service.poll_ready(cx));
+    fn ask(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), Erased>>, Panic> {
+        let mut ask = || self.work.poll_ready(cx);
         if !mem::take(&mut self.options.checks_token) {
             return ask();
         }

@@ -12,13 +12,13 @@ use tower_service::Service;
 use crate::{
     outcome::{catch, drop_quietly},
     sentinel::{Sentinel, SentinelLayer},
-    telemetry::metrics::ConsumerInstruments,
 };
 
 mod connect;
 mod consuming;
 mod counts;
 mod drain;
+mod erased;
 mod error;
 mod escalation;
 mod gate;
@@ -33,6 +33,8 @@ mod sessions;
 mod setters;
 mod share;
 mod signals;
+mod single;
+mod source;
 mod stall;
 mod state;
 mod subscription;
@@ -42,6 +44,7 @@ mod tasks;
 mod watch;
 mod watchdog;
 mod watched;
+mod work;
 
 pub use self::{
     connect::{Connect, ConnectFn, connect_fn},
@@ -59,11 +62,8 @@ pub use self::{
     watch::Watch,
 };
 use self::{
-    options::Options,
-    setters::setters,
-    signals::Signals,
-    supervised::Services,
-    tasks::{Ending, consume, end_last},
+    options::Options, setters::setters, signals::Signals, single::start, supervised::Services,
+    work::Wired,
 };
 
 /// Consumer that drives a [`Subscription`] into a service until one of them ends, or the end is requested.
@@ -520,49 +520,20 @@ impl<B, S, C> Consumer<B, S, C> {
                 (None, None) => CancellationToken::new(),
             });
         }
-        let subscription = Box::pin(subscription);
-        let classify = Arc::new(Mutex::new(classify));
-        let watched = options.watched.get().cloned();
-        Consuming::new(name, signals, watched.clone(), |mut signals| async move {
-            let stop = signals.stop_token();
-            let shutdown = options.shutdown.clone().unwrap_or_default();
-            let services = match catch(|| services.make_services(tasks, &shutdown)) {
-                Ok(services) => services,
-                Err(panic) => {
-                    let cause = EndCause::MakeServicePanicked(panic);
-                    drop_quietly(subscription);
-                    return Err(ConsumerError::new(cause, Summary::default()));
-                }
-            };
-            let _connected = ConsumerInstruments::begin().connected();
-            let gone = options.gone.clone();
-            let Ending {
-                cause, mut rest, ..
-            } = consume(
-                subscription,
-                services,
-                &classify,
-                options,
-                &mut signals,
-                stop.clone(),
-            )
-            .await;
-            if let Some(watched) = &watched {
-                watched.drain();
+        let is_bounded = options.is_bounded;
+        let wire = move |shutdown: &CancellationToken| match catch(|| {
+            services.make_services(tasks, shutdown)
+        }) {
+            Ok(services) => {
+                let classify = Arc::new(Mutex::new(classify));
+                Ok(Wired::new(subscription, services, &classify, is_bounded))
             }
-            let ended = end_last(&mut rest, &gone, &stop);
-            let ended = signals.attend(ended).await;
-            match cause {
-                None => {
-                    drop_quietly(ended.cause);
-                    Ok(ended.summary)
-                }
-                Some(cause) => {
-                    let cause = cause.or_graver(ended.cause);
-                    Err(ConsumerError::new(cause, ended.summary))
-                }
+            Err(panic) => {
+                drop_quietly(subscription);
+                Err(panic)
             }
-        })
+        };
+        Consuming::new(start(Box::new(wire), options, name, signals))
     }
 }
 

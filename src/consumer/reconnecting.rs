@@ -17,6 +17,7 @@ use super::{
     sessions::{Retry, Sessions},
     setters::setters,
     signals::Signals,
+    source::Typed,
     subscription::Subscription,
     supervised::{MakeServices, Supervised},
 };
@@ -369,27 +370,23 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
         S::Error: fmt::Display + Send + 'static,
         C: Classify<S::Error> + Send + 'static,
     {
-        let signals = self.signals;
-        let mut sessions = Sessions {
+        let source = Box::new(Typed {
             connect: self.connect,
             make_services: self.make_services,
             classify: Arc::new(Mutex::new(self.classify)),
+            is_bounded: self.options.is_bounded,
+            connecting: None,
+            services: Vec::new(),
+        });
+        let sessions = Sessions {
+            source,
             options: self.options,
             connect_timeout: self.connect_timeout,
             tasks: self.tasks,
             total: Summary::default(),
             beside: None,
         };
-        let retry = self.retry;
-        let watched = sessions.options.watched.get().cloned();
-        Consuming::new(self.name, signals, watched, |mut signals| async move {
-            let cause = sessions.run(retry, &mut signals).await;
-            signals.attend(sessions.join_beside()).await;
-            match cause {
-                None => Ok(sessions.total),
-                Some(cause) => Err(ConsumerError::new(cause, sessions.total)),
-            }
-        })
+        Consuming::new(sessions.start(self.retry, self.name, self.signals))
     }
 }
 

@@ -1,41 +1,34 @@
 //! [`Session`] of one subscription and its service, driven to their end.
 
 use std::{
-    fmt,
     future::poll_fn,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
 use super::{
-    Classify, EndCause, Escalation, Summary,
+    EndCause, Escalation, Summary,
     counts::Readiness,
-    in_flight::{Call, InFlight, poll_next, wake_all},
+    erased::{Cause, Erased},
     options::{AfterError, Options},
     rebound::Rebound,
     signals::{Asked, Signals},
-    subscription::Subscription,
     watchdog::Watchdog,
     watched::Part,
+    work::{Answer, Work},
 };
 use crate::{
-    outcome::{Panic, catch, drop_quietly, guard},
+    outcome::{drop_quietly, guard},
     sentinel::roll_call::RollCall,
 };
 
 /// Number of jobs that are taken before other tasks have their turn on this thread.
 const BATCH: usize = 128;
 
-pub(super) struct Session<B, S, F, C> {
-    pub(super) subscription: Pin<Box<B>>,
-    pub(super) service: S,
-    pub(super) calls: InFlight<F>,
-    // A closure need not be `Sync`.
-    classify: Arc<Mutex<C>>,
+pub(super) struct Session {
+    pub(super) work: Box<dyn Work>,
     pub(super) options: Options,
     pub(super) summary: Summary,
     rebound: Option<Rebound>,
@@ -49,27 +42,14 @@ pub(super) struct Session<B, S, F, C> {
     watchdog: Option<Watchdog>,
 }
 
-impl<B, S, C> Session<B, S, S::Future, C>
-where
-    B: Subscription<Error: fmt::Display>,
-    S: Service<B::Job, Response: 'static, Error: fmt::Display>,
-    C: Classify<S::Error>,
-{
-    pub(super) fn new(
-        subscription: Pin<Box<B>>,
-        service: S,
-        classify: Arc<Mutex<C>>,
-        options: Options,
-    ) -> Self {
+impl Session {
+    pub(super) fn new(work: Box<dyn Work>, options: Options) -> Self {
         let watched = options.watched.get();
         let part = watched.map(|it| Part::new(Arc::clone(it)));
         let watchdog = options.watchdog.zip(watched);
         let watchdog = watchdog.map(|(timing, it)| Watchdog::new(timing, Arc::clone(it)));
         Self {
-            subscription,
-            service,
-            calls: InFlight::new(),
-            classify,
+            work,
             options,
             part,
             readiness: Readiness::default(),
@@ -88,10 +68,7 @@ where
     }
 
     /// Consumes until something ends it, and returns the cause; `None` if the end was requested.
-    pub(super) async fn run(
-        &mut self,
-        signals: &mut Signals,
-    ) -> Option<EndCause<B::Error, S::Error>> {
+    pub(super) async fn run(&mut self, signals: &mut Signals) -> Option<Cause> {
         let cause = poll_fn(|cx| {
             let polled = self.poll_cause(signals, cx);
             self.note();
@@ -128,16 +105,21 @@ where
                 failed,
                 ..
             } = self.summary;
-            part.note(self.calls.len(), called, answered + failed, self.readiness);
+            part.note(
+                self.work.in_flight(),
+                called,
+                answered + failed,
+                self.readiness,
+            );
         }
     }
 
-    fn poll_watchdog(&mut self, cx: &mut Context<'_>) -> Poll<EndCause<B::Error, S::Error>> {
+    fn poll_watchdog(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
         let Some(watchdog) = &mut self.watchdog else {
             return Poll::Pending;
         };
-        let subscription = &self.subscription;
-        let stall = watchdog.poll(cx, || subscription.probe());
+        let work = &self.work;
+        let stall = watchdog.poll(cx, || work.probe());
         stall.map(|stall| EndCause::Stalled(Box::new(stall)))
     }
 
@@ -146,11 +128,7 @@ where
         self.summary.answered
     }
 
-    fn poll_cause(
-        &mut self,
-        signals: &mut Signals,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<EndCause<B::Error, S::Error>>> {
+    fn poll_cause(&mut self, signals: &mut Signals, cx: &mut Context<'_>) -> Poll<Option<Cause>> {
         // Checked first, so that a stream that is always ready can't delay it.
         if signals.poll(cx) != Asked::Nothing {
             return Poll::Ready(None);
@@ -185,11 +163,7 @@ where
     }
 
     /// Calls the service with each job that is there, as long as it is ready.
-    fn pull(
-        &mut self,
-        room: &mut usize,
-        cx: &mut Context<'_>,
-    ) -> Result<(), EndCause<B::Error, S::Error>> {
+    fn pull(&mut self, room: &mut usize, cx: &mut Context<'_>) -> Result<(), Cause> {
         while *room > 0 {
             match self.poll_ready(cx) {
                 Err(panic) => return Err(EndCause::UnreadyPanicked(panic)),
@@ -197,36 +171,23 @@ where
                 Ok(Poll::Ready(Ok(()))) => {}
                 // The stream is not polled now, so it would not report its end.
                 Ok(Poll::Pending) => {
-                    return match catch(|| self.subscription.as_mut().poll_closed(cx)) {
-                        Err(panic) => Err(EndCause::StreamPanicked(panic)),
-                        Ok(Poll::Ready(Err(error))) => Err(EndCause::Stream(error)),
-                        Ok(Poll::Ready(Ok(()))) => Err(EndCause::StreamEnded),
-                        Ok(Poll::Pending) => Ok(()),
+                    return match self.work.poll_closed(cx) {
+                        Poll::Ready(cause) => Err(cause),
+                        Poll::Pending => Ok(()),
                     };
                 }
             }
-            let job = match catch(|| self.subscription.as_mut().poll_next(cx)) {
-                Err(panic) => return Err(EndCause::StreamPanicked(panic)),
-                Ok(Poll::Ready(Some(Err(error)))) => return Err(EndCause::Stream(error)),
-                Ok(Poll::Ready(None)) => return Err(EndCause::StreamEnded),
-                Ok(Poll::Ready(Some(Ok(job)))) => job,
-                Ok(Poll::Pending) => return Ok(()),
-            };
-            // The job is taken now: nothing may come before its call.
-            *room -= 1;
-            self.summary.called += 1;
-            // The push is inside, so that the future is moved only once.
-            let called = catch(|| self.calls.push(Call::new(self.service.call(job))));
-            called.map_err(|panic| self.call_panicked(panic))?;
+            match self.work.poll_call(&mut self.summary, cx) {
+                Poll::Ready(Ok(())) => *room -= 1,
+                Poll::Ready(Err(cause)) => return Err(self.count_if_panicked(cause)),
+                Poll::Pending => return Ok(()),
+            }
         }
         Ok(())
     }
 
     /// Answers the questions of the consumer's handles.
-    pub(super) fn answer(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Result<(), EndCause<B::Error, S::Error>> {
+    pub(super) fn answer(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
         let questions = match &self.part {
             Some(part) => part.questions(cx.waker()),
             None => return Ok(()),
@@ -237,7 +198,7 @@ where
         let mut call = RollCall::default();
         call.stops.extend(questions.iter().filter_map(|it| it.stop));
         // Each call is polled once then.
-        wake_all(&mut self.calls);
+        self.work.wake_calls();
         let taken = call.during(|| self.take_answers(cx));
         for question in questions {
             // The handle may have stopped waiting.
@@ -247,38 +208,28 @@ where
     }
 
     /// Counts the calls that have ended, up to the first one that ends the session.
-    pub(super) fn take_answers(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Result<(), EndCause<B::Error, S::Error>> {
-        while let Poll::Ready(Some(answer)) = poll_next(&mut self.calls, cx) {
+    pub(super) fn take_answers(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
+        while let Poll::Ready(Some(answer)) = self.work.poll_answer(&mut self.summary, cx) {
             self.take_answer(answer)?;
         }
         Ok(())
     }
 
-    pub(super) fn take_answer(
-        &mut self,
-        answer: Result<Result<S::Response, S::Error>, Panic>,
-    ) -> Result<(), EndCause<B::Error, S::Error>> {
+    pub(super) fn take_answer(&mut self, answer: Answer) -> Result<(), Cause> {
         match answer {
-            Ok(Ok(mut response)) => {
-                let verdict = self.summary.answer(&mut response);
+            Answer::Succeeded(verdict) => {
                 if let (Some(rebound), Some(verdict)) = (&mut self.rebound, verdict) {
                     rebound.note(verdict);
                 }
-                drop_quietly(response);
                 Ok(())
             }
-            Ok(Err(error)) => self.call_failed(error),
-            Err(panic) => Err(self.call_panicked(panic)),
+            Answer::Failed(escalation, error) => self.call_failed(escalation, error),
+            Answer::Panicked(panic) => Err(self.count_if_panicked(EndCause::CallPanicked(panic))),
         }
     }
 
-    fn call_failed(&mut self, error: S::Error) -> Result<(), EndCause<B::Error, S::Error>> {
+    fn call_failed(&mut self, escalation: Escalation, error: Erased) -> Result<(), Cause> {
         self.summary.failed += 1;
-        // If the classifier panics, the delivery may be unsettled.
-        let escalation = catch(|| self.classify().classify(&error)).unwrap_or(Escalation::Channel);
         let cause = match escalation {
             Escalation::Moot | Escalation::Call => EndCause::Failed(error),
             Escalation::Channel => EndCause::Unanswered(error),
@@ -306,15 +257,12 @@ where
         Ok(())
     }
 
-    fn classify(&self) -> MutexGuard<'_, C> {
-        // A classifier that panicked is still used: its result can't be worse than the assumption for a
-        // panic.
-        self.classify.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn call_panicked(&mut self, panic: Panic) -> EndCause<B::Error, S::Error> {
-        self.summary.failed += 1;
-        self.summary.unanswered += 1;
-        EndCause::CallPanicked(panic)
+    /// Counts the call of which `cause` is the panic, if it is one.
+    fn count_if_panicked(&mut self, cause: Cause) -> Cause {
+        if let EndCause::CallPanicked(_) = cause {
+            self.summary.failed += 1;
+            self.summary.unanswered += 1;
+        }
+        cause
     }
 }

@@ -1,13 +1,7 @@
 //! [`Sessions`] of a consumer: one after another, with pauses between them.
 
 use std::{
-    fmt,
-    future::poll_fn,
-    panic::resume_unwind,
-    pin::pin,
-    sync::{Arc, Mutex},
-    task::Poll,
-    time::Duration,
+    fmt, future::poll_fn, panic::resume_unwind, pin::pin, sync::Arc, task::Poll, time::Duration,
 };
 
 use tokio::{
@@ -15,17 +9,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
 use super::{
-    Classify, EndCause, Summary,
-    connect::Connect,
-    in_flight::Call,
+    EndCause, Summary,
+    consuming::Run,
+    erased::Cause,
     options::Options,
     signals::{Asked, Signals},
-    subscription::Subscription,
-    supervised::MakeServices,
+    source::Source,
     tasks::{Ended, Ending, Rest, consume, end_last},
+    work::Wired,
 };
 use crate::{
     backoff::{Delays, full_jitter},
@@ -43,10 +36,8 @@ pub(super) struct Retry {
 }
 
 /// Sessions of a consumer, and the sum of their summaries.
-pub(super) struct Sessions<K, M, C> {
-    pub(super) connect: K,
-    pub(super) make_services: M,
-    pub(super) classify: Arc<Mutex<C>>,
+pub(super) struct Sessions {
+    pub(super) source: Box<dyn Source>,
     pub(super) options: Options,
     pub(super) connect_timeout: Duration,
     pub(super) tasks: Option<usize>,
@@ -63,14 +54,14 @@ pub(super) struct Beside {
 }
 
 /// Cause for which a session ended, or could not begin.
-struct Failure<T, E, X> {
-    cause: EndCause<T, E, X>,
+struct Failure {
+    cause: Cause,
     answered: u64,
     lasted: Duration,
 }
 
-impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
-    fn from(cause: EndCause<T, E, X>) -> Self {
+impl From<Cause> for Failure {
+    fn from(cause: Cause) -> Self {
         Self {
             cause,
             answered: 0,
@@ -79,22 +70,20 @@ impl<T, E, X> From<EndCause<T, E, X>> for Failure<T, E, X> {
     }
 }
 
-impl<K, M, C> Sessions<K, M, C> {
+impl Sessions {
+    /// Returns the run of all sessions.
+    pub(super) fn start(mut self, retry: Retry, name: Option<Arc<str>>, signals: Signals) -> Run {
+        let watched = self.options.watched.get().cloned();
+        Run::new(name, signals, watched, |mut signals| async move {
+            let cause = self.run(retry, &mut signals).await;
+            signals.attend(self.join_beside()).await;
+            let summary = self.total;
+            Ended { cause, summary }
+        })
+    }
+
     /// Runs one session after another, and returns the cause to give up; `None` if the end was requested.
-    pub(super) async fn run<B, S>(
-        &mut self,
-        retry: Retry,
-        signals: &mut Signals,
-    ) -> Option<EndCause<B::Error, S::Error, K::Error>>
-    where
-        K: Connect<Subscription = B, Error: fmt::Display>,
-        M: MakeServices<Service = S>,
-        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
-        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
-        S::Error: fmt::Display + Send + 'static,
-        S::Future: Send + 'static,
-        C: Classify<S::Error> + Send + 'static,
-    {
+    async fn run(&mut self, retry: Retry, signals: &mut Signals) -> Option<Cause> {
         // The failures in a row, and the number of the next pause.
         let (mut failures, mut step) = (0_u32, 0_u32);
         let instruments = ConsumerInstruments::begin();
@@ -145,37 +134,26 @@ impl<K, M, C> Sessions<K, M, C> {
     }
 
     /// Runs one session, and returns the cause of its end or failed start; `None` if the end was requested.
-    async fn next<B, S>(
+    async fn next(
         &mut self,
         attempt: u32,
         signals: &mut Signals,
         instruments: &ConsumerInstruments,
-    ) -> Option<Failure<B::Error, S::Error, K::Error>>
-    where
-        K: Connect<Subscription = B>,
-        M: MakeServices<Service = S>,
-        B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
-        S: Service<B::Job, Response: Send + 'static> + Send + 'static,
-        S::Error: fmt::Display + Send + 'static,
-        S::Future: Send + 'static,
-        C: Classify<S::Error> + Send + 'static,
-    {
+    ) -> Option<Failure> {
         // Before the connection, so that a failure here leaves no connection to close.
-        let shutdown = match self.make_services.shutdown() {
+        let shutdown = match self.source.shutdown() {
             Some(parent) => parent.child_token(),
             None => CancellationToken::new(),
         };
-        let make_services = || self.make_services.make_services(self.tasks, &shutdown);
-        let services = match catch(make_services) {
-            Ok(services) => services,
-            Err(panic) => return Some(EndCause::MakeServicePanicked(panic).into()),
-        };
-        let subscription = match self.subscribe(attempt, signals).await {
-            Some(Ok(subscription)) => subscription,
+        if let Err(panic) = self.source.make_services(self.tasks, &shutdown) {
+            return Some(EndCause::MakeServicePanicked(panic).into());
+        }
+        let wired = match self.subscribe(attempt, signals).await {
+            Some(Ok(wired)) => wired,
             unconnected => {
                 // Owners of the token or of the services may wait for their end.
                 guard(|| shutdown.cancel());
-                services.into_iter().for_each(drop_quietly);
+                self.source.drop_services();
                 return unconnected.and_then(Result::err).map(Failure::from);
             }
         };
@@ -184,19 +162,8 @@ impl<K, M, C> Sessions<K, M, C> {
         let gone = CancellationToken::new();
         self.options.shutdown = Some(shutdown);
         self.options.gone = gone.clone();
-        let subscription = Box::pin(subscription);
         let stop = signals.stop_token();
-        let Self {
-            classify, options, ..
-        } = self;
-        let consuming = consume(
-            subscription,
-            services,
-            classify,
-            options.clone(),
-            signals,
-            stop.clone(),
-        );
+        let consuming = consume(wired, self.options.clone(), signals, stop.clone());
         let Ending {
             cause,
             answered,
@@ -247,7 +214,7 @@ impl<K, M, C> Sessions<K, M, C> {
         match signals.asked() {
             Asked::Drain | Asked::Stop if cause.is_transient() => None,
             _ => Some(Failure {
-                cause: cause.widen(),
+                cause,
                 answered,
                 lasted,
             }),
@@ -255,15 +222,7 @@ impl<K, M, C> Sessions<K, M, C> {
     }
 
     /// Lets a session drain while the next ones run, and stops the one that drained before it.
-    async fn drain_beside<T, E>(
-        &mut self,
-        rest: Rest<T, E>,
-        stop: CancellationToken,
-        signals: &mut Signals,
-    ) where
-        T: Send + 'static,
-        E: Send + 'static,
-    {
+    async fn drain_beside(&mut self, rest: Rest, stop: CancellationToken, signals: &mut Signals) {
         guard(|| tracing::info!("session draining beside the next one"));
         let rest = async move {
             let ended = rest.await;
@@ -280,7 +239,7 @@ impl<K, M, C> Sessions<K, M, C> {
     }
 
     /// Waits for the session that drains beside the present one.
-    pub(super) async fn join_beside(&mut self) {
+    async fn join_beside(&mut self) {
         let Some(beside) = self.beside.take() else {
             return;
         };
@@ -296,22 +255,20 @@ impl<K, M, C> Sessions<K, M, C> {
     }
 
     /// Connects, unless the end is requested first.
-    async fn subscribe<T, E>(
+    async fn subscribe(
         &mut self,
         attempt: u32,
         signals: &mut Signals,
-    ) -> Option<Result<K::Subscription, EndCause<T, E, K::Error>>>
-    where
-        K: Connect,
-    {
-        let connecting = match catch(|| self.connect.connect(attempt)) {
-            Ok(connecting) => connecting,
-            Err(panic) => return Some(Err(EndCause::ConnectPanicked(panic))),
-        };
+    ) -> Option<Result<Wired, Cause>> {
+        if let Err(panic) = self.source.connect(attempt) {
+            return Some(Err(EndCause::ConnectPanicked(panic)));
+        }
         let limit = self.connect_timeout;
-        let connecting = timeout(limit, Call::new(connecting));
-        Some(match signals.unless_asked(connecting).await? {
-            Ok(Ok(Ok(subscription))) => Ok(subscription),
+        let connecting = poll_fn(|cx| self.source.poll_connected(cx));
+        let connected = signals.unless_asked(timeout(limit, connecting)).await;
+        self.source.disconnect();
+        Some(match connected? {
+            Ok(Ok(Ok(wired))) => Ok(wired),
             Ok(Ok(Err(error))) => Err(EndCause::Connect(error)),
             Ok(Err(panic)) => Err(EndCause::ConnectPanicked(panic)),
             Err(_elapsed) => Err(EndCause::ConnectTimedOut(limit)),

@@ -17,20 +17,20 @@ use crate::consumer::{probe::Probing, subscription::Subscription};
 /// only reader of a stream. For the others nothing more comes, nor after one of them has begun to stop the
 /// subscription. The channel is closed when the last task gives it up, since the tags of all tasks belong to
 /// this channel.
-pub(super) struct Share<B> {
+pub(super) struct Share<B: ?Sized> {
     common: Arc<Common<B>>,
     task: usize,
     given_up: bool,
 }
 
-struct Common<B> {
+struct Common<B: ?Sized> {
     held: Mutex<Held<B>>,
     /// Wakes all tasks, since it is not known here which of them is ready for a job.
     waker: Waker,
     wakers: Arc<Wakers>,
 }
 
-struct Held<B> {
+struct Held<B: ?Sized> {
     subscription: Pin<Box<B>>,
     /// `true` once the end was returned, or a poll panicked.
     is_over: bool,
@@ -59,7 +59,7 @@ impl Wake for Wakers {
     }
 }
 
-impl<B> Share<B> {
+impl<B: ?Sized> Share<B> {
     /// Splits `subscription` into shares for `tasks`.
     pub(super) fn among(tasks: usize, subscription: Pin<Box<B>>) -> impl Iterator<Item = Self> {
         let wakers = Arc::new(Wakers((0..tasks).map(|_| AtomicWaker::new()).collect()));
@@ -101,14 +101,14 @@ impl<B> Share<B> {
     }
 }
 
-impl<B> Common<B> {
+impl<B: ?Sized> Common<B> {
     fn lock(&self) -> MutexGuard<'_, Held<B>> {
         // A subscription that panicked is over; it is only closed and dropped.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<B: Subscription> Stream for Share<B> {
+impl<B: Subscription + ?Sized> Stream for Share<B> {
     type Item = Result<B::Job, B::Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -116,7 +116,7 @@ impl<B: Subscription> Stream for Share<B> {
     }
 }
 
-impl<B: Subscription> Subscription for Share<B> {
+impl<B: Subscription + ?Sized> Subscription for Share<B> {
     type Job = B::Job;
     type Error = B::Error;
 

@@ -1,11 +1,9 @@
 //! Consumption of one subscription, by one task or by several.
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
     panic::resume_unwind,
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
     task::Poll,
     time::Duration,
 };
@@ -15,94 +13,75 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
 use super::{
-    Classify, EndCause, Summary,
+    Summary,
+    erased::Cause,
     options::Options,
     session::Session,
-    share::{Share, share_of},
+    share::share_of,
     signals::{Asked, Signals},
+    work::Wired,
 };
 use crate::{
-    consumer::subscription::Subscription,
-    outcome::{catch, drop_quietly, guard},
+    outcome::{drop_quietly, guard},
     telemetry::consumer_name::carried,
 };
 
 /// Session that has begun to end: it takes no more jobs.
-pub(super) struct Ending<T, E> {
+pub(super) struct Ending {
     /// `None` if the end was requested.
-    pub(super) cause: Option<EndCause<T, E>>,
+    pub(super) cause: Option<Cause>,
     /// Number of calls that have succeeded.
     pub(super) answered: u64,
     /// Time from its beginning to the cause of its end.
     pub(super) lasted: Duration,
     /// The drain and the close.
-    pub(super) rest: Rest<T, E>,
+    pub(super) rest: Rest,
 }
 
-pub(super) type Rest<T, E> = Pin<Box<dyn Future<Output = Ended<T, E>> + Send>>;
+pub(super) type Rest = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
 /// End of a session.
-pub(super) struct Ended<T, E> {
+pub(super) struct Ended {
     /// The gravest error of a call during the drain.
-    pub(super) cause: Option<EndCause<T, E>>,
+    pub(super) cause: Option<Cause>,
     pub(super) summary: Summary,
 }
 
 /// Consumes until something ends it: on this task, or on one task for each service if there are several.
 ///
 /// A cancelled `stop` cuts the drain short.
-pub(super) async fn consume<B, S, C>(
-    subscription: Pin<Box<B>>,
-    mut services: Vec<S>,
-    classify: &Arc<Mutex<C>>,
+pub(super) async fn consume(
+    wired: Wired,
     mut options: Options,
     signals: &mut Signals,
     stop: CancellationToken,
-) -> Ending<B::Error, S::Error>
-where
-    B: Subscription<Job: Send, Error: fmt::Display + Send + 'static> + Send + 'static,
-    S: Service<B::Job, Response: Send + 'static> + Send + 'static,
-    S::Error: fmt::Display + Send + 'static,
-    S::Future: Send + 'static,
-    C: Classify<S::Error> + Send + 'static,
-{
+) -> Ending {
     let started = Instant::now();
     let shutdown = options.shutdown.clone();
-    let prefetch = match options.is_bounded {
-        // A prefetch of 0 would let nothing in.
-        true => catch(|| subscription.prefetch())
-            .ok()
-            .flatten()
-            .map(|it| it.max(1)),
-        false => None,
-    };
-    if let Some(prefetch) = prefetch {
-        // Each task has room for at least one call.
-        services.truncate(prefetch);
-    }
-    let tasks = services.len();
+    let Wired {
+        mut works,
+        prefetch,
+    } = wired;
+    let tasks = works.len();
     let limit = |task| prefetch.map_or(usize::MAX, |prefetch| share_of(prefetch, task, tasks));
     if let Some(watched) = options.watched.get() {
         watched.consume(tasks, prefetch);
     }
     signals.watch_shutdown(shutdown.clone());
-    let (cause, answered, rest): (_, _, Rest<_, _>) = if tasks == 1 {
+    let (cause, answered, rest): (_, _, Rest) = if tasks == 1 {
         // Invariant: there is exactly one.
-        let service = services.pop().expect("a vector of one is not empty");
+        let work = works.pop().expect("a vector of one is not empty");
         options.limit = limit(0);
         options.checks_token = !options.is_bounded;
-        let mut session = Session::new(subscription, service, Arc::clone(classify), options);
+        let mut session = Session::new(work, options);
         let cause = session.run(signals).await;
         (cause, session.answered(), Box::pin(session.end(stop)))
     } else {
         let drain = CancellationToken::new();
         let mut running = JoinSet::new();
-        let shares = Share::among(tasks, subscription);
-        for (task, (share, service)) in shares.zip(services).enumerate() {
-            let classify = Arc::clone(classify);
+        for (task, work) in works.into_iter().enumerate() {
             let limit = limit(task);
             let options = Options {
                 limit,
@@ -111,8 +90,7 @@ where
                 watchdog: options.watchdog.filter(|_| task == 0),
                 ..options.clone()
             };
-            let session = Session::new(Box::pin(share), service, classify, options);
-            let mut session = session.among(drain.clone());
+            let mut session = Session::new(work, options).among(drain.clone());
             let mut signals = Signals::default();
             signals.watch(drain.clone());
             let run = async move { (session.run(&mut signals).await, session) };
@@ -143,11 +121,11 @@ where
 
 /// Waits for the end of the last session. If its channel is gone, `stop` cuts that short: nothing can be
 /// settled any more, and no session follows it.
-pub(super) async fn end_last<T, E>(
-    rest: &mut Rest<T, E>,
+pub(super) async fn end_last(
+    rest: &mut Rest,
     gone: &CancellationToken,
     stop: &CancellationToken,
-) -> Ended<T, E> {
+) -> Ended {
     let mut gone = pin!(gone.cancelled());
     poll_fn(|cx| {
         if !stop.is_cancelled() && gone.as_mut().poll(cx).is_ready() {
@@ -159,16 +137,11 @@ pub(super) async fn end_last<T, E>(
 }
 
 /// Waits until no task takes jobs any more, and passes requests on to the tasks.
-async fn begin_to_end<T, E, X>(
-    mut running: JoinSet<(Option<EndCause<T, E>>, X)>,
+async fn begin_to_end(
+    mut running: JoinSet<(Option<Cause>, Session)>,
     signals: &mut Signals,
     drain: CancellationToken,
-) -> (Option<EndCause<T, E>>, Vec<X>)
-where
-    T: 'static,
-    E: 'static,
-    X: 'static,
-{
+) -> (Option<Cause>, Vec<Session>) {
     let (mut cause, mut sessions) = (None, Vec::new());
     let mut is_asked_for = false;
     poll_fn(|cx| {
@@ -191,7 +164,7 @@ where
                     drop_quietly(other);
                     None
                 }
-                false => EndCause::graver(cause.take(), other),
+                false => Cause::graver(cause.take(), other),
             };
         }
         match running.is_empty() {
@@ -204,11 +177,9 @@ where
 }
 
 /// Lets the sessions of all tasks drain and close.
-async fn end_all<T, E, F>(ends: impl Iterator<Item = F>) -> Ended<T, E>
+async fn end_all<F>(ends: impl Iterator<Item = F>) -> Ended
 where
-    T: Send + 'static,
-    E: Send + 'static,
-    F: Future<Output = Ended<T, E>> + Send + 'static,
+    F: Future<Output = Ended> + Send + 'static,
 {
     let (mut cause, mut summary) = (None, Summary::default());
     let mut ending = JoinSet::new();
@@ -221,16 +192,16 @@ where
             }
             Err(error) => Some(gone(error)),
         };
-        cause = EndCause::graver(cause, other);
+        cause = Cause::graver(cause, other);
     }
     Ended { cause, summary }
 }
 
 /// Returns the cause for a task that ended with its runtime.
-fn gone<T, E>(error: JoinError) -> EndCause<T, E> {
+fn gone(error: JoinError) -> Cause {
     match error.try_into_panic() {
         // Panics of user code are caught where it is called.
         Ok(payload) => resume_unwind(payload),
-        Err(_) => EndCause::RuntimeGone,
+        Err(_) => Cause::RuntimeGone,
     }
 }
