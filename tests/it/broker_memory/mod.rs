@@ -1,6 +1,7 @@
 //! The embedded broker: the order of its deliveries, and the effects on its jobs.
 
 mod deliveries;
+mod envelope;
 mod faults;
 mod leases;
 mod losing;

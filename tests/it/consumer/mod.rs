@@ -10,6 +10,7 @@ mod rebound;
 mod reconnecting;
 mod session;
 mod session_end;
+mod subscription;
 mod supervised;
 mod tasks;
 mod watch;

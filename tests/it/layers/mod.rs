@@ -1,6 +1,7 @@
 //! Layers around a sentinel and inside it.
 
 mod decode;
+mod decoded;
 mod endpoints;
 mod intensity;
 mod keep_alive;

@@ -9,6 +9,7 @@ pub(crate) mod foreign_code;
 mod gate;
 mod late;
 mod lease;
+mod limited;
 mod one_outcome;
 mod panic_hook;
 mod panics;

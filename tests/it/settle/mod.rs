@@ -3,6 +3,7 @@
 #[cfg(feature = "process")]
 mod crash;
 mod decision;
+mod inherited;
 mod moot;
 mod remains;
 mod settling;

@@ -1,10 +1,12 @@
 //! A worker pauses while most of its jobs fail, and wastes few deliveries.
 
 mod bound;
+mod calm;
 mod failures;
 mod pauses;
 mod probes;
 mod waking;
+mod wasted;
 
 use std::{
     fmt,

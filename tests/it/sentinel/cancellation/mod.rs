@@ -4,6 +4,7 @@ mod first_cause;
 mod handle;
 mod requests;
 mod shutdown;
+mod sources;
 
 use std::{future::Future, time::Duration};
 
