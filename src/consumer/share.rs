@@ -144,10 +144,6 @@ impl<B: Subscription + ?Sized> Subscription for Share<B> {
         polled
     }
 
-    fn prefetch(&self) -> Option<usize> {
-        self.common.lock().subscription.prefetch()
-    }
-
     fn is_gone(&self) -> bool {
         self.common.lock().subscription.is_gone()
     }

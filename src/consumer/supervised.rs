@@ -27,12 +27,6 @@ pub trait MakeServices: sealed::Sealed {
         shutdown: &CancellationToken,
     ) -> Vec<Self::Service>;
 
-    /// Returns whether the consumer makes the sentinels.
-    #[doc(hidden)]
-    fn is_supervised(&self) -> bool {
-        false
-    }
-
     /// Returns the shutdown token that the user gave to the layer.
     #[doc(hidden)]
     fn shutdown(&self) -> Option<&CancellationToken> {
@@ -65,6 +59,13 @@ pub(super) enum Services<S> {
     Supervised(Box<dyn MakeServices<Service = S> + Send>),
 }
 
+impl<S> Services<S> {
+    /// Returns whether the consumer makes the sentinels.
+    pub(super) fn is_supervised(&self) -> bool {
+        matches!(self, Services::Supervised(_))
+    }
+}
+
 impl<S> sealed::Sealed for Services<S> {}
 
 impl<S> MakeServices for Services<S> {
@@ -75,10 +76,6 @@ impl<S> MakeServices for Services<S> {
             Services::Given(services) => mem::take(services),
             Services::Supervised(services) => services.make_services(tasks, shutdown),
         }
-    }
-
-    fn is_supervised(&self) -> bool {
-        matches!(self, Services::Supervised(_))
     }
 
     fn shutdown(&self) -> Option<&CancellationToken> {
@@ -134,10 +131,6 @@ where
             handlers.resize(tasks.max(handlers.len()), first);
         }
         self.layer.layer_each(handlers, shutdown)
-    }
-
-    fn is_supervised(&self) -> bool {
-        true
     }
 
     fn shutdown(&self) -> Option<&CancellationToken> {
