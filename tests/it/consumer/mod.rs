@@ -13,6 +13,7 @@ mod session_end;
 mod subscription;
 mod supervised;
 mod tasks;
+mod totals;
 mod watch;
 mod watchdog;
 
