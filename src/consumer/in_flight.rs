@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, Stream};
 use pin_project_lite::pin_project;
+use tokio::task::coop::has_budget_remaining;
 
 use crate::outcome::{Panic, catch};
 
@@ -67,6 +68,13 @@ impl<F: Future> Future for Call<F> {
     type Output = Result<F::Output, Panic>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A task that has used up its budget gets nothing from tokio, and a set polls all calls that are woken. So of
+        // n calls that are due at once, each would be polled n / 128 times. A call that wakes itself lets the set
+        // yield.
+        if !has_budget_remaining() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // Invariant: a call is not polled after its end.
         let this = self.as_mut().project();
         this.waker.get_or_insert_with(|| cx.waker().clone());

@@ -1,11 +1,13 @@
 //! [`Session`] of one subscription and its service, driven to their end.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -197,9 +199,13 @@ impl Session {
         }
         let mut call = RollCall::default();
         call.stops.extend(questions.iter().filter_map(|it| it.stop));
-        // Each call is polled once then.
+        // Each call is polled once then, whatever is left of the task's budget.
         self.work.wake_calls();
-        let taken = call.during(|| self.take_answers(cx));
+        let taking = unconstrained(poll_fn(|cx| Poll::Ready(self.take_answers(cx))));
+        let taken = call.during(|| match pin!(taking).poll(cx) {
+            Poll::Ready(taken) => taken,
+            Poll::Pending => Ok(()),
+        });
         for question in questions {
             // The handle may have stopped waiting.
             drop(question.reply.send(call.jobs.clone()));

@@ -1,7 +1,8 @@
 //! Many jobs that pass their limit at once.
 
 use std::{
-    future::pending,
+    convert::Infallible,
+    future::{Future, pending, poll_fn},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -9,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, service_fn};
 use tower_sentinel::{
     Consumer, Outcome, SentinelLayer, SettlePolicy, Verdict,
     broker::memory::{Broker, Delivery, DeliveryTag},
@@ -59,4 +60,29 @@ async fn ten_thousand_jobs_that_pass_their_limit_at_once_have_one_outcome_each()
     // The queue is empty, so that none of them was rejected twice in place of another.
     assert_eq!(queue.counts().dropped, JOBS as u64);
     assert_eq!(outcomes.load(Relaxed), JOBS);
+}
+
+/// A task that has used up its budget gets nothing from tokio, so polls beyond it are in vain.
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_due_at_once_are_not_polled_in_vain() {
+    let queue = Broker::new().queue("jobs").declare();
+    (0..JOBS).for_each(|number| queue.publish(number));
+    let polls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&polls);
+    let service = service_fn(move |_: Delivery<usize>| {
+        let counted = Arc::clone(&counted);
+        let mut slept = Box::pin(sleep(LIMIT));
+        poll_fn(move |cx| {
+            counted.fetch_add(1, Relaxed);
+            slept.as_mut().poll(cx).map(Ok::<_, Infallible>)
+        })
+    });
+    let consumer = Consumer::new(queue.subscribe(JOBS).unwrap(), service)
+        .with_graceful_shutdown(sleep(LIMIT / 2));
+    let summary = ends(consumer.drain_timeout(2 * LIMIT)).await.unwrap();
+
+    assert_eq!(summary.answered, JOBS as u64);
+    // Each when it is called, and when it is due; and some at the end of a budget.
+    let polls = polls.load(Relaxed);
+    assert!(polls <= 3 * JOBS, "{polls} polls of {JOBS} calls");
 }
