@@ -479,11 +479,14 @@ impl<D, R> Backoff<D, R> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_sentinel::{DecisionExt, ack_on_success, settle::decision::BoxDecision};
+    /// use tower_sentinel::{
+    ///     DecisionExt, ack_on_success, broker::memory::DeliveryTag, settle::decision::BoxDecision,
+    /// };
     ///
     /// let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
     /// // Without jitter: always the ceiling.
-    /// let decision: BoxDecision<u64, (), &str> = ack_on_success().backoff(bounds).random(|| 1.0).boxed();
+    /// let decision = ack_on_success().backoff(bounds).random(|| 1.0);
+    /// let decision: BoxDecision<DeliveryTag<u64>, (), &str> = decision.boxed();
     /// # drop(decision);
     /// ```
     pub fn random<F: Fn() -> f64>(self, random: F) -> Backoff<D, F> {

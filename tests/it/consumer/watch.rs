@@ -1,6 +1,11 @@
 //! Handles to a consumer: its states, its counts, and its pauses.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{pending, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::Semaphore,
@@ -103,6 +108,46 @@ async fn the_counts_are_those_of_all_tasks() {
     assert_eq!((progress.running, progress.free), (2, Some(6)));
     assert_eq!((progress.called, progress.ended), (8, 6));
     assert_eq!(progress.last_settled, Some(begun + S(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_delivery_and_the_last_settlement_have_a_time_each() {
+    let permits = Arc::new(Semaphore::new(0));
+    let (_queue, watch) = running(2, 1, &permits);
+    let begun = Instant::now();
+    let progress = async || {
+        sleep(S(10)).await;
+        let (State::Consuming(progress) | State::Saturated(progress)) = watch.state() else {
+            panic!("{watch:?}");
+        };
+        permits.add_permits(1);
+        let since = |it: Option<Instant>| it.map(|it| it - begun);
+        let delivered = since(progress.last_delivery);
+        (progress.running, delivered, since(progress.last_settled))
+    };
+    assert_eq!(progress().await, (1, Some(S(0)), None));
+    assert_eq!(progress().await, (1, Some(S(10)), Some(S(10))));
+    assert_eq!(progress().await, (0, Some(S(10)), Some(S(20))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_a_session_that_was_given_up_are_counted_no_more() {
+    let broker = Broker::new();
+    let queue = broker.queue("jobs").declare();
+    queue.publish(7);
+    let service = service_fn(|_: Delivery<u32>| pending::<Result<(), Infallible>>());
+    let consumer = Consumer::reconnecting(move || ready(queue.subscribe(4)), move |_| service);
+    let watch = consumer.watch();
+    tokio::spawn(consumer.run());
+    for _ in 0..2 {
+        sleep(S(60)).await;
+        // The job came again after the loss, and the call of the first session was dropped.
+        let State::Consuming(progress) = watch.state() else {
+            panic!("{watch:?}");
+        };
+        assert_eq!(progress.running, 1);
+        broker.drop_connections();
+    }
 }
 
 #[tokio::test(start_paused = true)]
