@@ -2,7 +2,7 @@
 //!
 //! Each benchmark runs [`JOBS`] trivial jobs on one thread, and fails if they take over 3 % more instructions than the
 //! count beside it says. What makes a job dearer changes that count, with its reason. The counts are those of Rust 1.95 on x86-64.
-//! `cargo bench --bench instructions` wants valgrind and `cargo install gungraun-runner`, of the version in Cargo.lock.
+//! `cargo bench -p tower-sentinel-benches --bench instructions` wants valgrind and `cargo install gungraun-runner`, of the version in Cargo.lock.
 #![allow(missing_docs)] // on what the macros make
 
 use std::{convert::Infallible, hint::black_box, time::Duration};
@@ -95,7 +95,7 @@ macro_rules! policy {
     };
 }
 
-#[library_benchmark(config = about(4_210))]
+#[library_benchmark(config = about(4_184))]
 #[bench::jobs(warm())]
 fn spawn_by_hand(runtime: Runtime) -> Runtime {
     each!(runtime, |job| {
@@ -104,7 +104,7 @@ fn spawn_by_hand(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_304))]
+#[library_benchmark(config = about(5_269))]
 #[bench::jobs(warm())]
 fn timeout_by_hand(runtime: Runtime) -> Runtime {
     each!(runtime, |job| {
@@ -113,7 +113,7 @@ fn timeout_by_hand(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_942))]
+#[library_benchmark(config = about(5_902))]
 #[bench::jobs(warm())]
 fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).no_timeout();
@@ -124,7 +124,7 @@ fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_893))]
+#[library_benchmark(config = about(6_853))]
 #[bench::jobs(warm())]
 fn sentinel(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).timeout(LIMIT);
@@ -135,7 +135,7 @@ fn sentinel(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_975))]
+#[library_benchmark(config = about(6_130))]
 #[bench::jobs(warm())]
 fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     let mut service = ServiceBuilder::new()
@@ -155,7 +155,7 @@ fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     runtime
 }
 
-#[library_benchmark(config = about(8_968))]
+#[library_benchmark(config = about(8_960))]
 #[bench::jobs(queue())]
 fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {
@@ -171,7 +171,7 @@ fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     (runtime, queue)
 }
 
-#[library_benchmark(config = about(1_096))]
+#[library_benchmark(config = about(1_063))]
 #[bench::jobs(queue())]
 fn settlement((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {

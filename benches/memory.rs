@@ -1,7 +1,7 @@
 //! Memory that a job in flight holds, compared with the same job written by hand.
 //!
 //! Jobs that hang, from 1 to 1 000 000 of them, each polled once by its caller, under the same limit; then
-//! the allocations of a job from its call to its settlement. `cargo bench --bench memory`.
+//! the allocations of a job from its call to its settlement. `cargo bench -p tower-sentinel-benches --bench memory`.
 
 use std::{
     alloc::System,

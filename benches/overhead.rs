@@ -1,7 +1,7 @@
 //! Cost of supervision per job, compared with the same job written by hand.
 //!
 //! Seven ways to run a job and to settle it, each with jobs that complete, fail and panic, with 64 jobs in
-//! flight on a runtime of two workers. `cargo bench --bench overhead` prints criterion's figures for each,
+//! flight on a runtime of two workers. `cargo bench -p tower-sentinel-benches --bench overhead` prints criterion's figures for each,
 //! and at the end the ratios that matter. They are medians over pairs of rounds that ran right after each
 //! other, since a machine's speed drifts more than these differ. Nothing subscribes to traces, so the spans
 //! that one of them makes should cost nothing.

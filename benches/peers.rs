@@ -3,7 +3,7 @@
 //! Both take trivial jobs from a queue in memory, 64 at a time, under a limit of 30 s, and survive a panic.
 //! apalis runs all jobs inside of one task, unless it is set to `parallelize`; a sentinel gives each its own
 //! task. The consumer runs on one task, or on as many as there are workers, with an equal part of the 64
-//! each, by hand or wired by itself. `cargo bench --bench peers` prints the medians of rounds that alternate,
+//! each, by hand or wired by itself. `cargo bench -p tower-sentinel-benches --bench peers` prints the medians of rounds that alternate,
 //! in nanoseconds for each job, and their ratios: of the whole way of a job, and of the part after its
 //! publishing.
 
