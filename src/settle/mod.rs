@@ -7,7 +7,7 @@ mod capabilities;
 pub mod decision;
 mod error;
 pub(crate) mod events;
-mod policy;
+pub(crate) mod policy;
 mod reason;
 mod spans;
 mod verdict;

@@ -28,6 +28,9 @@ use crate::{
     telemetry::metrics::{Labels, SettleInstruments},
 };
 
+/// Default time limit of one try to settle.
+pub(crate) const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// An [`AckPolicy`](crate::AckPolicy) made of a [`Decision`] and a tag that can [`Settle`].
 ///
 /// The decision turns an outcome into a [`Verdict`], and the tag settles the delivery with it. The
@@ -155,7 +158,7 @@ impl<D> SettlePolicy<D> {
         Self {
             decision,
             attempts: Attempts {
-                limit: Duration::from_secs(5),
+                limit: TRY_TIMEOUT,
                 budget: Duration::from_secs(10),
                 pauses: Delays::new(ms(100)..=ms(1_000)),
             },

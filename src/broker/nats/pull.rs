@@ -6,6 +6,11 @@ use async_nats::Subject;
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::priority::Priority;
+use crate::settle::policy::TRY_TIMEOUT;
+
+/// Default time that a settlement waits for the server's confirmation.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
+const _: () = assert!(CONFIRM_TIMEOUT.as_millis() < TRY_TIMEOUT.as_millis());
 
 /// Builder of [`Deliveries`](super::Deliveries): the name of a pull consumer, and the settings to read it.
 ///
@@ -69,7 +74,7 @@ impl Pull {
             dead_letter: None,
             suspects: None,
             schedules: None,
-            confirm_timeout: Duration::from_secs(4),
+            confirm_timeout: CONFIRM_TIMEOUT,
             idle_heartbeat: Duration::from_secs(2),
             reconnect_limit: Duration::from_secs(30),
         }

@@ -67,7 +67,9 @@
 //! channel up. lapin's own recovery of connections is off in a connection from [`connect`]. If it is [turned
 //! on](connect_with), tags stay safe, as lapin makes the ackers of the old connection unusable. But a stream
 //! may then go on as if nothing had happened, since lapin can drop the error together with the jobs that it
-//! had received. And with 4.12.3 a connection that breaks while a channel is being opened may hang for good.
+//! had received. And with 4.12.3 a connection that breaks while a channel is being opened may hang for good, and
+//! a subscription that is dropped while lapin recovers its channel leaves its consumer behind: the jobs that
+//! it receives wait until the connection ends.
 //!
 //! Rights, limits and the behaviour of servers are in the guide:
 //! [Running on RabbitMQ](crate::_guide::rabbitmq).

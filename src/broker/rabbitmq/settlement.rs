@@ -18,7 +18,9 @@ use super::{
 use crate::{
     broker::settlement,
     outcome::guard,
-    settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
+    settle::{
+        Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict, policy::TRY_TIMEOUT,
+    },
 };
 
 /// Time that a job is kept that can't be republished, before it is given back.
@@ -99,8 +101,9 @@ pub type Settlement = settlement::Settlement<DeliveryTag, DeliveryError>;
 
 /// Time that a settlement waits for the server to take a republished job.
 ///
-/// Less than the 5 s of one settlement attempt, which would cost the other jobs their channel.
+/// A try to settle that takes longer would cost the other jobs their channel.
 const LIMIT: Duration = Duration::from_secs(4);
+const _: () = assert!(LIMIT.as_millis() < TRY_TIMEOUT.as_millis());
 
 type Failed = Unsettled<DeliveryTag, DeliveryError>;
 

@@ -10,7 +10,7 @@ use tower_sentinel::{
     settle::Settle,
 };
 
-use super::{KINDS, Scene, close, named, next, reason, recovered, settle, shared};
+use super::{KINDS, Scene, close, close_and_recover, named, next, reason, settle, shared};
 
 const JOBS: u16 = 60;
 
@@ -200,13 +200,14 @@ fn an_ack_that_waits_is_void_when_the_channel_is_opened_anew() {
         assert!(polled.is_pending());
         (scene, jobs, ack)
     });
-    shared().close_connection(name);
-    lapins.block_on(recovered(&connection));
+    lapins.block_on(close_and_recover(&connection, name));
     ours.block_on(async {
         let error = timeout(Duration::from_secs(20), ack).await;
         let error = error.expect("an answer within 20 s").unwrap_err();
         assert!(matches!(error, DeliveryError::NotSent), "{error:?}");
         drop(jobs);
+        // lapin may still be about to make the consumer anew, which would outlive the drop.
+        drop(connection.close(200, "OK".into()).await);
         let mut jobs = scene.subscribe().await;
         settle(next(&mut jobs).await.tag(), Verdict::Ack)
             .await

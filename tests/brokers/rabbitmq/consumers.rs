@@ -14,7 +14,11 @@ async fn a_consumer_has_its_tag() {
         let line = format!("{}\tworker-7", scene.name);
         let list = ["list_consumers", "queue_name", "consumer_tag"];
         eventually(true, async || {
-            shared().ctl(&list).lines().any(|found| found == line)
+            shared()
+                .list(&list)
+                .await
+                .lines()
+                .any(|found| found == line)
         })
         .await;
         drop(jobs);

@@ -15,7 +15,7 @@ use tower_sentinel::{
 };
 
 use super::{
-    KINDS, Scene, close, close_now, closed, end, named, next, recovered,
+    KINDS, Scene, close, close_and_recover, close_now, closed, end, named, next,
     server::{Server, Version, shared, version},
     settle,
 };
@@ -126,15 +126,16 @@ async fn the_recovery_of_lapin_sends_no_stale_tag() {
         let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
         scene.publish("one").await;
         let stale = next(&mut jobs).await.tag();
-        shared().close_connection(&name);
-        recovered(&connection).await;
+        close_and_recover(&connection, &name).await;
         let error = settle(stale, Verdict::Ack).await;
         assert!(matches!(error, Err(DeliveryError::Stale)), "{error:?}");
         // The stream ends, or lapin has dropped its error with the jobs that it had received, and goes on.
         let twin = timeout(Duration::from_secs(20), jobs.next()).await;
         drop(twin.expect("an item within 20 s"));
         drop(jobs);
-        let mut jobs = scene.queue().subscribe(&connection).await.unwrap();
+        // lapin may still be about to make the consumer anew, which would outlive the drop.
+        drop(connection.close(200, "OK".into()).await);
+        let mut jobs = scene.subscribe().await;
         settle(next(&mut jobs).await.tag(), Verdict::Ack)
             .await
             .unwrap();

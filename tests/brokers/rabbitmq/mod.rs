@@ -26,7 +26,11 @@ mod suspects;
 mod tracing;
 mod verdicts;
 
-use std::{future::poll_fn, pin::Pin, time::Duration};
+use std::{
+    future::{poll_fn, ready},
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
@@ -36,7 +40,7 @@ use tower_sentinel::{
         self, Connection, Deliveries, Delivery, DeliveryError, DeliveryTag, Queue, QueueKind,
         SubscriptionError,
         lapin::{
-            BasicProperties, Channel, ConnectionProperties,
+            BasicProperties, Channel, ConnectionProperties, Event,
             message::BasicGetMessage,
             options::{
                 BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
@@ -240,18 +244,20 @@ async fn quiet(jobs: &mut Deliveries) {
     assert!(job.is_err(), "unexpected: {job:?}");
 }
 
-/// Waits until a connection that was closed has recovered, so that a settlement would be sent.
+/// Closes a connection that recovers, and waits until it has, so that a settlement would be sent.
 ///
-/// lapin notices the end of the connection on its runtime, which may have been blocked. A channel that is
+/// lapin notices the end of the connection on its runtime, which may be blocked or far ahead. A channel that is
 /// opened before can stop its I/O thread for good: when it has opened the channel anew, lapin 4.12 drops the
 /// requests that waited for it, with the last handle of the channel. The `drop` of this handle reads the
 /// status that this thread has locked for writing (`ChannelStatus::finalize_connection`).
-async fn recovered(connection: &Connection) {
+async fn close_and_recover(connection: &Connection, name: &str) {
+    // From now on: it may have recovered before the server says that it has closed it.
+    let events = connection.events_listener();
+    shared().close_connection(name);
     let recovered = async {
-        while connection.status().connected() {
-            sleep(Duration::from_millis(5)).await;
-        }
-        while !connection.status().connected() || connection.create_channel().await.is_err() {
+        let connected = |event: &Event| ready(matches!(event, Event::Connected));
+        pin!(events.filter(connected)).next().await;
+        while connection.create_channel().await.is_err() {
             sleep(Duration::from_millis(20)).await;
         }
     };

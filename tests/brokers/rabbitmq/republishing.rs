@@ -392,7 +392,7 @@ async fn a_memory_alarm_holds_up_no_ack() {
             assert_eq!(one.as_ref(), b"one");
             let row = format!("{}\t1", scene.name);
             let is_alone = async || {
-                let left = server.ctl(&["list_queues", "name", "messages"]);
+                let left = server.list(&["list_queues", "name", "messages"]).await;
                 left.lines().any(|line| line == row)
             };
             eventually(true, is_alone).await;

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io::Write,
     net::TcpStream,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::OnceLock,
     thread,
     time::Duration,
@@ -180,17 +180,22 @@ impl Server {
         format!("amqp://{user}:{password}@{host}/%2f?heartbeat=60")
     }
 
-    /// Runs `rabbitmqctl` and returns its output.
+    /// Runs `rabbitmqctl` and returns its output. It blocks the runtime; see [`list`](Self::list).
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        printed(self.rabbitmqctl(arguments).output().unwrap())
+    }
+
+    /// Runs `rabbitmqctl` while the runtime goes on.
+    pub(crate) async fn list(&self, arguments: &[&str]) -> String {
+        let mut command = tokio::process::Command::from(self.rabbitmqctl(arguments));
+        printed(command.output().await.unwrap())
+    }
+
+    fn rabbitmqctl(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("rabbitmqctl"));
         command.arg("--quiet").args(arguments);
-        let output = self.program.settle(&mut command).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "rabbitmqctl {arguments:?}: {errors}"
-        );
-        String::from_utf8(output.stdout).unwrap()
+        self.program.settle(&mut command);
+        command
     }
 
     /// Evaluates Erlang expressions in the server; see [`Program::eval`].
@@ -213,6 +218,12 @@ impl Server {
         }
         panic!("there is no connection {name}");
     }
+}
+
+fn printed(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rabbitmqctl: {errors}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 impl Drop for Server {
