@@ -147,6 +147,7 @@ pub mod settle;
 pub mod telemetry;
 mod time;
 mod unready;
+mod waiters;
 
 pub use self::{
     cancel::{cancelled, spawn_blocking},

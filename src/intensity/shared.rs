@@ -3,7 +3,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::{sync::watch, time::Instant};
 
 use super::machine::{Change, Limits, Machine, Pass, Phase};
@@ -20,6 +19,7 @@ use crate::{
     outcome::guard,
     telemetry::metrics::IntensityInstruments,
     time::Timer,
+    waiters::{Waiter, Waiters},
 };
 
 /// State of an [`Intensity`](crate::intensity::Intensity): letting jobs through, paused or probing.
@@ -79,8 +79,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Inner {
     machine: Machine,
-    /// One waker for each waiting clone; dead for a clone that was dropped.
-    waiting: Vec<Weak<AtomicWaker>>,
+    waiting: Waiters,
 }
 
 impl Shared {
@@ -92,7 +91,7 @@ impl Shared {
             status: AtomicU64::new(RUNNING),
             inner: Mutex::new(Inner {
                 machine,
-                waiting: Vec::new(),
+                waiting: Waiters::default(),
             }),
             state: watch::Sender::new(IntensityState::Running),
         }
@@ -149,7 +148,7 @@ impl Shared {
         if self.status.load(Ordering::Relaxed) != status {
             self.status.store(status, Ordering::Release);
         }
-        let mut waiting = Vec::new();
+        let mut waiting = Waiters::default();
         if change.is_some() || is_free {
             waiting = mem::take(&mut inner.waiting);
         }
@@ -169,8 +168,7 @@ impl Shared {
             });
             guard(|| tell(change));
         }
-        let waiting = waiting.iter().filter_map(Weak::upgrade);
-        waiting.for_each(|waiter| guard(|| waiter.wake()));
+        waiting.wake();
     }
 }
 
@@ -196,7 +194,7 @@ fn tell(change: Change) {
 /// Wait of one clone of a service, for a pause to end or the state to change.
 #[derive(Debug, Default)]
 pub(super) struct Wait {
-    waiter: Arc<AtomicWaker>,
+    waiter: Waiter,
     pause: Option<Timer>,
 }
 
@@ -208,8 +206,6 @@ impl Wait {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Probe>> {
         loop {
-            // Before the lock, since it clones and drops wakers; and before the machine is asked, so that
-            // no change is missed.
             self.waiter.register(cx.waker());
             let mut inner = shared.lock();
             let (pass, change) = inner.machine.ask(Instant::now());
@@ -224,11 +220,7 @@ impl Wait {
                 }
                 Pass::Wait(until) => until,
             };
-            let waiter = &self.waiter;
-            inner
-                .waiting
-                .retain(|it| it.strong_count() > 0 && it.as_ptr() != Arc::as_ptr(waiter));
-            inner.waiting.push(Arc::downgrade(waiter));
+            inner.waiting.add(&self.waiter);
             drop(inner);
             let Some(until) = until else {
                 self.pause = None;

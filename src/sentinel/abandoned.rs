@@ -4,18 +4,18 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::{
     cancel::JobContext,
-    outcome::{drop_quietly, guard},
+    outcome::drop_quietly,
     telemetry::metrics::{InFlightGauge, Instruments},
     unready::{self, Cause},
+    waiters::{Waiter, Waiters},
 };
 
 /// Counter of the jobs that still run although their outcome is known.
@@ -28,14 +28,11 @@ pub(crate) struct Abandoned {
 #[derive(Debug, Default)]
 struct Jobs {
     running: usize,
-    waiting: Vec<Weak<AtomicWaker>>,
+    waiting: Waiters,
 }
 
 /// End of a job's task, without its type.
 type End = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Waker of a clone of a service that waits: one for each clone, and none for a clone that is dropped.
-pub(crate) type Waiter = Arc<AtomicWaker>;
 
 impl Abandoned {
     pub(crate) fn new(max: usize, instruments: Arc<Instruments>) -> Self {
@@ -48,18 +45,18 @@ impl Abandoned {
 
     /// Waits until fewer than `max` abandoned jobs run.
     pub(crate) fn poll_ready(&self, waiter: &mut Option<Waiter>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut jobs = self.lock();
-        if jobs.running < self.max {
-            *waiter = None;
-            return Poll::Ready(());
+        if self.full().is_some() {
+            let waiter = waiter.get_or_insert_with(Waiter::default);
+            waiter.register(cx.waker());
+            if let Some(mut jobs) = self.full() {
+                jobs.waiting.add(waiter);
+                drop(jobs);
+                unready::note(Cause::Abandoned);
+                return Poll::Pending;
+            }
         }
-        let waiter = waiter.get_or_insert_with(Waiter::default);
-        waiter.register(cx.waker());
-        jobs.waiting
-            .retain(|it| it.strong_count() > 0 && it.as_ptr() != Arc::as_ptr(waiter));
-        jobs.waiting.push(Arc::downgrade(waiter));
-        unready::note(Cause::Abandoned);
-        Poll::Pending
+        *waiter = None;
+        Poll::Ready(())
     }
 
     /// Counts a job until its `task` has ended and none of its closures blocks a thread.
@@ -93,8 +90,13 @@ impl Abandoned {
         }
     }
 
+    /// Returns the jobs if as many as are allowed run.
+    fn full(&self) -> Option<MutexGuard<'_, Jobs>> {
+        Some(self.lock()).filter(|jobs| jobs.running >= self.max)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Jobs> {
-        // Only a waker of the caller can panic while the lock is held, and it leaves nothing half-done.
+        // Nothing panics while it is held.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,13 +113,14 @@ impl Drop for Seat {
         jobs.running -= 1;
         let waiting = mem::take(&mut jobs.waiting);
         drop(jobs);
-        let waiting = waiting.iter().filter_map(Weak::upgrade);
-        waiting.for_each(|waiter| guard(|| waiter.wake()));
+        waiting.wake();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Wake, Waker};
+
     use super::*;
     use crate::{
         race::{race, wait},
@@ -144,5 +147,40 @@ mod tests {
                 assert_eq!((jobs.running, jobs.waiting.len()), (0, 0));
             },
         );
+    }
+
+    /// Finds out in its destructor whether the lock is free.
+    struct Foreign(Arc<Abandoned>, Arc<Mutex<Vec<bool>>>);
+
+    impl Wake for Foreign {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Foreign {
+        fn drop(&mut self) {
+            self.1.lock().unwrap().push(self.0.jobs.try_lock().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_foreign_waker_is_not_dropped_under_the_lock() {
+        let instruments = Arc::new(Instruments::new(&Labels::default()));
+        let abandoned = Arc::new(Abandoned::new(1, instruments));
+        let seat = abandoned.seat();
+        let is_free = Arc::<Mutex<Vec<_>>>::default();
+        let mut waiter = None;
+        for _ in 0..2 {
+            let waker = Waker::from(Arc::new(Foreign(abandoned.clone(), is_free.clone())));
+            let mut cx = Context::from_waker(&waker);
+            assert!(abandoned.poll_ready(&mut waiter, &mut cx).is_pending());
+        }
+        // The first was replaced.
+        assert_eq!(*is_free.lock().unwrap(), [true]);
+        let waiting = mem::take(&mut abandoned.lock().waiting);
+        drop(seat);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(abandoned.poll_ready(&mut waiter, &mut cx).is_ready());
+        drop(waiting);
+        assert_eq!(*is_free.lock().unwrap(), [true; 2]);
     }
 }

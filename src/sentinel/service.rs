@@ -16,7 +16,6 @@ use crate::{
     outcome::{Cancelled, Outcome, catch},
     policy::{AckPolicy, Report},
     sentinel::{
-        abandoned::Waiter,
         error::SentinelError,
         future::ResponseFuture,
         hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
@@ -29,6 +28,7 @@ use crate::{
     settle::events,
     telemetry::GuardedSpan,
     time::deadline,
+    waiters::Waiter,
 };
 
 /// Service of a [`SentinelLayer`](crate::SentinelLayer), which runs each call of `S` on its own task and
