@@ -76,6 +76,16 @@ impl Filled {
         true
     }
 
+    /// Adds a header without which the copy would be another job.
+    fn require(&mut self, name: &'static str, value: AMQPValue) -> Result<(), DeliveryError> {
+        let limit = self.limit;
+        let size = limit + cost(name, &value).saturating_sub(self.room);
+        match self.add([(name, value)]) {
+            true => Ok(()),
+            false => Err(DeliveryError::NoRoom { size, limit }),
+        }
+    }
+
     /// Adds the exchange and the routing key of the job's first publish.
     fn add_origin(&mut self, exchange: &str, routing_key: &str) {
         if !self.headers.contains_key(ORIGINAL_EXCHANGE) {
@@ -95,7 +105,8 @@ impl Filled {
 ///
 /// # Errors
 ///
-/// If there is no room for the count: without it the job would be tried for ever.
+/// If there is no room for the count: without it the job would be tried for ever. Or for the queue that a suspect came
+/// from: without it, its dead letter would belong to the suspects' queue.
 pub(super) fn for_retry(
     message: &Delivery,
     deliveries: u32,
@@ -110,15 +121,9 @@ pub(super) fn for_retry(
         _ => {}
     }
     let mut filled = Filled::new(message, properties, frame_max)?;
-    let deliveries = AMQPValue::LongUInt(deliveries);
-    let missing = cost(DELIVERIES, &deliveries).saturating_sub(filled.room);
-    if !filled.add([(DELIVERIES, deliveries)]) {
-        let limit = filled.limit;
-        let size = limit + missing;
-        return Err(DeliveryError::NoRoom { size, limit });
-    }
+    filled.require(DELIVERIES, AMQPValue::LongUInt(deliveries))?;
     if let Some(queue) = header(message, SUSPECT_OF) {
-        filled.add([(SUSPECT_OF, text(queue))]);
+        filled.require(SUSPECT_OF, text(queue))?;
     }
     filled.add_origin(message.exchange.as_str(), message.routing_key.as_str());
     Ok(filled.properties())
@@ -180,13 +185,7 @@ pub(super) fn for_redrive(
 ) -> Result<BasicProperties, DeliveryError> {
     let mut filled = Filled::new(message, copied(&message.properties), frame_max)?;
     // As text, so that a handler can read it in the same way on every broker.
-    let times = text(&times.to_string());
-    let missing = cost(REDRIVEN, &times).saturating_sub(filled.room);
-    if !filled.add([(REDRIVEN, times)]) {
-        let limit = filled.limit;
-        let size = limit + missing;
-        return Err(DeliveryError::NoRoom { size, limit });
-    }
+    filled.require(REDRIVEN, text(&times.to_string()))?;
     if let Some((exchange, routing_key)) = death::first_publish(message) {
         filled.add_origin(exchange, routing_key);
     }
@@ -280,4 +279,33 @@ fn copied(properties: &BasicProperties) -> BasicProperties {
         copy = copy.with_app_id(value.clone());
     }
     copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_keeps_the_queue_of_a_suspect_or_is_refused() {
+        let mut headers = FieldTable::default();
+        headers.insert(SUSPECT_OF.into(), text("jobs"));
+        let mut message = Delivery::mock(1, "".into(), "suspects".into(), false, Vec::new());
+        message.properties = BasicProperties::default().with_headers(headers);
+        let mut sent = 0;
+        for frame_max in 0..200 {
+            let copy = match for_retry(&message, 1, true, frame_max) {
+                Ok(copy) => copy,
+                Err(DeliveryError::NoRoom { size, limit }) => {
+                    assert!(size > limit, "{frame_max}");
+                    continue;
+                }
+                Err(error) => panic!("{frame_max}: {error}"),
+            };
+            sent += 1;
+            let headers = copy.headers().as_ref().unwrap().inner();
+            assert_eq!(headers.get(SUSPECT_OF), Some(&text("jobs")), "{frame_max}");
+            assert!(headers.contains_key(DELIVERIES), "{frame_max}");
+        }
+        assert!(sent > 0);
+    }
 }
