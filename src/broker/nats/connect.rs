@@ -243,6 +243,12 @@ fn parse(address: &str) -> Result<ServerAddr, ConnectError> {
     let server: ServerAddr = address
         .parse()
         .map_err(|_| invalid("it is not one of nats:// or tls://"))?;
+    let url = server.clone().into_inner();
+    let behind_host = [Some(url.path()), url.query(), url.fragment()];
+    // The host of a WebSocket also ends at a `\`, or at the `:` of a second scheme.
+    if behind_host.iter().flatten().any(|it| it.contains('@')) {
+        return Err(invalid(SPLIT));
+    }
     // Without WebSockets the client would speak to such a port in plain text, also with `wss`.
     if server.is_websocket() && cfg!(not(feature = "websockets")) {
         let address = place(server.host(), server.port());
@@ -315,6 +321,22 @@ mod tests {
             assert!(!printed.contains("us3r"), "{printed}");
             let server = &servers.all[0];
             assert_eq!((server.host(), server.port()), ("host", 4223));
+        }
+    }
+
+    #[test]
+    fn a_password_that_ends_the_host_of_a_websocket_is_found() {
+        for address in [
+            "ws:wss://us3r:s3cret@host",
+            "ws://us3r:12\\s3cret@host",
+            "wss://us3r:12\\?s3cret@host",
+            "wss:\\us3r:12\\#s3cret@host://",
+        ] {
+            let text = match servers(&[address]) {
+                Ok(servers) => format!("{:?}", servers.all),
+                Err(error) => format!("{error:#} {error:?}"),
+            };
+            assert!(!text.contains("s3cret"), "{text}");
         }
     }
 
