@@ -101,7 +101,8 @@ impl fmt::Display for Limits {
             write!(f, "address_space={bytes} ")?;
         }
         if let Some(limit) = self.cpu_time {
-            write!(f, "cpu_time={} ", limit.as_millis())?;
+            let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            write!(f, "cpu_time={millis} ")?;
         }
         if let Some(number) = self.open_files {
             write!(f, "open_files={number} ")?;
@@ -130,9 +131,18 @@ mod tests {
             nice: None,
             ..all
         };
-        for limits in [Limits::default(), some, all] {
+        let longest = Limits {
+            cpu_time: Some(Duration::from_millis(u64::MAX)),
+            ..all
+        };
+        for limits in [Limits::default(), some, all, longest] {
             assert_eq!(Limits::parse(&limits.to_string()), Some(limits));
         }
+        let endless = Limits {
+            cpu_time: Some(Duration::MAX),
+            ..all
+        };
+        assert_eq!(Limits::parse(&endless.to_string()), Some(longest));
         for text in ["nice", "nice=", "nice=x", "open_files=-1", "other=1"] {
             assert_eq!(Limits::parse(text), None, "{text}");
         }

@@ -51,6 +51,12 @@ async fn the_cpu_time_is_that_of_one_job() {
 }
 
 #[tokio::test]
+async fn a_cpu_time_without_an_end_is_no_limit() {
+    let mut pool = pool(1).cpu_time(Duration::MAX);
+    assert_eq!(run(&mut pool, "four").await.unwrap(), "4");
+}
+
+#[tokio::test]
 async fn files_and_the_nice_value_are_limited() {
     let mut pool = pool(1).open_files(40).nice(3);
     let Err(ProcessError::Failed(text)) = run(&mut pool, "open").await else {
