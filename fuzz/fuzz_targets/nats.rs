@@ -20,11 +20,15 @@ use tower_sentinel::broker::nats::{
 fn context() -> &'static Context {
     static CONTEXT: OnceLock<Context> = OnceLock::new();
     CONTEXT.get_or_init(|| {
-        let runtime = Builder::new_current_thread().build().unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let options = ConnectOptions::new().retry_on_initial_connect();
-        let client = runtime.block_on(options.connect("127.0.0.1:1")).unwrap();
+        let context = runtime.block_on(async {
+            let client = options.connect("127.0.0.1:1").await.unwrap();
+            // Spawns a task of its own.
+            jetstream::new(client)
+        });
         std::mem::forget(runtime);
-        jetstream::new(client)
+        context
     })
 }
 
