@@ -54,7 +54,7 @@ pub(super) enum Standing {
     Takes,
     /// No job runs, and the service of each task is not ready, of its own.
     Unready,
-    /// It is busy or paused, or has no session.
+    /// It is busy or paused.
     Other,
 }
 

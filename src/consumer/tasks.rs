@@ -145,9 +145,9 @@ async fn begin_to_end(
     let (mut cause, mut sessions) = (None, Vec::new());
     let mut is_asked_for = false;
     poll_fn(|cx| {
-        if signals.poll(cx) != Asked::Nothing {
-            // Unless an error came first.
-            is_asked_for |= !drain.is_cancelled();
+        // Unless an error came first.
+        if signals.poll(cx) != Asked::Nothing && !drain.is_cancelled() {
+            is_asked_for = true;
             drain.cancel();
         }
         while let Poll::Ready(Some(joined)) = running.poll_join_next(cx) {

@@ -124,12 +124,10 @@ impl Watched {
 
     /// Returns the state as a watchdog sees it.
     pub(super) fn view(&self) -> View {
-        let is_taking = matches!(*self.phase.borrow(), Phase::Consuming) && !self.is_paused();
         let counts = self.counts();
         let is_unready = counts.number_of(Readiness::Unready) == counts.tasks && counts.here == 0;
         View {
             standing: match counts.number_of(Readiness::Ready) {
-                _ if !is_taking => Standing::Other,
                 0 if is_unready => Standing::Unready,
                 0 => Standing::Other,
                 _ => Standing::Takes,
@@ -170,7 +168,6 @@ impl Watched {
             counts.session += 1;
             (counts.tasks, counts.joined, counts.limit) = (tasks, 0, limit);
             (counts.here, counts.tasks_by) = (0, [tasks, 0, 0, 0, 0]);
-            counts.turns += 1;
         }
         self.phase.send_replace(Phase::Consuming);
     }
