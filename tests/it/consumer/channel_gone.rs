@@ -193,6 +193,38 @@ async fn sessions_whose_channel_goes_at_once_are_tries_that_failed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_backoff_starts_over_after_a_session_that_worked_and_whose_channel_went() {
+    // A job works for a second.
+    for (fates, gaps) in [
+        (vec![Fate::Value, Fate::Hang], [1_100, 1_100, 1_100]),
+        (vec![Fate::Hang], [1_100, 1_200, 1_400]),
+    ] {
+        for tasks in [1, 2] {
+            let channels = [(); 4].map(|()| Channel::of(fates.clone()));
+            for channel in channels.clone() {
+                tokio::spawn(async move {
+                    until(|| channel.taken() > 0).await;
+                    sleep(MS(1_001)).await;
+                    channel.lose();
+                });
+            }
+            let broker = Broker::new(channels.map(Try::Channel));
+            let connect = broker.clone();
+            let consumer = Consumer::reconnecting(move || connect.connect(), service)
+                .tasks(tasks)
+                .backoff(MS(100)..=MS(10_000))
+                .random(|| 1.0)
+                .with_graceful_shutdown(sleep(MS(4_000)));
+            ends(consumer).await.unwrap();
+            let asked = broker.asked();
+            let found = asked.windows(2).map(|it| (it[1] - it[0]) / 100 * 100);
+            let found: Vec<_> = found.collect();
+            assert_eq!(found, gaps, "{tasks} tasks: {fates:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn clones_of_one_service_have_one_gate_also_while_one_session_drains() {
     let (lost, next) = (Channel::of([Fate::Hang]), Channel::of([Fate::Hang; 5]));
     lose_when_busy(std::slice::from_ref(&lost));

@@ -5,9 +5,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tower::ServiceBuilder;
 use tower_sentinel::{
-    Consumer, DecisionExt, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
+    Consumer, DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery},
     consumer::Summary,
+    settle::Settle,
 };
 
 use crate::{
@@ -76,4 +77,32 @@ async fn jobs_that_come_back_after_a_while_or_among_many_others_are_not() {
         warnings.is_empty() && summary.called > 10_000,
         "{warnings:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_them_before_a_long_rest_is_not() {
+    let queue = Broker::new().queue("jobs").declare();
+    (0..50).for_each(|_| queue.publish(()));
+    let decision = ack_on_success().on_error(|_: &Refused| Verdict::retry());
+    let service = ServiceBuilder::new()
+        .layer(SentinelLayer::new(SettlePolicy::new(decision)))
+        .service_fn(|job: Delivery<()>| async move {
+            sleep(Duration::from_millis(1)).await;
+            match job.tag().deliveries() {
+                Some(5) => Ok(()),
+                _ => Err(Refused),
+            }
+        });
+    let (log, _guard) = Log::start();
+    let (later, subscription) = (queue.clone(), queue.subscribe(50).unwrap());
+    let consumer = Consumer::new(subscription, service).with_graceful_shutdown(async move {
+        sleep(10 * SECOND).await;
+        // The first of these ends the count of 200.
+        later.publish(());
+        sleep(SECOND).await;
+    });
+    let summary = ends(consumer).await.unwrap();
+    assert_eq!(summary.called, 255);
+    let lines = log.lines();
+    assert!(!lines.iter().any(|line| line.contains("without a delay")));
 }

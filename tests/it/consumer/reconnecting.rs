@@ -257,6 +257,22 @@ async fn a_wrong_configuration_found_in_a_drain_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wrong_configuration_is_told_also_if_the_end_is_requested_in_that_drain() {
+    let channel = Channel::of([Fate::Error]);
+    channel.refuse(Refusal::Unsupported);
+    let ending = channel.clone();
+    tokio::spawn(async move {
+        sleep(MS(500)).await;
+        ending.end(End::Failed);
+    });
+    let broker = Broker::new([Try::Channel(channel)]);
+    let consumer = Consumer::reconnecting(move || broker.connect(), service)
+        .with_graceful_shutdown(sleep(MS(700)));
+    let error = ends(consumer).await.unwrap_err();
+    assert!(matches!(error.cause(), EndCause::Misconfigured(_)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_a_pause_and_a_connect_at_once() {
     for next in [Try::Fails, Try::Hangs] {
         let broker = Broker::new([next]);

@@ -350,7 +350,7 @@ async fn a_token_on_one_side_only_is_warned_of_at_the_start() {
         let shutdown = CancellationToken::new();
         let token = sentinel_has.then(|| shutdown.clone());
         let channel = Channel::of([Fate::Value; 3]);
-        let services = [0, 1].map(|_| stack(token.clone()));
+        let services = [(); 3].map(|()| stack(token.clone()));
         let mut consumer = Consumer::parallel(channel.subscribe(), services)
             .with_graceful_shutdown(sleep(MS(10_000)));
         if consumer_has {

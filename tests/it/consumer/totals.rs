@@ -2,22 +2,22 @@
 
 use std::{
     convert::Infallible,
-    future::{Ready, pending},
+    future::{Ready, pending, ready},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::sleep;
-use tower::{Service, ServiceBuilder, service_fn};
+use tokio::{task::yield_now, time::sleep};
+use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_sentinel::{
-    Consumer, Job, SentinelLayer, SettlePolicy, ack_on_success,
+    Consumer, DecisionExt, Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery},
     consumer::{Pauser, State},
     settle::Settle,
 };
 
 use super::ends;
-use crate::support::Refused;
+use crate::support::{Refused, call, tag::Tag};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -42,6 +42,54 @@ async fn a_settlement_that_is_moot_is_in_the_summary_of_all_tasks() {
     let summary = ends(consumer).await.unwrap();
     assert_eq!((summary.called, summary.answered), (2, 1));
     assert_eq!((summary.failed, summary.moot), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_that_the_broker_counts_is_in_the_summary_of_all_tasks() {
+    let queue = Broker::new().queue("jobs").declare();
+    (0..6).for_each(|job| queue.publish(job));
+    let decision = ack_on_success().on_error(|_: &Refused| Verdict::retry());
+    let layer = SentinelLayer::new(SettlePolicy::new(decision));
+    let service = service_fn(|job: Delivery<u32>| async move {
+        sleep(Duration::from_secs(1)).await;
+        match job.tag().deliveries() {
+            Some(1 | 2) => Err(Refused),
+            _ => Ok(()),
+        }
+    });
+    let consumer = Consumer::parallel(queue.subscribe(3).unwrap(), vec![service; 3])
+        .sentinel(layer)
+        .with_graceful_shutdown(sleep(LEASE));
+    let summary = ends(consumer).await.unwrap();
+    assert_eq!((summary.called, summary.charged), (18, 12));
+    assert_eq!(summary.verdicts(Verdict::retry()), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_tags_of_jobs_that_did_not_stop_are_kept() {
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    let mut sentinel = layer.layer(service_fn(|_: Tag| ready(Ok::<_, Refused>(()))));
+    let settled = call(&mut sentinel, Tag::new()).await.unwrap();
+    for tasks in [1, 2] {
+        let queue = Broker::new().queue("jobs").declare();
+        (0..1_200).for_each(|job| queue.publish(job));
+        let settled = settled.clone();
+        let service = service_fn(move |job: Delivery<u32>| {
+            let mut settled = settled.clone();
+            settled.stopped = false;
+            settled.tag = Some(job.payload().to_string().into());
+            async move {
+                // Each of the tasks takes some.
+                yield_now().await;
+                Ok::<_, Infallible>(settled)
+            }
+        });
+        let consumer = Consumer::parallel(queue.subscribe(1_200).unwrap(), vec![service; tasks])
+            .with_graceful_shutdown(sleep(LEASE));
+        let summary = ends(consumer).await.unwrap();
+        assert_eq!(summary.not_stopped, 1_200);
+        assert_eq!(summary.not_stopped_tags.len(), 1_000);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,8 +16,10 @@ use tower::{Service, service_fn};
 use tower_sentinel::{
     Consumer, Outcome, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
     broker::memory::{Broker, Delivery, DeliveryTag, Queue},
-    consumer::{Pauser, State, Watch, connect_fn},
+    consumer::{AfterError, Escalation, Pauser, State, Watch, connect_fn},
 };
+
+use crate::support::Refused;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -128,6 +130,32 @@ async fn the_last_delivery_and_the_last_settlement_have_a_time_each() {
     assert_eq!(progress().await, (1, Some(S(0)), None));
     assert_eq!(progress().await, (1, Some(S(10)), Some(S(10))));
     assert_eq!(progress().await, (0, Some(S(10)), Some(S(20))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_fail_have_ended_like_those_that_succeed() {
+    let queue = Broker::new().queue("jobs").declare();
+    let service = service_fn(|job: Delivery<u32>| {
+        ready(match job.payload() % 3 {
+            0 => Err(Refused),
+            _ => Ok(()),
+        })
+    });
+    let consumer = Consumer::new(queue.subscribe(7).unwrap(), service)
+        .escalation(|_: &Refused| Escalation::Call)
+        .on_error(AfterError::Continue);
+    let watch = consumer.watch();
+    tokio::spawn(consumer.run());
+    for job in 0..7 {
+        queue.publish(job);
+        sleep(S(1)).await;
+        let State::Consuming(progress) = watch.state() else {
+            panic!("{watch:?}");
+        };
+        let all = u64::from(job) + 1;
+        assert_eq!((progress.called, progress.ended), (all, all));
+        assert_eq!(progress.running, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]

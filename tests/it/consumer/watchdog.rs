@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::{pending, ready},
+    future::{Ready, pending, ready},
     pin::Pin,
     sync::{
         Arc,
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, task::AtomicWaker};
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Service, ServiceBuilder, limit::ConcurrencyLimitLayer, service_fn};
 use tower_sentinel::{
@@ -367,6 +367,44 @@ async fn a_silent_broker_holds_up_no_drain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_delivery_during_a_probe_puts_a_stall_off() {
+    let queue = queue(0);
+    let faults = Faults::on(1, |it| &it.silent);
+    let begun = Instant::now();
+    let stalled = tokio::spawn(stall_of(faults.subscribe(&queue, 4), handler()));
+    sleep(EVERY + S(5)).await;
+    assert_eq!(faults.probes(), 1);
+    queue.publish(0);
+    let stall = stalled.await.unwrap();
+    assert_eq!((stall.kind, faults.probes()), (StallKind::Silent, 2));
+    let least = 2 * (EVERY + PATIENCE);
+    assert!(
+        (least..least + S(1)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_probe_comes_as_the_patience_ends() {
+    let queue = queue(7);
+    let faults = Faults::on(1, |it| &it.deaf);
+    let begun = Instant::now();
+    let consumer = Consumer::new(faults.subscribe(&queue, 4), handler())
+        .sentinel(layer!())
+        .watchdog(EVERY, EVERY + S(3));
+    ends(consumer).await.unwrap_err();
+    // At 10, 20 and 23 s.
+    let least = 2 * EVERY + S(3);
+    assert!(
+        (least..least + S(1)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(faults.probes(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_settlement_that_was_lost_on_its_way_is_a_stall() {
     let queue = queue(0);
     let faults = Faults::default();
@@ -543,6 +581,89 @@ async fn a_paused_consumer_is_left_alone() {
     watch.resume();
     is_left_alone(&watch).await;
     assert_eq!(queue.counts().acked, 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_during_a_probe_is_left_alone() {
+    let faults = Faults::on(1, |it| &it.silent);
+    let watch = spawn(&queue(0), 4, &faults);
+    sleep(EVERY + S(5)).await;
+    assert_eq!(faults.probes(), 1);
+    watch.pause();
+    is_left_alone(&watch).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_not_ready_for_an_empty_queue_is_left_alone() {
+    let faults = Faults::default();
+    let service = ServiceBuilder::new()
+        .concurrency_limit(0)
+        .service(handler());
+    let consumer = Consumer::new(faults.subscribe(&queue(0), 4), service)
+        .sentinel(layer!())
+        .watchdog(EVERY, PATIENCE);
+    let watch = consumer.watch();
+    tokio::spawn(consumer.run());
+    is_left_alone(&watch).await;
+    assert!(faults.probes() > 900);
+}
+
+/// Readiness that a test switches.
+#[derive(Default)]
+struct Switched {
+    is_ready: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Switched {
+    fn set(&self, is_ready: bool) {
+        self.is_ready.store(is_ready, Ordering::Relaxed);
+        self.waker.wake();
+    }
+}
+
+/// Service with such a readiness.
+#[derive(Clone, Default)]
+struct Switchable(Arc<Switched>);
+
+impl Service<Delivery<u32>> for Switchable {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.waker.register(cx.waker());
+        match self.0.is_ready.load(Ordering::Relaxed) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, _: Delivery<u32>) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_ready_now_and_then_is_left_alone() {
+    let faults = Faults::on(1, |it| &it.deaf);
+    let service = Switchable::default();
+    let readiness = Arc::clone(&service.0);
+    let consumer = Consumer::new(faults.subscribe(&queue(3), 4), service)
+        .sentinel(layer!())
+        .watchdog(EVERY, PATIENCE);
+    let watch = consumer.watch();
+    tokio::spawn(consumer.run());
+    for _ in 0..100 {
+        // Between two probes.
+        sleep(S(15)).await;
+        readiness.set(true);
+        sleep(S(1)).await;
+        readiness.set(false);
+        sleep(S(4)).await;
+    }
+    assert_eq!(stalls(&watch), 0);
+    assert!(faults.probes() > 190);
 }
 
 #[tokio::test(start_paused = true)]

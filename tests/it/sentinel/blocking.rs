@@ -152,6 +152,9 @@ async fn work_that_goes_on_is_not_stopped_and_counts_as_abandoned() {
         assert!(sentinel.ready().now_or_never().is_none());
         thread.release();
         sentinel.ready().await.unwrap();
+        // The only thread has survived the result that nobody waits for.
+        let next = jobs.spawn_blocking(|| ());
+        assert!(wait_until(|| next.is_finished()));
         jobs.shutdown_background();
     }
 }
@@ -172,7 +175,12 @@ async fn work_that_has_not_begun_never_does() {
         .runtime(jobs.handle().clone())
         .layer(service_fn(move |_: Unit| {
             let begins = begins.clone();
-            let work = spawn_blocking(move |_| begins.add());
+            // Dropped on the way to the outcome, in which its panic has no place.
+            let bomb = Bomb;
+            let work = spawn_blocking(move |_| {
+                let _bomb = bomb;
+                begins.add();
+            });
             waiting.store(true, Ordering::SeqCst);
             async move {
                 work.await;

@@ -438,6 +438,23 @@ async fn two_policies_of_one_sentinel_have_their_own_labels() {
     }
 }
 
+#[tokio::test]
+async fn jobs_of_which_only_the_tag_is_read_have_no_labels_of_a_delivery() {
+    let (metrics, _guard) = Metrics::start();
+    let tag = |job: &Delivery| job.1.clone();
+    let layer = SentinelLayer::with_tag(SettlePolicy::new(ack_on_success()), tag);
+    let mut sentinel = layer.layer(service_fn(process));
+    call(&mut sentinel, Delivery(Fate::Value, Tag::new()))
+        .await
+        .unwrap();
+    let consumed = metrics.take().into_keys();
+    let consumed = consumed.filter(|it| it.starts_with("messaging.client.consumed.messages"));
+    assert_eq!(
+        consumed.collect::<Vec<_>>(),
+        ["messaging.client.consumed.messages messaging.operation.name=consume"]
+    );
+}
+
 // === time in the queue ===
 
 const QUEUE: &str = "tower_sentinel.queue.duration";
@@ -477,7 +494,8 @@ async fn the_time_in_the_queue_is_that_of_the_first_delivery() {
     }
     sleep(Duration::from_secs(7)).await;
     let ended = queue.clone();
-    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success()));
+    // Another reader of the job passes the labels on.
+    let layer = SentinelLayer::new(SettlePolicy::new(ack_on_success())).delivery_limit(3);
     let process = |job: memory::Delivery<u32>| async move {
         sleep(Duration::from_secs(2)).await;
         match *job.payload() == 0 && job.tag().deliveries() == Some(1) {
