@@ -40,7 +40,9 @@ fuzz_target!(|text: &str| {
         return;
     }
     let mut lines = text.split('\n');
-    let reply = lines.next().map(Subject::from);
+    // A subject has no space, and ends at any line break.
+    let reply = lines.next().filter(|it| !it.contains(char::is_whitespace));
+    let reply = reply.map(Subject::from);
     let mut headers = HeaderMap::new();
     for line in lines {
         let Some((name, value)) = line.split_once(':') else {
