@@ -1,8 +1,8 @@
 //! [`JobContext`], the part of a job that it shares with its supervisor.
 
 use std::{
-    cell::Cell,
-    future::Future,
+    cell::{Cell, RefCell},
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{sync::Notify, task::futures::TaskLocalFuture, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -21,8 +21,37 @@ use crate::{
     panic_hook,
 };
 
-tokio::task_local! {
-    pub(super) static CURRENT: Arc<JobContext>;
+thread_local! {
+    /// The job of the code that runs on this thread.
+    ///
+    /// Not a task-local of tokio: that has a future of its own type around each type of job.
+    static CURRENT: RefCell<Option<Arc<JobContext>>> = const { RefCell::new(None) };
+}
+
+/// Makes the job in `slot`, if there is one, the current one until the returned guard is dropped.
+pub(crate) fn enter(slot: &mut Option<Arc<JobContext>>) -> Current<'_> {
+    swap(slot);
+    Current(slot)
+}
+
+/// Guard of [`enter`], which brings the outer job back.
+pub(crate) struct Current<'a>(&'a mut Option<Arc<JobContext>>);
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        swap(self.0);
+    }
+}
+
+fn swap(slot: &mut Option<Arc<JobContext>>) {
+    // Without effect in a thread that is about to end.
+    let _ended = CURRENT.try_with(|current| mem::swap(&mut *current.borrow_mut(), slot));
+}
+
+/// Calls `f`, which runs no foreign code, with the current job; `None` outside of a job.
+pub(super) fn with_current<R>(f: impl FnOnce(&Arc<JobContext>) -> R) -> Option<R> {
+    let called = CURRENT.try_with(|current| current.borrow().as_ref().map(f));
+    called.ok().flatten()
 }
 
 /// First `cancel` of a job.
@@ -133,18 +162,14 @@ pub(crate) trait Companion: Send + Sync {
 impl JobContext {
     /// Makes this the current job of `work`.
     pub(crate) fn run<R>(self: Arc<Self>, work: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self, work)
-    }
-
-    /// Makes this the current job of `future`, in each poll and in its destructor.
-    pub(crate) fn scope<F: Future>(self: Arc<Self>, future: F) -> TaskLocalFuture<Arc<Self>, F> {
-        CURRENT.scope(self, future)
+        let mut slot = Some(self);
+        let _current = enter(&mut slot);
+        work()
     }
 
     /// Ignores all later requests in the current job, which has ended by `panic`.
     pub(crate) fn close_current(panic: &Panic) {
-        // Fails outside of a job.
-        let _closed = CURRENT.try_with(|job| {
+        let _closed = with_current(|job| {
             // Fails if a request came first.
             let _closed = job.extra().request.set(None);
             if PHASE.get() == Phase::Unwinding && panic.has_asked() != Some(false) {
@@ -238,11 +263,7 @@ impl JobContext {
 
     /// Requests the stop, at the time `at`, unless another request came first.
     pub(crate) fn ask(self: &Arc<Self>, reason: CancelReason, at: Instant) {
-        let is_current = || {
-            CURRENT
-                .try_with(|it| Arc::ptr_eq(it, self))
-                .is_ok_and(|it| it)
-        };
+        let is_current = || with_current(|it| Arc::ptr_eq(it, self)) == Some(true);
         let request = Request {
             reason,
             at,
@@ -302,7 +323,7 @@ impl JobContext {
             start.is_ok()
         };
         // Invariant: a job is polled in its scope.
-        CURRENT.try_with(start).is_ok_and(|may| may)
+        with_current(start) == Some(true)
     }
 
     /// Returns whether the job has started; if it has not, it never will.

@@ -11,7 +11,7 @@ use tokio::{runtime::Handle, time::Instant};
 
 use crate::outcome::CancelReason;
 
-use self::context::CURRENT;
+use self::context::with_current;
 
 mod blocking;
 mod context;
@@ -21,7 +21,7 @@ mod spare;
 
 pub use self::blocking::spawn_blocking;
 pub(crate) use self::{
-    context::{Companion, JobContext, Limit, Request, Stopping},
+    context::{Companion, JobContext, Limit, Request, Stopping, enter},
     spare::JobHandle,
 };
 
@@ -65,7 +65,7 @@ pub(crate) use self::{
 ///
 /// Cancel safe: once the job is told to stop, every later call resolves at once.
 pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
-    told(CURRENT.try_with(Arc::clone).ok())
+    told(with_current(Arc::clone))
 }
 
 /// Returns the time left until the current job's time limit; `None` without a limit, and outside of a job.
@@ -96,7 +96,7 @@ pub fn cancelled() -> impl Future<Output = ()> + Send + 'static {
 /// # }
 /// ```
 pub fn time_left() -> Option<Duration> {
-    CURRENT.try_with(|job| job.time_left()).ok().flatten()
+    with_current(|job| job.time_left()).flatten()
 }
 
 /// Handle to the stop of one job, which can be cloned and passed to child tasks.
@@ -146,7 +146,7 @@ impl Cancellation {
     /// [`cancel`](Self::cancel) does nothing.
     pub fn current() -> Self {
         Self {
-            context: CURRENT.try_with(Arc::clone).ok(),
+            context: with_current(Arc::clone),
             runtime: Handle::try_current().ok(),
         }
     }

@@ -11,7 +11,7 @@ pub use self::{
     stop::{CancelReason, Cancelled, TimedOut},
 };
 pub(crate) use self::{
-    panic::{Quiet, catch, drop_quietly, guard, print},
+    panic::{Quiet, Run, catch, catch_dyn, drop_quietly, guard, guard_dyn, print},
     remains::{Elsewhere, Remains},
     stop::Stop,
 };

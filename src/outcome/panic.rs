@@ -149,6 +149,29 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
     }
 }
 
+/// Calls `f` and catches its panic, as [`catch`] does.
+///
+/// It is compiled once. So it is for code that is compiled for each handler: there a `catch` would be large.
+pub(crate) fn catch_dyn(f: &mut dyn Run) -> Result<(), Panic> {
+    catch(|| f.run())
+}
+
+/// Calls `f` and swallows its panic, as [`guard`] does; compiled once, like [`catch_dyn`].
+pub(crate) fn guard_dyn(f: &mut dyn Run) {
+    guard(|| f.run());
+}
+
+/// An `FnMut()` as a trait object. Such an object of `FnMut` itself has the closure's code a second time, for `FnOnce`.
+pub(crate) trait Run {
+    fn run(&mut self);
+}
+
+impl<F: FnMut()> Run for F {
+    fn run(&mut self) {
+        self();
+    }
+}
+
 /// Runs foreign code that returns nothing, such as a subscriber, a recorder, a waker or a destructor,
 /// and swallows its panic.
 ///
@@ -163,7 +186,9 @@ pub(crate) fn guard(foreign: impl FnOnce()) {
 /// Drops a value of the user, and swallows a panic of its destructor, which would end the sentinel too.
 pub(crate) fn drop_quietly<T>(value: T) {
     if mem::needs_drop::<T>() {
-        guard(|| drop(value));
+        let mut value = Some(value);
+        // Even if the drop of the old value unwinds, the new one is there.
+        guard_dyn(&mut || value = None);
     }
 }
 

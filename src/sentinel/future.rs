@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    outcome::guard,
+    outcome::guard_dyn,
     policy::Report,
     sentinel::{error::SentinelError, roll_call, runtimes::Clock, supervision::Supervision},
 };
@@ -62,7 +62,7 @@ where
             supervision.answer();
         }
         let result = ready!(supervision.poll(this.clock, cx));
-        guard(|| *this.supervision = None);
+        guard_dyn(&mut || *this.supervision = None);
         Poll::Ready(result)
     }
 }

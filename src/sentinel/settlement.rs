@@ -9,7 +9,7 @@ use std::{
 use tower_service::Service;
 
 use crate::{
-    outcome::{Panic, catch, drop_quietly},
+    outcome::{Panic, catch_dyn, drop_quietly},
     policy::Report,
 };
 
@@ -32,20 +32,20 @@ where
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
         let mut answer = None;
         // One `catch` for everything, since each one costs time on the path of every job.
-        let polled = catch(|| {
-            answer = Some(ready!(self.poll_answer(cx)));
-            *self = Settlement::Ended;
-            Poll::Ready(())
+        let polled = catch_dyn(&mut || {
+            if let Poll::Ready(response) = self.poll_answer(cx) {
+                answer = Some(response);
+                *self = Settlement::Ended;
+            }
         });
         match (polled, answer) {
-            (Ok(Poll::Pending), _) => Poll::Pending,
             // A destructor that panics cannot undo a response.
             (_, Some(answer)) => Poll::Ready(Ok(answer)),
+            (Ok(()), None) => Poll::Pending,
             (Err(panic), None) => {
                 self.end();
                 Poll::Ready(Err(panic))
             }
-            (Ok(Poll::Ready(())), None) => unreachable!("ready with a response"),
         }
     }
 

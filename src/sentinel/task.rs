@@ -9,12 +9,11 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
 use crate::{
-    cancel::JobContext,
-    outcome::{Panic, Quiet, catch, drop_quietly},
+    cancel::{JobContext, enter},
+    outcome::{Panic, Quiet, Run, catch, catch_dyn, drop_quietly},
     telemetry::GuardedSpan,
 };
 
@@ -28,37 +27,46 @@ pub(super) type Output<T, E> = Quiet<(Exit<T, E>, Option<Arc<JobContext>>)>;
 pin_project! {
     /// Task of a job.
     pub(super) struct Task<S, J, F> {
-        // `None` once it is over.
         #[pin]
-        call: Option<TaskLocalFuture<Arc<JobContext>, Call<S, J, F>>>,
+        call: Call<S, J, F>,
+        // The exit takes it along.
+        context: Option<Arc<JobContext>>,
         span: GuardedSpan,
     }
 
     impl<S, J, F> PinnedDrop for Task<S, J, F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            if this.call.is_none() {
+            if let Call::Over = *this.call {
                 return;
             }
-            let _entered = this.span.enter();
-            // The panic is passed on to tokio as a payload whose destructor does not panic. It reaches the
-            // supervisor, or is dropped if nobody waits any more.
-            if let Err(panic) = JobContext::dropping(|| catch(|| this.call.set(None))) {
-                resume_unwind(Box::new(panic));
-            }
+            drop_job(this.span, this.context, &mut || this.call.set(Call::Over));
         }
     }
 }
 
-impl<S, J> Task<S, J, S::Future>
-where
-    S: Service<J>,
-{
+pin_project! {
+    /// The call, then its future.
+    #[project = CallProj]
+    enum Call<S, J, F> {
+        // Each is `None` once it is used.
+        Calling { service: Option<S>, job: Option<J> },
+        Running { #[pin] future: F },
+        Over,
+    }
+}
+
+impl<S, J, F> Task<S, J, F> {
     /// Creates the task that calls the service with the job, in `context` and in `span`.
-    pub(super) fn new(context: Arc<JobContext>, call: (S, J), span: GuardedSpan) -> Self {
-        let call = Some(call);
-        let call = Some(context.scope(Call::Calling { call }));
-        Self { call, span }
+    pub(super) fn new(context: Arc<JobContext>, (service, job): (S, J), span: GuardedSpan) -> Self {
+        Self {
+            call: Call::Calling {
+                service: Some(service),
+                job: Some(job),
+            },
+            context: Some(context),
+            span,
+        }
     }
 }
 
@@ -69,74 +77,115 @@ where
     type Output = Output<S::Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let _entered = this.span.enter();
-        // Invariant: a task is not polled again once it is over.
-        let mut call = this.call.as_mut().as_pin_mut().expect("a job runs once");
-        let exit = ready!(call.as_mut().poll(cx));
-        let context = call.take_value();
-        // At this point it no longer contains anything of the job.
-        this.call.set(None);
-        Poll::Ready(Quiet::new((exit, context)))
-    }
-}
-
-pin_project! {
-    /// The call, then its future, with every panic caught where it happens.
-    ///
-    /// tokio would catch the panics too, but it drops a future while its panic unwinds. If the future then
-    /// panics in `Drop` as well, the process aborts.
-    #[project = CallProj]
-    enum Call<S, J, F> {
-        Calling { call: Option<(S, J)> },
-        Running { #[pin] future: F },
-    }
-}
-
-impl<S, J> Future for Call<S, J, S::Future>
-where
-    S: Service<J>,
-{
-    type Output = Exit<S::Response, S::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        JobContext::begin_poll();
-        if let CallProj::Calling { call } = self.as_mut().project() {
-            // The job has the outcome of a job that never started, and was aborted before that.
-            if !JobContext::start_current() {
-                return Poll::Pending;
-            }
-            // Invariant: a task is not polled again once `call` has panicked.
-            let (mut service, job) = call.take().expect("the service is called once");
-            let future = catch(|| service.call(job));
-            drop_quietly(service);
-            match future {
-                Ok(future) => self.set(Call::Running { future }),
-                Err(panic) => {
-                    JobContext::close_current(&panic);
-                    return Poll::Ready(Err(panic));
-                }
-            }
-        }
-        let mut returned = None;
-        let polled = catch(|| {
-            if let CallProj::Running { future } = self.as_mut().project() {
-                returned = Some(ready!(future.poll(cx)));
-            }
-            self.set(Call::Calling { call: None });
-            Poll::Ready(())
-        });
-        match (polled, returned) {
-            (Ok(Poll::Pending), _) => Poll::Pending,
+        let this = self.project();
+        let mut polling = Polling {
+            call: this.call,
+            result: None,
+        };
+        let panic = ready!(poll_job(this.span, this.context, &mut polling, cx));
+        let exit = match (polling.result, panic) {
             // A destructor that panics cannot undo the result of the job.
-            (_, Some(result)) => Poll::Ready(Ok(result)),
-            (Err(panic), None) => {
-                JobContext::close_current(&panic);
-                // `set` writes the new value even if the drop of the old one unwinds.
-                drop(catch(|| self.set(Call::Calling { call: None })));
-                Poll::Ready(Err(panic))
-            }
-            (Ok(Poll::Ready(())), None) => unreachable!("a call that did not panic left a future"),
+            (Some(result), _) => Ok(result),
+            (None, Some(panic)) => Err(panic),
+            (None, None) => unreachable!("a call that did not panic left a result"),
+        };
+        // At this point the task no longer contains anything of the job.
+        Poll::Ready(Quiet::new((exit, this.context.take())))
+    }
+}
+
+/// One poll of a job.
+struct Polling<'a, S: Service<J>, J> {
+    call: Pin<&'a mut Call<S, J, S::Future>>,
+    result: Option<Result<S::Response, S::Error>>,
+}
+
+/// A [`Polling`] without its types, so that most of a task is compiled once. `poll` and `end` may panic.
+trait Poller {
+    fn is_new(&self) -> bool;
+
+    fn has_result(&self) -> bool;
+
+    /// Calls the service, and polls its future.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    fn end(&mut self);
+}
+
+impl<S: Service<J>, J> Poller for Polling<'_, S, J> {
+    fn is_new(&self) -> bool {
+        matches!(*self.call, Call::Calling { .. })
+    }
+
+    fn has_result(&self) -> bool {
+        self.result.is_some()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let CallProj::Calling { service, job } = self.call.as_mut().project() {
+            // Invariant: a task is not polled again once `call` has panicked.
+            let (Some(callee), Some(job)) = (&mut *service, job.take()) else {
+                unreachable!("a service is called once");
+            };
+            // If this panics, the service is dropped by `end`, and not by the unwinding.
+            let future = callee.call(job);
+            let service = service.take();
+            self.call.set(Call::Running { future });
+            drop_quietly(service);
         }
+        if let CallProj::Running { future } = self.call.as_mut().project() {
+            self.result = Some(ready!(future.poll(cx)));
+        }
+        self.end();
+        Poll::Ready(())
+    }
+
+    fn end(&mut self) {
+        // It writes the new value even if the drop of the old one unwinds.
+        self.call.set(Call::Over);
+    }
+}
+
+/// Polls a job in its span and its context, and returns its panic.
+///
+/// tokio would catch the panic too, but it drops a future while its panic unwinds. If the future then
+/// panics in `Drop` as well, the process aborts.
+fn poll_job(
+    span: &GuardedSpan,
+    context: &mut Option<Arc<JobContext>>,
+    job: &mut dyn Poller,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Panic>> {
+    let _entered = span.enter();
+    let _current = enter(context);
+    JobContext::begin_poll();
+    // A job that may not start has the outcome of one that never did, and was aborted before that.
+    if job.is_new() && !JobContext::start_current() {
+        return Poll::Pending;
+    }
+    match catch(|| job.poll(cx)) {
+        Ok(polled) => polled.map(|()| None),
+        Err(panic) => {
+            if !job.has_result() {
+                JobContext::close_current(&panic);
+                drop(catch(|| job.end()));
+            }
+            Poll::Ready(Some(panic))
+        }
+    }
+}
+
+/// Drops a job that has not ended, in its span and its context.
+#[cold]
+fn drop_job(span: &GuardedSpan, context: &mut Option<Arc<JobContext>>, end: &mut dyn Run) {
+    let _entered = span.enter();
+    let dropped = {
+        let _current = enter(context);
+        JobContext::dropping(|| catch_dyn(end))
+    };
+    // The panic is passed on to tokio as a payload whose destructor does not panic. It reaches the
+    // supervisor, or is dropped if nobody waits any more.
+    if let Err(panic) = dropped {
+        resume_unwind(Box::new(panic));
     }
 }
