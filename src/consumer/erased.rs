@@ -19,16 +19,23 @@ impl Erased {
     pub(super) fn new<E: fmt::Display + Send + 'static>(error: E) -> Self {
         Self {
             error: Box::new(error),
-            print: |error, f| match error.downcast_ref::<E>() {
-                Some(error) => error.fmt(f),
-                None => Ok(()),
-            },
+            print: print::<E>,
         }
     }
 
     fn typed<E: 'static>(self) -> E {
         // Invariant: a consumer returns the errors of the types that it was made of.
         *self.error.downcast().expect("an error keeps its type")
+    }
+}
+
+fn print<E: fmt::Display + 'static>(
+    error: &(dyn Any + Send),
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    match error.downcast_ref::<E>() {
+        Some(error) => error.fmt(f),
+        None => Ok(()),
     }
 }
 

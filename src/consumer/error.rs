@@ -67,7 +67,9 @@ impl<T, E, C> ConsumerError<T, E, C> {
 
 impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for ConsumerError<T, E, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the consumer ended: {}", self.cause)
+        let (what, detail) = self.cause.describe();
+        f.write_str("the consumer ended: ")?;
+        detail.print_after(what, f)
     }
 }
 
@@ -199,11 +201,9 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
     pub(super) fn print(&self) -> String {
         print("error", self)
     }
-}
 
-impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCause<T, E, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, detail) = match self {
+    fn describe(&self) -> (&'static str, Detail<'_>) {
+        match self {
             EndCause::StreamEnded => ("the stream ended", Detail::None),
             EndCause::Stream(error) => ("the stream failed", Detail::Error(error)),
             EndCause::StreamPanicked(panic) => ("the stream panicked", Detail::Panic(panic)),
@@ -228,7 +228,13 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
                 ("making a service panicked", Detail::Panic(panic))
             }
             EndCause::RuntimeGone => ("the runtime ended", Detail::None),
-        };
+        }
+    }
+}
+
+impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCause<T, E, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, detail) = self.describe();
         detail.print_after(what, f)
     }
 }

@@ -3,14 +3,14 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use futures_util::stream::{FuturesUnordered, Stream};
 use pin_project_lite::pin_project;
 use tokio::task::coop::has_budget_remaining;
 
-use crate::outcome::{Panic, catch};
+use crate::outcome::{Panic, catch_dyn};
 
 /// All calls that have not ended. One task polls them, each only after it was woken.
 pub(super) type InFlight<F> = FuturesUnordered<Call<F>>;
@@ -59,7 +59,7 @@ impl<F> Call<F> {
     fn end(self: Pin<&mut Self>) {
         let mut future = self.project().future;
         if future.is_some() {
-            drop(catch(|| future.set(None)));
+            drop(catch_dyn(&mut || future.set(None)));
         }
     }
 }
@@ -77,14 +77,29 @@ impl<F: Future> Future for Call<F> {
         }
         // Invariant: a call is not polled after its end.
         let this = self.as_mut().project();
-        this.waker.get_or_insert_with(|| cx.waker().clone());
-        let future = this.future.as_pin_mut();
-        let future = future.expect("a call ends once");
-        let output = match catch(|| future.poll(cx)) {
-            Ok(poll) => Ok(ready!(poll)),
-            Err(panic) => Err(panic),
-        };
-        self.end();
-        Poll::Ready(output)
+        if this.waker.is_none() {
+            *this.waker = Some(cx.waker().clone());
+        }
+        let mut slot = this.future;
+        let mut output = None;
+        // One `catch` for everything, since each one costs time on the path of every job.
+        let caught = catch_dyn(&mut || {
+            let Some(future) = slot.as_mut().as_pin_mut() else {
+                return;
+            };
+            if let Poll::Ready(ready) = future.poll(cx) {
+                output = Some(ready);
+                slot.set(None);
+            }
+        });
+        match (caught, output) {
+            // A destructor that panics cannot undo an output.
+            (_, Some(output)) => Poll::Ready(Ok(output)),
+            (Ok(()), None) => Poll::Pending,
+            (Err(panic), None) => {
+                self.end();
+                Poll::Ready(Err(panic))
+            }
+        }
     }
 }

@@ -13,10 +13,8 @@ use tower_service::Service;
 use super::{
     ByClosure, ByError, Classify, ConsumerError, Consuming, Escalation, Summary,
     connect::Connect,
-    options::Options,
-    sessions::{Retry, Sessions},
+    sessions::{Sessions, Settings},
     setters::setters,
-    signals::Signals,
     source::Typed,
     subscription::Subscription,
     supervised::{MakeServices, Supervised},
@@ -162,38 +160,22 @@ pub struct ReconnectingConsumer<K, M, C = ByError> {
     connect: K,
     make_services: M,
     classify: C,
-    options: Options,
-    signals: Signals,
-    retry: Retry,
-    connect_timeout: Duration,
-    tasks: Option<usize>,
-    name: Option<Arc<str>>,
+    settings: Settings,
 }
 
 impl<K, M> ReconnectingConsumer<K, M> {
     pub(super) fn new(connect: K, make_services: M) -> Self {
-        let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
         Self {
             connect,
             make_services,
             classify: ByError,
-            options: Options::default(),
-            signals: Signals::default(),
-            retry: Retry {
-                pauses: Delays::new(min..=max),
-                longest: max,
-                random: fastrand::f64,
-                max_attempts: None,
-            },
-            connect_timeout: Duration::from_secs(30),
-            tasks: None,
-            name: None,
+            settings: Settings::default(),
         }
     }
 }
 
 impl<K, M, C> ReconnectingConsumer<K, M, C> {
-    setters!();
+    setters!(settings);
 
     /// Sets the ceilings of the pauses; from 500 ms to 30 s by default. The first is the lower bound, each is
     /// twice the last, and none is above the upper bound.
@@ -203,14 +185,14 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
     /// Panics if the lower bound is zero, since it would never grow, or above the upper bound.
     #[track_caller]
     pub fn backoff(mut self, pauses: RangeInclusive<Duration>) -> Self {
-        self.retry.longest = *pauses.end();
-        self.retry.pauses = Delays::new(pauses);
+        self.settings.retry.longest = *pauses.end();
+        self.settings.retry.pauses = Delays::new(pauses);
         self
     }
 
     /// Sets the source of the jitter, a number from 0 to 1; for tests.
     pub fn random(mut self, random: fn() -> f64) -> Self {
-        self.retry.random = random;
+        self.settings.retry.random = random;
         self
     }
 
@@ -226,7 +208,7 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
     #[track_caller]
     pub fn max_attempts(mut self, max: u32) -> Self {
         assert!(max > 0, "`max_attempts(0)` would never connect");
-        self.retry.max_attempts = Some(max);
+        self.settings.retry.max_attempts = Some(max);
         self
     }
 
@@ -234,7 +216,7 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
     ///
     /// A `connect` that takes longer is dropped, and is a failed attempt.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
-        self.connect_timeout = limit;
+        self.settings.connect_timeout = limit;
         self
     }
 
@@ -250,7 +232,7 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
     #[track_caller]
     pub fn tasks(mut self, number: usize) -> Self {
         assert!(number > 0, "`tasks(0)` would consume nothing");
-        self.tasks = Some(number);
+        self.settings.tasks = Some(number);
         self
     }
 
@@ -308,7 +290,7 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
         H: Clone,
         Sentinel<S, P, H>: Service<B::Job>,
     {
-        self.options.is_bounded = true;
+        self.settings.options.is_bounded = true;
         self.map(
             |handlers| Supervised::new(handlers, layer),
             |classify| classify,
@@ -349,12 +331,7 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
             connect: self.connect,
             make_services: make_services(self.make_services),
             classify: classify(self.classify),
-            options: self.options,
-            signals: self.signals,
-            retry: self.retry,
-            connect_timeout: self.connect_timeout,
-            tasks: self.tasks,
-            name: self.name,
+            settings: self.settings,
         }
     }
 }
@@ -374,19 +351,11 @@ impl<K, M, C> ReconnectingConsumer<K, M, C> {
             connect: self.connect,
             make_services: self.make_services,
             classify: Arc::new(Mutex::new(self.classify)),
-            is_bounded: self.options.is_bounded,
+            is_bounded: self.settings.options.is_bounded,
             connecting: None,
             services: Vec::new(),
         });
-        let sessions = Sessions {
-            source,
-            options: self.options,
-            connect_timeout: self.connect_timeout,
-            tasks: self.tasks,
-            total: Summary::default(),
-            beside: None,
-        };
-        Consuming::new(sessions.start(self.retry, self.name, self.signals))
+        Consuming::new(Sessions::start(source, self.settings))
     }
 }
 
@@ -410,10 +379,10 @@ where
 impl<K, M, C> fmt::Debug for ReconnectingConsumer<K, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReconnectingConsumer")
-            .field("name", &self.name)
-            .field("options", &self.options)
-            .field("signals", &self.signals)
-            .field("retry", &self.retry)
+            .field("name", &self.settings.name)
+            .field("options", &self.settings.options)
+            .field("signals", &self.settings.signals)
+            .field("retry", &self.settings.retry)
             .finish_non_exhaustive()
     }
 }

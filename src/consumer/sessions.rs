@@ -35,19 +35,48 @@ pub(super) struct Retry {
     pub(super) max_attempts: Option<u32>,
 }
 
-/// Sessions of a consumer, and the sum of their summaries.
-pub(super) struct Sessions {
-    pub(super) source: Box<dyn Source>,
+/// Settings of a consumer that has several sessions.
+pub(super) struct Settings {
     pub(super) options: Options,
+    pub(super) signals: Signals,
+    pub(super) retry: Retry,
     pub(super) connect_timeout: Duration,
     pub(super) tasks: Option<usize>,
-    pub(super) total: Summary,
+    pub(super) name: Option<Arc<str>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let (min, max) = (Duration::from_millis(500), Duration::from_secs(30));
+        Self {
+            options: Options::default(),
+            signals: Signals::default(),
+            retry: Retry {
+                pauses: Delays::new(min..=max),
+                longest: max,
+                random: fastrand::f64,
+                max_attempts: None,
+            },
+            connect_timeout: Duration::from_secs(30),
+            tasks: None,
+            name: None,
+        }
+    }
+}
+
+/// Sessions of a consumer, and the sum of their summaries.
+pub(super) struct Sessions {
+    source: Box<dyn Source>,
+    options: Options,
+    connect_timeout: Duration,
+    tasks: Option<usize>,
+    total: Summary,
     /// The session that drains beside the present one.
-    pub(super) beside: Option<Beside>,
+    beside: Option<Beside>,
 }
 
 /// Session whose channel is gone or stalled, and that still drains.
-pub(super) struct Beside {
+struct Beside {
     /// Cuts its drain short.
     stop: CancellationToken,
     task: JoinHandle<Summary>,
@@ -72,12 +101,28 @@ impl From<Cause> for Failure {
 
 impl Sessions {
     /// Returns the run of all sessions.
-    pub(super) fn start(mut self, retry: Retry, name: Option<Arc<str>>, signals: Signals) -> Run {
-        let watched = self.options.watched.get().cloned();
+    pub(super) fn start(source: Box<dyn Source>, settings: Settings) -> Run {
+        let Settings {
+            options,
+            signals,
+            retry,
+            connect_timeout,
+            tasks,
+            name,
+        } = settings;
+        let watched = options.watched.get().cloned();
+        let mut sessions = Self {
+            source,
+            options,
+            connect_timeout,
+            tasks,
+            total: Summary::default(),
+            beside: None,
+        };
         Run::new(name, signals, watched, |mut signals| async move {
-            let cause = self.run(retry, &mut signals).await;
-            signals.attend(self.join_beside()).await;
-            let summary = self.total;
+            let cause = sessions.run(retry, &mut signals).await;
+            signals.attend(sessions.join_beside()).await;
+            let summary = sessions.total;
             Ended { cause, summary }
         })
     }

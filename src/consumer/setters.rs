@@ -1,7 +1,8 @@
 //! Setters that each kind of consumer has.
 
+/// For a type that has its options, signals and name itself, or in the given field.
 macro_rules! setters {
-    () => {
+    ($($field:ident)?) => {
         /// Sets the name of the consumer, by which two consumers in one process can be told apart; none by
         /// default.
         ///
@@ -28,13 +29,13 @@ macro_rules! setters {
         /// # drop(consumer);
         /// ```
         pub fn name(mut self, name: impl Into<std::sync::Arc<str>>) -> Self {
-            self.name = Some(name.into());
+            self$(.$field)?.name = Some(name.into());
             self
         }
 
         /// Returns a handle to see the consumer's state from outside, and to operate it.
         pub fn watch(&self) -> crate::consumer::Watch {
-            let watched = self.options.watched.get_or_init(Default::default);
+            let watched = self$(.$field)?.options.watched.get_or_init(Default::default);
             crate::consumer::Watch::new(std::sync::Arc::clone(watched))
         }
 
@@ -108,8 +109,8 @@ macro_rules! setters {
             patience: std::time::Duration,
         ) -> Self {
             let timing = crate::consumer::watchdog::Timing::new(every, patience);
-            self.options.watchdog = Some(timing);
-            self.options.watched.get_or_init(Default::default);
+            self$(.$field)?.options.watchdog = Some(timing);
+            self$(.$field)?.options.watched.get_or_init(Default::default);
             self
         }
 
@@ -120,7 +121,7 @@ macro_rules! setters {
         where
             G: std::future::Future<Output = ()> + Send + 'static,
         {
-            self.signals.graceful = Some(Box::pin(signal));
+            self$(.$field)?.signals.graceful = Some(Box::pin(signal));
             self
         }
 
@@ -133,7 +134,7 @@ macro_rules! setters {
         where
             G: std::future::Future<Output = ()> + Send + 'static,
         {
-            self.signals.forced = Some(Box::pin(signal));
+            self$(.$field)?.signals.forced = Some(Box::pin(signal));
             self
         }
 
@@ -142,7 +143,7 @@ macro_rules! setters {
         ///
         /// It is one limit for all of them. `Duration::MAX` is no limit.
         pub fn drain_timeout(mut self, limit: std::time::Duration) -> Self {
-            self.options.drain_timeout = limit;
+            self$(.$field)?.options.drain_timeout = limit;
             self
         }
 
@@ -153,14 +154,14 @@ macro_rules! setters {
         /// [`settle_timeout`](crate::SentinelLayer::settle_timeout) together, which are 35 s by
         /// default.
         pub fn stop_timeout(mut self, limit: std::time::Duration) -> Self {
-            self.options.stop_timeout = limit;
+            self$(.$field)?.options.stop_timeout = limit;
             self
         }
 
         /// Sets the reaction to an error that concerns [only one call](crate::consumer::Escalation::Call);
         /// [`AfterError::Stop`](crate::consumer::AfterError::Stop) by default.
         pub fn on_error(mut self, after_error: crate::consumer::AfterError) -> Self {
-            self.options.after_error = after_error;
+            self$(.$field)?.options.after_error = after_error;
             self
         }
     };

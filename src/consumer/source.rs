@@ -14,7 +14,7 @@ use super::{
     Classify, connect::Connect, erased::Erased, in_flight::Call, subscription::Subscription,
     supervised::MakeServices, work::Wired,
 };
-use crate::outcome::{Panic, catch, drop_quietly};
+use crate::outcome::{Panic, catch_dyn, drop_quietly};
 
 /// Constructor of the subscription and of the services of each session.
 ///
@@ -74,14 +74,14 @@ where
         tasks: Option<usize>,
         shutdown: &CancellationToken,
     ) -> Result<(), Panic> {
-        self.services = catch(|| self.make_services.make_services(tasks, shutdown))?;
-        Ok(())
+        catch_dyn(&mut || self.services = self.make_services.make_services(tasks, shutdown))
     }
 
     fn connect(&mut self, attempt: u32) -> Result<(), Panic> {
-        let connecting = catch(|| self.connect.connect(attempt))?;
-        self.connecting = Some(Box::pin(Call::new(connecting)));
-        Ok(())
+        catch_dyn(&mut || {
+            let connecting = self.connect.connect(attempt);
+            self.connecting = Some(Box::pin(Call::new(connecting)));
+        })
     }
 
     fn poll_connected(
@@ -112,6 +112,8 @@ where
     }
 
     fn drop_services(&mut self) {
-        self.services.drain(..).for_each(drop_quietly);
+        while let Some(service) = self.services.pop() {
+            drop_quietly(service);
+        }
     }
 }

@@ -47,8 +47,11 @@ where
     type Service = S;
 
     fn make_services(&mut self, tasks: Option<usize>, shutdown: &CancellationToken) -> Vec<S> {
-        let services = (0..tasks.unwrap_or(1)).map(|_| self(shutdown.clone()));
-        services.collect()
+        let mut services = Vec::new();
+        for _ in 0..tasks.unwrap_or(1) {
+            services.push(self(shutdown.clone()));
+        }
+        services
     }
 }
 
@@ -126,9 +129,12 @@ where
         shutdown: &CancellationToken,
     ) -> Vec<Self::Service> {
         let mut handlers = self.handlers.make_services(Some(1), shutdown);
+        // Cloned in any case, as by each call: a handler that panics at it is not used at all.
         if let Some(first) = handlers.first().cloned() {
             let tasks = tasks.unwrap_or_else(tasks_that_pay);
-            handlers.resize(tasks.max(handlers.len()), first);
+            while handlers.len() < tasks {
+                handlers.push(first.clone());
+            }
         }
         self.layer.layer_each(handlers, shutdown)
     }

@@ -18,7 +18,7 @@ use super::{
     subscription::Subscription,
 };
 use crate::{
-    outcome::{Panic, catch, drop_quietly},
+    outcome::{Panic, catch, catch_dyn, drop_quietly, guard_dyn},
     settle::Verdict,
 };
 
@@ -162,15 +162,13 @@ impl Wired {
             services.truncate(prefetch);
         }
         let mut works: Vec<Box<dyn Work>> = Vec::with_capacity(services.len());
-        let parts = jobs.split(services.len());
-        for (jobs, service) in parts.into_iter().zip(services) {
-            works.push(Box::new(Typed {
-                jobs,
-                service,
-                calls: InFlight::new(),
-                classify: Arc::clone(classify),
-            }));
+        let mut parts = jobs.split(services.len());
+        while let Some(service) = services.pop() {
+            // Invariant: there is a part for each service.
+            let jobs = parts.pop().expect("a service has its jobs");
+            works.push(Typed::boxed(jobs, service, classify));
         }
+        works.reverse();
         Self { works, prefetch }
     }
 }
@@ -188,6 +186,18 @@ where
     S: Service<J, Response: 'static, Error: fmt::Display + Send + 'static>,
     C: Classify<S::Error>,
 {
+    fn boxed(jobs: Jobs<J, T>, service: S, classify: &Arc<Mutex<C>>) -> Box<dyn Work>
+    where
+        Self: Work + 'static,
+    {
+        Box::new(Self {
+            jobs,
+            service,
+            calls: InFlight::new(),
+            classify: Arc::clone(classify),
+        })
+    }
+
     fn answer(
         &self,
         summary: &mut Summary,
@@ -202,13 +212,14 @@ where
             Ok(Err(error)) => {
                 // A classifier that panicked is still used: its result can't be worse than the assumption for a
                 // panic.
-                let classify = || self.classify.lock().unwrap_or_else(PoisonError::into_inner);
                 // If the classifier panics, the delivery may be unsettled.
-                let escalation = catch(|| classify().classify(&error));
-                Answer::Failed(
-                    escalation.unwrap_or(Escalation::Channel),
-                    Erased::new(error),
-                )
+                let mut escalation = Escalation::Channel;
+                guard_dyn(&mut || {
+                    let classify = self.classify.lock();
+                    let classify = classify.unwrap_or_else(PoisonError::into_inner);
+                    escalation = classify.classify(&error);
+                });
+                Answer::Failed(escalation, Erased::new(error))
             }
             Err(panic) => Answer::Panicked(panic),
         }
@@ -228,7 +239,8 @@ where
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Result<Poll<Result<(), Erased>>, Panic> {
-        let polled = catch(|| self.service.poll_ready(cx))?;
+        let mut polled = Poll::Pending;
+        catch_dyn(&mut || polled = self.service.poll_ready(cx))?;
         Ok(polled.map_err(Erased::new))
     }
 
@@ -237,14 +249,18 @@ where
         summary: &mut Summary,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Cause>> {
-        let job = match ready!(self.jobs.poll_next(cx)) {
-            Ok(job) => job,
+        let mut job = match ready!(self.jobs.poll_next(cx)) {
+            Ok(job) => Some(job),
             Err(cause) => return Poll::Ready(Err(cause)),
         };
         // The job is taken now: nothing may come before its call.
         summary.called += 1;
         // The push is inside, so that the future is moved only once.
-        let called = catch(|| self.calls.push(Call::new(self.service.call(job))));
+        let called = catch_dyn(&mut || {
+            if let Some(job) = job.take() {
+                self.calls.push(Call::new(self.service.call(job)));
+            }
+        });
         Poll::Ready(called.map_err(Cause::CallPanicked))
     }
 
