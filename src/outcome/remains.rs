@@ -21,8 +21,22 @@ impl<T, E> Remains<Outcome<T, E>> {
         elsewhere: Option<Box<Elsewhere<Outcome<T, E>>>>,
     ) -> Self {
         Self {
-            outcome: outcome.has_destructor().then_some(outcome),
+            outcome: Some(outcome),
             elsewhere,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn outcome(&self) -> &Outcome<T, E> {
+        // Invariant: an outcome is not asked for once it is forgotten.
+        self.outcome.as_ref().expect("an outcome is kept")
+    }
+
+    /// Forgets an outcome that has no destructor.
+    #[inline]
+    pub(crate) fn skim(&mut self) {
+        if !self.outcome().has_destructor() {
+            self.outcome = None;
         }
     }
 }
@@ -54,12 +68,14 @@ impl<O: Send + 'static> Elsewhere<O> {
         Self {
             runtime,
             outcome: None,
-            drop_on: |mut elsewhere, outcome| {
-                elsewhere.outcome = Some(Quiet::new(outcome));
-                let runtime = elsewhere.runtime.clone();
-                drop_on(&runtime, elsewhere);
-            },
+            drop_on: Self::drop_on,
         }
+    }
+
+    fn drop_on(mut self: Box<Self>, outcome: O) {
+        self.outcome = Some(Quiet::new(outcome));
+        let runtime = self.runtime.clone();
+        drop_on(&runtime, self);
     }
 }
 

@@ -55,33 +55,64 @@ pin_project! {
     }
 }
 
+impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
+    #[inline]
+    pub(crate) fn new(state: State<Tag, F, E>, remains: Remains<O>) -> Self {
+        Self { state, remains }
+    }
+}
+
+impl<Tag, F, E, O> Future for SettleFuture<Tag, F, E, O>
+where
+    Tag: Settle<Future = F, Error = E>,
+    F: Future<Output = Result<(), Unsettled<Tag, E>>>,
+    E: fmt::Display,
+{
+    type Output = Result<Settled, SettleError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().state.poll(cx)
+    }
+}
+
+impl<Tag, F, E, O> fmt::Debug for SettleFuture<Tag, F, E, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("SettleFuture");
+        if let State::Settling { settling, .. } = &self.state {
+            debug
+                .field("verdict", &settling.settled.verdict)
+                .field("tries", &settling.tries);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+// === impl State ===
+
 pin_project! {
+    /// The future without the outcome of the job, so that it is compiled once for each type of tag.
     #[project = StateProjection]
-    enum State<Tag, F, E> {
+    pub(crate) enum State<Tag, F, E> {
         // `None` once it is returned.
         Refused { error: Option<SettleError<E>> },
         Settling { span: GuardedSpan, stopwatch: Stopwatch, #[pin] settling: Settling<Tag, F> },
     }
 }
 
-impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
-    pub(crate) fn refused(error: SettleError<E>, remains: Remains<O>) -> Self {
-        let error = Some(error);
-        Self {
-            state: State::Refused { error },
-            remains,
-        }
+impl<Tag, F, E> State<Tag, F, E> {
+    pub(crate) fn refused(error: SettleError<E>) -> Self {
+        State::Refused { error: Some(error) }
     }
 
     /// Begins to settle in `span`.
     ///
     /// All parts are built in place: the future is large, and made for every job.
+    #[inline]
     pub(crate) fn settling(
         span: GuardedSpan,
         mut stopwatch: Stopwatch,
         (tag, settled, message): (Tag, Settled, Option<String>),
         attempts: Attempts,
-        remains: Remains<O>,
     ) -> Self
     where
         Tag: Settle<Future = F>,
@@ -97,35 +128,28 @@ impl<Tag, F, E, O> SettleFuture<Tag, F, E, O> {
             tag.settle(settled.verdict, reason)
         };
         stopwatch.set_unfinished(Unfinished::Dropped);
-        Self {
-            state: State::Settling {
-                span,
-                stopwatch,
-                settling: Settling {
-                    step: Step::Trying { future },
-                    timer: None,
-                    since: None,
-                    tries: 1,
-                    attempts,
-                    settled,
-                    message: kept,
-                },
+        State::Settling {
+            span,
+            stopwatch,
+            settling: Settling {
+                step: Step::Trying { future },
+                timer: None,
+                since: None,
+                tries: 1,
+                attempts,
+                settled,
+                message: kept,
             },
-            remains,
         }
     }
 }
 
-impl<Tag, F, E, O> Future for SettleFuture<Tag, F, E, O>
-where
-    Tag: Settle<Future = F, Error = E>,
-    F: Future<Output = Result<(), Unsettled<Tag, E>>>,
-    E: fmt::Display,
-{
-    type Output = Result<Settled, SettleError<E>>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
+impl<Tag: Settle> State<Tag, Tag::Future, Tag::Error> {
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Settled, SettleError<Tag::Error>>> {
+        match self.project() {
             StateProjection::Settling {
                 span,
                 stopwatch,
@@ -146,7 +170,7 @@ where
                         if let SettleError::Moot { .. } = error {
                             stopwatch.moot();
                         }
-                        type_name::<E>()
+                        type_name::<Tag::Error>()
                     }
                 };
                 stopwatch.failed(error_type);
@@ -158,18 +182,6 @@ where
                 Poll::Ready(Err(error.take().expect("a refusal is returned once")))
             }
         }
-    }
-}
-
-impl<Tag, F, E, O> fmt::Debug for SettleFuture<Tag, F, E, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("SettleFuture");
-        if let State::Settling { settling, .. } = &self.state {
-            debug
-                .field("verdict", &settling.settled.verdict)
-                .field("tries", &settling.tries);
-        }
-        debug.finish_non_exhaustive()
     }
 }
 

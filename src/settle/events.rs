@@ -92,11 +92,36 @@ impl<'a> End<'a> {
         }
     }
 
-    fn cancel_reason(self) -> Option<CancelReason> {
+    pub(crate) fn kind(self) -> OutcomeKind {
+        match self {
+            End::Completed => OutcomeKind::Completed,
+            End::Failed(_) => OutcomeKind::Failed,
+            End::Panicked(_) => OutcomeKind::Panicked,
+            End::TimedOut(_) => OutcomeKind::TimedOut,
+            End::Cancelled(_) => OutcomeKind::Cancelled,
+        }
+    }
+
+    /// Returns the message of the panic, or the reason of the stop.
+    pub(super) fn message(self) -> Option<String> {
+        match self {
+            End::Completed | End::Failed(_) => None,
+            End::Panicked(panic) => Some(panic.message().to_owned()),
+            End::TimedOut(timed_out) => Some(timed_out.to_string()),
+            End::Cancelled(cancelled) => Some(cancelled.to_string()),
+        }
+    }
+
+    pub(super) fn cancel_reason(self) -> Option<CancelReason> {
         match self {
             End::Cancelled(cancelled) => Some(cancelled.reason()),
             _ => None,
         }
+    }
+
+    /// Returns whether the job had stopped running; see [`Outcome::is_stopped`].
+    pub(crate) fn is_stopped(self) -> bool {
+        self.stopped() != Some(false)
     }
 
     fn stopped(self) -> Option<bool> {

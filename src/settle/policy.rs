@@ -17,11 +17,11 @@ use crate::{
     policy::Report,
     settle::{
         Settle,
-        attempts::{Attempts, SettleFuture},
-        decision::{AckOnSuccess, Decision},
+        attempts::{Attempts, SettleFuture, State},
+        decision::{AckOnSuccess, Decision, Undecided},
         error::SettleError,
         events::{self, Decided, End, Fate},
-        reason::{Reason, Settled},
+        reason::Settled,
         spans::settle_span,
         verdict::{Verdict, VerdictKind},
     },
@@ -225,26 +225,6 @@ impl<D> SettlePolicy<D> {
     }
 }
 
-impl<D> SettlePolicy<D> {
-    /// Returns the verdict of the decision, if the broker can carry it out.
-    fn verdict<Tag, T, E>(
-        &self,
-        tag: &Tag,
-        outcome: &Outcome<T, E>,
-    ) -> Result<Verdict, SettleError<Tag::Error>>
-    where
-        D: Decision<Tag, T, E>,
-        Tag: Settle,
-    {
-        let verdict = self.decision.decide(tag, outcome);
-        let verdict = verdict.map_err(SettleError::Undecided)?;
-        match tag.capabilities().can(verdict) {
-            true => Ok(verdict),
-            false => Err(SettleError::Unsupported { verdict }),
-        }
-    }
-}
-
 #[cfg(feature = "metrics")]
 impl<D> SettlePolicy<D> {
     /// Sets labels of this policy's metrics, beside those of the first delivery's
@@ -302,34 +282,22 @@ where
             elsewhere,
             measured,
         } = report;
-        let verdict = self.verdict(&tag, &outcome);
-        let (kind, stopped) = (outcome.kind(), outcome.is_stopped());
-        let cancelled = outcome.cancel_reason();
-        let message = explain(&tag, &outcome);
-        if !outcome.is_completed() {
-            tell(&tag, &outcome, verdict.as_ref().ok(), message.as_deref());
-        }
-        let message = message.or_else(|| Reason::of(&outcome, elapsed).message);
-        let remains = Remains::new(outcome, elsewhere);
-        let verdict = match verdict {
-            Ok(verdict) => verdict,
-            Err(refusal) => return SettleFuture::refused(refusal, remains),
-        };
-        let settled = Settled {
-            kind,
-            cancelled,
-            verdict,
-            charged: tag.capabilities().charges(verdict),
-            stopped,
-            tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
+        let decided = self.decision.decide(&tag, &outcome);
+        // Before anything else that may panic, since it guards the destructor of the outcome.
+        let mut remains = Remains::new(outcome, elsewhere);
+        let outcome = remains.outcome();
+        let case = Case {
+            end: End::of(outcome),
+            error: match outcome {
+                Outcome::Failed(error) => Some(error),
+                _ => None,
+            },
             elapsed,
         };
-        let describe = || tag.messaging();
         let instruments = measured.of_policy(&self.instruments);
-        let stopwatch = instruments.begin(verdict.kind().index(), describe);
-        let span = settle_span(&tag, verdict);
-        let answer = (tag, settled, message);
-        SettleFuture::settling(span, stopwatch, answer, self.attempts, remains)
+        let state = begin(tag, decided, case, instruments, self.attempts);
+        remains.skim();
+        SettleFuture::new(state, remains)
     }
 }
 
@@ -342,16 +310,72 @@ impl<D> fmt::Debug for SettlePolicy<D> {
     }
 }
 
+/// A job to settle, without its types.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    end: End<'a>,
+    /// The error of a job that failed.
+    error: Option<&'a dyn fmt::Display>,
+    elapsed: Duration,
+}
+
+/// Begins the settlement of a job, or refuses it.
+///
+/// It has no types of the job, so it is compiled once for each broker.
+// The future is large: inline it is built in place.
+#[inline]
+fn begin<Tag: Settle + fmt::Debug>(
+    tag: Tag,
+    decided: Result<Verdict, Undecided>,
+    case: Case<'_>,
+    instruments: SettleInstruments,
+    attempts: Attempts,
+) -> State<Tag, Tag::Future, Tag::Error> {
+    let Case {
+        end,
+        error,
+        elapsed,
+    } = case;
+    let verdict = match decided {
+        Ok(verdict) if tag.capabilities().can(verdict) => Ok(verdict),
+        Ok(verdict) => Err(SettleError::Unsupported { verdict }),
+        Err(undecided) => Err(SettleError::Undecided(undecided)),
+    };
+    let message = match end {
+        End::Completed => None,
+        _ => {
+            let message = explain(&tag, end, error);
+            tell(&tag, end, verdict.as_ref().ok(), message.as_deref());
+            message.or_else(|| end.message())
+        }
+    };
+    let verdict = match verdict {
+        Ok(verdict) => verdict,
+        Err(refusal) => return State::refused(refusal),
+    };
+    let stopped = end.is_stopped();
+    let settled = Settled {
+        kind: end.kind(),
+        cancelled: end.cancel_reason(),
+        verdict,
+        charged: tag.capabilities().charges(verdict),
+        stopped,
+        tag: (!stopped).then(|| print("tag", &format_args!("{tag:?}")).into()),
+        elapsed,
+    };
+    let stopwatch = instruments.begin(verdict.kind().index(), || tag.messaging());
+    let span = settle_span(&tag, verdict);
+    State::settling(span, stopwatch, (tag, settled, message), attempts)
+}
+
 /// Emits the event of a job that has not completed.
-fn tell<Tag, T, E>(
+fn tell<Tag: Settle + fmt::Debug>(
     tag: &Tag,
-    outcome: &Outcome<T, E>,
+    end: End<'_>,
     verdict: Option<&Verdict>,
     message: Option<&str>,
-) where
-    Tag: Settle + fmt::Debug,
-{
-    if let (Outcome::Failed(_), Some(message)) = (outcome, message) {
+) {
+    if let (End::Failed(_), Some(message)) = (end, message) {
         guard(|| {
             Span::current().record("error.message", message);
         });
@@ -361,25 +385,25 @@ fn tell<Tag, T, E>(
             verdict,
             // A suspect is kept apart from the dead letters.
             has_dead_letter: tag.capabilities().has_dead_letter()
-                || outcome.cancel_reason() == Some(CancelReason::Suspect),
+                || end.cancel_reason() == Some(CancelReason::Suspect),
         },
         None => Fate::Unsettled,
     };
-    events::tell(End::of(outcome), fate, &|| Decided::new(tag, message));
+    events::tell(end, fate, &|| Decided::new(tag, message));
 }
 
 /// Returns the text of a job's error, or the reason why a job was not run.
 ///
 /// `None` for all other outcomes: they carry their own message, or have none.
-fn explain<Tag, T, E>(tag: &Tag, outcome: &Outcome<T, E>) -> Option<String>
-where
-    Tag: Settle,
-    E: fmt::Display,
-{
-    if let Outcome::Failed(error) = outcome {
+fn explain<Tag: Settle>(
+    tag: &Tag,
+    end: End<'_>,
+    error: Option<&dyn fmt::Display>,
+) -> Option<String> {
+    if let Some(error) = error {
         return Some(print("error", error));
     }
-    match outcome.cancel_reason()? {
+    match end.cancel_reason()? {
         CancelReason::DeliveryLimit => {
             // Invariant: a job passes the delivery limit only if its count is known.
             let deliveries = tag.deliveries().unwrap_or_default();

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     outcome::{CancelReason, Outcome, OutcomeKind},
-    settle::verdict::Verdict,
+    settle::{events::End, verdict::Verdict},
 };
 
 /// Reason for a verdict, which a broker can keep with a dead letter.
@@ -44,11 +44,8 @@ impl Reason {
     /// ```
     pub fn of<T, E: fmt::Display>(outcome: &Outcome<T, E>, elapsed: Duration) -> Self {
         let message = match outcome {
-            Outcome::Completed(_) => None,
             Outcome::Failed(error) => Some(error.to_string()),
-            Outcome::Panicked(panic) => Some(panic.message().to_owned()),
-            Outcome::TimedOut(timed_out) => Some(timed_out.to_string()),
-            Outcome::Cancelled(cancelled) => Some(cancelled.to_string()),
+            _ => End::of(outcome).message(),
         };
         Self {
             kind: outcome.kind(),
