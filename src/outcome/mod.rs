@@ -1,6 +1,6 @@
 //! [`Outcome`] of a job, and the three ways in which a job can fail to return.
 
-use std::{any::Any, error::Error, fmt, mem::needs_drop};
+use std::{any::Any, convert::Infallible, error::Error, fmt, mem::needs_drop};
 
 mod panic;
 mod remains;
@@ -96,6 +96,16 @@ impl<T, E> Outcome<T, E> {
             Outcome::Completed(_) | Outcome::Failed(_) | Outcome::Panicked(_) => true,
             Outcome::TimedOut(timed_out) => timed_out.stopped(),
             Outcome::Cancelled(cancelled) => cancelled.stopped(),
+        }
+    }
+
+    /// Creates the outcome of a job that has not returned.
+    pub(crate) fn unreturned(failure: Failure<Infallible>) -> Self {
+        match failure {
+            Failure::Failed(never) => match never {},
+            Failure::Panicked(panic) => Outcome::Panicked(panic),
+            Failure::TimedOut(timed_out) => Outcome::TimedOut(timed_out),
+            Failure::Cancelled(cancelled) => Outcome::Cancelled(cancelled),
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     cancel::{Request, Stopping},
-    outcome::{CancelReason, Outcome, Stop},
+    outcome::{CancelReason, Failure, Stop},
 };
 
 /// Durations of the ladder of steps that stop a job.
@@ -44,11 +44,11 @@ impl Cause {
         }
     }
 
-    pub(super) fn into_outcome<T, E>(self, stop: Stop) -> Outcome<T, E> {
+    pub(super) fn into_outcome<E>(self, stop: Stop) -> Failure<E> {
         match self {
-            Cause::TimeLimit(limit) => Outcome::TimedOut(stop.into_timed_out(limit)),
+            Cause::TimeLimit(limit) => Failure::TimedOut(stop.into_timed_out(limit)),
             Cause::Cancelled(reason) | Cause::Unwinding(reason) => {
-                Outcome::Cancelled(stop.into_cancelled(reason))
+                Failure::Cancelled(stop.into_cancelled(reason))
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     sentinel::{
         abandoned::Abandoned,
         arrival::LimitedDeliveries,
+        base::Base,
         cause::Ladder,
         error::SentinelError,
         hooks::{CallerSpan, EventOnly, Hooks},
@@ -23,7 +24,7 @@ use crate::{
         runtimes::Runtimes,
         service::Sentinel,
         settings::{OnDrop, OnStuck, Settings},
-        supervision::{Base, Shared},
+        supervision::Shared,
     },
     settle::ProcessSpan,
     telemetry::metrics::{Instruments, Labels},
@@ -527,7 +528,8 @@ impl<S, P: Clone, H: Clone> Layer<S> for SentinelLayer<P, H> {
     fn layer(&self, service: S) -> Self::Service {
         let instruments = self.instruments();
         let abandoned = self.abandoned(&instruments);
-        self.sentinel(service, self.settings.clone(), instruments, abandoned)
+        let shared = self.shared(self.settings.clone(), instruments, abandoned);
+        Sentinel::new(service, self.policy.clone(), shared)
     }
 }
 
@@ -537,17 +539,14 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
     /// do, and nothing else that would cause contention between their threads.
     pub(crate) fn layer_each<S>(
         &self,
-        services: Vec<S>,
+        mut services: Vec<S>,
         shutdown: &CancellationToken,
     ) -> Vec<Sentinel<S, P, H>> {
         let abandoned = self.abandoned(&self.instruments());
         let mut sentinels = Vec::with_capacity(services.len());
-        for service in services {
-            let mut settings = self.settings.clone();
-            settings.shutdown = Some(shutdown.child_token());
-            settings.is_told_by_polls = true;
-            let (instruments, abandoned) = (self.instruments(), abandoned.clone());
-            sentinels.push(self.sentinel(service, settings, instruments, abandoned));
+        while let Some(service) = services.pop() {
+            let shared = self.shared_under(shutdown, abandoned.clone());
+            sentinels.push(Sentinel::new(service, self.policy.clone(), shared));
         }
         sentinels
     }
@@ -561,13 +560,23 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
         Some(Arc::new(Abandoned::new(max, Arc::clone(instruments))))
     }
 
-    fn sentinel<S>(
+    fn shared_under(
         &self,
-        service: S,
+        shutdown: &CancellationToken,
+        abandoned: Option<Arc<Abandoned>>,
+    ) -> Arc<Shared<H>> {
+        let mut settings = self.settings.clone();
+        settings.shutdown = Some(shutdown.child_token());
+        settings.is_told_by_polls = true;
+        self.shared(settings, self.instruments(), abandoned)
+    }
+
+    fn shared(
+        &self,
         settings: Settings,
         instruments: Arc<Instruments>,
         abandoned: Option<Arc<Abandoned>>,
-    ) -> Sentinel<S, P, H> {
+    ) -> Arc<Shared<H>> {
         let base = Base {
             settings,
             runtimes: Runtimes::new(self.runtime.clone()),
@@ -576,7 +585,7 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
             instruments,
         };
         let hooks = self.hooks.clone();
-        Sentinel::new(service, self.policy.clone(), Shared { base, hooks })
+        Arc::new(Shared { base, hooks })
     }
 }
 

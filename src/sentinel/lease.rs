@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::outcome::{Outcome, guard};
+use crate::outcome::{OutcomeKind, guard};
 
 /// Time limit of a job, unless another is set.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,14 +45,14 @@ impl Outliving {
         }
     }
 
-    /// Warns, unless the job of `outcome` was kept alive.
+    /// Warns, unless the job, which has ended with `outcome`, was kept alive.
     #[inline]
-    pub(crate) fn tell<T, E>(&self, outcome: &Outcome<T, E>, is_kept_alive: impl FnOnce() -> bool) {
+    pub(crate) fn tell(&self, outcome: OutcomeKind, is_kept_alive: impl FnOnce() -> bool) {
         let Some(times) = self.first.get() else {
             return;
         };
         // With another outcome, the job may have ended before its keep-alive could begin.
-        let is_telling = matches!(outcome, Outcome::Completed(_) | Outcome::TimedOut(_));
+        let is_telling = matches!(outcome, OutcomeKind::Completed | OutcomeKind::TimedOut);
         if !is_telling || self.told.load(Ordering::Relaxed) || is_kept_alive() {
             return;
         }

@@ -4,8 +4,10 @@
 
 mod abandoned;
 mod arrival;
+mod base;
 mod builder;
 mod cause;
+mod course;
 mod error;
 mod future;
 mod hooks;

@@ -14,16 +14,18 @@ use tower_service::Service;
 
 use crate::{
     cancel::JobContext,
-    outcome::{Elsewhere, Outcome, catch, guard},
+    outcome::{Elsewhere, Outcome, guard, guard_dyn},
     policy::{AckPolicy, Report},
     sentinel::{
+        base::Base,
         hooks::{Hooks, MakeSpan, OnUnsettled},
         isolate::Isolated,
-        roll_call,
-        runtimes::{Clock, Runtimes},
-        supervision::{Base, Origin, Shared, Supervision},
+        roll_call::{self, RunningJob},
+        runtimes::Clock,
+        supervision::{Origin, Shared, Supervision},
     },
     settle::Settled,
+    telemetry::GuardedSpan,
 };
 
 impl<P, F, Tag, T, E, G, M, U> Origin<P, F, Tag, T, E> for Shared<Hooks<G, M, U>>
@@ -51,9 +53,18 @@ where
         Some(Box::new(Elsewhere::new(jobs.clone())))
     }
 
-    fn describe(&self, tag: &Tag) -> (Box<str>, Option<Box<str>>) {
-        let message_id = catch(|| self.hooks.span.message_id(tag));
-        (roll_call::printed(tag), message_id.ok().flatten())
+    fn running_job(
+        &self,
+        tag: &Tag,
+        isolated: &Isolated<T, E>,
+        context: &JobContext,
+        span: &GuardedSpan,
+    ) -> Option<RunningJob> {
+        let id = isolated.id()?;
+        let mut message_id = None;
+        guard_dyn(&mut || message_id = self.hooks.span.message_id(tag));
+        let described = (roll_call::printed(tag), message_id);
+        Some(isolated.course.running_job(id, described, context, span))
     }
 
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>) {
@@ -67,8 +78,7 @@ where
     }
 
     fn take_over(self: Arc<Self>, supervision: Supervision<P, F, Tag, T, E>, rank: usize) {
-        let known = |rank| Some((rank, self.base.runtimes.runtime(rank)?));
-        let Some((rank, runtime)) = (rank..Runtimes::MOST).find_map(known) else {
+        let Some((rank, runtime)) = self.base.runtimes.usable(rank) else {
             return supervision.lose();
         };
         // If that runtime is gone, the orphan is dropped at once, and its destructor tries the next one.
@@ -122,11 +132,16 @@ where
         let result = ready!(supervision.poll(this.clock, cx));
         // Before the callback, since a settled job must not be handed on.
         let supervision = this.supervision.take();
-        if let (Err(error), Some(Supervision { span, .. })) = (result, supervision) {
-            let _entered = span.enter();
+        if let (Err(error), Some(supervision)) = (result, &supervision) {
+            let _entered = supervision.span.enter();
             tell(error.brief());
+            let mut error = Some(error);
             // tokio would drop the payload of its panic, and that destructor may panic too.
-            guard(|| this.origin.hooks.unsettled.unsettled(error));
+            guard_dyn(&mut || {
+                if let Some(error) = error.take() {
+                    this.origin.hooks.unsettled.unsettled(error);
+                }
+            });
         }
         Poll::Ready(())
     }

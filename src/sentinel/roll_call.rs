@@ -74,15 +74,15 @@ pub(super) fn is_on() -> bool {
     IS_ON.get()
 }
 
-/// Adds the job with this id, once, and returns whether it is to stop.
-pub(super) fn answer(id: task::Id, job: impl FnOnce() -> RunningJob) -> bool {
-    if CALLED.with_borrow(|call| call.jobs.iter().any(|it| it.id == id)) {
-        return false;
-    }
-    // Outside of the borrow, since the `Debug` of a tag is foreign.
-    let mut job = job();
+/// Returns whether the job with this id has answered already.
+pub(super) fn has_answered(id: task::Id) -> bool {
+    CALLED.with_borrow(|call| call.jobs.iter().any(|it| it.id == id))
+}
+
+/// Adds a job, and returns whether it is to stop.
+pub(super) fn answer(mut job: RunningJob) -> bool {
     CALLED.with_borrow_mut(|call| {
-        let stops = call.stops.contains(&id);
+        let stops = call.stops.contains(&job.id);
         job.is_told_to_stop |= stops;
         call.jobs.push(job);
         stops

@@ -125,6 +125,11 @@ impl Runtimes {
         }
     }
 
+    /// Returns the first usable runtime from `rank` on, with its rank.
+    pub(crate) fn usable(&self, rank: usize) -> Option<(usize, Handle)> {
+        (rank..Self::MOST).find_map(|rank| Some((rank, self.runtime(rank)?)))
+    }
+
     /// Enters a runtime if the current thread is outside of any, since a policy may need timers.
     #[inline]
     pub(crate) fn enter(&self) -> Option<EnterGuard<'_>> {
@@ -148,9 +153,8 @@ impl Runtimes {
 
     /// Returns the first known runtime to supervise on.
     pub(crate) fn handle(&self) -> Handle {
-        (0..Self::MOST)
-            .find_map(|rank| self.runtime(rank))
-            .expect("a call was made, so a runtime is known")
+        let usable = self.usable(0);
+        usable.expect("a call was made, so a runtime is known").1
     }
 }
 

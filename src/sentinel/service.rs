@@ -11,23 +11,21 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
-    cancel::{JobHandle, Limit},
-    job::TimeLimit,
-    outcome::{Cancelled, Outcome, catch},
+    cancel::JobHandle,
+    outcome::{CancelReason, Cancelled, Outcome, catch_dyn},
     policy::{AckPolicy, Report},
     sentinel::{
+        base::Base,
         error::SentinelError,
         future::ResponseFuture,
         hooks::{Hooks, MakeSpan, OnUnsettled, Tagging},
         isolate::Isolated,
-        lease::{DEFAULT_TIMEOUT, default_timeout},
         listening,
         settlement::Settlement,
-        supervision::{Base, Origin, Shared, Stage, Supervision},
+        supervision::{Origin, Shared, Stage, Supervision},
     },
-    settle::events,
+    settle::events::{self, End},
     telemetry::GuardedSpan,
-    time::deadline,
     waiters::Waiter,
 };
 
@@ -84,11 +82,11 @@ pub struct Sentinel<S, P, H = Hooks> {
 }
 
 impl<S, P, H> Sentinel<S, P, H> {
-    pub(super) fn new(service: S, policy: P, shared: Shared<H>) -> Self {
+    pub(super) fn new(service: S, policy: P, shared: Arc<Shared<H>>) -> Self {
         Self {
             service,
             policy,
-            shared: Arc::new(shared),
+            shared,
             waiter: None,
         }
     }
@@ -135,8 +133,9 @@ where
         if let Some(abandoned) = &self.shared.base.abandoned {
             ready!(abandoned.poll_ready(&mut self.waiter, cx));
         }
-        match catch(|| self.service.poll_ready(cx)) {
-            Ok(ready) => ready.map_err(SentinelError::Unready),
+        let mut ready = Poll::Pending;
+        match catch_dyn(&mut || ready = self.service.poll_ready(cx)) {
+            Ok(()) => ready.map_err(SentinelError::Unready),
             Err(panic) => Poll::Ready(Err(SentinelError::UnreadyPanicked(panic))),
         }
     }
@@ -152,39 +151,21 @@ where
 
         // All user code that may panic comes before the spawn.
         let tag = hooks.tag.tag(&job);
-        let limit = match hooks.tag.time_limit(&job) {
-            TimeLimit::Inherit => settings.timeout,
-            own => own,
-        };
-        let lease = hooks.tag.lease(&job);
-        let is_default = limit == TimeLimit::Inherit;
-        let limit = match limit {
-            TimeLimit::Inherit => Some(default_timeout(lease)),
-            TimeLimit::Never => None,
-            TimeLimit::After(limit) => Some(limit),
-        };
-        if let Some(lease) = lease {
-            settings.outliving.note(limit, settings.ladder.grace, lease);
-        }
-        let due = limit.and_then(|limit| deadline(started, limit));
+        let limit = hooks.tag.time_limit(&job);
+        let limit = settings.limit(started, limit, hooks.tag.lease(&job));
         // This panics if the runtime has no timers; the ready instance is then still there.
-        let clock = runtimes.clock(due);
+        let clock = runtimes.clock(limit.due);
         let span = GuardedSpan::new(hooks.span.make_span(&tag));
         let policy = self.policy.clone();
-        let kept_alive = match is_default && lease.is_some() {
-            true => deadline(started, DEFAULT_TIMEOUT),
-            false => due,
-        };
-        let context = JobHandle::new(Limit { due, kept_alive });
+        let context = JobHandle::new(limit);
         let describe = || hooks.tag.messaging(&job);
         let mut in_flight = base.instruments.begin(type_name::<S::Error>(), describe);
         base.instruments.waited(|| hooks.tag.queued_since(&job));
         let origin: Arc<dyn Origin<_, _, _, _, _>> = Arc::clone(&self.shared) as _;
         let stage = match hooks.tag.refusal(&tag) {
             Some(reason) => {
-                let outcome = Outcome::Cancelled(Cancelled::new(reason, true).never_started());
-                let _entered = span.enter();
-                events::conclude(&span, &outcome, || origin.policy_tells());
+                let cancelled = refuse(&span, reason, origin.policy_tells());
+                let outcome = Outcome::Cancelled(cancelled);
                 let mut report = Report::new(tag, outcome, started.elapsed());
                 report.measured = base.instruments.measured();
                 in_flight = base
@@ -201,12 +182,8 @@ where
                 // The ready instance is the one to call.
                 let service = mem::replace(&mut self.service, clone);
                 let call = (service, job);
-                let mut isolated = Isolated::spawn(runtimes, &context, job_span, call, started);
-                if let (Some(shutdown), false) = (base.shutdown(), settings.is_told_by_polls) {
-                    isolated.listen(shutdown);
-                }
                 Stage::Running {
-                    isolated,
+                    isolated: Isolated::spawn(base, &context, job_span, call, started),
                     answerable: Some((tag, policy)),
                 }
             }
@@ -223,6 +200,14 @@ where
             supervision: Some(supervision),
         }
     }
+}
+
+/// Returns the outcome of a job that is not run, and tells of it in its span.
+fn refuse(span: &GuardedSpan, reason: CancelReason, is_told: bool) -> Cancelled {
+    let cancelled = Cancelled::new(reason, true).never_started();
+    let _entered = span.enter();
+    events::conclude(span, End::Cancelled(&cancelled), is_told);
+    cancelled
 }
 
 impl<S: Clone, P: Clone, H> Clone for Sentinel<S, P, H> {

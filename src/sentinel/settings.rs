@@ -2,13 +2,20 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cancel::Limit,
     job::TimeLimit,
     outcome::guard,
-    sentinel::{cause::Ladder, lease::Outliving, roll_call::RunningJob},
+    sentinel::{
+        cause::Ladder,
+        lease::{DEFAULT_TIMEOUT, Outliving, default_timeout},
+        roll_call::RunningJob,
+    },
     telemetry::metrics::Labels,
+    time::deadline,
 };
 
 /// Fate of a job whose caller drops the response future.
@@ -44,6 +51,29 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Returns the limit of a job that is called at `started`, and notes whether it may outlive its `lease`.
+    pub(crate) fn limit(&self, started: Instant, own: TimeLimit, lease: Option<Duration>) -> Limit {
+        let limit = match own {
+            TimeLimit::Inherit => self.timeout,
+            own => own,
+        };
+        let is_default = limit == TimeLimit::Inherit;
+        let limit = match limit {
+            TimeLimit::Inherit => Some(default_timeout(lease)),
+            TimeLimit::Never => None,
+            TimeLimit::After(limit) => Some(limit),
+        };
+        if let Some(lease) = lease {
+            self.outliving.note(limit, self.ladder.grace, lease);
+        }
+        let due = limit.and_then(|limit| deadline(started, limit));
+        let kept_alive = match is_default && lease.is_some() {
+            true => deadline(started, DEFAULT_TIMEOUT),
+            false => due,
+        };
+        Limit { due, kept_alive }
+    }
+
     /// Returns `true` once `shutdown` is cancelled, if the caller announces that by a poll.
     pub(crate) fn is_shut_down(&self) -> bool {
         let shutdown = self.shutdown.as_ref();

@@ -3,11 +3,12 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::{task, time::Instant};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
@@ -15,20 +16,16 @@ use crate::{
     outcome::{CancelReason, Elsewhere, Outcome, guard},
     policy::Report,
     sentinel::{
-        abandoned::Abandoned,
+        base::Base,
+        course::Course,
         error::SentinelError,
         isolate::Isolated,
         roll_call::{self, RunningJob},
-        runtimes::{Clock, Runtimes},
-        settings::{OnDrop, Settings},
+        runtimes::Clock,
         settlement::Settlement,
-        shutdown::Shutdown,
     },
-    settle::events,
-    telemetry::{
-        GuardedSpan,
-        metrics::{InFlightGauge, Instruments},
-    },
+    settle::events::{self, End},
+    telemetry::{GuardedSpan, metrics::InFlightGauge},
     time::deadline,
 };
 
@@ -36,25 +33,6 @@ use crate::{
 pub(crate) struct Shared<H> {
     pub(crate) base: Base,
     pub(crate) hooks: H,
-}
-
-/// The part of [`Shared`] that has no type parameters.
-pub(crate) struct Base {
-    pub(crate) settings: Settings,
-    pub(crate) runtimes: Runtimes,
-    /// Made by the first call that has a token.
-    pub(crate) shutdown: OnceLock<Shutdown>,
-    pub(crate) abandoned: Option<Arc<Abandoned>>,
-    pub(crate) instruments: Arc<Instruments>,
-}
-
-impl Base {
-    /// Returns the shutdown of the jobs. It is watched from the first call on.
-    pub(crate) fn shutdown(&self) -> Option<&Shutdown> {
-        let token = self.settings.shutdown.as_ref()?;
-        let watch = || Shutdown::new(token, self.runtimes.handle());
-        Some(self.shutdown.get_or_init(watch))
-    }
 }
 
 /// Sentinel that a supervision began in.
@@ -72,8 +50,14 @@ pub(crate) trait Origin<P, F, Tag, T, E>: Send + Sync {
     /// Returns the runtime to drop the remains of jobs on, if that is not the current one.
     fn elsewhere(&self) -> Option<Box<Elsewhere<Outcome<T, E>>>>;
 
-    /// Returns the tag as `Debug` prints it, and the id of its message.
-    fn describe(&self, tag: &Tag) -> (Box<str>, Option<Box<str>>);
+    /// Describes a job, unless its task was [taken away](Isolated::take_running).
+    fn running_job(
+        &self,
+        tag: &Tag,
+        isolated: &Isolated<T, E>,
+        context: &JobContext,
+        span: &GuardedSpan,
+    ) -> Option<RunningJob>;
 
     /// Counts a job that still runs although its outcome is known.
     fn abandon(&self, isolated: &mut Isolated<T, E>, context: &Arc<JobContext>);
@@ -119,77 +103,51 @@ where
         mut clock: Pin<&mut Clock>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<P::Response, SentinelError<E, P::Error>>> {
-        let context: &Arc<JobContext> = &self.context;
         let _entered = self.span.enter();
-        let Base {
-            settings,
-            runtimes,
-            shutdown,
-            abandoned,
-            instruments,
-        } = self.origin.base();
-        let outcome = match &mut self.stage {
-            Stage::Running { isolated, .. } => {
-                let (clock, shutdown) = (clock.as_mut(), shutdown.get());
-                let polled =
-                    isolated.poll_outcome(context, clock, settings, runtimes, shutdown, cx);
-                Some(ready!(polled))
-            }
-            Stage::Settling { .. } => None,
-        };
-        // Not earlier: a poll that finds the job running needs none.
-        let _runtime = runtimes.enter();
-        if let (
-            Some(outcome),
+        let base = self.origin.base();
+        let _runtime = match &mut self.stage {
+            Stage::Settling { .. } => base.runtimes.enter(),
             Stage::Running {
                 isolated,
                 answerable,
-            },
-        ) = (outcome, &mut self.stage)
-        {
-            context.dismiss(outcome.is_stopped());
-            let elapsed = isolated.elapsed();
-            events::conclude(&self.span, &outcome, || self.origin.policy_tells());
-            settings
-                .outliving
-                .tell(&outcome, || context.is_kept_alive());
-            if let Outcome::Completed(_) | Outcome::Failed(_) = outcome {
-                if let Some(late) = isolated.lateness(elapsed, settings.ladder.grace) {
-                    events::tell_late(outcome.kind(), late);
+            } => {
+                let context: &Arc<JobContext> = &self.context;
+                let outcome = ready!(isolated.poll_outcome(context, clock.as_mut(), base, cx));
+                // Not earlier: a poll that finds the job running needs none.
+                let runtime = base.runtimes.enter();
+                let end = End::of(&outcome);
+                let is_told = !outcome.is_completed() && self.origin.policy_tells();
+                let elapsed = conclude(base, &isolated.course, context, &self.span, end, is_told);
+                self.in_flight = base.instruments.conclude(end.kind(), elapsed);
+                let is_stopped = end.is_stopped();
+                let stuck = match &*answerable {
+                    Some((tag, _)) if !is_stopped => {
+                        self.origin.running_job(tag, isolated, context, &self.span)
+                    }
+                    _ => None,
+                };
+                // A job that never started holds no thread.
+                let runs_on = !is_stopped || context.is_blocking();
+                if base.abandoned.is_some() && runs_on {
+                    self.origin.abandon(isolated, context);
                 }
+                // Invariant: the stage is left below.
+                let (tag, policy) = answerable.take().expect("a job has one outcome");
+                let mut report = Report::new(tag, outcome, elapsed);
+                report.measured = base.instruments.measured();
+                if base.runtimes.jobs().is_some() && report.outcome.has_destructor() {
+                    report.elsewhere = self.origin.elsewhere();
+                }
+                self.stage = Stage::Settling {
+                    settlement: Settlement::Readying(policy, Some(report)),
+                    due: None,
+                };
+                if let Some(job) = stuck {
+                    base.settings.on_stuck.tell(&job);
+                }
+                runtime
             }
-            // Invariant: the stage is left below.
-            let (tag, policy) = answerable.take().expect("a job has one outcome");
-            let stuck = match (outcome.is_stopped(), isolated.id()) {
-                (false, Some(id)) => Some(running_job(
-                    id,
-                    &*self.origin,
-                    isolated,
-                    context,
-                    &self.span,
-                    &tag,
-                )),
-                _ => None,
-            };
-            // A job that never started holds no thread.
-            let runs_on = !outcome.is_stopped() || context.is_blocking();
-            let mut report = Report::new(tag, outcome, elapsed);
-            report.measured = instruments.measured();
-            if runtimes.jobs().is_some() && report.outcome.has_destructor() {
-                report.elsewhere = self.origin.elsewhere();
-            }
-            self.in_flight = instruments.conclude(report.outcome.kind(), report.elapsed);
-            if abandoned.is_some() && runs_on {
-                self.origin.abandon(isolated, context);
-            }
-            self.stage = Stage::Settling {
-                settlement: Settlement::Readying(policy, Some(report)),
-                due: None,
-            };
-            if let Some(job) = stuck {
-                settings.on_stuck.tell(&job);
-            }
-        }
+        };
         let Stage::Settling { settlement, due } = &mut self.stage else {
             unreachable!("the stage was left above");
         };
@@ -197,9 +155,7 @@ where
             Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(SentinelError::Policy)),
             Poll::Ready(Err(panic)) => Poll::Ready(Err(SentinelError::PolicyPanicked(panic))),
             Poll::Pending => {
-                let limit = settings.settle_timeout;
-                *due = due.or_else(|| deadline(Instant::now(), limit));
-                ready!(clock.poll(*due, runtimes, cx));
+                let limit = ready!(poll_limit(due, clock, base, cx));
                 settlement.end();
                 Poll::Ready(Err(SentinelError::PolicyTimedOut(limit)))
             }
@@ -217,13 +173,14 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
         else {
             return;
         };
-        let Some(id) = isolated.id() else {
+        if isolated.id().is_none_or(roll_call::has_answered) {
             return;
-        };
-        let (origin, context) = (&*self.origin, &self.context);
-        let job = || running_job(id, origin, isolated, context, &self.span, tag);
-        if roll_call::answer(id, job) {
-            context.ask(CancelReason::Requested, Instant::now());
+        }
+        let job = self
+            .origin
+            .running_job(tag, isolated, &self.context, &self.span);
+        if job.is_some_and(roll_call::answer) {
+            self.context.ask(CancelReason::Requested, Instant::now());
         }
     }
 
@@ -232,22 +189,8 @@ impl<P, F, Tag, T, E> Supervision<P, F, Tag, T, E> {
     /// The job is stopped if the layer's [`OnDrop`] says so. A settlement that has begun goes on.
     pub(crate) fn hand_over(mut self) {
         let origin = Arc::clone(&self.origin);
-        let Base {
-            settings,
-            runtimes,
-            shutdown,
-            ..
-        } = origin.base();
-        if let (Stage::Running { isolated, .. }, OnDrop::Abort) =
-            (&mut self.stage, settings.on_drop)
-        {
-            isolated.stop_without_caller(&self.context, settings.ladder, runtimes, shutdown.get());
-        }
-        if let (Stage::Running { isolated, .. }, Some(shutdown), true) =
-            (&mut self.stage, shutdown.get(), settings.is_told_by_polls)
-        {
-            // Its caller no longer polls it.
-            isolated.listen(shutdown);
+        if let Stage::Running { isolated, .. } = &mut self.stage {
+            isolated.lose_caller(&self.context, origin.base());
         }
         origin.take_over(self, 0);
     }
@@ -267,23 +210,38 @@ fn tell_lost() {
     guard(|| tracing::error!("job not settled: its runtimes have ended"));
 }
 
-fn running_job<P, F, Tag, T, E>(
-    id: task::Id,
-    origin: &dyn Origin<P, F, Tag, T, E>,
-    isolated: &Isolated<T, E>,
+/// Tells all who are to know of the end of a job, and returns the time that the job took.
+fn conclude(
+    base: &Base,
+    course: &Course,
     context: &JobContext,
     span: &GuardedSpan,
-    tag: &Tag,
-) -> RunningJob {
-    let (tag, message_id) = origin.describe(tag);
-    RunningJob {
-        id,
-        tag,
-        message_id,
-        span: span.name(),
-        since: isolated.started(),
-        time_left: context.time_left(),
-        is_told_to_stop: context.is_told(),
-        is_blocking: context.is_blocking(),
+    end: End<'_>,
+    is_told: bool,
+) -> Duration {
+    let settings = &base.settings;
+    context.dismiss(end.is_stopped());
+    let elapsed = course.elapsed();
+    events::conclude(span, end, is_told);
+    settings
+        .outliving
+        .tell(end.kind(), || context.is_kept_alive());
+    if let End::Completed | End::Failed(_) = end {
+        if let Some(late) = course.lateness(elapsed, settings.ladder.grace) {
+            events::tell_late(end.kind(), late);
+        }
     }
+    elapsed
+}
+
+/// Waits for the limit of a settlement, which is pending, and returns it.
+fn poll_limit(
+    due: &mut Option<Instant>,
+    clock: Pin<&mut Clock>,
+    base: &Base,
+    cx: &mut Context<'_>,
+) -> Poll<Duration> {
+    let limit = base.settings.settle_timeout;
+    *due = due.or_else(|| deadline(Instant::now(), limit));
+    clock.poll(*due, &base.runtimes, cx).map(|()| limit)
 }

@@ -136,17 +136,12 @@ impl<'a> End<'a> {
 /// Marks `span`, which is current, with the outcome, and emits its event unless the policy does
 /// (`is_told`).
 #[inline]
-pub(crate) fn conclude<T, E>(
-    span: &GuardedSpan,
-    outcome: &Outcome<T, E>,
-    is_told: impl FnOnce() -> bool,
-) {
-    if outcome.is_completed() {
+pub(crate) fn conclude(span: &GuardedSpan, end: End<'_>, is_told: bool) {
+    if let End::Completed = end {
         return;
     }
-    let end = End::of(outcome);
     mark(span, end);
-    if !is_told() {
+    if !is_told {
         tell(end, Fate::Unknown, &Decided::default);
     }
 }
