@@ -95,7 +95,7 @@ macro_rules! policy {
     };
 }
 
-#[library_benchmark(config = about(4_184))]
+#[library_benchmark(config = about(4_210))]
 #[bench::jobs(warm())]
 fn spawn_by_hand(runtime: Runtime) -> Runtime {
     each!(runtime, |job| {
@@ -104,7 +104,7 @@ fn spawn_by_hand(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_269))]
+#[library_benchmark(config = about(5_304))]
 #[bench::jobs(warm())]
 fn timeout_by_hand(runtime: Runtime) -> Runtime {
     each!(runtime, |job| {
@@ -113,7 +113,7 @@ fn timeout_by_hand(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_902))]
+#[library_benchmark(config = about(5_827))]
 #[bench::jobs(warm())]
 fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).no_timeout();
@@ -124,7 +124,7 @@ fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_853))]
+#[library_benchmark(config = about(6_729))]
 #[bench::jobs(warm())]
 fn sentinel(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).timeout(LIMIT);
@@ -135,7 +135,7 @@ fn sentinel(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_130))]
+#[library_benchmark(config = about(6_007))]
 #[bench::jobs(warm())]
 fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     let mut service = ServiceBuilder::new()
@@ -155,7 +155,7 @@ fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     runtime
 }
 
-#[library_benchmark(config = about(8_960))]
+#[library_benchmark(config = about(8_914))]
 #[bench::jobs(queue())]
 fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {
@@ -171,7 +171,7 @@ fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     (runtime, queue)
 }
 
-#[library_benchmark(config = about(1_063))]
+#[library_benchmark(config = about(1_054))]
 #[bench::jobs(queue())]
 fn settlement((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {
