@@ -124,7 +124,7 @@ fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_729))]
+#[library_benchmark(config = about(6_764))]
 #[bench::jobs(warm())]
 fn sentinel(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).timeout(LIMIT);
@@ -135,7 +135,7 @@ fn sentinel(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_007))]
+#[library_benchmark(config = about(6_066))]
 #[bench::jobs(warm())]
 fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     let mut service = ServiceBuilder::new()
@@ -155,7 +155,7 @@ fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     runtime
 }
 
-#[library_benchmark(config = about(8_914))]
+#[library_benchmark(config = about(8_930))]
 #[bench::jobs(queue())]
 fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {

@@ -45,18 +45,26 @@ impl Abandoned {
 
     /// Waits until fewer than `max` abandoned jobs run.
     pub(crate) fn poll_ready(&self, waiter: &mut Option<Waiter>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.full().is_some() {
-            let waiter = waiter.get_or_insert_with(Waiter::default);
-            waiter.register(cx.waker());
-            if let Some(mut jobs) = self.full() {
-                jobs.waiting.add(waiter);
-                drop(jobs);
-                unready::note(Cause::Abandoned);
-                return Poll::Pending;
-            }
+        let running = self.lock().running;
+        if running >= self.max && self.poll_full(waiter, cx).is_pending() {
+            return Poll::Pending;
         }
         *waiter = None;
         Poll::Ready(())
+    }
+
+    #[cold]
+    fn poll_full(&self, waiter: &mut Option<Waiter>, cx: &mut Context<'_>) -> Poll<()> {
+        let waiter = waiter.get_or_insert_with(Waiter::default);
+        waiter.register(cx.waker());
+        let mut jobs = self.lock();
+        if jobs.running < self.max {
+            return Poll::Ready(());
+        }
+        jobs.waiting.add(waiter);
+        drop(jobs);
+        unready::note(Cause::Abandoned);
+        Poll::Pending
     }
 
     /// Counts a job until its `task` has ended and none of its closures blocks a thread.
@@ -88,11 +96,6 @@ impl Abandoned {
             abandoned: Arc::clone(self),
             _counted: self.instruments.abandon(),
         }
-    }
-
-    /// Returns the jobs if as many as are allowed run.
-    fn full(&self) -> Option<MutexGuard<'_, Jobs>> {
-        Some(self.lock()).filter(|jobs| jobs.running >= self.max)
     }
 
     fn lock(&self) -> MutexGuard<'_, Jobs> {

@@ -74,7 +74,7 @@ pub(crate) const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 ///   but the sentinel's, a pause that has begun ends, and a try that fails is not repeated.
 ///
 /// A settlement that is ready at its first poll makes no timer and no allocation, apart from the message
-/// of a [`Reason`]. A completed job has no message.
+/// of a [`Reason`](crate::settle::Reason). A completed job has no message.
 ///
 /// # Examples
 ///
