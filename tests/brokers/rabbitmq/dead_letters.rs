@@ -158,6 +158,6 @@ async fn a_dead_letter_that_nobody_takes_is_an_error_and_not_lost() {
         // The channel of the subscription is another one.
         quiet(&mut jobs).await;
         close(jobs).await;
-        assert!(scene.get(&scene.name).await.is_some());
+        scene.wait_for_ready(1).await;
     }
 }

@@ -72,7 +72,7 @@ async fn a_delay_that_is_too_long_is_refused() {
         "{error:?}"
     );
     close(jobs).await;
-    assert!(scene.get(&scene.name).await.is_some());
+    scene.wait_for_ready(1).await;
 }
 
 #[tokio::test]

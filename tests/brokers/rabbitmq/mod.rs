@@ -134,7 +134,7 @@ impl Scene {
         self.admin.basic_get(queue.into(), options).await.unwrap()
     }
 
-    /// Waits until `n` jobs wait in the queue for a consumer.
+    /// Waits until `n` jobs wait in the queue for a consumer; those of a channel come back after its end.
     async fn wait_for_ready(&self, n: u32) {
         let options = QueueDeclareOptions {
             passive: true,

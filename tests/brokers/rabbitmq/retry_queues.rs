@@ -95,6 +95,7 @@ async fn retry_queues_that_are_declared_beforehand_are_used() {
         "{error:?}"
     );
     close(jobs).await;
+    scene.wait_for_ready(1).await;
     assert_eq!(scene.get(&scene.name).await.unwrap().data, b"two");
 }
 
