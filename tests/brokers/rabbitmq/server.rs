@@ -182,13 +182,13 @@ impl Server {
 
     /// Runs `rabbitmqctl` and returns its output. It blocks the runtime; see [`list`](Self::list).
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        printed(self.rabbitmqctl(arguments).output().unwrap())
+        printed(arguments, self.rabbitmqctl(arguments).output().unwrap())
     }
 
     /// Runs `rabbitmqctl` while the runtime goes on.
     pub(crate) async fn list(&self, arguments: &[&str]) -> String {
         let mut command = tokio::process::Command::from(self.rabbitmqctl(arguments));
-        printed(command.output().await.unwrap())
+        printed(arguments, command.output().await.unwrap())
     }
 
     fn rabbitmqctl(&self, arguments: &[&str]) -> Command {
@@ -220,9 +220,12 @@ impl Server {
     }
 }
 
-fn printed(output: Output) -> String {
+fn printed(arguments: &[&str], output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rabbitmqctl: {errors}");
+    assert!(
+        output.status.success(),
+        "rabbitmqctl {arguments:?}: {errors}"
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 

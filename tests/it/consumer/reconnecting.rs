@@ -239,8 +239,8 @@ async fn a_wrong_configuration_is_not_tried_again() {
     assert_eq!((broker.asked().len(), channel.closed()), (1, 1));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_wrong_configuration_found_in_a_drain_is_not_tried_again() {
+/// Returns a broker whose only channel ends, and whose job shows in the drain that the configuration is wrong.
+fn misconfigured_in_a_drain() -> Broker {
     let channel = Channel::of([Fate::Error]);
     channel.refuse(Refusal::Unsupported);
     let ending = channel.clone();
@@ -248,7 +248,12 @@ async fn a_wrong_configuration_found_in_a_drain_is_not_tried_again() {
         sleep(MS(500)).await;
         ending.end(End::Failed);
     });
-    let broker = Broker::new([Try::Channel(channel)]);
+    Broker::new([Try::Channel(channel)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_configuration_found_in_a_drain_is_not_tried_again() {
+    let broker = misconfigured_in_a_drain();
     let error = ends(Consumer::reconnecting(move || broker.connect(), service)).await;
     assert!(matches!(
         error.unwrap_err().cause(),
@@ -258,14 +263,7 @@ async fn a_wrong_configuration_found_in_a_drain_is_not_tried_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_configuration_is_told_also_if_the_end_is_requested_in_that_drain() {
-    let channel = Channel::of([Fate::Error]);
-    channel.refuse(Refusal::Unsupported);
-    let ending = channel.clone();
-    tokio::spawn(async move {
-        sleep(MS(500)).await;
-        ending.end(End::Failed);
-    });
-    let broker = Broker::new([Try::Channel(channel)]);
+    let broker = misconfigured_in_a_drain();
     let consumer = Consumer::reconnecting(move || broker.connect(), service)
         .with_graceful_shutdown(sleep(MS(700)));
     let error = ends(consumer).await.unwrap_err();
