@@ -548,6 +548,8 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
             let shared = self.shared_under(shutdown, abandoned.clone());
             sentinels.push(Sentinel::new(service, self.policy.clone(), shared));
         }
+        // They were taken from the end.
+        sentinels.reverse();
         sentinels
     }
 

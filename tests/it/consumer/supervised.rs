@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     sync::Barrier,
     task,
@@ -325,6 +326,25 @@ async fn a_handler_that_panics_as_it_is_cloned_makes_no_service() {
     let error = ends(consumer).await.unwrap_err();
     assert!(matches!(error.cause(), EndCause::MakeServicePanicked(_)));
     assert_eq!(channel.taken(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_beyond_the_prefetch_are_the_last_ones() {
+    let queue = Broker::new().queue("jobs").declare();
+    (0..8).for_each(|job| queue.publish(job));
+    let used = Arc::new(Mutex::new(HashSet::new()));
+    let handlers = [0, 1, 2].map(|number| {
+        let used = Arc::clone(&used);
+        service_fn(move |_: MemoryDelivery<u32>| {
+            used.lock().unwrap().insert(number);
+            sleep(MS(100)).map(Ok::<_, Infallible>)
+        })
+    });
+    let consumer = Consumer::parallel(queue.subscribe(2).unwrap(), handlers)
+        .sentinel(layer())
+        .with_graceful_shutdown(sleep(MS(10_000)));
+    ends(consumer).await.unwrap();
+    assert_eq!(*used.lock().unwrap(), HashSet::from([0, 1]));
 }
 
 #[tokio::test(start_paused = true)]
