@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, service_fn, util::Either};
 use tower_sentinel::{
     Consumer, SentinelLayer, SettlePolicy, ack_on_success,
-    consumer::{State, Watch},
+    consumer::{Progress, State, Watch},
 };
 
 use crate::{
@@ -125,17 +125,23 @@ impl Worker {
         }
     }
 
-    fn stalls(&self) -> u64 {
+    fn progress(&self) -> Option<Progress> {
         match self.watch.state() {
             State::Consuming(progress)
             | State::Saturated(progress)
             | State::Paused { progress, .. }
-            | State::Draining(progress) => progress.stalls,
+            | State::Draining(progress) => Some(progress),
+            _ => None,
+        }
+    }
+
+    fn stalls(&self) -> u64 {
+        match self.watch.state() {
             // Of a session before the first one that connects again.
             State::Connecting {
                 error: Some(error), ..
             } => u64::from(error.contains("stalled")),
-            _ => 0,
+            _ => self.progress().map_or(0, |progress| progress.stalls),
         }
     }
 
@@ -150,6 +156,16 @@ impl Worker {
     /// Waits until it has run so many different jobs.
     async fn has_run(&self, jobs: usize) {
         eventually(jobs, async || self.ran()).await;
+    }
+
+    /// Waits until it has run so many different jobs, and both it and the broker take them for settled.
+    ///
+    /// The broker may know of an ack whose confirmation is still on its way: until that comes, the place is taken.
+    async fn has_settled<B: TestBroker>(&self, broker: &B, jobs: usize) {
+        self.has_run(jobs).await;
+        left(broker, 0).await;
+        let running = async || self.progress().map(|progress| progress.running);
+        eventually(Some(0), running).await;
     }
 
     /// Waits for a stall, and prints how long that took.
@@ -175,13 +191,11 @@ async fn publish<B: TestBroker>(broker: &B, jobs: std::ops::Range<usize>) {
 pub(crate) async fn a_half_open_connection_is_given_up<B: RemoteBroker>(broker: &B) {
     let worker = Worker::start(broker, 5);
     publish(broker, 0..5).await;
-    worker.has_run(5).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 5).await;
     broker.with_proxies(Proxy::swallow);
     let seen = worker.is_seen("half-open");
     tokio::join!(seen, publish(broker, 5..10));
-    worker.has_run(10).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 10).await;
     worker.end().await;
 }
 
@@ -189,16 +203,14 @@ pub(crate) async fn a_half_open_connection_is_given_up<B: RemoteBroker>(broker: 
 pub(crate) async fn a_frozen_broker_is_given_up_until_it_goes_on<B: RemoteBroker>(broker: &B) {
     let worker = Worker::start(broker, 5);
     publish(broker, 0..5).await;
-    worker.has_run(5).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 5).await;
     broker.freeze(true);
     let frozen = sleep(frozen());
     worker.is_seen("frozen").await;
     frozen.await;
     broker.freeze(false);
     publish(broker, 5..10).await;
-    worker.has_run(10).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 10).await;
     worker.end().await;
 }
 
@@ -208,8 +220,7 @@ pub(crate) async fn a_frozen_broker_is_given_up_until_it_goes_on<B: RemoteBroker
 pub(crate) async fn a_lost_ack_stalls_no_consumer<B: RemoteBroker>(broker: &B) {
     let worker = Worker::start(broker, 1);
     publish(broker, 0..1).await;
-    worker.has_run(1).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 1).await;
     broker.with_proxies(|proxy| proxy.swallow_next(B::ACK));
     publish(broker, 1..3).await;
     eventually(true, async || {
@@ -219,8 +230,7 @@ pub(crate) async fn a_lost_ack_stalls_no_consumer<B: RemoteBroker>(broker: &B) {
     })
     .await;
     let started = Instant::now();
-    worker.has_run(3).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 3).await;
     let (sessions, stalls) = (worker.sessions(), worker.stalls());
     println!(
         "lost ack: mended after {:?}, in session {sessions}, by {stalls} stalls",
@@ -240,8 +250,7 @@ pub(crate) async fn a_service_that_is_never_ready_is_made_anew<B: RemoteBroker>(
     publish(broker, 0..3).await;
     let worker = Worker::with_service::<B>(broker.patient_connector(5), |session| session > 1);
     worker.is_seen("never ready").await;
-    worker.has_run(3).await;
-    left(broker, 0).await;
+    worker.has_settled(broker, 3).await;
     assert_eq!((worker.sessions(), worker.stalls()), (2, 1));
     worker.end().await;
 }
