@@ -6,6 +6,8 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 mod nats;
 mod rabbitmq;
 mod redis;
@@ -76,6 +78,17 @@ impl Run {
             .and_then(|words| words.strip_suffix(&format!(", {PREFETCH} at a time")));
         let name = words.unwrap_or_else(|| panic!("{first}")).to_owned();
         Self { child, lines, name }
+    }
+
+    /// Calls `ask` while the run stands still, since a slow answer could come after its end. Jobs may pass their limit
+    /// then.
+    fn paused<T>(&self, ask: impl FnOnce() -> T) -> T {
+        // Invariant: the child is not waited for, so its id is its own.
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        let answer = ask();
+        kill_process(pid, Signal::CONT).unwrap();
+        answer
     }
 
     /// Asks for the ready and the unacked jobs until some are unacked.

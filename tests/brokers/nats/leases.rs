@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_sentinel::{
     Job, SentinelLayer, SettlePolicy, Verdict, ack_on_success,
@@ -28,11 +28,15 @@ async fn a_keep_alive_holds_a_job_past_the_ack_wait() {
 
 #[tokio::test]
 async fn a_lost_lease_is_known_and_gives_nothing_back() {
-    let jobs = jobs(Duration::from_millis(400)).await;
+    let ack_wait = Duration::from_secs(2);
+    let jobs = jobs(ack_wait).await;
     jobs.publish("a").await;
     let mut deliveries = jobs.subscribe(2).await;
     let job = next(&mut deliveries).await;
+    let lost = Instant::now() + ack_wait;
     let twin = next(&mut deliveries).await;
+    // The ack wait is over at the server, and here when the message was on its way for no longer.
+    sleep_until(lost).await;
     assert_eq!(twin.tag().deliveries(), Some(2));
     assert_eq!(job.tag().keep_alive().await.unwrap(), Lease::Lost);
     assert_eq!(twin.tag().keep_alive().await.unwrap(), Lease::Held);

@@ -48,7 +48,7 @@ async fn no_more_is_fetched_than_there_are_places() {
 /// If a client fetches ahead, the ack wait of its fetched messages passes.
 #[tokio::test]
 async fn a_slow_worker_gets_each_job_once() {
-    let jobs = jobs(Duration::from_millis(600)).await;
+    let jobs = jobs(Duration::from_secs(2)).await;
     for i in 0..40 {
         jobs.publish(i.to_string()).await;
     }
@@ -70,7 +70,7 @@ async fn a_slow_worker_gets_each_job_once() {
 
 #[tokio::test]
 async fn what_nobody_polled_for_the_ack_wait_is_not_run() {
-    let jobs = jobs(Duration::from_millis(500)).await;
+    let jobs = jobs(Duration::from_secs(2)).await;
     let mut deliveries = jobs.subscribe(3).await;
     for payload in ["a", "b", "c"] {
         jobs.publish(payload).await;
@@ -79,7 +79,7 @@ async fn what_nobody_polled_for_the_ack_wait_is_not_run() {
     settle(&first, Verdict::Ack).await.unwrap();
     // They are seen, and wait here, while the worker is not ready.
     assert!(
-        timeout(Duration::from_millis(700), closed_now(&mut deliveries))
+        timeout(Duration::from_millis(2_200), closed_now(&mut deliveries))
             .await
             .is_err()
     );

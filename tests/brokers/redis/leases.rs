@@ -113,7 +113,7 @@ async fn an_earlier_delivery_to_the_same_consumer_settles_nothing() {
     let server = Server::start();
     let mut inspect = server.inspect();
     add(&mut inspect, "one");
-    let group = group().min_idle(Duration::from_millis(600));
+    let group = group().min_idle(Duration::from_secs(2));
     let mut deliveries = group.connect(server.url()).await.unwrap();
     let first = next(&mut deliveries).await;
     let again = next(&mut deliveries).await;
@@ -142,7 +142,7 @@ async fn what_a_dead_consumer_left_is_reclaimed_with_its_count_raised() {
         .arg(">")
         .query(&mut inspect)
         .unwrap();
-    let group = group().min_idle(Duration::from_millis(700));
+    let group = group().min_idle(Duration::from_secs(2));
     let mut deliveries = group.connect(server.url()).await.unwrap();
     let mut seen = HashMap::new();
     while seen.len() < ids.len() {
@@ -160,12 +160,12 @@ async fn what_a_dead_consumer_left_is_reclaimed_with_its_count_raised() {
 async fn an_entry_that_waited_too_long_is_not_handed_out() {
     let server = Server::start();
     add(&mut server.inspect(), "one");
-    let group = group().prefetch(1).min_idle(Duration::from_millis(700));
+    let group = group().prefetch(1).min_idle(Duration::from_secs(2));
     let mut paused = group.connect(server.url()).await.unwrap();
     while pending(&mut server.inspect()) < 1 {
         sleep(Duration::from_millis(10)).await;
     }
-    sleep(Duration::from_millis(800)).await;
+    sleep(Duration::from_millis(2_100)).await;
     let mut other = group.connect(server.url()).await.unwrap();
     let delivery = next(&mut other).await;
     assert_eq!(count(&delivery), 2);
