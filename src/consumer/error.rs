@@ -202,33 +202,42 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> EndCause<T, E, C> {
         print("error", self)
     }
 
+    /// Returns what has happened, and its detail.
     fn describe(&self) -> (&'static str, Detail<'_>) {
-        match self {
-            EndCause::StreamEnded => ("the stream ended", Detail::None),
-            EndCause::Stream(error) => ("the stream failed", Detail::Error(error)),
-            EndCause::StreamPanicked(panic) => ("the stream panicked", Detail::Panic(panic)),
-            EndCause::Stalled(stall) => ("the consumer is stalled", Detail::Error(stall)),
-            EndCause::Unready(error) => ("the service is not ready", Detail::Error(error)),
-            EndCause::UnreadyPanicked(panic) => {
-                let what = "the service panicked while it was asked for readiness";
-                (what, Detail::Panic(panic))
-            }
-            EndCause::Failed(error) => ("a call failed", Detail::Error(error)),
-            EndCause::Unanswered(error) => ("a job may be unsettled", Detail::Error(error)),
-            EndCause::Misconfigured(error) => {
-                ("a job can't be settled as configured", Detail::Error(error))
-            }
-            EndCause::CallPanicked(panic) => {
-                ("the service panicked in a call", Detail::Panic(panic))
-            }
-            EndCause::Connect(error) => ("can't connect", Detail::Error(error)),
-            EndCause::ConnectTimedOut(limit) => ("no connection within", Detail::Limit(*limit)),
-            EndCause::ConnectPanicked(panic) => ("connecting panicked", Detail::Panic(panic)),
-            EndCause::MakeServicePanicked(panic) => {
-                ("making a service panicked", Detail::Panic(panic))
-            }
-            EndCause::RuntimeGone => ("the runtime ended", Detail::None),
-        }
+        let what = match self {
+            EndCause::StreamEnded => "the stream ended",
+            EndCause::Stream(_) => "the stream failed",
+            EndCause::StreamPanicked(_) => "the stream panicked",
+            EndCause::Stalled(_) => "the consumer is stalled",
+            EndCause::Unready(_) => "the service is not ready",
+            EndCause::UnreadyPanicked(_) => "the service panicked while it was asked for readiness",
+            EndCause::Failed(_) => "a call failed",
+            EndCause::Unanswered(_) => "a job may be unsettled",
+            EndCause::Misconfigured(_) => "a job can't be settled as configured",
+            EndCause::CallPanicked(_) => "the service panicked in a call",
+            EndCause::Connect(_) => "can't connect",
+            EndCause::ConnectTimedOut(_) => "no connection within",
+            EndCause::ConnectPanicked(_) => "connecting panicked",
+            EndCause::MakeServicePanicked(_) => "making a service panicked",
+            EndCause::RuntimeGone => "the runtime ended",
+        };
+        let detail = match self {
+            EndCause::Stream(error) => Detail::Error(error),
+            EndCause::Unready(error)
+            | EndCause::Failed(error)
+            | EndCause::Unanswered(error)
+            | EndCause::Misconfigured(error) => Detail::Error(error),
+            EndCause::Connect(error) => Detail::Error(error),
+            EndCause::Stalled(stall) => Detail::Error(stall),
+            EndCause::StreamPanicked(panic)
+            | EndCause::UnreadyPanicked(panic)
+            | EndCause::CallPanicked(panic)
+            | EndCause::ConnectPanicked(panic)
+            | EndCause::MakeServicePanicked(panic) => Detail::Panic(panic),
+            EndCause::ConnectTimedOut(limit) => Detail::Limit(*limit),
+            EndCause::StreamEnded | EndCause::RuntimeGone => Detail::None,
+        };
+        (what, detail)
     }
 }
 
