@@ -36,6 +36,21 @@ impl<J: 'static, T: fmt::Display + Send + 'static> Jobs<J, T> {
         prefetch.map(|it| it.max(1))
     }
 
+    /// Returns a part of `subscription` for each of at most `tasks`, and the prefetch if the tasks are bounded by it: then
+    /// each has room for at least one call.
+    fn among<B>(subscription: B, tasks: usize, is_bounded: bool) -> (Vec<Self>, Option<usize>)
+    where
+        B: Subscription<Job = J, Error = T> + Send + 'static,
+    {
+        let jobs = Self(Box::pin(subscription));
+        let prefetch = match is_bounded {
+            true => jobs.prefetch(),
+            false => None,
+        };
+        let parts = jobs.split(tasks.min(prefetch.unwrap_or(usize::MAX)));
+        (parts, prefetch)
+    }
+
     /// Returns the subscription for each of the tasks.
     fn split(self, tasks: usize) -> Vec<Self> {
         if tasks == 1 {
@@ -152,17 +167,9 @@ impl Wired {
         S::Future: Send + 'static,
         C: Classify<S::Error> + Send + 'static,
     {
-        let jobs: Jobs<B::Job, B::Error> = Jobs(Box::pin(subscription));
-        let prefetch = match is_bounded {
-            true => jobs.prefetch(),
-            false => None,
-        };
-        if let Some(prefetch) = prefetch {
-            // Each task has room for at least one call.
-            services.truncate(prefetch);
-        }
-        let mut works: Vec<Box<dyn Work>> = Vec::with_capacity(services.len());
-        let mut parts = jobs.split(services.len());
+        let (mut parts, prefetch) = Jobs::among(subscription, services.len(), is_bounded);
+        services.truncate(parts.len());
+        let mut works: Vec<Box<dyn Work>> = Vec::with_capacity(parts.len());
         while let Some(service) = services.pop() {
             // Invariant: there is a part for each service.
             let jobs = parts.pop().expect("a service has its jobs");

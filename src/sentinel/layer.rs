@@ -543,7 +543,7 @@ impl<P: Clone, H: Clone> SentinelLayer<P, H> {
         shutdown: &CancellationToken,
     ) -> Vec<Sentinel<S, P, H>> {
         let abandoned = self.abandoned(&self.instruments());
-        let mut sentinels = Vec::with_capacity(services.len());
+        let mut sentinels = Vec::new();
         while let Some(service) = services.pop() {
             let shared = self.shared_under(shutdown, abandoned.clone());
             sentinels.push(Sentinel::new(service, self.policy.clone(), shared));
