@@ -46,8 +46,6 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {}
-
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
