@@ -6,7 +6,7 @@ use super::{
     Summary,
     stall::{Stall, StallKind},
 };
-use crate::outcome::{Panic, boxed_source, drop_quietly, print};
+use crate::outcome::{Detail, Panic, boxed_source, drop_quietly, print};
 
 /// Error of a [`Consumer`](crate::Consumer) that ended without a request, with the summary of its work.
 ///
@@ -245,25 +245,5 @@ impl<T: fmt::Display, E: fmt::Display, C: fmt::Display> fmt::Display for EndCaus
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, detail) = self.describe();
         detail.print_after(what, f)
-    }
-}
-
-/// Detail of a cause, without the types of its errors.
-enum Detail<'a> {
-    None,
-    Error(&'a dyn fmt::Display),
-    Panic(&'a Panic),
-    Limit(Duration),
-}
-
-impl Detail<'_> {
-    fn print_after(self, what: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(what)?;
-        match self {
-            Detail::None => Ok(()),
-            Detail::Error(error) => write!(f, ": {error:#}"),
-            Detail::Panic(panic) => write!(f, ": {}", panic.message()),
-            Detail::Limit(limit) => write!(f, " {limit:?}"),
-        }
     }
 }

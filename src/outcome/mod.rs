@@ -2,18 +2,20 @@
 
 use std::{any::Any, convert::Infallible, error::Error, fmt, mem::needs_drop};
 
+mod detail;
 mod panic;
 mod remains;
 mod stop;
 
-pub use self::{
-    panic::Panic,
-    stop::{CancelReason, Cancelled, TimedOut},
-};
 pub(crate) use self::{
+    detail::Detail,
     panic::{Quiet, Run, catch, catch_dyn, drop_quietly, guard, guard_dyn, print},
     remains::{Elsewhere, Remains},
     stop::Stop,
+};
+pub use self::{
+    panic::Panic,
+    stop::{CancelReason, Cancelled, TimedOut},
 };
 
 /// One of the five ways in which a job ends.

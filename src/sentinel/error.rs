@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use crate::outcome::{Panic, boxed_source};
+use crate::outcome::{Detail, Panic, boxed_source};
 
 /// Error of the sentinel itself, which no [`Outcome`](crate::Outcome) can carry.
 ///
@@ -65,35 +65,21 @@ impl<E, P> SentinelError<E, P> {
 
 impl<E: fmt::Display, P: fmt::Display> fmt::Display for SentinelError<E, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, detail): (_, &dyn fmt::Display) = match self {
-            SentinelError::Unready(error) => ("the service is not ready", error),
+        let (what, detail) = match self {
+            SentinelError::Unready(error) => ("the service is not ready", Detail::Error(error)),
             SentinelError::UnreadyPanicked(panic) => {
                 let what = "the service panicked while it was asked for readiness";
-                return print_panic(what, panic, f);
+                (what, Detail::Panic(panic))
             }
-            SentinelError::RuntimeGone => return f.write_str(RUNTIME_GONE),
-            SentinelError::Policy(error) => ("the policy failed", error),
-            SentinelError::PolicyPanicked(panic) => {
-                return print_panic("the policy panicked", panic, f);
+            SentinelError::RuntimeGone => (RUNTIME_GONE, Detail::None),
+            SentinelError::Policy(error) => ("the policy failed", Detail::Error(error)),
+            SentinelError::PolicyPanicked(panic) => ("the policy panicked", Detail::Panic(panic)),
+            SentinelError::PolicyTimedOut(limit) => {
+                ("the policy did not settle within", Detail::Limit(*limit))
             }
-            SentinelError::PolicyTimedOut(limit) => return print_limit(*limit, f),
         };
-        print_error(what, detail, f)
+        detail.print_after(what, f)
     }
-}
-
-// Not generic, so that they are compiled once.
-
-fn print_error(what: &str, error: &dyn fmt::Display, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{what}: {error:#}")
-}
-
-fn print_panic(what: &str, panic: &Panic, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{what}: {}", panic.message())
-}
-
-fn print_limit(limit: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "the policy did not settle within {limit:?}")
 }
 
 impl<E, P> Error for SentinelError<E, P>
