@@ -1,13 +1,13 @@
 //! Opening and closing of connections and channels.
 
-use std::task::Waker;
+use std::sync::Arc;
 
 use super::{
     error::{ConnectError, SubscriptionError},
     state::{Channel, End, State},
     step::{Step, Wakers},
 };
-use crate::consumer::Probe;
+use crate::{consumer::Probe, waiters::Waiter};
 
 impl<P> State<P> {
     pub(super) fn connect(&mut self) -> Result<u64, ConnectError> {
@@ -91,10 +91,11 @@ impl<P> State<P> {
         self.channels[key].end.is_some()
     }
 
-    pub(super) fn poll_closed(&mut self, key: usize, waker: &Waker) -> Option<End> {
+    /// Returns the reason if a channel is closed, and enters `waiter` otherwise.
+    pub(super) fn poll_closed(&mut self, key: usize, waiter: &Waiter) -> Option<End> {
         let channel = &mut self.channels[key];
         if channel.end.is_none() {
-            channel.closed = Some(waker.clone());
+            channel.closed.get_or_insert_with(|| Arc::clone(waiter));
         }
         channel.end
     }

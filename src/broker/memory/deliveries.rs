@@ -20,6 +20,7 @@ use super::{
 use crate::{
     consumer::{ProbeError, Probing, Subscription},
     time::Timer,
+    waiters::Waiter,
 };
 
 /// The [`Subscription`] of one consumer: a stream of its deliveries, over its own channel.
@@ -43,6 +44,10 @@ pub struct Deliveries<P> {
     timer: Option<Timer>,
     /// `true` once the stream has returned its last item, or was stopped.
     is_over: bool,
+    /// Waits for a job.
+    next: Waiter,
+    /// Waits for the end of the channel, perhaps in another task.
+    closed: Waiter,
 }
 
 impl<P> Deliveries<P> {
@@ -53,6 +58,8 @@ impl<P> Deliveries<P> {
             prefetch,
             timer: None,
             is_over: false,
+            next: Waiter::default(),
+            closed: Waiter::default(),
         }
     }
 
@@ -86,8 +93,19 @@ impl<P: Clone> Stream for Deliveries<P> {
             if self.is_over {
                 return Poll::Ready(None);
             }
-            let step = self.queue.server.lock().next(self.channel, cx.waker());
-            match step.finish() {
+            let step = self.queue.server.lock().next(self.channel, None);
+            let mut next = step.finish();
+            if let Next::Wait(_) = next {
+                // Not before it is needed: most polls find a job.
+                self.next.register(cx.waker());
+                let step = self
+                    .queue
+                    .server
+                    .lock()
+                    .next(self.channel, Some(&self.next));
+                next = step.finish();
+            }
+            match next {
                 Next::Job(taken, address) => {
                     let delivery = Delivery::new(&self.queue, taken, address);
                     return Poll::Ready(Some(Ok(delivery)));
@@ -113,11 +131,10 @@ impl<P: Clone> Subscription for Deliveries<P> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SubscriptionError>> {
-        let end = self
-            .queue
-            .server
-            .lock()
-            .poll_closed(self.channel, cx.waker());
+        self.closed.register(cx.waker());
+        let mut state = self.queue.server.lock();
+        let end = state.poll_closed(self.channel, &self.closed);
+        drop(state);
         match end {
             None => Poll::Pending,
             Some(End::GivenUp) => Poll::Ready(Ok(())),

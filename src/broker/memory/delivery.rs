@@ -20,9 +20,9 @@ use super::{
 use crate::{
     broker::{dead_letter::SUSPECT_OF, envelope::Envelope},
     job::Job,
-    outcome::drop_quietly,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
     time::Timer,
+    waiters::Waiter,
 };
 
 /// A delivered job.
@@ -256,8 +256,8 @@ impl<P: Send> Settle for DeliveryTag<P> {
 pub struct Settlement<P> {
     /// `None` once settled.
     answer: Option<(DeliveryTag<P>, Verdict, Reason)>,
-    /// Created at the first poll if settlements are delayed, with the number under which the waker is kept.
-    delay: Option<(u64, Timer)>,
+    /// Created at the first poll if settlements are delayed, with the number under which the waiter is entered.
+    delay: Option<(u64, Timer, Waiter)>,
 }
 
 // Nothing in it is pinned in place.
@@ -270,25 +270,25 @@ impl<P> Future for Settlement<P> {
         let this = &mut *self;
         // Invariant: a future is not polled again once it was ready.
         let (tag, verdict, reason) = this.answer.take().expect("a settlement is made once");
-        let mut watching = None;
         let mut state = tag.queue.server.lock();
         let delay = state.settle_delay(tag.address.queue);
         if this.delay.is_some() || !delay.is_zero() {
             // A settlement whose channel is closed is refused at once.
-            let new = || (state.next_number(), Timer::after(delay));
-            let (number, timer) = this.delay.get_or_insert_with(new);
-            let is_open = state.watch(tag.address, *number, cx.waker()).is_ok();
+            let new = || (state.next_number(), Timer::after(delay), Waiter::default());
+            let (number, timer, waiter) = this.delay.get_or_insert_with(new);
             drop(state);
+            waiter.register(cx.waker());
+            let watching = tag.queue.server.lock().watch(tag.address, *number, waiter);
+            let is_open = watching.is_ok();
             if is_open && timer.poll(cx).is_some_and(|polled| polled.is_pending()) {
                 this.answer = Some((tag, verdict, reason));
                 return Poll::Pending;
             }
             state = tag.queue.server.lock();
-            watching = state.unwatch(tag.address, *number);
+            state.unwatch(tag.address, *number);
         }
         let step = state.settle(tag.address, verdict, reason);
         drop(state);
-        drop_quietly(watching);
         Poll::Ready(step.finish().map_err(|refusal| match refusal.error {
             DeliveryError::LeaseLost => Unsettled::moot(refusal.error),
             error if refusal.again => Unsettled::again(tag, error),
@@ -299,9 +299,8 @@ impl<P> Future for Settlement<P> {
 
 impl<P> Drop for Settlement<P> {
     fn drop(&mut self) {
-        if let (Some((tag, ..)), Some((number, _))) = (&self.answer, &self.delay) {
-            let waker = tag.queue.server.lock().unwatch(tag.address, *number);
-            drop_quietly(waker);
+        if let (Some((tag, ..)), Some((number, ..))) = (&self.answer, &self.delay) {
+            tag.queue.server.lock().unwatch(tag.address, *number);
         }
     }
 }

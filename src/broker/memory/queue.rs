@@ -12,6 +12,7 @@ use super::{
     properties::Headers,
     state::{Config, Declared, Server},
 };
+use crate::waiters::Waiter;
 
 /// Handle to a queue of a [`Broker`](super::Broker); clones are handles to the same queue.
 pub struct Queue<P> {
@@ -132,14 +133,14 @@ impl<P> Queue<P> {
     /// ```
     pub async fn emptied(&self) {
         let Declared { server, index, .. } = &*self.inner;
+        let waiter = Waiter::default();
         poll_fn(|cx| {
+            waiter.register(cx.waker());
             let queue = &mut server.lock().queues[*index];
             if queue.jobs.is_empty() {
                 return Poll::Ready(());
             }
-            if !queue.emptied.iter().any(|it| it.will_wake(cx.waker())) {
-                queue.emptied.push(cx.waker().clone());
-            }
+            queue.emptied.add(&waiter);
             Poll::Pending
         })
         .await;

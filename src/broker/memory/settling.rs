@@ -2,7 +2,6 @@
 
 use std::{
     sync::Arc,
-    task::Waker,
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +16,7 @@ use super::{
 use crate::{
     broker::dead_letter::SUSPECT_OF,
     settle::{Lease, Reason, Verdict},
+    waiters::Waiter,
 };
 
 /// A settlement that failed: its error, and whether it can be repeated (`again`).
@@ -32,30 +32,28 @@ impl<P> State<P> {
         self.queues[queue].faults.delay
     }
 
-    /// Registers `waker` to be woken when the channel of the delivery is closed.
+    /// Enters `waiter`, to be woken when the channel of the delivery is closed.
     pub(super) fn watch(
         &mut self,
         address: Address,
         settlement: u64,
-        waker: &Waker,
+        waiter: &Waiter,
     ) -> Result<(), DeliveryError> {
         self.check(address)?;
         // Invariant: a delivery that can be settled has its channel.
         let settling = &mut self.channels[address.channel].settling;
-        match settling.iter_mut().find(|(it, _)| *it == settlement) {
-            Some((_, it)) => it.clone_from(waker),
-            None => settling.push((settlement, waker.clone())),
+        if !settling.iter().any(|(it, _)| *it == settlement) {
+            settling.push((settlement, Arc::clone(waiter)));
         }
         Ok(())
     }
 
-    /// Undoes [`watch`](Self::watch), and returns the waker, to be dropped without the lock.
-    pub(super) fn unwatch(&mut self, address: Address, settlement: u64) -> Option<Waker> {
+    /// Undoes [`watch`](Self::watch).
+    pub(super) fn unwatch(&mut self, address: Address, settlement: u64) {
         let channel = self.channels.get_mut(address.channel);
-        let channel = channel.filter(|it| it.number == address.channel_number)?;
-        let mut settling = channel.settling.iter();
-        let index = settling.position(|(it, _)| *it == settlement)?;
-        Some(channel.settling.swap_remove(index).1)
+        if let Some(channel) = channel.filter(|it| it.number == address.channel_number) {
+            channel.settling.retain(|(it, _)| *it != settlement);
+        }
     }
 
     pub(super) fn settle(

@@ -2,7 +2,6 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
     time::Duration,
 };
 
@@ -17,7 +16,10 @@ use super::{
     step::{Step, Wakers},
 };
 
-use crate::settle::Capabilities;
+use crate::{
+    settle::Capabilities,
+    waiters::{Waiter, Waiters},
+};
 
 /// The state of a broker behind a lock, which is held for one step and never over an await.
 #[derive(Debug)]
@@ -58,9 +60,9 @@ pub(super) struct QueueState<P> {
     pub(super) jobs: Jobs<P>,
     pub(super) faults: Faults,
     /// Channels that wait for a job, for a place in their prefetch, or for a time.
-    waiting: Vec<(usize, Waker)>,
-    /// Wakers that wait until the queue is empty.
-    pub(super) emptied: Vec<Waker>,
+    waiting: Vec<(usize, Waiter)>,
+    /// Those that wait until the queue is empty.
+    pub(super) emptied: Waiters,
 }
 
 /// Settings of a queue.
@@ -101,9 +103,9 @@ pub(super) struct Channel {
     pub(super) prefetch: usize,
     pub(super) unacked: usize,
     pub(super) end: Option<End>,
-    pub(super) closed: Option<Waker>,
+    pub(super) closed: Option<Waiter>,
     /// Wakers of delayed settlements by their number; the settlements fail when the channel is closed.
-    pub(super) settling: Vec<(u64, Waker)>,
+    pub(super) settling: Vec<(u64, Waiter)>,
     /// The deliveries whose lease was lost.
     pub(super) lapsed: Vec<u64>,
 }
@@ -137,10 +139,9 @@ pub(super) enum Next<P> {
 }
 
 impl<P> QueueState<P> {
-    pub(super) fn wait(&mut self, channel: usize, waker: &Waker) {
-        match self.waiting.iter_mut().find(|(it, _)| *it == channel) {
-            Some((_, it)) => it.clone_from(waker),
-            None => self.waiting.push((channel, waker.clone())),
+    fn wait(&mut self, channel: usize, waiter: &Waiter) {
+        if !self.waiting.iter().any(|(it, _)| *it == channel) {
+            self.waiting.push((channel, Arc::clone(waiter)));
         }
     }
 
@@ -159,7 +160,7 @@ impl<P> QueueState<P> {
 
     pub(super) fn wake_if_empty(&mut self, wakers: &mut Wakers) {
         if self.jobs.is_empty() {
-            self.emptied.drain(..).for_each(|waker| wakers.push(waker));
+            self.emptied.drain().for_each(|waker| wakers.push(waker));
         }
     }
 }
@@ -176,7 +177,7 @@ impl<P> State<P> {
             config,
             faults: Faults::default(),
             waiting: Vec::new(),
-            emptied: Vec::new(),
+            emptied: Waiters::default(),
         });
         self.queues.len() - 1
     }
@@ -204,7 +205,8 @@ impl<P> State<P> {
         Step::new((), wakers)
     }
 
-    pub(super) fn next(&mut self, key: usize, waker: &Waker) -> Step<Next<P>, P>
+    /// Takes the next job of a channel; if there is none, it enters `waiter`.
+    pub(super) fn next(&mut self, key: usize, waiter: Option<&Waiter>) -> Step<Next<P>, P>
     where
         P: Clone,
     {
@@ -221,7 +223,9 @@ impl<P> State<P> {
             false => None,
         };
         let Some(taken) = taken else {
-            queue_state.wait(key, waker);
+            if let Some(waiter) = waiter {
+                queue_state.wait(key, waiter);
+            }
             return Step::new(Next::Wait(queue_state.jobs.deadline()), wakers);
         };
         channel.unacked += 1;

@@ -1,6 +1,9 @@
 //! [`Step`]: the result of one step of the broker, and the foreign code to run after its lock.
 
-use std::task::Waker;
+use crate::{
+    outcome::{drop_quietly, guard},
+    waiters::Waiter,
+};
 
 /// Result of one step, with the wakers to wake and the payload to drop once the lock is released.
 #[derive(Debug)]
@@ -8,7 +11,7 @@ use std::task::Waker;
 pub(super) struct Step<T, P> {
     pub(super) output: T,
     pub(super) wakers: Wakers,
-    /// A payload that is no longer needed; its drop may panic.
+    /// A payload that is no longer needed.
     pub(super) garbage: Option<P>,
 }
 
@@ -24,7 +27,7 @@ impl<T, P> Step<T, P> {
     /// Wakes the wakers, drops the garbage, and returns the output; the lock must not be held.
     pub(super) fn finish(self) -> T {
         self.wakers.wake();
-        drop(self.garbage);
+        drop_quietly(self.garbage);
         self.output
     }
 }
@@ -32,12 +35,12 @@ impl<T, P> Step<T, P> {
 /// List of wakers, without an allocation for the first.
 #[derive(Debug, Default)]
 pub(super) struct Wakers {
-    first: Option<Waker>,
-    others: Vec<Waker>,
+    first: Option<Waiter>,
+    others: Vec<Waiter>,
 }
 
 impl Wakers {
-    pub(super) fn push(&mut self, waker: Waker) {
+    pub(super) fn push(&mut self, waker: Waiter) {
         match &self.first {
             None => self.first = Some(waker),
             Some(_) => self.others.push(waker),
@@ -49,7 +52,7 @@ impl Wakers {
         let Some(first) = self.first else {
             return;
         };
-        first.wake();
-        self.others.into_iter().for_each(Waker::wake);
+        guard(|| first.wake());
+        self.others.iter().for_each(|it| guard(|| it.wake()));
     }
 }

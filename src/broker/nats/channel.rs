@@ -127,7 +127,8 @@ impl Channel {
 
     pub(super) fn free(&self) {
         self.held.fetch_sub(1, Ordering::AcqRel);
-        self.waker.wake();
+        // Foreign code, which must not undo a settlement.
+        guard(|| self.waker.wake());
     }
 
     pub(super) fn give_up(&self) {

@@ -3,6 +3,7 @@
 mod deliveries;
 mod envelope;
 mod faults;
+mod foreign_code;
 mod leases;
 mod losing;
 mod verdicts;
