@@ -6,7 +6,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::outcome::guard;
 
-/// Waker of one that waits, such as a clone of a service, and none once that is dropped.
+/// Waker of one that waits, such as a clone of a service.
 ///
 /// It is registered before the lock is taken under which its owner looks for the event: no event is missed
 /// then, and no foreign waker is cloned or dropped under the lock.

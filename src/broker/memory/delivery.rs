@@ -20,6 +20,7 @@ use super::{
 use crate::{
     broker::{dead_letter::SUSPECT_OF, envelope::Envelope},
     job::Job,
+    outcome::drop_quietly,
     settle::{Capabilities, Lease, Messaging, Reason, Settle, Unsettled, Verdict},
     time::Timer,
     waiters::Waiter,
@@ -301,6 +302,10 @@ impl<P> Drop for Settlement<P> {
     fn drop(&mut self) {
         if let (Some((tag, ..)), Some((number, ..))) = (&self.answer, &self.delay) {
             tag.queue.server.lock().unwatch(tag.address, *number);
+        }
+        if let Some(delay) = self.delay.take() {
+            // With the waker.
+            drop_quietly(delay);
         }
     }
 }

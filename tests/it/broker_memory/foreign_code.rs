@@ -1,4 +1,4 @@
-//! Wakers and payloads are foreign code, which the broker runs last, without its lock, and guarded.
+//! Wakers and destructors are foreign code, which the broker runs last, without its lock, and guarded.
 
 use std::{
     pin::Pin,
@@ -49,6 +49,8 @@ fn replaces_wakers_without_the_lock(
             let waker = Waker::from(Arc::new(Asking(queue.clone())));
             poll(&mut Context::from_waker(&waker));
         }
+        // With the last of the wakers.
+        drop(poll);
         done.send(()).unwrap();
     });
     let done = is_done.recv_timeout(Duration::from_secs(30));
@@ -69,6 +71,12 @@ fn a_waker_that_is_replaced_is_dropped_without_the_lock() {
     });
 
     queue.publish(7);
+    let of_future = queue.clone();
+    let mut emptied = async move { of_future.emptied().await }.boxed();
+    replaces_wakers_without_the_lock(&queue, move |cx| {
+        assert!(emptied.poll_unpin(cx).is_pending());
+    });
+
     let mut jobs = queue.subscribe(1).unwrap();
     let mut settlement = take(&mut jobs).tag().settle(Verdict::Ack, reason());
     queue.delay_settlements(SECOND);
