@@ -35,7 +35,7 @@ async fn a_lost_lease_is_known_and_gives_nothing_back() {
     let job = next(&mut deliveries).await;
     let lost = Instant::now() + ack_wait;
     let twin = next(&mut deliveries).await;
-    // The ack wait is over at the server, and here when the message was on its way for no longer.
+    // The server counts from an earlier time than this process, by the way of the message.
     sleep_until(lost).await;
     assert_eq!(twin.tag().deliveries(), Some(2));
     assert_eq!(job.tag().keep_alive().await.unwrap(), Lease::Lost);

@@ -51,7 +51,8 @@ async fn a_delayed_retry_is_not_seen_before_its_time() {
     let job = next(&mut deliveries).await;
     let elapsed = start.elapsed();
     assert!(elapsed >= delay, "{elapsed:?}");
-    assert!(elapsed < SOON, "by the ack wait: {elapsed:?}");
+    // Not by the ack wait, which began before.
+    assert!(elapsed < SOON / 2, "{elapsed:?}");
     assert_eq!(job.tag().deliveries(), Some(2));
 }
 

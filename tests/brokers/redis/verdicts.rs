@@ -142,7 +142,6 @@ async fn a_released_entry_goes_to_another_consumer_at_once() {
         std::future::ready(found)
     });
     let again = timeout(Duration::from_secs(10), Box::pin(again).next()).await;
-    // A reclaim would have counted.
     assert_eq!(count(&again.unwrap().unwrap().unwrap()), 1);
 }
 
