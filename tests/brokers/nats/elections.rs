@@ -355,7 +355,8 @@ async fn each_verdict_outlasts_the_election_after_a_kill() {
     for _ in 0..4 {
         let next = timeout(MINUTE, deliveries.next()).await.unwrap();
         let job = next.unwrap().unwrap();
-        assert_eq!(job.tag().deliveries(), Some(2));
+        // A leader tells the others of its deliveries a little later, so they may not know of the last ones before its kill.
+        assert!(matches!(job.tag().deliveries(), Some(1 | 2)), "{job:?}");
     }
 }
 

@@ -10,9 +10,12 @@ use std::{
     thread,
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::port::free_port;
+
+/// Longest time until a server listens, on a machine that is busy.
+const START: Duration = Duration::from_secs(60);
 
 /// A server with its own port and its own folder.
 pub(crate) struct Server {
@@ -96,11 +99,13 @@ impl Server {
             .args(["-js", "-a", "127.0.0.1", "-p", &self.port.to_string()])
             .arg("-sd")
             .arg(&self.folder)
+            .arg("-l")
+            .arg(self.log())
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        self.process = Some(match process {
+        let process = self.process.insert(match process {
             Ok(process) => process,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 panic!("nats-server is not installed: apt-get install nats-server")
@@ -108,13 +113,19 @@ impl Server {
             Err(error) => panic!("nats-server can't be started: {error}"),
         });
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        for _ in 0..400 {
+        let started = Instant::now();
+        while process.try_wait().unwrap().is_none() && started.elapsed() < START {
             if TcpStream::connect(address).is_ok() {
                 return;
             }
             thread::sleep(Duration::from_millis(25));
         }
-        panic!("nats-server does not listen at {address}");
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        panic!("nats-server does not listen at {address}:\n{log}");
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.with_extension("log")
     }
 }
 
@@ -125,5 +136,6 @@ impl Drop for Server {
             drop(process.wait());
         }
         drop(fs::remove_dir_all(&self.folder));
+        drop(fs::remove_file(self.log()));
     }
 }
