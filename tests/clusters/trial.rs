@@ -34,6 +34,9 @@ pub(crate) trait Cluster {
     /// Returns the numbers of consumers, and of jobs that are not settled; `None` if it can't tell yet.
     async fn standing(&self) -> Option<(usize, usize)>;
 
+    /// Does what an operator has to do if jobs don't come back by themselves.
+    async fn mend(&self) {}
+
     /// Returns the payloads of all dead letters.
     async fn dead(&self) -> Vec<String>;
 }
@@ -83,7 +86,12 @@ impl Plan {
         fault(&mut cluster).await;
         let healed = now();
 
-        wait(PATIENCE, || Jobs::read(&workers).done() == jobs).await;
+        let are_done = || Jobs::read(&workers).done() == jobs;
+        wait(PATIENCE / 2, are_done).await;
+        if !are_done() {
+            cluster.mend().await;
+            wait(PATIENCE, are_done).await;
+        }
         let mut figures = Figures {
             jobs: self.jobs,
             ghosts: ghosts(&cluster).await,

@@ -204,6 +204,21 @@ impl Cluster for Rabbits {
         None
     }
 
+    /// Moves the leaders of the retry queues that hold expired jobs: the process that publishes these may wait for ever
+    /// for confirms that got lost with the majority. It begins anew with the leader.
+    async fn mend(&self) {
+        let code = format!(
+            "[case rpc:call(Node, rabbit_amqqueue, info, [Q, [messages_dlx]]) of \
+             [{{_, N}}] when is_integer(N), N > 0 -> \
+             {{N, [rabbit_quorum_queue:transfer_leadership(Q, To) || To <- lists:sublist(rabbit_nodes:list_running() -- [Node], 1)]}}; \
+             _ -> none end \
+             || Q <- rabbit_amqqueue:list(), {{_, Node}} <- [amqqueue:get_pid(Q)], \
+             string:prefix(element(4, amqqueue:get_name(Q)), <<\"{JOBS}.retry.\">>) =/= nomatch]"
+        );
+        let moved = evaluated(&self.programs[0], &code).await;
+        println!("retry queues with their expired jobs, and where they were moved: {moved:?}");
+    }
+
     async fn dead(&self) -> Vec<String> {
         let channel = self.channel(self.leader).await;
         let mut dead = Vec::new();
