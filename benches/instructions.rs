@@ -113,7 +113,7 @@ fn timeout_by_hand(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(5_827))]
+#[library_benchmark(config = about(5_860))]
 #[bench::jobs(warm())]
 fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).no_timeout();
@@ -124,7 +124,7 @@ fn sentinel_without_limit(runtime: Runtime) -> Runtime {
     })
 }
 
-#[library_benchmark(config = about(6_764))]
+#[library_benchmark(config = about(6_797))]
 #[bench::jobs(warm())]
 fn sentinel(runtime: Runtime) -> Runtime {
     let layer = SentinelLayer::new(policy!()).timeout(LIMIT);
@@ -155,7 +155,7 @@ fn sentinel_under_the_gate(runtime: Runtime) -> Runtime {
     runtime
 }
 
-#[library_benchmark(config = about(8_930))]
+#[library_benchmark(config = about(9_120))]
 #[bench::jobs(queue())]
 fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {
@@ -171,7 +171,7 @@ fn consumer((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     (runtime, queue)
 }
 
-#[library_benchmark(config = about(1_054))]
+#[library_benchmark(config = about(1_069))]
 #[bench::jobs(queue())]
 fn settlement((runtime, queue): (Runtime, Queue<u64>)) -> (Runtime, Queue<u64>) {
     runtime.block_on(async {
