@@ -49,10 +49,7 @@ impl Wakers {
 
     /// Wakes all of them; the lock must not be held.
     pub(super) fn wake(self) {
-        let Some(first) = self.first else {
-            return;
-        };
-        guard(|| first.wake());
-        self.others.iter().for_each(|it| guard(|| it.wake()));
+        let wakers = self.first.iter().chain(&self.others);
+        wakers.for_each(|it| guard(|| it.wake()));
     }
 }
