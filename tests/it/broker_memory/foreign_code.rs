@@ -22,7 +22,7 @@ use tower_sentinel::{
 };
 
 use super::{SECOND, queue, reason, take};
-use crate::support::raise;
+use crate::{sentinel::foreign_code::BadWaker, support::raise};
 
 /// Asks the broker when it is dropped.
 struct Asking(Queue<u32>);
@@ -91,15 +91,6 @@ fn a_waker_that_is_replaced_is_dropped_without_the_lock() {
     });
 }
 
-/// Panics if it is woken.
-struct Bad;
-
-impl Wake for Bad {
-    fn wake(self: Arc<Self>) {
-        raise("in a waker");
-    }
-}
-
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -115,8 +106,8 @@ fn a_waker_that_panics_reaches_no_publisher_and_hides_no_job_from_the_others() {
     let mut subscriptions = [(); 3].map(|()| queue.subscribe(1).unwrap());
     let woken = Arc::new(Woken::default());
     let wakers = [
-        Waker::from(Arc::new(Bad)),
-        Waker::from(Arc::new(Bad)),
+        Waker::from(Arc::new(BadWaker)),
+        Waker::from(Arc::new(BadWaker)),
         Waker::from(Arc::clone(&woken)),
     ];
     for (jobs, waker) in subscriptions.iter_mut().zip(&wakers) {

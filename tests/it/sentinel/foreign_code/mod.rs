@@ -279,7 +279,7 @@ impl Job for Delivery {
 
 // === wakers ===
 
-/// A waker of a job's own that panics.
+/// Panics when it is woken.
 pub(crate) struct BadWaker;
 
 impl Wake for BadWaker {
