@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) jobs: u32,
     /// The time that each job takes.
     pub(crate) work: Duration,
+    /// Whether the cluster is [mended](Cluster::mend) if jobs don't come back.
+    is_mended: bool,
 }
 
 impl Plan {
@@ -56,6 +58,7 @@ impl Plan {
             test,
             jobs: 10_000,
             work: Duration::from_millis(250),
+            is_mended: false,
         }
     }
 
@@ -66,6 +69,11 @@ impl Plan {
 
     pub(crate) fn work(mut self, millis: u64) -> Self {
         self.work = Duration::from_millis(millis);
+        self
+    }
+
+    pub(crate) fn mended(mut self) -> Self {
+        self.is_mended = true;
         self
     }
 
@@ -88,10 +96,10 @@ impl Plan {
 
         let are_done = || Jobs::read(&workers).done() == jobs;
         wait(PATIENCE / 2, are_done).await;
-        if !are_done() {
+        if self.is_mended && !are_done() {
             cluster.mend().await;
-            wait(PATIENCE, are_done).await;
         }
+        wait(PATIENCE / 2, are_done).await;
         let mut figures = Figures {
             jobs: self.jobs,
             ghosts: ghosts(&cluster).await,

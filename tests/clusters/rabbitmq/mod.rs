@@ -84,7 +84,7 @@ async fn rabbitmq_goes_on_when_a_link_is_cut() {
 
 #[tokio::test]
 async fn rabbitmq_comes_back_after_the_loss_of_its_majority() {
-    let plan = Plan::new("majority_lost");
+    let plan = Plan::new("majority_lost").mended();
     let cluster = Rabbits::start(LEADER).await;
     let figures = plan.run(cluster, async |cluster| {
         cluster.kill(LEADER);
